@@ -1,0 +1,200 @@
+//! The operator's parameters: name, type, default, bounds and meaning, typed once.
+//!
+//! Everything that names a parameter reads this table: [`crate::params`] checks against it, the ONNX
+//! Runtime op walks it to read a node's attributes, Python asks for it, the documentation is
+//! generated from it. It is append-only: a changed meaning is a new operator version.
+
+/// The ONNX domain of the operator.
+pub const DOMAIN: &str = "lumina";
+/// The operator's name in [`DOMAIN`].
+pub const OPERATOR: &str = "OpticalLinear";
+/// The version of the operator that this crate implements.
+pub const VERSION: i32 = 1;
+
+/// The type of a parameter, as ONNX names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A 64-bit integer.
+    Int,
+    /// A 32-bit float.
+    Float,
+    /// A list of 32-bit floats.
+    Floats,
+    /// A string out of [`Parameter::choices`].
+    String,
+}
+
+impl Kind {
+    /// The name ONNX gives the type.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Int => "INT",
+            Kind::Float => "FLOAT",
+            Kind::Floats => "FLOATS",
+            Kind::String => "STRING",
+        }
+    }
+}
+
+/// How a parameter reaches an ONNX node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An attribute of the node.
+    Attribute,
+    /// An input of the node.
+    Input,
+    /// Not stored in a model: a fact of each call.
+    Call,
+}
+
+impl Place {
+    /// A lower-case name for tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Place::Attribute => "attribute",
+            Place::Input => "input",
+            Place::Call => "call",
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameter {
+    /// The name, in Python, in Rust and in ONNX.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Where an ONNX model keeps it.
+    pub place: Place,
+    /// The default, in the notation of the table; empty where there is none.
+    pub default: &'static str,
+    /// What values are allowed, in words.
+    pub allowed: &'static str,
+    /// The smallest allowed number.
+    pub minimum: Option<f64>,
+    /// The largest allowed number.
+    pub maximum: Option<f64>,
+    /// The allowed strings.
+    pub choices: &'static [&'static str],
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+const fn bits(name: &'static str, default: &'static str, allowed: &'static str, meaning: &'static str) -> Parameter {
+    Parameter {
+        name,
+        kind: Kind::Int,
+        place: Place::Attribute,
+        default,
+        allowed,
+        minimum: Some(0.0),
+        maximum: Some(16.0),
+        choices: &[],
+        meaning,
+    }
+}
+
+const fn level(name: &'static str, meaning: &'static str) -> Parameter {
+    Parameter {
+        name,
+        kind: Kind::Float,
+        place: Place::Attribute,
+        default: "0",
+        allowed: "a finite number >= 0",
+        minimum: Some(0.0),
+        maximum: None,
+        choices: &[],
+        meaning,
+    }
+}
+
+const fn counter(name: &'static str, place: Place, default: &'static str, meaning: &'static str) -> Parameter {
+    Parameter {
+        name,
+        kind: Kind::Int,
+        place,
+        default,
+        allowed: "0..2^63-1",
+        minimum: Some(0.0),
+        maximum: Some(i64::MAX as f64),
+        choices: &[],
+        meaning,
+    }
+}
+
+/// The allowed names of `bias_stage`.
+pub const BIAS_STAGES: &[&str] = &["analog", "digital"];
+
+/// Every parameter of the operator, in the order of its documentation.
+pub const PARAMETERS: &[Parameter] = &[
+    bits("input_bits", "0", "0 (analog), 2..16", "DAC resolution of X. 0 = analog: X is used as it is"),
+    bits("weight_bits", "0", "0 (analog), 1..16", "modulator resolution of W. 0 = analog. 1 = {-1, +1}"),
+    bits("output_bits", "8", "0 (no ADC), 2..16", "ADC resolution of Y. 0 = no ADC"),
+    level("input_range", "DAC full scale. 0 = dynamic: max|x| of the row"),
+    Parameter {
+        name: "output_range",
+        kind: Kind::Floats,
+        place: Place::Attribute,
+        default: "0",
+        allowed: "a single 0 (dynamic), or 1 or N finite numbers > 0",
+        minimum: Some(0.0),
+        maximum: None,
+        choices: &[],
+        meaning: "ADC full scale, one per layer or one per output. 0 = dynamic: max|v| of the row",
+    },
+    Parameter {
+        name: "weight_scale",
+        kind: Kind::Floats,
+        place: Place::Input,
+        default: "",
+        allowed: "1 or N finite numbers >= 0",
+        minimum: Some(0.0),
+        maximum: None,
+        choices: &[],
+        meaning: "step of one weight code, one per layer or one per output channel. Default: max|w_n| / L, with 1 bit mean|w_n|",
+    },
+    level("noise_relative", "sigma as a fraction of the signal |z|"),
+    level("noise_additive", "sigma as a fraction of the full scale R (thermal, TIA)"),
+    level("noise_shot", "sigma = noise_shot * sqrt(|z| * R)"),
+    Parameter {
+        name: "bias_stage",
+        kind: Kind::String,
+        place: Place::Attribute,
+        default: "analog",
+        allowed: "\"analog\", \"digital\"",
+        minimum: None,
+        maximum: None,
+        choices: BIAS_STAGES,
+        meaning: "bias added before noise and ADC (analog), or after the ADC (digital)",
+    },
+    counter("seed", Place::Attribute, "0", "key of the noise; every layer has its own"),
+    counter(
+        "stream",
+        Place::Call,
+        "0",
+        "counts the draws under one seed; in ONNX Runtime the node's invocation counter",
+    ),
+    Parameter {
+        name: "in_features",
+        kind: Kind::Int,
+        place: Place::Attribute,
+        default: "",
+        allowed: "K >= 1; required where W is packed in uint8, else K of W",
+        minimum: Some(1.0),
+        maximum: None,
+        choices: &[],
+        meaning: "K, the length of an input row",
+    },
+];
+
+/// The row of the table called `name`.
+///
+/// # Panics
+/// If there is none: the names are fixed at compile time.
+pub fn parameter(name: &str) -> &'static Parameter {
+    PARAMETERS
+        .iter()
+        .find(|parameter| parameter.name == name)
+        .unwrap_or_else(|| panic!("no parameter is called {name}"))
+}
