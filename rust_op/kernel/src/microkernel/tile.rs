@@ -5,6 +5,8 @@
 //! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
 //! sum a c = sum a (c + z) - z sum a. A float panel is `[K][PANEL]`.
 
+use std::marker::PhantomData;
+
 use super::isa::{Isa, LANES};
 
 /// Columns of a panel.
@@ -265,6 +267,48 @@ impl Target {
                 isa.load(&lanes)
             }
         }
+    }
+}
+
+/// Rows of memory, `stride` apart, that several tasks write at disjoint places.
+pub(crate) struct SharedRows<'a> {
+    pointer: *mut f32,
+    stride: usize,
+    length: usize,
+    _borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: reaching the memory is unsafe, and asks for disjoint places.
+unsafe impl Send for SharedRows<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedRows<'_> {}
+
+impl<'a> SharedRows<'a> {
+    pub(crate) fn new(memory: &'a mut [f32], stride: usize) -> Self {
+        SharedRows { pointer: memory.as_mut_ptr(), stride, length: memory.len(), _borrowed: PhantomData }
+    }
+
+    /// Element `column` of row `row`.
+    ///
+    /// # Safety
+    /// The element exists; whoever writes through the pointer writes what no other task reads or writes.
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        debug_assert!(row * self.stride + column < self.length);
+        // SAFETY: the element exists.
+        unsafe { self.pointer.add(row * self.stride + column) }
+    }
+
+    /// `count` elements of row `row` from `column` on.
+    ///
+    /// # Safety
+    /// The elements exist, and no other task reads or writes them while the slice lives.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "that is what is unsafe about it")]
+    pub(crate) unsafe fn slice(&self, row: usize, column: usize, count: usize) -> &mut [f32] {
+        debug_assert!(row * self.stride + column + count <= self.length);
+        // SAFETY: the elements exist, and are this task's.
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, column), count) }
     }
 }
 
