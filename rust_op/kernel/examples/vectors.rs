@@ -385,7 +385,7 @@ fn object_of_lines(value: &Value) -> String {
 /// Names and contents of the files.
 pub fn files() -> Vec<(&'static str, String)> {
     let mut source = Source(0);
-    let mut forward = mixed(&mut source, 96);
+    let mut forward = mixed(&mut source, 92);
     forward.extend(special(&mut source));
     let gradient = mixed(&mut source, 44).into_iter().chain(special(&mut source).into_iter().filter(|case| {
         case.n() < 100 && case.k < 100 && (!case.name.starts_with("special rows") || case.name.contains(" 8 8"))
