@@ -18,9 +18,7 @@ END = "<!-- end: parameters -->"
 
 def row(parameter: Parameter) -> str:
     """One row of the table."""
-    default = "" if parameter.default is None else f"{parameter.default:g}"
-    if isinstance(parameter.default, str):
-        default = parameter.default
+    default = "" if parameter.default is None else str(parameter.default)
     cells = (f"`{parameter.name}`", parameter.type, parameter.place, parameter.allowed, default, parameter.meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
