@@ -125,10 +125,10 @@ class Source:
     venue: str
     year: int
     link: str
-    """DOI or preprint; empty for design values."""
+    """DOI or preprint."""
 
     def __str__(self) -> str:
-        return f'{self.authors}, "{self.title}", {self.venue}, {self.year}' + (f", {self.link}" if self.link else "")
+        return f'{self.authors}, "{self.title}", {self.venue}, {self.year}, {self.link}'
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Preset:
     name: str
     title: str
     profile: OpticalProfile
-    source: Source
+    source: Source | None
+    """None for design values."""
     grade: str
     """"A": read in the authors' code or paper, "B": second-hand, "C": from memory; "design": a target, not measured."""
     published: str
@@ -183,7 +184,8 @@ def _read(text: str) -> Preset:
         raise ValueError(f"grade = {fields['grade']!r}: allowed is {', '.join(GRADES)}")
     profile = OpticalProfile(**fields.pop("parameters"))
     not_modelled = tuple(fields.pop("not_modelled"))
-    return Preset(profile=profile, source=Source(**fields.pop("source")), not_modelled=not_modelled, **fields)
+    source = fields.pop("source")
+    return Preset(profile=profile, source=source and Source(**source), not_modelled=not_modelled, **fields)
 
 
 @functools.cache
