@@ -410,7 +410,9 @@ def _weight_values(
         raise ValueError(f"in_features = {in_features} would be ignored: the weight is not packed in uint8")
     if bits == 0:
         if weight_scale is not None:
-            raise ValueError(f"weight_scale = {weight_scale} would be ignored: with weight_bits 0 the weights are analog")
+            raise ValueError(
+                f"weight_scale = {weight_scale} would be ignored: with weight_bits 0 the weights are analog"
+            )
         _check_weight_shape(weight)
         _check_dtype("weight", weight)
         _check_finite("weight", weight)
