@@ -152,10 +152,9 @@ def test_both_refuse(wrong: dict[str, Any]) -> None:
     name = list(wrong)[-1]
     with pytest.raises(ValueError, match=name):
         reference.optical_linear(x, weight, **wrong)
+    rest = {key: value for key, value in wrong.items() if key != "weight_scale"}
     with pytest.raises(ValueError, match=name):
-        scale = wrong.get("weight_scale")
-        params = lumina_kernel.Params(**{key: value for key, value in wrong.items() if key != "weight_scale"})
-        lumina_kernel.PreparedLayer(params, weight, None, scale)
+        lumina_kernel.PreparedLayer(lumina_kernel.Params(**rest), weight, None, wrong.get("weight_scale"))
 
 
 @pytest.mark.parametrize("function", [reference.optical_linear, reference.optical_linear_backward])

@@ -207,7 +207,7 @@ def test_a_repeated_use_warns_once() -> None:
 
 
 def test_an_unknown_preset_lists_the_names() -> None:
-    with pytest.raises(ValueError, match="^preset = 'lightening': allowed is ") as caught:
+    with pytest.raises(ValueError, match=r"^preset = 'lightening': allowed is ") as caught:
         OpticalProfile.preset("lightening")
     assert all(repr(name) in str(caught.value) for name in PRESETS)
 

@@ -252,7 +252,7 @@ def test_grad_output_is_checked() -> None:
     x, weight = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     with pytest.raises(ValueError, match=r"^grad_output has shape \(2, 3\): allowed is \(2, 4\)$"):
         reference.optical_linear_backward(x, x, weight)
-    with pytest.raises(TypeError, match="^grad_output has dtype float64: allowed is float32$"):
+    with pytest.raises(TypeError, match=r"^grad_output has dtype float64: allowed is float32$"):
         reference.optical_linear_backward(np.ones((2, 4)), x, weight)
 
 
