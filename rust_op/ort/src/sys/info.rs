@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use ort_sys::OrtKernelInfo;
 
 use super::tensor::{Tensor, TensorType};
-use super::{Api, c_string, call};
+use super::{Api, c_string, call, read_string};
 use crate::guard::Failure;
 
 /// A node for which a kernel is made.
@@ -149,16 +149,4 @@ impl<'a> KernelInfo<'a> {
             },
         }
     }
-}
-
-/// A string from a function that, given NULL, says how many bytes it needs, the NUL among them.
-fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) -> Result<String, Failure> {
-    let mut size = 0;
-    read(std::ptr::null_mut(), &mut size)?;
-    let mut bytes = vec![0u8; size];
-    if size > 0 {
-        read(bytes.as_mut_ptr().cast(), &mut size)?;
-    }
-    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ok(String::from_utf8_lossy(text).into_owned())
 }
