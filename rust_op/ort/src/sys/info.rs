@@ -107,7 +107,7 @@ impl<'a> KernelInfo<'a> {
         })
     }
 
-    /// As [`KernelInfo::int`].
+    /// As [`KernelInfo::int`]; an empty list is an error, for the host takes an attribute of another type for one.
     pub(crate) fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, Failure> {
         self.attribute(name, |name| {
             let mut size = 0;
@@ -117,10 +117,11 @@ impl<'a> KernelInfo<'a> {
                 let read =
                     |out, size| call!(self.api, KernelInfoGetAttributeArray_float(self.info, name.as_ptr(), out, size));
                 read(std::ptr::null_mut(), &mut size)?;
-                let mut values = vec![0.0; size];
-                if size > 0 {
-                    read(values.as_mut_ptr(), &mut size)?;
+                if size == 0 {
+                    return Err(Failure::internal("it is an empty list, or no list of floats"));
                 }
+                let mut values = vec![0.0; size];
+                read(values.as_mut_ptr(), &mut size)?;
                 Ok(values)
             }
         })
