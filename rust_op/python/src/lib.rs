@@ -11,6 +11,8 @@ mod params;
 mod schema;
 mod training;
 
+// Named so that it is linked: the module exports `RegisterCustomOps` too.
+use lumina_ort as _;
 use pyo3::prelude::*;
 
 /// The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors.
@@ -34,6 +36,9 @@ mod module {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", lumina_kernel::VERSION)
+        module.add("__version__", lumina_kernel::VERSION)?;
+        module.add("OP_DOMAIN", lumina_kernel::schema::DOMAIN)?;
+        module.add("OP_NAME", lumina_kernel::schema::OPERATOR)?;
+        module.add("OP_VERSION", lumina_kernel::schema::VERSION)
     }
 }
