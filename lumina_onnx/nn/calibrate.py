@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,9 +114,7 @@ def calibrate(
     if not layers:
         raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
     observers = _observe(model, layers, batches, forward or _forward, progress)
-    rows = tuple(
-        _set_ranges(name, layer, observers[layer], method, percentile / 100) for name, layer in layers
-    )
+    rows = tuple(_set_ranges(name, layer, observers[layer], method, percentile / 100) for name, layer in layers)
     idle = [row.name for row in rows if not row.values]
     if idle:
         warnings.warn(
@@ -162,7 +160,7 @@ def _observe(
     observers: dict[nn.Module, Observer] = {}
     training = {module: module.training for module in model.modules()}
     before = [layer._observer for _, layer in layers]
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = len(batches) if isinstance(batches, Sized) else None
     count = 0
     try:
         for _, layer in layers:

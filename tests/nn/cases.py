@@ -95,4 +95,6 @@ def assert_same_bits(actual: Any, expected: np.ndarray) -> None:
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype == np.float32
     different = actual.view(np.uint32) != expected.view(np.uint32)
-    assert not different.any(), f"{different.sum()} of {different.size} differ: {actual[different]} {expected[different]}"
+    assert not different.any(), (
+        f"{different.sum()} differ: {actual[different]} {expected[different]}"
+    )

@@ -194,7 +194,7 @@ def test_a_second_derivative_raises():
     x, weight, bias = layer()
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(optical_linear(x, weight, bias, CLEAN).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative: its gradient is a straight-through estimate"):
+    with pytest.raises(RuntimeError, match=r"no second derivative: its gradient is a straight-through estimate"):
         (gradient**2).sum().backward()
 
 
@@ -246,7 +246,7 @@ def test_the_inference_operator_has_no_gradient():
     x, weight, bias = layer()
     arguments = functional.arguments(CLEAN)
     y = torch.ops.lumina.optical_linear(x, weight.requires_grad_(), bias, torch.tensor(0), 0, *arguments)
-    with pytest.raises(RuntimeError, match="is the operator for inference and export"):
+    with pytest.raises(RuntimeError, match=r"is the operator for inference and export"):
         y.sum().backward()
 
 
@@ -307,7 +307,7 @@ def test_bad_counters(name, error, value, message):
 
 @pytest.mark.parametrize("stream", [torch.zeros(2, dtype=torch.int64), torch.zeros(())])
 def test_bad_stream_tensors(stream):
-    with pytest.raises(TypeError, match="stream is a tensor of .*: allowed is an int, or an int64 tensor of one"):
+    with pytest.raises(TypeError, match=r"stream is a tensor of .*: allowed is an int, or an int64 tensor of one"):
         optical_linear(*layer(), CLEAN, stream=stream)
 
 
