@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from lumina_onnx.nn import functional
+from lumina_onnx.nn import _ops, functional
 from lumina_onnx.nn._histogram import Histogram
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.context import optical_layers
@@ -138,9 +139,10 @@ class Observer:
         x = functional.autocast(x)
         z = functional.apply(x, layer.weight, bias, analog, 0, 0, layer.label)
         for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
-            if not bool(torch.isfinite(signal).all()):
+            values = _ops.view(signal)
+            if not np.isfinite(values).all():
                 raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
-            histogram.add(signal)
+            histogram.add(values)
         return functional.apply(x, layer.weight, layer.bias, dynamic, 0, 0, layer.label)
 
 
