@@ -131,6 +131,7 @@ class Observer:
         self.inputs = Histogram()
         self.outputs = Histogram()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(self, layer: OpticalLinear, x: Tensor) -> Tensor:
         """The layer's output, its input and analog output counted."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)

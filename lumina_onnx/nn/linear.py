@@ -28,7 +28,7 @@ class OpticalLinear(nn.Linear):
 
     It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, and one entry more,
     ``_extra_state``: a uint8 tensor that holds the static ranges and the noise seed as JSON. A checkpoint without
-    that entry (one of ``nn.Linear``) loads strictly and changes neither.
+    that entry (one of ``nn.Linear``) loads strictly and changes neither. The other way, ``to_linear()`` first.
 
     Noise is on in ``train()`` and in ``eval()``, as in the hardware: :func:`lumina_onnx.nn.noise` turns it off. It is
     drawn from torch's generator, so ``torch.manual_seed`` repeats a run.

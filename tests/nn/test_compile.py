@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from lumina_onnx.nn import OpticalLinear, calibrate, convert, noise  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, calibrate, convert, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -82,6 +82,20 @@ def test_a_compiled_layer_is_named_in_errors_when_it_trains():
         model[2].weight[1, 2] = float("nan")
     with pytest.raises(ValueError, match=r"layer '2': weight\[1, 2\] = NaN"):
         torch.compile(model, backend="aot_eager")(torch.randn(4, 6))
+
+
+def test_calibrating_and_freezing_a_compiled_model():
+    model, x = net(), torch.randn(4, 6)
+    before = model[0].profile
+    compiled = torch.compile(model, backend="aot_eager")
+    calibrate(compiled, [3 * x], progress=False)
+    assert model[0].profile != before
+    assert model[0].profile.input_range == float((3 * x).abs().max())
+    with torch.no_grad(), noise(model, True, stream=1):
+        expected = model(x)
+        with frozen(model):
+            assert torch.equal(compiled(x), expected)
+        assert torch.equal(compiled(x), expected)
 
 
 @pytest.mark.parametrize("grad", [True, False])

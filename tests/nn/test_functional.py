@@ -112,7 +112,9 @@ def equations(case: Case, x, weight, bias):
 
 @given(cases())
 def test_gradients_agree_with_autograd_of_the_equations(case: Case):
-    assume(case.x.numel() > 0)
+    size = case.x.abs()
+    # Where float32 and float64 differ in more than rounding, only the reference tells.
+    assume(case.x.numel() > 0 and bool(((size == 0) | ((size > 1e-30) & (size < 1e30))).all()))
     leaves = case.leaves()
     optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream).backward(case.grad)
 
