@@ -75,6 +75,45 @@ fn slot<S: Isa, const BITS: u32>(isa: S, block: S::I, slot: usize) -> S::I {
     }
 }
 
+/// # Safety
+/// `block` is valid for NV vectors.
+#[inline(always)]
+unsafe fn load_block<S: Isa, const NV: usize>(isa: S, block: *const u8) -> [S::I; NV] {
+    let mut vectors = [isa.splat_i(0); NV];
+    for (v, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: one of the NV vectors.
+        *vector = unsafe { isa.load_i_ptr(block.add(v * 4 * LANES)) };
+    }
+    vectors
+}
+
+/// Adds the products of one group.
+///
+/// # Safety
+/// `codes` is valid for 4 codes of MR rows, `stride` apart.
+#[inline(always)]
+unsafe fn dot_group<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    sums: &mut [[S::I; NV]; MR],
+    block: &[S::I; NV],
+    slot_index: usize,
+    codes: *const i8,
+    stride: usize,
+    zero: S::I,
+) {
+    let mut weights = [isa.weights(block[0], zero); NV];
+    for v in 0..NV {
+        weights[v] = isa.weights(slot::<S, BITS>(isa, block[v], slot_index), zero);
+    }
+    for (row, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: 4 codes of one of the rows.
+        let a = isa.splat_i(unsafe { codes.add(row * stride).cast::<i32>().read_unaligned() });
+        for v in 0..NV {
+            sums[v] = isa.dot(sums[v], weights[v], a);
+        }
+    }
+}
+
 /// Sums of MR rows of i8 codes with NV vectors of columns, in `U` chains each.
 ///
 /// # Safety
@@ -102,41 +141,22 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
     let mut block = panel;
     // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
     unsafe {
-        let step =
-            |sums: &mut [[[S::I; NV]; MR]; U], chain: usize, block: &[S::I; NV], slot_index: usize, group: usize| {
-                let mut weights = [isa.weights(block[0], zero); NV];
-                for v in 0..NV {
-                    weights[v] = isa.weights(slot::<S, BITS>(isa, block[v], slot_index), zero);
-                }
-                for row in 0..MR {
-                    let a = codes.add(row * stride + 4 * group).cast::<i32>().read_unaligned();
-                    let a = isa.splat_i(a);
-                    for v in 0..NV {
-                        sums[chain][row][v] = isa.dot(sums[chain][row][v], weights[v], a);
-                    }
-                }
-            };
-        let load = |block: *const u8| -> [S::I; NV] {
-            let mut vectors = [isa.splat_i(0); NV];
-            for (v, vector) in vectors.iter_mut().enumerate() {
-                *vector = isa.load_i_ptr(block.add(v * 4 * LANES));
-            }
-            vectors
-        };
         while group + blocks_at_once * slots <= groups {
             for index in 0..blocks_at_once {
-                let vectors = load(block.add(index * BLOCK_BYTES));
+                let vectors = load_block::<S, NV>(isa, block.add(index * BLOCK_BYTES));
                 for s in 0..slots {
-                    step(&mut sums, (index * slots + s) % U, &vectors, s, group + index * slots + s);
+                    let at = codes.add(4 * (group + index * slots + s));
+                    let chain = &mut sums[(index * slots + s) % U];
+                    dot_group::<S, BITS, MR, NV>(isa, chain, &vectors, s, at, stride, zero);
                 }
             }
             group += blocks_at_once * slots;
             block = block.add(blocks_at_once * BLOCK_BYTES);
         }
         while group < groups {
-            let vectors = load(block);
+            let vectors = load_block::<S, NV>(isa, block);
             for s in 0..slots.min(groups - group) {
-                step(&mut sums, 0, &vectors, s, group + s);
+                dot_group::<S, BITS, MR, NV>(isa, &mut sums[0], &vectors, s, codes.add(4 * (group + s)), stride, zero);
             }
             group += slots;
             block = block.add(BLOCK_BYTES);
