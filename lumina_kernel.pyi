@@ -1,0 +1,1 @@
+"""The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors."""

@@ -1,0 +1,122 @@
+//! The threads under a call from Python: a pool of our own, made when a call first needs it.
+//!
+//! The state is locked only by a thread that is attached to the interpreter and never across a release, so
+//! no other thread can hold the lock while Python forks. A child of a fork has none of its parent's threads:
+//! it forgets the pool and makes another.
+
+use std::mem;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lumina_kernel::{Executor, Serial};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::numbers::Int;
+
+/// More threads than this is taken for a slip.
+const MAX_THREADS: usize = 4096;
+
+struct State {
+    /// 0 until something asks.
+    threads: usize,
+    /// `threads - 1` workers: the caller is the last.
+    pool: Option<Arc<ThreadPool>>,
+    /// The process that owns `pool`.
+    pid: u32,
+}
+
+static STATE: Mutex<State> = Mutex::new(State { threads: 0, pool: None, pid: 0 });
+
+fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = std::process::id();
+    if state.pid != pid {
+        // Its threads are not in this process: to drop it would wait for locks that they may have held.
+        mem::forget(state.pool.take());
+        state.pid = pid;
+    }
+    if state.threads == 0 {
+        state.threads = default_threads();
+    }
+    state
+}
+
+/// `OMP_NUM_THREADS` (its first number, where it is a list), else the cores this process may use.
+fn default_threads() -> usize {
+    std::env::var("OMP_NUM_THREADS")
+        .ok()
+        .and_then(|list| list.split(',').next()?.trim().parse().ok())
+        .filter(|threads| (1..=MAX_THREADS).contains(threads))
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get))
+}
+
+/// The threads that a call uses at most.
+#[pyfunction]
+pub fn num_threads(py: Python<'_>) -> usize {
+    state(py).threads
+}
+
+/// Sets the threads that a call uses at most. Results do not depend on it.
+#[pyfunction]
+#[pyo3(text_signature = "(n)")]
+pub fn set_num_threads(py: Python<'_>, n: Int) -> PyResult<()> {
+    let threads = n.value().ok().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MAX_THREADS).contains(n));
+    let Some(threads) = threads else {
+        return Err(PyValueError::new_err(format!("n = {n}: allowed is 1..{MAX_THREADS}")));
+    };
+    let mut state = state(py);
+    if state.threads != threads {
+        state.threads = threads;
+        state.pool = None;
+    }
+    Ok(())
+}
+
+/// An executor on the process's pool.
+pub struct Threads {
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl Threads {
+    /// The executor for one call.
+    pub fn current(py: Python<'_>) -> PyResult<Self> {
+        let mut state = state(py);
+        if state.pool.is_none() && state.threads > 1 {
+            let workers = state.threads - 1;
+            let pool = ThreadPoolBuilder::new()
+                .num_threads(workers)
+                .thread_name(|index| format!("lumina-{index}"))
+                .build()
+                .map_err(|error| PyRuntimeError::new_err(format!("cannot start {workers} threads: {error}")))?;
+            state.pool = Some(Arc::new(pool));
+        }
+        Ok(Threads { pool: state.pool.clone() })
+    }
+}
+
+impl Executor for Threads {
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        let Some(pool) = self.pool.as_ref().filter(|_| count > 1) else {
+            return Serial.run(count, task);
+        };
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count {
+                    break;
+                }
+                task(index);
+            }
+        };
+        pool.in_place_scope(|scope| {
+            for _ in 0..pool.current_num_threads().min(count - 1) {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    }
+}

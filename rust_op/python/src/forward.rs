@@ -1,0 +1,177 @@
+//! `optical_linear_forward`, and what every forward call shares.
+
+use lumina_kernel::weights::WeightSource;
+use lumina_kernel::{Error, Layer, NoiseKey, Params, Spec, Weights};
+use numpy::PyUntypedArrayMethods;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::arrays::{self, Shape};
+use crate::error::renamed;
+use crate::executor::Threads;
+use crate::noise;
+use crate::numbers::{Float, Floats, Int};
+use crate::schema::tier;
+
+/// Names in [`optical_linear_forward`] that differ from the kernel's.
+const NAMES: &[(&str, &str)] = &[("noise_relative", "noise_std"), ("output_bits", "bits")];
+
+/// Multiply-adds that a core does in a nanosecond, about.
+const PRODUCTS_PER_NS: usize = 32;
+/// Work beyond which others may run Python meanwhile: letting go of the interpreter and taking it back has
+/// a price of its own.
+const DETACH_NS: usize = 20_000;
+
+/// Nanoseconds of a forward call, roughly; `fresh_weights` where the weights are quantised in it.
+pub fn cost(m: usize, n: usize, k: usize, fresh_weights: bool) -> usize {
+    let weights = if fresh_weights { n.saturating_mul(k) } else { 0 };
+    (m.saturating_mul(n).saturating_mul(k) / PRODUCTS_PER_NS)
+        .saturating_add(m.saturating_mul(n.saturating_add(k)))
+        .saturating_add(weights)
+}
+
+/// Runs `work`, detached from the interpreter where its `cost` is worth it.
+pub fn run<T: Send>(py: Python<'_>, cost: usize, work: impl FnOnce() -> T + Send) -> T {
+    if cost > DETACH_NS { py.detach(work) } else { work() }
+}
+
+/// The rows of X `[..., K]`, and the shape of Y.
+pub fn rows_and_output(name: &str, shape: &[usize], n: usize, k: usize) -> PyResult<(usize, Vec<usize>)> {
+    match shape.split_last() {
+        Some((last, leading)) if *last == k => {
+            let mut output = leading.to_vec();
+            output.push(n);
+            Ok((leading.iter().product(), output))
+        }
+        _ => Err(PyValueError::new_err(format!(
+            "{name} has shape {}: allowed is (..., K) with K = {k}, the columns of weight",
+            Shape(shape)
+        ))),
+    }
+}
+
+/// One forward call: checks X and `out`, makes the output and hands `work` the slices.
+pub fn call<'py>(
+    x: (&'static str, &Bound<'py, PyAny>),
+    out: Option<&Bound<'py, PyAny>>,
+    (n, k): (usize, usize),
+    inputs: &[(&str, std::ops::Range<usize>)],
+    fresh_weights: bool,
+    work: impl FnOnce(&[f32], &mut [f32]) -> Result<(), Error> + Send,
+) -> PyResult<Result<Bound<'py, PyAny>, Error>> {
+    let (name, object) = x;
+    let py = object.py();
+    let x = arrays::typed::<f32>(name, object)?;
+    let (m, shape) = rows_and_output(name, x.shape(), n, k)?;
+    let result = match out {
+        Some(out) => out.clone(),
+        None => arrays::new_like(object, &shape)?,
+    };
+    let y = arrays::typed::<f32>("out", &result)?;
+    arrays::check_shape("out", y.shape(), &shape, "the shape of the result")?;
+    let written = arrays::memory(&y);
+    arrays::check_apart(("out", &written), &[(name, arrays::memory(&x))])?;
+    arrays::check_apart(("out", &written), inputs)?;
+
+    let x = arrays::read::<f32>(name, x.as_any())?;
+    let mut y = arrays::write::<f32>("out", y.as_any())?;
+    let (x, y) = (x.as_slice()?, y.as_slice_mut()?);
+    Ok(run(py, cost(m, n, k, fresh_weights), || work(x, y)).map(|()| result))
+}
+
+/// y = ADC(DAC(x) . W + b + noise), in one pass.
+///
+/// Takes float32, C-contiguous numpy arrays or CPU torch tensors, without a copy; the result is of the kind
+/// of `input`. Without `seed` every call draws fresh noise (`manual_seed` restarts it); with `seed` the call
+/// repeats bit for bit.
+///
+/// Args:
+///     input: X, [..., K]. With no row (M = 0) the result is empty.
+///     weight: W, [N, K]; quantised here where weight_bits > 0.
+///     bias: [N], or None.
+///     noise_std: sigma as a fraction of the signal (noise_relative).
+///     bits: ADC resolution, 0 (no ADC) or 2..16 (output_bits).
+///     input_bits: DAC resolution, 0 (analog) or 2..16.
+///     weight_bits: modulator resolution, 0 (analog) or 1..16.
+///     input_range: DAC full scale; 0 = the row's own maximum.
+///     output_range: ADC full scale, one number or one for each output; 0 = the row's own maximum.
+///     weight_scale: step of one weight code, one number or one for each output.
+///     noise_additive: sigma as a fraction of the full scale.
+///     noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
+///     bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
+///     seed: 0..2^63-1, key of the noise.
+///     stream: 0..2^63-1, counts the draws under one seed; 0 where only the seed is given.
+///     out: float32 [..., N] to write the result into; shares no memory with the inputs.
+///
+/// Returns:
+///     Y, float32 [..., N]; `out` where that is given.
+///
+/// Raises:
+///     TypeError: an argument of another kind or dtype.
+///     ValueError: a value or shape that is not allowed, an array that is not C-contiguous, a tensor on
+///         another device or one that requires grad.
+#[pyfunction]
+#[pyo3(
+    signature = (
+        input, weight, bias, noise_std, bits, *, input_bits=Int::from(0), weight_bits=Int::from(0),
+        input_range=Float::from(0.0), output_range=Floats::from(0.0), weight_scale=None,
+        noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage="analog".to_owned(),
+        seed=None, stream=None, out=None
+    ),
+    text_signature = "(input, weight, bias, noise_std, bits, *, input_bits=0, weight_bits=0, input_range=0.0, output_range=0.0, weight_scale=None, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\", seed=None, stream=None, out=None)"
+)]
+#[allow(clippy::too_many_arguments, reason = "the rows of the operator's table")]
+pub fn optical_linear_forward<'py>(
+    py: Python<'py>,
+    input: &Bound<'py, PyAny>,
+    weight: &Bound<'py, PyAny>,
+    bias: Option<&Bound<'py, PyAny>>,
+    noise_std: Float,
+    bits: Int,
+    input_bits: Int,
+    weight_bits: Int,
+    input_range: Float,
+    output_range: Floats,
+    weight_scale: Option<Floats>,
+    noise_additive: Float,
+    noise_shot: Float,
+    bias_stage: String,
+    seed: Option<Int>,
+    stream: Option<Int>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let spec = Spec {
+        input_bits: input_bits.get("input_bits")?,
+        weight_bits: weight_bits.get("weight_bits")?,
+        output_bits: bits.get_as("bits", "output_bits")?,
+        input_range: input_range.get("input_range")?,
+        output_range: output_range.get("output_range")?,
+        noise_relative: noise_std.get("noise_std")?,
+        noise_additive: noise_additive.get("noise_additive")?,
+        noise_shot: noise_shot.get("noise_shot")?,
+        bias_stage,
+    };
+    let params = Params::new(&spec).map_err(|error| renamed(error, NAMES))?;
+    let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
+
+    let weight = arrays::read::<f32>("weight", weight)?;
+    let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
+    params.check_shape(n, k).map_err(|error| renamed(error, NAMES))?;
+    let mut inputs = vec![("weight", arrays::memory(&weight))];
+    let bias = bias.map(|bias| arrays::read::<f32>("bias", bias)).transpose()?;
+    if let Some(bias) = &bias {
+        arrays::check_shape("bias", bias.shape(), &[n], "(N,)")?;
+        inputs.push(("bias", arrays::memory(bias)));
+    }
+    let weight = weight.as_slice()?;
+    let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
+
+    let (tier, threads) = (tier()?, Threads::current(py)?);
+    let key: NoiseKey = noise::key(seed.as_ref(), stream.as_ref())?;
+    let work = |x: &[f32], y: &mut [f32]| {
+        let source = WeightSource::F32(weight);
+        let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
+        Layer::new(params, weights, bias)?.forward(tier, &threads, x, key, y, None)
+    };
+    call(("input", input), out, (n, k), &inputs, true, work)?.map_err(|error| renamed(error, NAMES))
+}

@@ -1,0 +1,238 @@
+//! A layer prepared once and called often, and the storage of weights.
+
+use lumina_kernel::pack::{self, PACKED_BITS, packed_row_bytes};
+use lumina_kernel::quantize::levels;
+use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
+use lumina_kernel::{Layer, NoiseKey, Params, Spec, Weights};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::arrays;
+use crate::error::{renamed, to_python};
+use crate::executor::Threads;
+use crate::forward::{call, cost, run};
+use crate::numbers::{Floats, Int, counter};
+use crate::params::PyParams;
+use crate::schema::tier;
+
+/// A layer whose weights are quantised and packed once.
+///
+/// Args:
+///     params: the layer's parameters.
+///     weight: float32 [N, K].
+///     bias: float32 [N], or None.
+///     weight_scale: step of one weight code, one number or one for each output; the default where None.
+///
+/// Raises:
+///     TypeError, ValueError: as optical_linear_forward; also a weight or bias that is not finite.
+#[pyclass(frozen, name = "PreparedLayer", module = "lumina_kernel")]
+pub struct PyPreparedLayer(Layer);
+
+#[pymethods]
+impl PyPreparedLayer {
+    #[new]
+    #[pyo3(signature = (params, weight, bias=None, weight_scale=None))]
+    fn new(
+        py: Python<'_>,
+        params: &Bound<'_, PyParams>,
+        weight: &Bound<'_, PyAny>,
+        bias: Option<&Bound<'_, PyAny>>,
+        weight_scale: Option<Floats>,
+    ) -> PyResult<Self> {
+        let params = params.get().kernel().clone();
+        let weight = arrays::read::<f32>("weight", weight)?;
+        let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
+        let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
+        let bias = bias.map(|bias| arrays::read::<f32>("bias", bias)).transpose()?;
+        if let Some(bias) = &bias {
+            arrays::check_shape("bias", bias.shape(), &[n], "(N,)")?;
+        }
+        let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
+        let weight = weight.as_slice()?;
+        let (tier, threads) = (tier()?, Threads::current(py)?);
+        let build = || {
+            let source = WeightSource::F32(weight);
+            let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
+            Layer::new(params, weights, bias)
+        };
+        run(py, cost(0, n, k, true), build).map(PyPreparedLayer).map_err(to_python)
+    }
+
+    /// Y [..., N] of X [..., K], as optical_linear_forward.
+    #[pyo3(signature = (x, seed, stream, out=None))]
+    fn forward<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        seed: Int,
+        stream: Int,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let key = NoiseKey { seed: counter("seed", &seed)?, stream: counter("stream", &stream)? };
+        let (tier, threads) = (tier()?, Threads::current(py)?);
+        let work = |x: &[f32], y: &mut [f32]| self.0.forward(tier, &threads, x, key, y, None);
+        call(("x", x), out, (self.n(), self.k()), &[], false, work)?.map_err(|error| renamed(error, &[("input", "x")]))
+    }
+
+    /// N, the outputs.
+    #[getter]
+    fn n(&self) -> usize {
+        self.0.weights().n()
+    }
+
+    /// K, the inputs.
+    #[getter]
+    fn k(&self) -> usize {
+        self.0.weights().k()
+    }
+
+    /// The step of one weight code, float32 [N]; ones where the weights are analog.
+    #[getter]
+    fn weight_scale<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        PyArray1::from_slice(py, self.0.weights().scale())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("PreparedLayer(n={}, k={})", self.n(), self.k())
+    }
+}
+
+fn weight_params(bits: &Int, allowed: &'static str, fits: impl Fn(u32) -> bool) -> PyResult<Params> {
+    let refuse = || PyValueError::new_err(format!("bits = {bits}: allowed is {allowed}"));
+    let weight_bits = bits.value().map_err(|_| refuse())?;
+    if !u32::try_from(weight_bits).is_ok_and(fits) {
+        return Err(refuse());
+    }
+    Params::new(&Spec { weight_bits, ..Spec::default() }).map_err(to_python)
+}
+
+/// Rows of K codes out of rows of `code_stride(K)`.
+fn compact<'py, T: numpy::Element + Copy>(
+    py: Python<'py>,
+    padded: &[T],
+    (n, k): (usize, usize),
+) -> PyResult<Bound<'py, PyAny>> {
+    let mut codes = Vec::with_capacity(n * k);
+    padded.chunks_exact(code_stride(k)).for_each(|row| codes.extend_from_slice(&row[..k]));
+    Ok(PyArray1::from_vec(py, codes).reshape([n, k])?.into_any())
+}
+
+/// Quantises weights.
+///
+/// Args:
+///     weight: float32 [N, K].
+///     bits: 1..16.
+///     weight_scale: step of one code, one number or one for each output; where None max|w_n| / L, with 1 bit
+///         mean|w_n|.
+///
+/// Returns:
+///     The codes [N, K] (int8, from 9 bits int16) and the scale, float32 [N].
+#[pyfunction]
+#[pyo3(signature = (weight, bits, weight_scale=None))]
+pub fn quantize_weight<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    bits: Int,
+    weight_scale: Option<Floats>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<f32>>)> {
+    let params = weight_params(&bits, "1..16", |bits| (1..=16).contains(&bits))?;
+    let weight = arrays::read::<f32>("weight", weight)?;
+    let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
+    params.check_shape(n, k).map_err(to_python)?;
+    let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
+    let weight = weight.as_slice()?;
+    let (tier, threads) = (tier()?, Threads::current(py)?);
+    let quantize = |codes: CodesMut<'_>| {
+        let source = WeightSource::F32(weight);
+        run(py, cost(0, n, k, true), || {
+            Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), Some(codes))
+        })
+        .map_err(to_python)
+    };
+    let (codes, weights) = if params.weight_bits <= 8 {
+        let mut codes = vec![0i8; n * code_stride(k)];
+        let weights = quantize(CodesMut::I8(&mut codes))?;
+        (compact(py, &codes, (n, k))?, weights)
+    } else {
+        let mut codes = vec![0i16; n * code_stride(k)];
+        let weights = quantize(CodesMut::I16(&mut codes))?;
+        (compact(py, &codes, (n, k))?, weights)
+    };
+    Ok((codes, PyArray1::from_slice(py, weights.scale())))
+}
+
+fn packed_bits(bits: &Int) -> PyResult<u32> {
+    weight_params(bits, "1, 2 or 4", |bits| PACKED_BITS.contains(&bits)).map(|params| params.weight_bits)
+}
+
+/// Packs codes several to a byte, as a model file stores them: c + 2^(bits-1) (with 1 bit 0 for -1 and 1 for
+/// +1), low bits first, rows padded with zero bits.
+///
+/// Args:
+///     codes: int8 [N, K], each within -L..L (with 1 bit -1 or +1).
+///     bits: 1, 2 or 4.
+///
+/// Returns:
+///     uint8 [N, ceil(K * bits / 8)].
+#[pyfunction]
+pub fn pack_weight<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, bits: Int) -> PyResult<Bound<'py, PyArray2<u8>>> {
+    let bits = packed_bits(&bits)?;
+    let codes = arrays::read::<i8>("codes", codes)?;
+    let (n, k) = arrays::two_dimensions("codes", codes.shape(), "[N, K]")?;
+    if k == 0 {
+        return Err(PyValueError::new_err("codes has K = 0 columns: allowed is at least 1"));
+    }
+    let codes = codes.as_slice()?;
+    pack::check_codes(bits, k, codes).map_err(|error| renamed(error, &[("weight", "codes")]))?;
+    PyArray1::from_vec(py, pack::pack_codes(bits, k, codes)).reshape([n, packed_row_bytes(bits, k)])
+}
+
+/// Undoes pack_weight.
+///
+/// Args:
+///     packed: uint8 [N, ceil(K * bits / 8)].
+///     bits: 1, 2 or 4.
+///     in_features: K.
+///
+/// Returns:
+///     The codes, int8 [N, K].
+///
+/// Raises:
+///     ValueError: also a code of -2^(bits-1), which no quantiser gives, and padding bits that are not 0.
+#[pyfunction]
+pub fn unpack_weight<'py>(
+    py: Python<'py>,
+    packed: &Bound<'py, PyAny>,
+    bits: Int,
+    in_features: Int,
+) -> PyResult<Bound<'py, PyArray2<i8>>> {
+    let bits = packed_bits(&bits)?;
+    let packed = arrays::read::<u8>("packed", packed)?;
+    let (n, columns) = arrays::two_dimensions("packed", packed.shape(), "[N, ceil(K * bits / 8)]")?;
+    let k = in_features.value().ok().and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0);
+    let Some(k) = k.filter(|k| packed_row_bytes(bits, *k) == columns) else {
+        let per_byte = 8 / bits as usize;
+        return Err(PyValueError::new_err(format!(
+            "in_features = {in_features}: allowed is {}..{} where a row has {columns} bytes of {per_byte} codes",
+            (columns.max(1) - 1) * per_byte + 1,
+            columns * per_byte
+        )));
+    };
+    let mut codes = vec![0i8; n * k];
+    for (row, (packed, codes)) in packed.as_slice()?.chunks_exact(columns).zip(codes.chunks_exact_mut(k)).enumerate() {
+        pack::unpack_row(bits, packed, codes).map_err(|column| {
+            PyValueError::new_err(format!(
+                "packed holds at row {row}, code {column}, {}: allowed is -{}..{} and padding of zero bits",
+                if column < k {
+                    format!("the code -{}", 1 << (bits - 1))
+                } else {
+                    "padding that is not zero".to_owned()
+                },
+                levels(bits),
+                levels(bits)
+            ))
+        })?;
+    }
+    PyArray1::from_vec(py, codes).reshape([n, k])
+}

@@ -1,0 +1,39 @@
+//! The Python module `lumina_kernel`: checks arguments, finds threads, and calls the kernel.
+
+mod arrays;
+mod error;
+mod executor;
+mod forward;
+mod layer;
+mod noise;
+mod numbers;
+mod params;
+mod schema;
+mod training;
+
+use pyo3::prelude::*;
+
+/// The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors.
+#[pymodule(name = "lumina_kernel")]
+mod module {
+    #[pymodule_export]
+    use super::executor::{num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::forward::optical_linear_forward;
+    #[pymodule_export]
+    use super::layer::{PyPreparedLayer, pack_weight, quantize_weight, unpack_weight};
+    #[pymodule_export]
+    use super::noise::manual_seed;
+    #[pymodule_export]
+    use super::params::PyParams;
+    #[pymodule_export]
+    use super::schema::{available_isas, isa, schema};
+    #[pymodule_export]
+    use super::training::{backward, code_stride, forward_train, mask_stride};
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", lumina_kernel::VERSION)
+    }
+}

@@ -1,0 +1,74 @@
+//! The noise of calls that give no seed: a process-wide seed and a counter of calls.
+
+use std::sync::{Mutex, PoisonError};
+
+use lumina_kernel::NoiseKey;
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::numbers::{Int, counter};
+
+const LARGEST: u64 = i64::MAX as u64;
+
+enum Source {
+    Unset,
+    /// From the operating system, for the process `pid`: a child of a fork draws its own.
+    System {
+        pid: u32,
+    },
+    Manual,
+}
+
+struct State {
+    source: Source,
+    key: NoiseKey,
+}
+
+static STATE: Mutex<State> = Mutex::new(State { source: Source::Unset, key: NoiseKey { seed: 0, stream: 0 } });
+
+/// Restarts the noise of calls without a seed: after it the same calls draw the same noise.
+///
+/// Until the first call of this function the seed comes from the operating system.
+///
+/// Args:
+///     seed: 0..2^63-1.
+#[pyfunction]
+#[pyo3(text_signature = "(seed)")]
+pub fn manual_seed(seed: Int) -> PyResult<()> {
+    let seed = counter("seed", &seed)?;
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    *state = State { source: Source::Manual, key: NoiseKey { seed, stream: 0 } };
+    Ok(())
+}
+
+/// The key of a call's noise. Without a seed it is a fresh one.
+pub fn key(seed: Option<&Int>, stream: Option<&Int>) -> PyResult<NoiseKey> {
+    match (seed, stream) {
+        (Some(seed), stream) => Ok(NoiseKey {
+            seed: counter("seed", seed)?,
+            stream: stream.map_or(Ok(0), |stream| counter("stream", stream))?,
+        }),
+        (None, Some(stream)) => Err(PyValueError::new_err(format!(
+            "stream = {stream} would be ignored: without a seed every call draws fresh noise"
+        ))),
+        (None, None) => fresh(),
+    }
+}
+
+fn fresh() -> PyResult<NoiseKey> {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = std::process::id();
+    let reseed = match state.source {
+        Source::Unset => true,
+        Source::System { pid: owner } => owner != pid,
+        Source::Manual => false,
+    };
+    if reseed {
+        let seed = getrandom::u64()
+            .map_err(|error| PyOSError::new_err(format!("the operating system gives no random seed: {error}")))?;
+        *state = State { source: Source::System { pid }, key: NoiseKey { seed: seed & LARGEST, stream: 0 } };
+    }
+    let key = state.key;
+    state.key.stream = (state.key.stream + 1) & LARGEST;
+    Ok(key)
+}
