@@ -1,0 +1,412 @@
+//! Writes the golden vectors, `tests/vectors/*.json`, from the scalar reference:
+//! `cargo run -p lumina-kernel --example vectors`. The format is described in `tests/vectors/README.md`.
+
+use std::path::PathBuf;
+
+use lumina_kernel::params::{Params, Spec};
+use lumina_kernel::reference::{self, Weight};
+use lumina_kernel::rng::{self, NoiseKey};
+use lumina_kernel::{noise, pack};
+use serde_json::{Value, json};
+
+/// Where the files are.
+pub fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors")
+}
+
+/// Floats as the hexadecimal digits of their bits, separated by spaces.
+pub fn hex(values: &[f32]) -> String {
+    values.iter().map(|value| format!("{:08x}", value.to_bits())).collect::<Vec<_>>().join(" ")
+}
+
+fn hex_codes(values: impl Iterator<Item = i64>) -> String {
+    values.map(|value| value.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// Uniform numbers of a fixed sequence; nothing depends on which.
+struct Source(u64);
+
+impl Source {
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        rng::mix(self.0)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.word() % end as u64) as usize
+    }
+
+    fn pick<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())].clone()
+    }
+
+    /// In [-1, 1).
+    fn float(&mut self) -> f32 {
+        (self.word() as i32 >> 8) as f32 / 8_388_608.0
+    }
+
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+}
+
+#[derive(Clone)]
+struct Case {
+    name: String,
+    spec: Spec,
+    k: usize,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    scale: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
+    key: NoiseKey,
+}
+
+impl Case {
+    fn new(name: impl Into<String>, spec: Spec, k: usize, x: Vec<f32>, weight: Vec<f32>) -> Self {
+        Case { name: name.into(), spec, k, x, weight, scale: None, bias: None, key: NoiseKey { seed: 1, stream: 2 } }
+    }
+
+    fn n(&self) -> usize {
+        self.weight.len() / self.k
+    }
+
+    fn quantized(&self) -> (Params, Weight) {
+        let params = Params::new(&self.spec).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        params.check_shape(self.n(), self.k).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let weight = reference::quantize_weight(params.weight_bits, self.k, &self.weight, self.scale.as_deref());
+        (params, weight)
+    }
+
+    fn forward(&self) -> reference::Forward {
+        let (params, weight) = self.quantized();
+        reference::forward(&params, &weight, self.bias.as_deref(), &self.x, self.k, self.key)
+    }
+
+    fn common(&self) -> Value {
+        let spec = &self.spec;
+        json!({
+            "name": self.name,
+            "params": {
+                "input_bits": spec.input_bits,
+                "weight_bits": spec.weight_bits,
+                "output_bits": spec.output_bits,
+                "input_range": hex(&[spec.input_range]),
+                "output_range": hex(&spec.output_range),
+                "noise_relative": hex(&[spec.noise_relative]),
+                "noise_additive": hex(&[spec.noise_additive]),
+                "noise_shot": hex(&[spec.noise_shot]),
+                "bias_stage": spec.bias_stage,
+            },
+            "seed": self.key.seed,
+            "stream": self.key.stream,
+            "m": self.x.len() / self.k,
+            "n": self.n(),
+            "k": self.k,
+            "x": hex(&self.x),
+            "weight": hex(&self.weight),
+            "weight_scale": self.scale.as_deref().map(hex),
+            "bias": self.bias.as_deref().map(hex),
+        })
+    }
+
+    fn forward_json(&self) -> Value {
+        let (_, weight) = self.quantized();
+        let mut value = self.common();
+        value["y"] = json!(hex(&self.forward().y));
+        let bits = self.spec.weight_bits as u32;
+        if bits > 0 {
+            value["codes"] = json!(hex_codes(weight.values.iter().map(|code| *code as i64)));
+            value["scale"] = json!(hex(&weight.scale));
+        }
+        if pack::PACKED_BITS.contains(&bits) {
+            let codes: Vec<i8> = weight.values.iter().map(|code| *code as i8).collect();
+            value["packed"] = json!(hex_codes(pack::pack_codes(bits, self.k, &codes).into_iter().map(i64::from)));
+        }
+        value
+    }
+
+    fn backward_json(&self, source: &mut Source) -> Value {
+        let (params, weight) = self.quantized();
+        let dy = source.floats(self.x.len() / self.k * self.n());
+        let gradients = reference::backward(&params, &weight, &self.forward(), &dy, self.k);
+        let mut value = self.common();
+        value["dy"] = json!(hex(&dy));
+        value["dx"] = json!(hex(&gradients.x));
+        value["dw"] = json!(hex(&gradients.weight));
+        value["db"] = json!(hex(&gradients.bias));
+        value
+    }
+}
+
+const INPUT_BITS: &[i64] = &[0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16];
+const WEIGHT_BITS: &[i64] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16];
+const OUTPUT_BITS: &[i64] = &[0, 2, 3, 4, 6, 8, 10, 12, 16];
+
+/// Mixed cases: each value of each bit width occurs with many of the other parameters.
+fn mixed(source: &mut Source, count: usize) -> Vec<Case> {
+    (0..count)
+        .map(|index| {
+            let (m, n, k) = (source.pick(&[1, 1, 2, 3]), source.pick(&[1, 2, 3, 5, 9]), source.pick(&[1, 2, 5, 8, 11]));
+            let input_bits = INPUT_BITS[index % INPUT_BITS.len()];
+            let weight_bits = WEIGHT_BITS[index % WEIGHT_BITS.len()];
+            let output_bits = OUTPUT_BITS[index % OUTPUT_BITS.len()];
+            let laws = index % 8;
+            let level = |law: usize, level: f32| if laws >> law & 1 == 1 { level } else { 0.0 };
+            let spec = Spec {
+                input_bits,
+                weight_bits,
+                output_bits,
+                input_range: if input_bits > 0 { source.pick(&[0.0, 0.75, 1.5]) } else { 0.0 },
+                output_range: match source.below(3) {
+                    0 => vec![0.0],
+                    1 => vec![0.8],
+                    _ => (0..n).map(|n| 0.25 + 0.5 * n as f32).collect(),
+                },
+                noise_relative: level(0, 0.1),
+                noise_additive: level(1, 0.05),
+                noise_shot: level(2, 0.07),
+                bias_stage: source.pick(&["analog", "digital"]).to_owned(),
+            };
+            let mut case = Case::new(format!("mixed {index}"), spec, k, source.floats(m * k), source.floats(n * k));
+            if weight_bits > 0 {
+                case.scale = match source.below(4) {
+                    0 => Some(vec![0.013]),
+                    1 => Some((0..n).map(|n| 0.01 + 0.003 * n as f32).collect()),
+                    _ => None,
+                };
+            }
+            case.bias = (source.below(4) > 0).then(|| source.floats(n));
+            case.key = NoiseKey { seed: source.word() >> 1, stream: source.word() >> source.pick(&[1, 32, 60]) };
+            case
+        })
+        .collect()
+}
+
+fn spec(input_bits: i64, weight_bits: i64, output_bits: i64) -> Spec {
+    Spec { input_bits, weight_bits, output_bits, ..Spec::default() }
+}
+
+/// Rows that stand at a corner of the contract.
+fn special(source: &mut Source) -> Vec<Case> {
+    let (nan, inf, max, tiny) = (f32::NAN, f32::INFINITY, f32::MAX, f32::from_bits(1));
+    let (n, k) = (3, 4);
+    let rows: Vec<f32> = [
+        [0.5, -0.25, 1.0, 0.75],
+        [0.0, 0.0, 0.0, 0.0],
+        [-0.0, -0.0, -0.0, -0.0],
+        [nan, 0.5, 0.25, 1.0],
+        [1.0, inf, 0.5, 0.25],
+        [1.0, 0.5, -inf, 0.25],
+        [inf, -inf, nan, 0.0],
+        [tiny, -tiny, 3.0 * tiny, 0.0],
+        [1e-38, -2e-38, 1e-40, 5e-39],
+        [max, -max, 0.5 * max, 1.0],
+        [1e30, 1e-30, -1e30, 1.0],
+    ]
+    .concat();
+    let weight = source.floats(n * k);
+    let bias = source.floats(n);
+    let mut cases = Vec::new();
+    let mut add = |name: &str, spec: Spec| {
+        let mut case = Case::new(format!("special rows, {name}"), spec, k, rows.clone(), weight.clone());
+        case.bias = Some(bias.clone());
+        cases.push(case);
+    };
+    for (name, bits) in [
+        ("8 8 8", (8, 8, 8)),
+        ("12 4 8", (12, 4, 8)),
+        ("analog", (0, 0, 0)),
+        ("no DAC", (0, 8, 6)),
+        ("no ADC", (8, 0, 0)),
+    ] {
+        let dynamic = spec(bits.0, bits.1, bits.2);
+        let input_range = if bits.0 > 0 { 1.0 } else { 0.0 };
+        let fixed = Spec { input_range, output_range: vec![2.0], ..dynamic.clone() };
+        for (mode, spec) in [("dynamic", dynamic), ("static", fixed)] {
+            add(&format!("{name} {mode}"), spec.clone());
+            add(&format!("{name} {mode}, additive"), Spec { noise_additive: 0.1, ..spec.clone() });
+            add(
+                &format!("{name} {mode}, all laws, digital bias"),
+                Spec {
+                    noise_relative: 0.1,
+                    noise_additive: 0.05,
+                    noise_shot: 0.2,
+                    bias_stage: "digital".to_owned(),
+                    ..spec
+                },
+            );
+        }
+    }
+    add("relative alone", Spec { noise_relative: 0.1, ..spec(0, 0, 0) });
+    add("shot alone", Spec { noise_shot: 0.1, ..spec(8, 8, 0) });
+    let tiny_ranges = Spec { input_range: 1e-38, output_range: vec![1e-38, 1e-45, 3.0], ..spec(8, 8, 8) };
+    add("tiny ranges", tiny_ranges);
+    add("tiny input range", Spec { input_range: 1e-45, ..spec(8, 8, 8) });
+
+    let ties: Vec<f32> = (-9..9).map(|step| 0.5 * step as f32).collect();
+    for (name, source) in [("input", spec(4, 0, 0)), ("output", spec(0, 0, 4))] {
+        let (range, output_range) = if name == "input" { (7.0, 0.0) } else { (0.0, 7.0) };
+        let spec = Spec { input_range: range, output_range: vec![output_range], ..source };
+        cases.push(Case::new(format!("halves at the {name}"), spec, 1, ties.clone(), vec![1.0, -1.0]));
+    }
+    let mut halves = Case::new("halves in the weight", spec(0, 4, 0), 18, vec![1.0; 18], ties);
+    halves.scale = Some(vec![1.0]);
+    cases.push(halves);
+
+    for bits in [1, 2, 4, 8, 16] {
+        let channels = [[0.0, -0.0, 0.0], [tiny, -tiny, 2.0 * tiny], [1e-39, 2e-38, -1e-40], [1.0, -1.0, 0.5]].concat();
+        let mut case = Case::new(
+            format!("zero and tiny channels, {bits} bits"),
+            spec(8, bits, 0),
+            3,
+            vec![1.0, 0.5, -1.0],
+            channels,
+        );
+        cases.push(case.clone());
+        case.name = format!("zero and tiny scales, {bits} bits");
+        case.scale = Some(vec![0.0, tiny, 1e-40, 0.3]);
+        cases.push(case);
+    }
+    let long = 300;
+    for bits in [2, 8] {
+        let one = |sign: f32| vec![sign; long];
+        let corner = Case::new(
+            format!("all codes at the end, {bits} bits"),
+            spec(bits, bits, 16),
+            long,
+            [one(1.0), one(-1.0)].concat(),
+            one(1.0),
+        );
+        cases.push(corner);
+    }
+    for bits in [0, 12] {
+        let rounding = Case::new(
+            format!("long sum in f32, {bits} bits"),
+            spec(bits, bits, 0),
+            long,
+            source.floats(long),
+            source.floats(2 * long),
+        );
+        cases.push(rounding);
+    }
+    let mut wide = Case::new("wide", Spec { noise_additive: 0.02, ..spec(8, 8, 8) }, 1, vec![0.5], source.floats(1030));
+    wide.weight.iter_mut().for_each(|value| *value = (*value * 16.0).round());
+    cases.push(wide);
+    let empty = Case::new("no rows", Spec { noise_additive: 0.02, ..spec(8, 8, 8) }, 4, Vec::new(), source.floats(12));
+    cases.push(empty);
+    cases
+}
+
+fn rng_json() -> Value {
+    let hex64 = |words: &[u64]| words.iter().map(|word| format!("{word:016x}")).collect::<Vec<_>>().join(" ");
+    let starts = [0, 1, 2, 0x9E37_79B9_7F4A_7C15, 0x0123_4567_89AB_CDEF, u64::MAX >> 1, u64::MAX];
+    let mut source = Source(100);
+    let keys: Vec<Value> = (0..6)
+        .map(|index| {
+            let key = if index == 0 {
+                NoiseKey::default()
+            } else {
+                NoiseKey { seed: source.word() >> 1, stream: source.word() >> 1 }
+            };
+            let (row, block) = (source.word() >> 40, source.word() >> 54);
+            let block_key = rng::block_key(rng::call_key(key), row, block);
+            let mut lanes = rng::lanes(block_key);
+            let draws: Vec<u32> = (0..4).flat_map(|_| rng::draw(&mut lanes)).collect();
+            let words: Vec<u64> = draws.chunks_exact(2).map(|p| u64::from(p[0]) | u64::from(p[1]) << 32).collect();
+            json!({
+                "seed": key.seed, "stream": key.stream, "row": row, "block": block,
+                "key": hex64(&[block_key]), "words": hex64(&words),
+            })
+        })
+        .collect();
+    json!({
+        "mix": starts.iter().map(|start| json!([hex64(&[*start]), hex64(&[rng::mix(*start)])])).collect::<Vec<_>>(),
+        "blocks": keys,
+    })
+}
+
+fn noise_json() -> Value {
+    let corners =
+        [0u32, 1, 2, 3, 0x3FFF_FFFF, 0x4000_0000, 0x7FFF_FFFF, 0x8000_0000, 0xBFFF_FFFF, 0xC000_0000, u32::MAX];
+    let pairs: Vec<Value> = corners
+        .iter()
+        .flat_map(|a| corners.iter().map(move |b| (*a, *b)))
+        .map(|(a, b)| {
+            let (first, second) = noise::box_muller(a, b);
+            json!(format!("{a:08x} {b:08x} {}", hex(&[first, second])))
+        })
+        .collect();
+    let top = u64::MAX >> 1;
+    // (seed, stream, row, columns, first column kept)
+    let rows = [
+        (0, 0, 0, 1100, 0),
+        (0, 0, 1, 40, 0),
+        (0, 1, 0, 40, 0),
+        (1, 0, 0, 40, 0),
+        (1, 0, 7, 31, 0),
+        (42, 7, 3, 17, 0),
+        (42, 7, 3, 1, 0),
+        (top, top, 2, 33, 0),
+        (top, 0, 0, 3100, 2040),
+        (12_345, 1 << 40, 5000, 64, 0),
+    ];
+    let rows: Vec<Value> = rows
+        .iter()
+        .map(|&(seed, stream, row, columns, start)| {
+            let mut eps = vec![0.0; columns];
+            noise::fill_row(rng::call_key(NoiseKey { seed, stream }), row, &mut eps);
+            let end = columns.min(start + 1100);
+            json!({
+                "seed": seed, "stream": stream, "row": row, "columns": columns, "start": start,
+                "eps": hex(&eps[start..end]),
+            })
+        })
+        .collect();
+    json!({ "box_muller": pairs, "rows": rows })
+}
+
+/// One element a line.
+fn lines(values: &[Value]) -> String {
+    let lines: Vec<String> = values.iter().map(|value| format!("  {value}")).collect();
+    format!("[\n{}\n]", lines.join(",\n"))
+}
+
+fn object_of_lines(value: &Value) -> String {
+    let members: Vec<String> = value
+        .as_object()
+        .expect("an object")
+        .iter()
+        .map(|(name, values)| format!("\"{name}\": {}", lines(values.as_array().expect("an array"))))
+        .collect();
+    format!("{{\n{}\n}}\n", members.join(",\n"))
+}
+
+/// Names and contents of the files.
+pub fn files() -> Vec<(&'static str, String)> {
+    let mut source = Source(0);
+    let mut forward = mixed(&mut source, 92);
+    forward.extend(special(&mut source));
+    let gradient = mixed(&mut source, 44).into_iter().chain(special(&mut source).into_iter().filter(|case| {
+        case.n() < 100 && case.k < 100 && (!case.name.starts_with("special rows") || case.name.contains(" 8 8"))
+    }));
+    let gradient: Vec<Case> = gradient.collect();
+    let forward: Vec<Value> = forward.iter().map(Case::forward_json).collect();
+    let backward: Vec<Value> = gradient.iter().map(|case| case.backward_json(&mut source)).collect();
+    vec![
+        ("rng.json", object_of_lines(&rng_json())),
+        ("noise.json", object_of_lines(&noise_json())),
+        ("forward.json", lines(&forward) + "\n"),
+        ("backward.json", lines(&backward) + "\n"),
+    ]
+}
+
+#[allow(dead_code, reason = "unused where the tests include this file")]
+fn main() -> std::io::Result<()> {
+    for (name, content) in files() {
+        let path = folder().join(name);
+        std::fs::write(&path, &content)?;
+        println!("{name}: {} bytes", content.len());
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+"""The numpy reference against the golden vectors that the Rust reference wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lumina_onnx import _reference_noise as generator
+from lumina_onnx import reference
+
+FOLDER = Path(__file__).parents[1] / "vectors"
+
+
+def read(name: str) -> Any:
+    return json.loads((FOLDER / name).read_text())
+
+
+def floats(text: str, *shape: int) -> np.ndarray:
+    values = np.array([int(word, 16) for word in text.split()], dtype=np.uint32).view(np.float32)
+    return values.reshape(shape) if shape else values
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(actual.view(np.uint32), expected.view(np.uint32))
+
+
+def call(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]:
+    m, n, k = case["m"], case["n"], case["k"]
+    params = dict(case["params"])
+    for name in ("input_range", "noise_relative", "noise_additive", "noise_shot"):
+        params[name] = float(floats(params[name])[0])
+    params["output_range"] = floats(params["output_range"]).tolist()
+    params |= {"seed": case["seed"], "stream": case["stream"]}
+    if case["weight_scale"] is not None:
+        params["weight_scale"] = floats(case["weight_scale"]).tolist()
+    bias = None if case["bias"] is None else floats(case["bias"])
+    return floats(case["x"], m, k), floats(case["weight"], n, k), bias, params
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return str(case["name"])
+
+
+@pytest.mark.parametrize(("start", "word"), read("rng.json")["mix"])
+def test_mix(start: str, word: str) -> None:
+    assert int(generator.mix(np.uint64(int(start, 16)))) == int(word, 16)
+
+
+@pytest.mark.parametrize("block", read("rng.json")["blocks"])
+def test_lanes(block: dict[str, Any]) -> None:
+    key = generator.block_keys(block["seed"], block["stream"], block["row"], block["block"])
+    assert int(key) == int(block["key"], 16)
+    state = generator.lanes(key)
+    words = np.concatenate([generator.next_words(state) for _ in range(4)])
+    assert [int(word) for word in words] == [int(word, 16) for word in block["words"].split()]
+
+
+def test_draw_is_the_halves_of_the_words() -> None:
+    key = generator.block_keys(3, 4, [0, 1], [0])
+    words = generator.next_words(generator.lanes(key))
+    halves = generator.draw(generator.lanes(key)).astype(np.uint64)
+    np.testing.assert_array_equal(halves[:, 0::2] | halves[:, 1::2] << np.uint64(32), words)
+
+
+def test_box_muller() -> None:
+    table = np.array([[int(word, 16) for word in line.split()] for line in read("noise.json")["box_muller"]])
+    a, b, first, second = table.astype(np.uint32).T
+    actual = generator.box_muller(a.copy(), b.copy())
+    assert_same_bits(actual[0], first.copy().view(np.float32))
+    assert_same_bits(actual[1], second.copy().view(np.float32))
+
+
+@pytest.mark.parametrize("row", read("noise.json")["rows"], ids=lambda row: f"{row['seed']}-{row['stream']}-{row['row']}")
+def test_noise(row: dict[str, Any]) -> None:
+    expected = floats(row["eps"])
+    eps = reference.noise(row["seed"], row["stream"], row["row"] + 1, row["columns"])[row["row"]]
+    assert_same_bits(eps[row["start"] : row["start"] + len(expected)].copy(), expected)
+
+
+@pytest.mark.parametrize("case", read("forward.json"), ids=name_of)
+def test_forward(case: dict[str, Any]) -> None:
+    x, weight, bias, params = call(case)
+    expected = floats(case["y"], case["m"], case["n"])
+    assert_same_bits(reference.optical_linear(x, weight, bias, **params), expected)
+
+    bits = params["weight_bits"]
+    if bits == 0:
+        return
+    codes, scale = reference.quantize_weight(weight, bits, params.pop("weight_scale", None))
+    np.testing.assert_array_equal(codes.ravel(), [int(code) for code in case["codes"].split()])
+    assert codes.dtype == (np.int8 if bits <= 8 else np.int16)
+    assert_same_bits(scale, floats(case["scale"]))
+    if bits <= 8:
+        assert_same_bits(reference.optical_linear(x, codes, bias, weight_scale=scale, **params), expected)
+    if bits in (1, 2, 4):
+        packed = reference.pack_weight(codes, bits)
+        np.testing.assert_array_equal(packed.ravel(), [int(byte) for byte in case["packed"].split()])
+        y = reference.optical_linear(x, packed, bias, weight_scale=scale, in_features=case["k"], **params)
+        assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("case", read("backward.json"), ids=name_of)
+def test_backward(case: dict[str, Any]) -> None:
+    x, weight, bias, params = call(case)
+    m, n, k = case["m"], case["n"], case["k"]
+    dx, dw, db = reference.optical_linear_backward(floats(case["dy"], m, n), x, weight, bias, **params)
+    assert_same_bits(dx, floats(case["dx"], m, k))
+    assert_same_bits(dw, floats(case["dw"], n, k))
+    assert_same_bits(db, floats(case["db"], n))
+
+
+def test_the_cases_reach_every_parameter() -> None:
+    cases = read("forward.json")
+    for name, values in {
+        "input_bits": {0, *range(2, 10), 12, 16},
+        "weight_bits": {0, *range(1, 10), 12, 16},
+        "output_bits": {0, 2, 3, 4, 6, 8, 10, 12, 16},
+        "bias_stage": {"analog", "digital"},
+    }.items():
+        assert {case["params"][name] for case in cases} == values
+    laws = ("noise_relative", "noise_additive", "noise_shot")
+    assert len({tuple(case["params"][law] == "00000000" for law in laws) for case in cases}) == 8
+    sizes = {min(2, len(case["params"]["output_range"].split())) for case in cases if case["n"] > 1}
+    assert sizes == {1, 2}
