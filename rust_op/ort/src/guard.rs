@@ -1,0 +1,72 @@
+//! Nothing but a status leaves this library: errors are [`Failure`]s, and a panic becomes one.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ort_sys::OrtErrorCode;
+
+/// Why a call of ONNX Runtime's failed; turned into an `OrtStatus` on the way out.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Failure {
+    /// The class of the error, which hosts map to an exception.
+    pub(crate) code: OrtErrorCode,
+    /// The sentence the user reads.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// The model, or what was fed to it, is not allowed.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Failure { code: OrtErrorCode::ORT_INVALID_ARGUMENT, message: message.into() }
+    }
+
+    /// Something went wrong that is no fault of the model.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Failure { code: OrtErrorCode::ORT_FAIL, message: message.into() }
+    }
+
+    /// The same failure, its message after `context`.
+    pub(crate) fn within(self, context: &str) -> Self {
+        Failure { message: format!("{context}{}", self.message), ..self }
+    }
+}
+
+/// Runs `body`; a panic in it is a failure, for none may cross into a C++ caller.
+pub(crate) fn guard<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(from_panic(&*panic)))
+}
+
+fn from_panic(panic: &(dyn Any + Send)) -> Failure {
+    let reason = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message");
+    Failure::internal(format!("internal error in LuminaKernel {}, please report it: {reason}", lumina_kernel::VERSION))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_a_failure_that_says_why() {
+        for body in [(|| panic!("the laser is off")) as fn() -> Result<(), Failure>, || {
+            panic!("the laser is {}", String::from("off"))
+        }] {
+            let failure = guard(body).unwrap_err();
+            assert_eq!(failure.code, OrtErrorCode::ORT_FAIL);
+            assert!(failure.message.contains("internal error"), "{}", failure.message);
+            assert!(failure.message.ends_with("the laser is off"), "{}", failure.message);
+        }
+        let failure = guard(|| -> Result<(), Failure> { std::panic::panic_any(7) }).unwrap_err();
+        assert!(failure.message.ends_with("a panic without a message"), "{}", failure.message);
+    }
+
+    #[test]
+    fn results_pass_through() {
+        assert_eq!(guard(|| Ok(7)), Ok(7));
+        let failure = Failure::invalid("no");
+        assert_eq!(guard(|| Err::<(), _>(failure.clone())), Err(failure));
+    }
+}

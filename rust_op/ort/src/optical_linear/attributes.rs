@@ -1,0 +1,115 @@
+//! The attributes of a node.
+
+use lumina_kernel::schema::{Kind, PARAMETERS, Parameter, Place};
+use lumina_kernel::{Params, Spec};
+
+use super::inputs;
+use crate::guard::Failure;
+use crate::sys::KernelInfo;
+
+/// The attributes, checked.
+pub(super) struct Attributes {
+    pub(super) params: Params,
+    pub(super) seed: u64,
+    pub(super) in_features: Option<usize>,
+}
+
+/// The attributes as they come.
+#[derive(Default)]
+struct Raw {
+    spec: Spec,
+    seed: i64,
+    in_features: Option<i64>,
+}
+
+/// The value of an attribute.
+enum Value {
+    Int(i64),
+    Float(f32),
+    Floats(Vec<f32>),
+    String(String),
+}
+
+impl Raw {
+    /// Takes the value of the attribute called `name`; false if there is none of that name and kind.
+    fn set(&mut self, name: &str, value: Value) -> bool {
+        let spec = &mut self.spec;
+        match (name, value) {
+            ("input_bits", Value::Int(value)) => spec.input_bits = value,
+            ("weight_bits", Value::Int(value)) => spec.weight_bits = value,
+            ("output_bits", Value::Int(value)) => spec.output_bits = value,
+            ("input_range", Value::Float(value)) => spec.input_range = value,
+            ("output_range", Value::Floats(value)) => spec.output_range = value,
+            ("noise_relative", Value::Float(value)) => spec.noise_relative = value,
+            ("noise_additive", Value::Float(value)) => spec.noise_additive = value,
+            ("noise_shot", Value::Float(value)) => spec.noise_shot = value,
+            ("bias_stage", Value::String(value)) => spec.bias_stage = value,
+            ("seed", Value::Int(value)) => self.seed = value,
+            ("in_features", Value::Int(value)) => self.in_features = Some(value),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// The rows of the table that are attributes.
+fn rows() -> impl Iterator<Item = &'static Parameter> {
+    PARAMETERS.iter().filter(|row| row.place == Place::Attribute)
+}
+
+/// Reads and checks the attributes of a node.
+pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
+    let mut raw = Raw::default();
+    for row in rows() {
+        let value = match row.kind {
+            Kind::Int => info.int(row.name).map(|value| value.map(Value::Int)),
+            Kind::Float => info.float(row.name).map(|value| value.map(Value::Float)),
+            Kind::Floats => info.floats(row.name).map(|value| value.map(Value::Floats)),
+            Kind::String => info.string(row.name).map(|value| value.map(Value::String)),
+        };
+        let value = value.map_err(|failure| {
+            Failure::invalid(format!(
+                "attribute {} has another type than {}: allowed is {} ({})",
+                row.name,
+                row.kind.name(),
+                row.allowed,
+                failure.message
+            ))
+        })?;
+        if let Some(value) = value
+            && !raw.set(row.name, value)
+        {
+            return Err(Failure::internal(format!("attribute {} is in the table but not read", row.name)));
+        }
+    }
+    Ok(Attributes {
+        params: Params::new(&raw.spec).map_err(inputs::failure)?,
+        seed: at_least("seed", raw.seed, 0)?,
+        in_features: raw.in_features.map(|k| at_least("in_features", k, 1)).transpose()?,
+    })
+}
+
+fn at_least<T: TryFrom<i64>>(name: &str, value: i64, minimum: i64) -> Result<T, Failure> {
+    T::try_from(value).ok().filter(|_| value >= minimum).ok_or_else(|| {
+        let allowed = lumina_kernel::schema::parameter(name).allowed;
+        Failure::invalid(format!("attribute {name} = {value}: allowed is {allowed}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_attribute_of_the_table_is_read() {
+        for row in rows() {
+            let value = match row.kind {
+                Kind::Int => Value::Int(1),
+                Kind::Float => Value::Float(1.0),
+                Kind::Floats => Value::Floats(vec![1.0]),
+                Kind::String => Value::String("digital".into()),
+            };
+            assert!(Raw::default().set(row.name, value), "{}", row.name);
+        }
+    }
+}

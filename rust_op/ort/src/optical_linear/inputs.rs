@@ -1,0 +1,153 @@
+//! The inputs of a node: which there must be, of which type and shape.
+
+use lumina_kernel::schema::{PARAMETERS, Place};
+use lumina_kernel::{Error, Layer, Serial, Tier, WeightSource, Weights, pack};
+
+use super::attributes::Attributes;
+use super::{B, W, W_SCALE, X};
+use crate::guard::Failure;
+use crate::sys::{ElementType, KernelInfo, Tensor};
+
+/// A kernel's error in the words of a model: `attribute seed = ...`, `input W[0, 1] = ...`.
+pub(super) fn failure(error: Error) -> Failure {
+    let message = error.to_string();
+    let argument = error.argument();
+    let attribute = |name| PARAMETERS.iter().any(|row| row.name == name && row.place == Place::Attribute);
+    let renamed = |name: &str| format!("input {name}{}", message.strip_prefix(argument).unwrap_or(&message));
+    Failure::invalid(match argument {
+        "weight" => renamed("W"),
+        "weight_scale" => renamed("W_scale"),
+        "bias" => renamed("B"),
+        name if attribute(name) => format!("attribute {message}"),
+        name if name.ends_with(" of weight)") => format!("input W: {message}"),
+        _ => message,
+    })
+}
+
+/// Checks what is known of X: its type, that there is a last dimension, and that this is K.
+pub(super) fn check_x(element: ElementType, dims: &[i64], k: Option<usize>) -> Result<(), Failure> {
+    let allowed = k.map_or("[..., K]".to_owned(), |k| format!("[..., K] with K = {k}"));
+    if element != ElementType::FLOAT {
+        return Err(Failure::invalid(format!("input X has type {element}: allowed is float32 {allowed}")));
+    }
+    match (dims.last(), k) {
+        (None, _) => {
+            Err(Failure::invalid(format!("input X has no dimension (it is a scalar): allowed is float32 {allowed}")))
+        }
+        (Some(last), Some(k)) if *last >= 0 && *last != k as i64 => {
+            Err(Failure::invalid(format!("input X has shape {}: allowed is float32 {allowed}", shape(dims))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads the layer of a node.
+pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -> Result<Layer, Failure> {
+    let params = &attributes.params;
+    let bits = params.weight_bits;
+    let w = constant(info, W, "W")?;
+    let [n, columns] = *w.dims() else {
+        return Err(Failure::invalid(format!(
+            "input W has shape {}: allowed is [N, K], or [N, ceil(K*b/8)] where it is packed",
+            shape(w.dims())
+        )));
+    };
+    let (n, columns) = (n as usize, columns as usize);
+    let k = match (w.element(), attributes.in_features) {
+        (ElementType::FLOAT | ElementType::INT8, None) => columns,
+        (ElementType::FLOAT | ElementType::INT8, Some(k)) if k == columns => columns,
+        (ElementType::FLOAT | ElementType::INT8, Some(k)) => {
+            return Err(Failure::invalid(format!(
+                "attribute in_features = {k}: allowed is {columns}, the columns of W {}, or none",
+                shape(w.dims())
+            )));
+        }
+        (ElementType::UINT8, None) => {
+            return Err(Failure::invalid("attribute in_features is missing: it must be K where W is packed in uint8"));
+        }
+        (ElementType::UINT8, Some(k)) => {
+            packed_columns(bits, k, columns).map_err(|columns| Failure::invalid(format!(
+                "input W has shape {}: allowed is [N, ceil(K*b/8)] = [N, {columns}] with attributes in_features K = {k}, weight_bits b = {bits}",
+                shape(w.dims())
+            )))?;
+            k
+        }
+        (other, _) => {
+            return Err(Failure::invalid(format!(
+                "input W has type {other}: allowed are float32, int8 codes (weight_bits 1..8) and packed uint8 (weight_bits 1, 2, 4)"
+            )));
+        }
+    };
+    params.check_shape(n, k).map_err(failure)?;
+    let scale = vector(info, W_SCALE, "W_scale", n)?;
+    if bits == 0
+        && let Some(bad) = scale.iter().position(|s| *s != 1.0)
+    {
+        return Err(Failure::invalid(format!(
+            "input W_scale[{bad}] = {}: allowed is 1 where weight_bits is 0 (W is analog)",
+            scale[bad]
+        )));
+    }
+    let given = (bits != 0).then_some(&scale[..]);
+    let (floats, codes, packed) = (w.data::<f32>()?, w.data::<i8>()?, w.data::<u8>()?);
+    let source = match (&floats, &codes, &packed) {
+        (Some(floats), ..) => WeightSource::F32(floats),
+        (_, Some(codes), _) => WeightSource::Codes(codes),
+        (.., Some(packed)) => WeightSource::Packed(packed),
+        _ => return Err(Failure::internal("input W: its elements cannot be read")),
+    };
+    let weights = Weights::new(tier, &Serial, params, (n, k), source, given, None).map_err(failure)?;
+    let bias =
+        if info.input_count()? > B && !info.input_name(B)?.is_empty() { Some(vector(info, B, "B", n)?) } else { None };
+    check_x_type(info, k)?;
+    Layer::new(params.clone(), weights, bias).map_err(failure)
+}
+
+/// Checks what the model tells of X.
+fn check_x_type(info: &KernelInfo<'_>, k: usize) -> Result<(), Failure> {
+    match info.input_type(X)? {
+        // A shape that is not known has no dimensions, as a scalar has: the first run tells them apart.
+        Some(x) if x.dims.is_empty() => check_x(x.element, &[-1], Some(k)),
+        Some(x) => check_x(x.element, &x.dims, Some(k)),
+        None => Err(Failure::invalid(format!("input X is no tensor: allowed is float32 [..., K] with K = {k}"))),
+    }
+}
+
+/// Whether `columns` bytes hold K codes of `bits` bits; else how many do. Other bits than those that can be
+/// packed are the kernel's to refuse.
+fn packed_columns(bits: u32, k: usize, columns: usize) -> Result<(), usize> {
+    if !pack::PACKED_BITS.contains(&bits) {
+        return Ok(());
+    }
+    // K comes from a file: a product with it could overflow.
+    let expected = k.div_ceil(8 / bits as usize);
+    if expected == columns { Ok(()) } else { Err(expected) }
+}
+
+/// Input `index`, which the model fixes.
+fn constant<'a>(info: &KernelInfo<'a>, index: usize, name: &str) -> Result<Tensor<'a>, Failure> {
+    info.constant_input(index)?.ok_or_else(|| {
+        Failure::invalid(format!(
+            "input {name} is not constant: allowed is an initializer that is not a graph input as well"
+        ))
+    })
+}
+
+/// Input `index`, f32 `[N]`.
+fn vector(info: &KernelInfo<'_>, index: usize, name: &str, n: usize) -> Result<Vec<f32>, Failure> {
+    let tensor = constant(info, index, name)?;
+    match tensor.data::<f32>()? {
+        Some(data) if *tensor.dims() == [n as i64] => Ok(data.into_owned()),
+        _ => Err(Failure::invalid(format!(
+            "input {name} is {} {}: allowed is float32 [{n}], one for each output",
+            tensor.element(),
+            shape(tensor.dims())
+        ))),
+    }
+}
+
+/// A shape as models are printed: `[?, 3]`.
+fn shape(dims: &[i64]) -> String {
+    let dims: Vec<String> = dims.iter().map(|dim| if *dim < 0 { "?".to_owned() } else { dim.to_string() }).collect();
+    format!("[{}]", dims.join(", "))
+}

@@ -1,0 +1,124 @@
+//! The symbol that hosts call, and what it does with their session options.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::Mutex;
+
+use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
+
+use super::custom_op::{CustomOp, Table};
+use super::{API_VERSION, Api, c_string, call, string};
+use crate::guard::{Failure, guard};
+
+/// An entry of the session options that tells that they have our operators: a host accepts a domain
+/// twice and fails when a session is created, so the second time nothing is added.
+const REGISTERED: &CStr = c"lumina.custom_ops_registered";
+
+/// Adds the operators of this library to `options`; nothing if they are there already. Returns NULL, or
+/// a status that the host releases.
+///
+/// # Safety
+/// - `options` and `base` are those of one ONNX Runtime, alive during the call. Hosts call this for the
+///   user, who names the library to `RegisterCustomOpsLibrary`.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case, reason = "the name that ONNX Runtime looks for")]
+pub unsafe extern "C" fn RegisterCustomOps(options: *mut OrtSessionOptions, base: *const OrtApiBase) -> OrtStatusPtr {
+    if base.is_null() {
+        return OrtStatusPtr(ptr::null_mut());
+    }
+    // SAFETY: the host's base; GetApi gives NULL for a version that it does not serve, and serves 1 always.
+    let (api, oldest, version) = unsafe {
+        let base = &*base;
+        ((base.GetApi)(API_VERSION), (base.GetApi)(1), string((base.GetVersionString)()))
+    };
+    if api.is_null() {
+        let too_old = format!(
+            "LuminaKernel {} needs ONNX Runtime 1.{API_VERSION} or newer; this process loaded {version}",
+            lumina_kernel::VERSION
+        );
+        if oldest.is_null() {
+            eprintln!("{too_old}");
+            return OrtStatusPtr(ptr::null_mut());
+        }
+        // SAFETY: not NULL, from GetApi; only CreateStatus is called, which version 1 has.
+        return unsafe { Api::new(oldest) }
+            .status(Err(Failure { code: OrtErrorCode::ORT_NOT_IMPLEMENTED, message: too_old }));
+    }
+    // SAFETY: not NULL, from GetApi.
+    let api = unsafe { Api::new(api) };
+    api.status(guard(|| {
+        if options.is_null() {
+            return Err(Failure::invalid("RegisterCustomOps: options = NULL: allowed are session options"));
+        }
+        let registration = Registration { api, options, version: &version };
+        if registration.is_done()? {
+            return Ok(());
+        }
+        crate::register(&registration)?;
+        registration.mark_done()
+    }))
+}
+
+/// Session options that ask for the operators of this library.
+pub(crate) struct Registration<'a> {
+    api: Api,
+    options: *mut OrtSessionOptions,
+    version: &'a str,
+}
+
+/// A domain of a host that lives as long as the process: sessions point to it, and one serves all.
+struct Domain {
+    api: Api,
+    version: String,
+    name: &'static str,
+    domain: *mut OrtCustomOpDomain,
+}
+
+// SAFETY: the domain is not changed after it was made, and hosts only read it.
+unsafe impl Send for Domain {}
+
+static DOMAINS: Mutex<Vec<Domain>> = Mutex::new(Vec::new());
+
+impl Registration<'_> {
+    /// Adds `K` as the operator of the domain called `name`.
+    pub(crate) fn add<K: CustomOp>(&self, name: &'static str) -> Result<(), Failure> {
+        let domain = self.domain::<K>(name)?;
+        // SAFETY: options and domain are alive, the domain for good.
+        unsafe { call!(self.api, AddCustomOpDomain(self.options, domain)) }
+    }
+
+    fn is_done(&self) -> Result<bool, Failure> {
+        let mut done = 0;
+        // SAFETY: the options are alive.
+        unsafe { call!(self.api, HasSessionConfigEntry(self.options, REGISTERED.as_ptr(), &mut done))? };
+        Ok(done != 0)
+    }
+
+    fn mark_done(&self) -> Result<(), Failure> {
+        // SAFETY: the options are alive; the strings are copied.
+        unsafe { call!(self.api, AddSessionConfigEntry(self.options, REGISTERED.as_ptr(), c"1".as_ptr())) }
+    }
+
+    /// The domain of this host, made when first asked for. A process can hold several ONNX Runtimes,
+    /// each with functions and a layout of its own.
+    fn domain<K: CustomOp>(&self, name: &'static str) -> Result<*mut OrtCustomOpDomain, Failure> {
+        let mut domains = DOMAINS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(known) = domains.iter().find(|d| d.api == self.api && d.version == self.version && d.name == name) {
+            return Ok(known.domain);
+        }
+        let mut domain = ptr::null_mut();
+        let c_name = c_string(name);
+        // SAFETY: the name is copied; the table is leaked, for the host points to it from then on; a domain
+        // that could not be filled is released, and nobody knows of it.
+        unsafe {
+            call!(self.api, CreateCustomOpDomain(c_name.as_ptr(), &mut domain))?;
+            let table: &'static Table = Box::leak(Box::new(Table::new::<K>(self.api)));
+            if let Err(failure) = call!(self.api, CustomOpDomain_Add(domain, table.op())) {
+                ((*self.api.table()).ReleaseCustomOpDomain)(domain);
+                return Err(failure);
+            }
+        }
+        domains.push(Domain { api: self.api, version: self.version.to_owned(), name, domain });
+        Ok(domain)
+    }
+}
