@@ -11,6 +11,8 @@ mod params;
 mod schema;
 mod training;
 
+// Named so that it is linked: the module exports `RegisterCustomOps` too.
+use lumina_ort as _;
 use pyo3::prelude::*;
 
 /// The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors.
