@@ -1,0 +1,288 @@
+"""The torch operators beneath :mod:`lumina_onnx.nn`: thin covers of `lumina_kernel`.
+
+- ``lumina::optical_linear``: the forward pass alone, for inference and export.
+- ``lumina::optical_linear_train``: the forward pass that also returns what its gradient needs.
+- ``lumina::optical_linear_backward``: the straight-through gradient.
+- ``lumina::draw_stream``: a fresh noise stream from torch's generator. It mutates a counter, so that
+  torch.compile keeps two noisy calls on the same input apart.
+
+Every tensor is allocated by torch; the kernel reads and writes numpy views of them.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lumina_kernel
+import numpy as np
+import torch
+from torch import Tensor
+
+#: The layer's parameters as they stand in every operator's signature, in this order.
+PARAMETERS = (
+    "input_bits",
+    "weight_bits",
+    "output_bits",
+    "input_range",
+    "output_range",
+    "noise_relative",
+    "noise_additive",
+    "noise_shot",
+    "bias_stage",
+)
+_PARAMETERS_SCHEMA = (
+    "int input_bits, int weight_bits, int output_bits, float input_range, float[] output_range, "
+    "float noise_relative, float noise_additive, float noise_shot, str bias_stage"
+)
+#: Streams are 63-bit.
+STREAMS = 2**63
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_params(*values: Any) -> lumina_kernel.Params:
+    return lumina_kernel.Params(**dict(zip(PARAMETERS, values, strict=True)))
+
+
+def params_of(parameters: Sequence[Any]) -> lumina_kernel.Params:
+    """The kernel's checked parameters from the values of :data:`PARAMETERS`."""
+    return _cached_params(*(tuple(value) if isinstance(value, list) else value for value in parameters))
+
+
+def follow_torch_threads() -> None:
+    """Makes the kernel use as many threads as torch does."""
+    threads = torch.get_num_threads()
+    if lumina_kernel.num_threads() != threads:
+        lumina_kernel.set_num_threads(threads)
+
+
+def view(tensor: Tensor) -> np.ndarray:
+    """The memory of a CPU tensor as a C-ordered array (a copy only where the tensor is not contiguous)."""
+    array: np.ndarray = tensor.detach().contiguous().resolve_neg().numpy()
+    return array
+
+
+def _rows(x: Tensor) -> int:
+    return math.prod(x.shape[:-1])
+
+
+def _code_dtype(bits: int) -> torch.dtype:
+    return torch.int8 if bits <= 8 else torch.int16
+
+
+def named(error: ValueError, layer: str) -> ValueError:
+    """`error`, saying which layer it is about."""
+    return ValueError(f"{layer}: {error}") if layer else error
+
+
+@torch.library.custom_op(
+    "lumina::optical_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {_PARAMETERS_SCHEMA}) -> Tensor",
+)
+def optical_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
+) -> Tensor:
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    follow_torch_threads()
+    layer = lumina_kernel.PreparedLayer(params_of(parameters), view(weight), None if bias is None else view(bias))
+    layer.forward(view(x), seed, int(stream), out=y.numpy())
+    return y
+
+
+@optical_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _inference_only(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(
+        "torch.ops.lumina.optical_linear is the operator for inference and export: it keeps nothing for a "
+        "gradient. Call lumina_onnx.nn.functional.optical_linear instead."
+    )
+
+
+optical_linear.register_autograd(_inference_only)
+
+
+def _train_outputs(x: Tensor, weight: Tensor, parameters: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Empty tensors: y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask (of 0 elements where not needed)."""
+    input_bits, weight_bits, output_bits, input_range, output_range = parameters[:5]
+    m, k, n = _rows(x), weight.shape[1], weight.shape[0]
+
+    def empty(needed: bool, rows: Any, columns: int, dtype: torch.dtype) -> Tensor:
+        return x.new_empty((rows, columns) if needed else (0, 0), dtype=dtype)
+
+    stride, mask_stride = lumina_kernel.code_stride, lumina_kernel.mask_stride
+    adc_saturates = output_bits > 0 and list(output_range) != [0.0]
+    dac_saturates = input_bits > 0 and input_range > 0.0
+    return (
+        x.new_empty((*x.shape[:-1], n)),
+        empty(input_bits > 0, m, stride(k), _code_dtype(input_bits)),
+        x.new_empty((m,)),
+        empty(weight_bits > 0, n, stride(k), _code_dtype(weight_bits)),
+        x.new_empty((n,)),
+        empty(adc_saturates, m, mask_stride(n), torch.uint8),
+        empty(dac_saturates, m, mask_stride(k), torch.uint8),
+    )
+
+
+def _present(tensor: Tensor) -> np.ndarray | None:
+    """The memory of an output that is needed; needed ones have columns, whatever the number of rows."""
+    return tensor.numpy() if tensor.shape[1] else None
+
+
+@torch.library.custom_op(
+    "lumina::optical_linear_train",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str layer, int seed, {_PARAMETERS_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def optical_linear_train(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
+) -> tuple[Tensor, ...]:
+    outputs = _train_outputs(x, weight, parameters)
+    y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = outputs
+    rows, k = _rows(x), weight.shape[1]
+    follow_torch_threads()
+    try:
+        lumina_kernel.forward_train(
+            params_of(parameters),
+            view(x).reshape(rows, k),
+            view(weight),
+            None if bias is None else view(bias),
+            seed,
+            int(stream),
+            y.numpy().reshape(rows, weight.shape[0]),
+            _present(x_codes),
+            x_step.numpy(),
+            _present(w_codes),
+            w_scale.numpy(),
+            _present(adc_mask),
+            _present(dac_mask),
+        )
+    except ValueError as error:
+        raise named(error, layer) from None
+    return outputs
+
+
+@optical_linear_train.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
+) -> tuple[Tensor, ...]:
+    return _train_outputs(x, weight, parameters)
+
+
+@torch.library.custom_op(
+    "lumina::optical_linear_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad, Tensor x, Tensor x_step, Tensor weight, Tensor w_scale, Tensor adc_mask, Tensor dac_mask, "
+    f"int k, bool need_x, bool need_weight, bool need_bias, {_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+)
+def optical_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    x_step: Tensor,
+    weight: Tensor,
+    w_scale: Tensor,
+    adc_mask: Tensor,
+    dac_mask: Tensor,
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:
+    outputs = _gradients(grad, w_scale, k, need_x, need_weight, need_bias)
+    dx, dw, db = outputs
+    rows, n = _rows(grad), w_scale.shape[0]
+    follow_torch_threads()
+    lumina_kernel.backward(
+        params_of(parameters),
+        view(grad).reshape(rows, n),
+        view(x).reshape(rows, -1) if rows else view(x).reshape(0, x.shape[-1]),
+        view(x_step),
+        view(weight),
+        view(w_scale),
+        _present(adc_mask),
+        _present(dac_mask),
+        k,
+        dx.numpy().reshape(rows, k) if need_x else None,
+        dw.numpy() if need_weight else None,
+        db.numpy() if need_bias else None,
+    )
+    return outputs
+
+
+def _gradients(grad: Tensor, w_scale: Tensor, k: int, need_x: bool, need_weight: bool, need_bias: bool) -> Any:
+    n = w_scale.shape[0]
+    return (
+        grad.new_empty((*grad.shape[:-1], k) if need_x else (0,)),
+        grad.new_empty((n, k) if need_weight else (0,)),
+        grad.new_empty((n,) if need_bias else (0,)),
+    )
+
+
+@optical_linear_backward.register_fake
+def _(grad: Tensor, x: Tensor, x_step: Tensor, weight: Tensor, w_scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _gradients(grad, w_scale, *rest[2:6])
+
+
+def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(
+        "optical_linear has no second derivative: its gradient is a straight-through estimate, which is not the "
+        "derivative of anything. Differentiate once, without create_graph=True."
+    )
+
+
+optical_linear_backward.register_autograd(_second_derivative)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, _stream, _layer, _seed, *parameters = inputs
+    _y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = output
+    input_bits, weight_bits = parameters[:2]
+    ctx.set_materialize_grads(False)
+    ctx.k = weight.shape[1]
+    ctx.has_bias = bias is not None
+    ctx.parameters = parameters
+    # x_step and w_scale keep the history that makes a second derivative reach _second_derivative.
+    ctx.save_for_backward(
+        x_codes if input_bits else x,
+        x_step,
+        w_codes if weight_bits else weight,
+        w_scale,
+        adc_mask,
+        dac_mask,
+    )
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    nothing: tuple[None, ...] = (None,) * (3 + len(PARAMETERS))
+    if grad is None:
+        return (None, None, None, *nothing)
+    need_x, need_weight, need_bias = (bool(need) for need in ctx.needs_input_grad[:3])
+    need_bias = need_bias and ctx.has_bias
+    dx, dw, db = optical_linear_backward(
+        grad, *ctx.saved_tensors, ctx.k, need_x, need_weight, need_bias, *ctx.parameters
+    )
+    return (dx if need_x else None, dw if need_weight else None, db if need_bias else None, *nothing)
+
+
+optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op(
+    "lumina::draw_stream", mutates_args=("state",), schema="(Tensor(a!) state) -> Tensor", device_types="cpu"
+)
+def draw_stream(state: Tensor) -> Tensor:
+    state.add_(1)
+    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64)
+
+
+@draw_stream.register_fake
+def _(state: Tensor) -> Tensor:
+    return state.new_empty((), dtype=torch.int64)

@@ -1,0 +1,150 @@
+"""Context managers over the optical layers of a model: `noise` and `frozen`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import lumina_kernel
+import torch
+from torch import Tensor, nn
+
+from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn.linear import OpticalLinear
+from lumina_onnx.profile import OpticalProfile
+
+
+def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLinear]]:
+    """The optical layers of a model by name, each once, in the model's order."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, OpticalLinear)]
+
+
+@contextlib.contextmanager
+def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> Iterator[None]:
+    """Turns the noise of every optical layer in `model` off, or fixes its stream.
+
+    ``with noise(model):`` evaluates the hardware without its noise (bits and ranges stay).
+    ``with noise(model, True, stream=0):`` makes each call of a layer repeat the same draw, that of the layer's own
+    seed and this stream; it is how torch and ONNX Runtime are compared with the noise on.
+    ``with noise(model, True):`` inside another such block turns the noise on again.
+
+    Blocks nest; leaving one, by an exception too, restores what was before.
+
+    Raises:
+        ValueError: a stream out of 0..2^63-1, or one given with the noise off, where nothing would read it.
+    """
+    if stream is not None:
+        functional.check_counter("stream", stream)
+        if not on:
+            raise ValueError(f"stream = {stream} would be ignored: with on False no noise is drawn")
+    layers = [layer for _, layer in optical_layers(model)]
+    before = [layer._noise for layer in layers]
+    try:
+        for layer in layers:
+            layer._noise = (bool(on), stream)
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._noise = value
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Promises that the weights in `model` do not change inside: they are quantised and packed once.
+
+    For evaluation over many batches. Each layer's weight and bias are watched: a forward pass after one of them
+    changed (an optimiser's step, ``load_state_dict``, another tensor, another profile) raises. A change that torch
+    itself does not count, such as one through ``weight.data`` or through numpy, is not seen.
+
+    A pass that records a gradient, and one inside a ``torch.compile``d graph, read the weights as they are each
+    time; so does a layer whose weight is computed at each call (a parametrisation).
+
+    Blocks nest; leaving one, by an exception too, restores what was before.
+
+    Raises:
+        ValueError: a weight or bias that is not finite, with the layer's name.
+        RuntimeError: inside, at the forward pass of a layer that changed.
+    """
+    layers = [layer for _, layer in optical_layers(model) if layer._frozen is None and _is_plain(layer)]
+    try:
+        for layer in layers:
+            layer._frozen = Frozen(layer)
+        yield
+    finally:
+        for layer in layers:
+            layer._frozen = None
+
+
+def _is_plain(layer: OpticalLinear) -> bool:
+    return "weight" in layer._parameters
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A tensor and its version when it was read."""
+
+    name: str
+    tensor: Tensor | None
+    address: int = field(init=False)
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", 0 if self.tensor is None else self.tensor.data_ptr())
+        object.__setattr__(self, "version", 0 if self.tensor is None else self.tensor._version)
+
+    def check(self, tensor: Tensor | None, label: str) -> None:
+        if tensor is not self.tensor:
+            raise RuntimeError(f"{label}: {self.name} was replaced inside frozen(): {_ADVICE}")
+        if tensor is not None and (tensor._version != self.version or tensor.data_ptr() != self.address):
+            raise RuntimeError(f"{label}: {self.name} was changed in place inside frozen(): {_ADVICE}")
+
+
+_ADVICE = "its weights were quantised when the block began; leave the block before they change"
+
+
+class Frozen:
+    """A layer's weights, prepared once for each profile it runs with, and what tells whether they still hold."""
+
+    def __init__(self, layer: OpticalLinear) -> None:
+        self._profile = layer.profile
+        for name, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+            if tensor is not None and tensor.is_inference():
+                raise ValueError(
+                    f"{layer.label}: {name} was made under torch.inference_mode, so torch does not count its changes: "
+                    "load or convert the model outside of it"
+                )
+        self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
+        self._prepared: dict[OpticalProfile, lumina_kernel.PreparedLayer] = {}
+        self._prepare(layer, layer.profile)
+
+    def _prepare(self, layer: OpticalLinear, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
+        if profile not in self._prepared:
+            weight, bias = (watched.tensor for watched in self._watched)
+            assert weight is not None
+            functional.check_weight(weight, bias)
+            try:
+                self._prepared[profile] = lumina_kernel.PreparedLayer(
+                    _ops.params_of(functional.arguments(profile)),
+                    _ops.view(weight),
+                    None if bias is None else _ops.view(bias),
+                )
+            except ValueError as error:
+                raise _ops.named(error, layer.label) from None
+        return self._prepared[profile]
+
+    def forward(self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None) -> Tensor:
+        for watched, tensor in zip(self._watched, (layer.weight, layer.bias), strict=True):
+            watched.check(tensor, layer.label)
+        if layer.profile != self._profile:
+            raise RuntimeError(f"{layer.label}: profile was changed inside frozen(): leave the block before it changes")
+        x = functional.autocast(x)
+        if functional.records_gradient(x, layer.weight, layer.bias):
+            return functional.apply(x, layer.weight, layer.bias, profile, layer.seed, stream, layer.label)
+        functional.check_input(x, layer.in_features)
+        prepared = self._prepare(layer, profile)
+        y = torch.empty((*x.shape[:-1], layer.out_features))
+        _ops.follow_torch_threads()
+        key = functional.stream_tensor(profile, stream)
+        prepared.forward(_ops.view(x), layer.seed, int(key), out=y.numpy())
+        return y

@@ -1,0 +1,316 @@
+"""Conversion of a model's `nn.Linear` layers to optical ones, and the report of what became of each."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn._table import table
+from lumina_onnx.nn.linear import OpticalLinear, become_optical, range_text
+from lumina_onnx.profile import OpticalProfile
+
+_Model = TypeVar("_Model", bound=nn.Module)
+# Why a layer was skipped is kept on the layer, so that report() needs the model alone.
+_SKIPPED = "_lumina_skipped"
+
+
+def convert(
+    model: _Model,
+    profile: OpticalProfile,
+    *,
+    skip: str | Iterable[str] = (),
+    overrides: Mapping[str, OpticalProfile] | None = None,
+    seed: int = 0,
+    inplace: bool = False,
+) -> _Model:
+    """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
+
+    Parameters, hooks, names and sharing stay as they are: tied weights stay tied, a module used twice stays one
+    module. Each layer gets a noise seed of its own from `seed` and its name.
+
+    Converting again changes nothing. A layer that is optical already takes `profile` (or its override) and keeps its
+    seed and, where the new profile leaves a range dynamic, the static range it has; so a calibrated model can be
+    given other bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.)
+
+    Left as they are, with the reason in the report: layers named by `skip`; subclasses of ``nn.Linear`` with a
+    forward of their own; parametrised and lazy layers; the ``out_proj`` of ``nn.MultiheadAttention``, which reads
+    its parameters without calling it; everything that is no Linear. The fused inference path of
+    ``nn.TransformerEncoderLayer``, which would bypass its Linear layers, is switched off where they are converted.
+
+    Args:
+        model: of float32 parameters on the CPU.
+        profile: the hardware.
+        skip: name patterns (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`; ``*`` crosses dots) of layers to leave.
+        overrides: name pattern -> profile for the layers it matches; of several that match, the last.
+        seed: 0..2^63-1; models converted with different seeds have different noise.
+        inplace: converts `model` itself, rather than a deep copy.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        ValueError: a pattern that matches no Linear layer, or a profile that does not fit a layer.
+        TypeError: a layer that is not float32 on the CPU.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}: allowed is a torch.nn.Module")
+    functional.check_is_profile(profile)
+    functional.check_counter("seed", seed)
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    overrides = dict(overrides or {})
+    for pattern, override in overrides.items():
+        functional.check_is_profile(override, f"overrides[{pattern!r}]")
+    if not inplace:
+        model = copy.deepcopy(model)
+
+    layers = [entry for entry in _entries(model) if isinstance(entry.module, nn.Linear)]
+    for argument, patterns in (("skip", skip), ("overrides", overrides)):
+        _check_patterns(argument, patterns, layers)
+
+    plan: list[tuple[_Entry, OpticalProfile]] = []
+    skipped: dict[nn.Module, str] = {}
+    for entry in layers:
+        pattern = next((pattern for pattern in skip if entry.matches(pattern)), None)
+        if pattern is not None and not isinstance(entry.module, OpticalLinear):
+            skipped[entry.module] = pattern
+        elif pattern is None and _why_left(entry) is None:
+            chosen = [override for pattern, override in overrides.items() if entry.matches(pattern)]
+            plan.append((entry, _profile_for(entry, chosen[-1] if chosen else profile)))
+    _apply(plan, skipped, seed)
+    _close_fast_paths(model)
+    if not any(isinstance(module, OpticalLinear) for module in model.modules()):
+        warnings.warn("convert: no layer of the model was converted; lumina_onnx.nn.report(model) says why", stacklevel=2)
+    return model
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of a :class:`ConversionReport`."""
+
+    name: str
+    """The module's name in the model."""
+    aliases: tuple[str, ...]
+    """Further names, where the module is used more than once."""
+    kind: str
+    """The module's class."""
+    in_features: int
+    """K; 0 for what is no Linear."""
+    out_features: int
+    """N; 0 for what is no Linear."""
+    profile: OpticalProfile | None
+    """None where the layer was left."""
+    seed: int | None
+    """Key of its noise; None where the layer was left."""
+    reason: str
+    """Why the layer was left; empty where it was converted."""
+
+    @property
+    def converted(self) -> bool:
+        """Whether the layer is optical."""
+        return self.profile is not None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of each layer with a weight matrix. ``print(report)`` shows a table."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def converted(self) -> tuple[LayerReport, ...]:
+        """The optical layers."""
+        return tuple(layer for layer in self.layers if layer.converted)
+
+    @property
+    def left(self) -> tuple[LayerReport, ...]:
+        """The layers left as they are."""
+        return tuple(layer for layer in self.layers if not layer.converted)
+
+    def __str__(self) -> str:
+        header = ("layer", "kind", "N", "K", "bits x/w/y", "input range", "output range", "noise")
+        rows = [
+            (
+                " = ".join((layer.name or "(model)", *layer.aliases)),
+                layer.kind,
+                layer.out_features,
+                layer.in_features,
+                f"{profile.input_bits or '-'}/{profile.weight_bits or '-'}/{profile.output_bits or '-'}",
+                range_text(profile.input_range) if profile.input_bits else "-",
+                range_text(profile.output_range),
+                noise_text(profile),
+            )
+            for layer in self.converted
+            if (profile := layer.profile) is not None
+        ]
+        kinds = Counter(layer.kind for layer in self.left)
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        parts = [f"{len(rows)} converted, {len(self.left)} left" + (f" ({counted})" if counted else "")]
+        if rows:
+            parts.append(table(header, rows))
+        if self.left:
+            parts.append(
+                table(
+                    ("left", "kind", "why"),
+                    [(" = ".join((layer.name, *layer.aliases)), layer.kind, layer.reason) for layer in self.left],
+                )
+            )
+        return "\n\n".join(parts)
+
+
+def report(model: nn.Module) -> ConversionReport:
+    """What became of each layer of `model` that has a weight matrix: its profile, or why it was left."""
+    rows = []
+    for entry in _entries(model):
+        module = entry.module
+        if isinstance(module, OpticalLinear):
+            profile, seed, reason = module.profile, module.seed, ""
+        elif isinstance(module, nn.Linear):
+            profile, seed, reason = None, None, _why_left(entry) or "not converted"
+            if hasattr(module, _SKIPPED):
+                reason = f"skip {getattr(module, _SKIPPED)!r}"
+        elif _has_matrix(module):
+            profile, seed, reason = None, None, "no Linear"
+            if isinstance(module, nn.MultiheadAttention):
+                reason = "its input projection is a parameter, no Linear"
+        else:
+            continue
+        n, k = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (0, 0)
+        rows.append(
+            LayerReport(entry.names[0], entry.names[1:], type(module).__name__, k, n, profile, seed, reason)
+        )
+    return ConversionReport(tuple(rows))
+
+
+def noise_text(profile: OpticalProfile) -> str:
+    """The profile's noise laws and levels in a few words."""
+    laws = ("relative", "additive", "shot")
+    levels = [f"{law} {level:g}" for law in laws if (level := getattr(profile, f"noise_{law}"))]
+    return ", ".join(levels) or "none"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A module with all its names, and the attention module that bypasses it, if one does."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    bypassed_by: nn.Module | None
+
+    def matches(self, pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in self.names)
+
+
+def _entries(model: nn.Module) -> Iterator[_Entry]:
+    names: dict[nn.Module, list[str]] = {}
+    bypassed: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+        if isinstance(module, nn.MultiheadAttention):
+            bypassed[module.out_proj] = module
+    for module, aliases in names.items():
+        yield _Entry(module, tuple(aliases), bypassed.get(module))
+
+
+def _why_left(entry: _Entry) -> str | None:
+    """Why a Linear cannot be converted; None where it can."""
+    module = entry.module
+    if isinstance(module, OpticalLinear):
+        return None
+    if entry.bypassed_by is not None:
+        return f"{type(entry.bypassed_by).__name__} reads its parameters without calling it"
+    if is_lazy(module.weight):
+        return "not initialised yet: run a batch before converting"
+    if parametrize.is_parametrized(module):
+        return "parametrised: convert first, then register the parametrisation"
+    if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
+        return f"{type(module).__name__} has a forward of its own"
+    return None
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return False
+    return any(is_lazy(p) or p.dim() >= 2 for p in module.parameters(recurse=False))
+
+
+def _check_patterns(argument: str, patterns: Iterable[str], layers: list[_Entry]) -> None:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} holds {type(pattern).__name__} {pattern!r}: allowed is a name pattern, a str")
+        if not any(layer.matches(pattern) for layer in layers):
+            names = [name for layer in layers for name in layer.names]
+            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise ValueError(f"{argument} pattern {pattern!r} matches no Linear layer: there are {shown or 'none'}")
+
+
+def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
+    """The profile that the layer takes, checked against the layer."""
+    module = entry.module
+    assert isinstance(module, nn.Linear)
+    label = f"layer {entry.names[0]!r}"
+    for name in ("weight", "bias"):
+        if getattr(module, name) is not None:
+            functional.check_tensor(f"{label}: {name}", getattr(module, name))
+    if isinstance(module, OpticalLinear):
+        changes: dict[str, float | tuple[float, ...]] = {}
+        if profile.input_range == 0 and profile.input_bits > 0:
+            changes["input_range"] = module.profile.input_range
+        if profile.output_range == 0:
+            changes["output_range"] = module.profile.output_range
+        profile = profile.replace(**changes)
+    try:
+        functional.check_profile(profile, module.out_features)
+    except ValueError as error:
+        raise _ops.named(error, label) from None
+    return profile
+
+
+def _apply(plan: list[tuple[_Entry, OpticalProfile]], skipped: dict[nn.Module, str], seed: int) -> None:
+    for module, pattern in skipped.items():
+        setattr(module, _SKIPPED, pattern)
+    used = {entry.module.seed for entry, _ in plan if isinstance(entry.module, OpticalLinear)}
+    for entry, profile in plan:
+        module, name = entry.module, entry.names[0]
+        assert isinstance(module, nn.Linear)
+        module.__dict__.pop(_SKIPPED, None)
+        if isinstance(module, OpticalLinear):
+            module.profile = profile
+            module.name = name
+            continue
+        layer_seed = _layer_seed(seed, name)
+        while layer_seed in used:
+            layer_seed = (layer_seed + 1) % _ops.STREAMS
+        used.add(layer_seed)
+        become_optical(module, profile, layer_seed, name)
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % _ops.STREAMS
+
+
+def _close_fast_paths(model: nn.Module) -> None:
+    """Has transformer layers call their Linear layers in eval() too.
+
+    ``nn.TransformerEncoderLayer`` takes its fused kernel only where this attribute is true, and
+    ``nn.TransformerEncoder`` packs padded batches into the nested tensors that only that kernel reads.
+    """
+    for module in model.modules():
+        if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            continue
+        if any(isinstance(child, OpticalLinear) for child in module.modules()):
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0
+            else:
+                module.use_nested_tensor = False

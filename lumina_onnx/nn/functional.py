@@ -1,0 +1,195 @@
+"""The optical linear operator as a differentiable function of torch tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lumina_onnx.nn import _ops
+from lumina_onnx.profile import OpticalProfile
+
+# Counts the streams drawn: what torch.compile sees change from one noisy call to the next.
+_draws = torch.zeros((), dtype=torch.int64)
+
+
+def optical_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    *,
+    seed: int = 0,
+    stream: int | Tensor | None = None,
+) -> Tensor:
+    """``ADC(DAC(x) @ weight.T + bias + noise)``, with a straight-through gradient.
+
+    The forward pass equals :func:`lumina_onnx.reference.optical_linear` bit for bit. The gradient is that of the
+    same linear map with its quantised operands: it is 0 where a DAC or ADC with a static range saturated, passes
+    the quantisers otherwise, and takes the noise for a constant. It is computed in float32 with the accuracy of
+    ``torch.set_float32_matmul_precision("highest")``. There is no second derivative: asking for one raises.
+
+    Args:
+        x: float32 ``[..., K]`` or ``[K]``, on the CPU. Made contiguous where it is not.
+        weight: float32 ``[N, K]``, finite.
+        bias: float32 ``[N]``, finite, or None.
+        profile: bits, ranges and noise of the hardware.
+        seed: the noise's key, 0..2^63-1. Give each layer its own, so that no two share their noise.
+        stream: the draw under that key, 0..2^63-1 (or an int64 tensor of one element): the same seed and stream
+            repeat the same noise. None draws one from torch's generator where the profile has noise, so that
+            :func:`torch.manual_seed` reproduces a run.
+
+    Returns:
+        float32 ``[..., N]``.
+
+    Raises:
+        TypeError: an argument of another type, dtype, layout or device.
+        ValueError: shapes that do not fit, a value out of its bounds, a weight or bias that is not finite.
+    """
+    return apply(x, weight, bias, profile, seed, stream, "")
+
+
+def apply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+) -> Tensor:
+    """:func:`optical_linear`; `layer` is named in errors about the weights."""
+    x, weight, bias = (autocast(tensor) for tensor in (x, weight, bias))
+    check_weight(weight, bias)
+    check_input(x, weight.shape[1])
+    parameters = arguments(profile)
+    key = stream_tensor(profile, stream)
+    check_counter("seed", seed)
+    if torch.compiler.is_exporting():
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+    if records_gradient(x, weight, bias):
+        return torch.ops.lumina.optical_linear_train(x, weight, bias, key, layer, seed, *parameters)[0]
+    if torch.compiler.is_compiling() or not layer:
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+    try:
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+    except ValueError as error:
+        raise _ops.named(error, layer) from None
+
+
+def arguments(profile: OpticalProfile) -> list[object]:
+    """The profile as the operators take it."""
+    check_is_profile(profile)
+    ranges = profile.output_range
+    return [
+        profile.input_bits,
+        profile.weight_bits,
+        profile.output_bits,
+        float(profile.input_range),
+        list(ranges) if isinstance(ranges, tuple) else [float(ranges)],
+        float(profile.noise_relative),
+        float(profile.noise_additive),
+        float(profile.noise_shot),
+        profile.bias_stage,
+    ]
+
+
+def check_profile(profile: OpticalProfile, n: int) -> None:
+    """Refuses a profile that does not fit a layer of n outputs."""
+    check_is_profile(profile)
+    ranges = profile.output_range
+    if isinstance(ranges, tuple) and len(ranges) not in (1, n):
+        raise ValueError(
+            f"profile.output_range has {len(ranges)} elements: allowed is 1, or one for each of the N = {n} outputs"
+        )
+
+
+def check_is_profile(profile: object, name: str = "profile") -> None:
+    """Refuses what is no OpticalProfile."""
+    if not isinstance(profile, OpticalProfile):
+        raise TypeError(f"{name} is {type(profile).__name__}: allowed is a lumina_onnx.OpticalProfile")
+
+
+def has_noise(profile: OpticalProfile) -> bool:
+    """Whether the profile draws any noise."""
+    return profile.noise_relative != 0 or profile.noise_additive != 0 or profile.noise_shot != 0
+
+
+def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
+    """The stream as an int64 tensor of one element, drawn where it is None and the profile has noise."""
+    if stream is None:
+        # In an exported graph the runtime counts the streams, so nothing is drawn there.
+        if has_noise(profile) and not torch.compiler.is_exporting():
+            return torch.ops.lumina.draw_stream(_draws)
+        return torch.zeros((), dtype=torch.int64)
+    if isinstance(stream, Tensor):
+        if stream.dtype != torch.int64 or stream.numel() != 1:
+            raise TypeError(
+                f"stream is a tensor of {stream.dtype} {list(stream.shape)}: allowed is an int, or an int64 tensor "
+                "of one element"
+            )
+        return stream
+    check_counter("stream", stream)
+    return torch.tensor(stream, dtype=torch.int64)
+
+
+def check_counter(name: str, value: object) -> None:
+    """Refuses a seed or stream that is no integer of 63 bits."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {type(value).__name__} {value!r}: allowed is an int, 0..2^63-1")
+    if not 0 <= value < _ops.STREAMS:
+        raise ValueError(f"{name} = {value}: allowed is 0..2^63-1")
+
+
+def records_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd will ask for this call's gradient."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def autocast(tensor: Tensor | None) -> Tensor | None:
+    """The tensor in float32 where autocast made it smaller: the operator is one of those that need float32."""
+    if (
+        tensor is not None
+        and isinstance(tensor, Tensor)
+        and tensor.dtype in (torch.bfloat16, torch.float16)
+        and torch.is_autocast_enabled("cpu")
+    ):
+        return tensor.float()
+    return tensor
+
+
+def check_tensor(name: str, tensor: object) -> None:
+    """Refuses what is no dense float32 CPU tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {type(tensor).__name__}: allowed is a torch.Tensor of float32 on the CPU")
+    if tensor.device.type not in ("cpu", "meta"):
+        raise TypeError(
+            f"{name} is on {tensor.device}: allowed is the CPU, where the kernel runs; move it there with .cpu()"
+        )
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name} is {tensor.dtype}: allowed is torch.float32; convert it with .float()")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        raise TypeError(f"{name} is a {kind} tensor: allowed is a dense (strided) one")
+
+
+def check_input(x: Tensor, k: int) -> None:
+    """Refuses an x that is no dense float32 CPU tensor ``[..., k]``."""
+    check_tensor("x", x)
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ValueError(f"x has shape {list(x.shape)}: allowed is [..., {k}], as weight has {k} columns")
+
+
+def check_weight(weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses a weight that is no ``[N, K]``, or a bias that is no ``[N]``, of dense float32 on the CPU."""
+    check_tensor("weight", weight)
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {list(weight.shape)}: allowed is [N, K], N and K at least 1")
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias has shape {list(bias.shape)}: allowed is [{weight.shape[0]}], as weight has "
+                f"{weight.shape[0]} rows"
+            )
