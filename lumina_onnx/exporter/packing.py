@@ -108,16 +108,14 @@ def store_weights(model: ir.Model) -> None:
     for node in list(optical_nodes(model)):
         bits = node.attributes["weight_bits"].as_int()
         weight = _float_constant(model, node, 1, "weight")
-        key = (bits, weight.shape, hashlib.sha256(np.ascontiguousarray(weight)).digest())
+        key = (bits, weight.shape, hashlib.sha256(weight).digest())
         if key not in stored:
             stored[key] = _store(model, node, bits, weight)
         values = list(stored[key])
         if len(node.inputs) > 3 and node.inputs[3] is not None:
             bias = _float_constant(model, node, 3, "bias")
             source = node.inputs[3]
-            values.append(
-                source if source.is_initializer() else _add(model, f"{node.name}.bias", bias)
-            )
+            values.append(source if source.is_initializer() else _add(model, f"{node.name}.bias", bias))
         if bits in PACKED_BITS:
             node.attributes["in_features"] = ir.AttrInt64("in_features", weight.shape[1])
         for index, value in enumerate(values, start=1):
@@ -155,6 +153,7 @@ def _float_constant(model: ir.Model, node: ir.Node, index: int, name: str) -> ND
         )
     if array.dtype != np.float32:
         raise ValueError(f"{node.name}: {name} has dtype {array.dtype}; allowed is float32 (model.float())")
+    array = np.ascontiguousarray(array)
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         at = tuple(int(i) for i in bad[0])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -86,11 +88,14 @@ def export(
     runtime = resolve(target)
     file = _destination(path)
     arguments = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    if dynamic_shapes is None and dynamic_batch:
+    batched = dynamic_shapes is None and dynamic_batch
+    if batched:
         arguments, dynamic_shapes = _batched(model, arguments)
 
     register()
     program = _capture(model, arguments, dynamic_shapes, runtime)
+    if batched:
+        _name_batch(program)
     graph = program.model
     ir.passes.common.InlinePass()(graph)
     modules = _name_nodes(graph)
@@ -159,10 +164,23 @@ def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[
     if not (arguments and isinstance(arguments[-1], dict)):
         return arguments, shapes
     # With keyword arguments torch wants the shapes by name.
-    import inspect
-
     names = list(inspect.signature(model.forward).parameters)
     return arguments, dict(zip(names, shapes[:-1], strict=False)) | shapes[-1]
+
+
+def _name_batch(program: torch.onnx.ONNXProgram) -> None:
+    """Calls dimension 0 of every input "batch", whatever symbol torch gave it.
+
+    Where forward fixes a size, torch may export that size without a word.
+    """
+    first = {str(value.name): value.shape[0] for value in program.model.graph.inputs if value.shape}
+    for name, dimension in first.items():
+        if isinstance(dimension, int):
+            raise ValueError(
+                f"dynamic_batch = True: forward works only where dimension 0 of input {name!r} is {dimension}; allowed "
+                "are dynamic_batch=False and dynamic_shapes"
+            )
+    program.rename_axes({str(dimension.value): "batch" for dimension in first.values()})
 
 
 def _translate(
@@ -206,7 +224,7 @@ def _translate(
 def _capture(
     model: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any, runtime: Target
 ) -> torch.onnx.ONNXProgram:
-    with _eval(model), optical.noise(model, on=True, stream=0), _quiet():
+    with _eval(model), optical.noise(model, on=True), _quiet():
         try:
             program = torch.onnx.export(
                 model,
@@ -225,7 +243,8 @@ def _capture(
                 else ""
             )
             raise ExportError(
-                f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: {error}"
+                f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: "
+                + re.sub(r"\x1b\[[0-9;]*m", "", str(error))
             ) from error
     assert program is not None
     return program
@@ -252,6 +271,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
             yield
     finally:
         logger.setLevel(level)
@@ -289,32 +309,33 @@ _WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
 
 def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Left]:
     """Products with constant weights that stay ordinary operators, and optical layers that are not in the file."""
-    modules = dict(model.named_modules())
-    left = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    reasons = {name: row.reason for row in optical.report(model).left for name in (row.name, *row.aliases)}
+    left: dict[Left, None] = {}
     for node in graph.graph.all_nodes():
         if node.op_type not in _WEIGHTED or not packing.is_constant(node.inputs[_WEIGHTED[node.op_type]]):
             continue
         path = (_scopes(node) or [""])[-1]
-        module = modules.get(path)
-        if isinstance(module, optical.OpticalLinear):
+        if isinstance(modules.get(path), optical.OpticalLinear):
             reason = "the model reads this layer's weight without calling the layer"
-        elif isinstance(module, torch.nn.Linear):
-            reason = "an nn.Linear that was not converted"
-        elif "Conv" in node.op_type:
-            reason = "a convolution: only linear layers run on the optical operator"
         else:
-            reason = "a product with a constant outside any nn.Linear"
-        left.append(Left(path or str(node.name), node.op_type, reason))
-    names = {id(modules[path]) for path in reached if path in modules}
-    for path, module in modules.items():
-        if isinstance(module, optical.OpticalLinear) and id(module) not in names:
-            left.append(Left(path, "OpticalLinear", "not in the file: the model's forward does not call it"))
-    return left
+            reason = reasons.get(path, "a product with a constant that belongs to no Linear")
+        left[Left(path or str(node.name), node.op_type, reason)] = None
+    seen = {id(modules[path]) for path in reached if path in modules}
+    for path, module in model.named_modules():
+        if isinstance(module, optical.OpticalLinear) and id(module) not in seen:
+            left[Left(path, "OpticalLinear", "not in the file: the model's forward does not call it")] = None
+    return list(left)
 
 
 def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
     """Names, versions and metadata; nothing of the machine that exported stays in the file."""
     ir.passes.common.ClearMetadataAndDocStringPass()(graph)
+    order = [row["name"] for row in lumina_kernel.schema()]
+    for node in packing.optical_nodes(graph):
+        attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
+        node.attributes.clear()
+        node.attributes.update({attribute.name: attribute for attribute in attributes})
     outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
     taken = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
     for index, value in enumerate(outputs):
@@ -330,19 +351,22 @@ def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
         {
             "lumina.version": lumina_kernel.__version__,
             "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
-            "lumina.profile": json.dumps(_profiles(model)),
+            "lumina.profile": json.dumps(_profiles(graph)),
         }
     )
     ir.passes.common.NameFixPass()(graph)
 
 
-def _profiles(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Each distinct profile with the layers that have it."""
+def _profiles(graph: ir.Model) -> list[dict[str, Any]]:
+    """Each distinct hardware with the layers that run on it. Ranges are each layer's own and stand in its node."""
     groups: dict[str, dict[str, Any]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, optical.OpticalLinear):
-            profile = module.profile.to_json()
-            groups.setdefault(profile, {"profile": json.loads(profile), "layers": []})["layers"].append(path)
+    for node in packing.optical_nodes(graph):
+        profile = {
+            name: attribute.value
+            for name, attribute in node.attributes.items()
+            if name not in ("seed", "in_features", "input_range", "output_range")
+        }
+        groups.setdefault(json.dumps(profile), {**profile, "layers": []})["layers"].append(node.name)
     return list(groups.values())
 
 
