@@ -1,0 +1,226 @@
+"""Static full scales from data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from lumina_onnx.nn import functional
+from lumina_onnx.nn._histogram import Histogram
+from lumina_onnx.nn._table import table
+from lumina_onnx.nn.context import optical_layers
+from lumina_onnx.nn.linear import OpticalLinear, quiet, range_text
+
+Method = Literal["max", "percentile", "mse"]
+_METHODS = ("max", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class LayerCalibration:
+    """What calibration found for one layer."""
+
+    name: str
+    """The layer's name in the model."""
+    input_range: float
+    """DAC full scale; 0 (dynamic) where there is no DAC or nothing to go by."""
+    output_range: float
+    """ADC full scale; 0 (dynamic) where nothing reads one or there was nothing to go by."""
+    input_clipped: float
+    """Fraction of the inputs seen that lie beyond `input_range`."""
+    output_clipped: float
+    """Fraction of the clean outputs seen that lie beyond `output_range`."""
+    values: int
+    """How many inputs were seen; 0 where the layer was never called."""
+    note: str
+    """What the user should know; empty where all went as asked."""
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """The ranges that :func:`calibrate` set. ``print(report)`` shows a table."""
+
+    method: str
+    layers: tuple[LayerCalibration, ...]
+
+    def __str__(self) -> str:
+        header = ("layer", "input range", "clipped", "output range", "clipped", "values", "note")
+        rows = [
+            (
+                layer.name or "(model)",
+                range_text(layer.input_range),
+                f"{layer.input_clipped:.3%}",
+                range_text(layer.output_range),
+                f"{layer.output_clipped:.3%}",
+                layer.values,
+                layer.note,
+            )
+            for layer in self.layers
+        ]
+        return table(header, rows)
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    method: Method = "max",
+    percentile: float = 99.9,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    progress: bool = True,
+) -> CalibrationReport:
+    """Gives every optical layer of `model` static input and output ranges, from the signals that `batches` cause.
+
+    The model runs in ``eval()`` and without gradients, its layers without noise and with dynamic ranges; each
+    module's mode is restored. Ranges that a layer had are replaced. What is observed:
+
+    - for `input_range`, |x| as it enters the layer. A layer without a DAC (input_bits 0) gets none.
+    - for `output_range`, |z|: the clean analog output before noise and ADC, with the bias only where it is analog.
+      A layer gets one range for all outputs, and none where nothing reads it (output_bits 0 and neither additive nor
+      shot noise).
+
+    The noise adds to z before the ADC, and no headroom is left for it by "max" and "percentile": the additive and
+    shot laws scale with the range, so that a wider one also makes more noise. "mse" weighs this exactly.
+
+    Args:
+        model: with :class:`OpticalLinear` layers.
+        batches: an iterable, such as a DataLoader. A tensor is passed to the model; of a tuple or list the first
+            element (as in :func:`torch.optim.swa_utils.update_bn`, the rest being labels); a mapping as keywords.
+        method: "max": the largest magnitude seen. "percentile": the magnitude that `percentile` % of the values do
+            not exceed, to within 0.4 %. "mse": the range with the least mean squared error of the
+            quantised signal (a search over clipping ranges; for the output, of the noisy and quantised z against the
+            clean one, at the layer's own noise). A layer without an ADC takes the maximum instead.
+        percentile: for method "percentile", above 0 and at most 100.
+        forward: called as ``forward(model, batch)`` for each batch, for models that are called in another way.
+        progress: whether a progress bar is shown.
+
+    Returns:
+        The ranges set, and how much they clip; ``print`` shows a table. A layer that was never called keeps its
+        ranges, is noted there, and warned about.
+
+    Raises:
+        ValueError: no optical layer, no batch, an unknown method, a signal that is not finite (with its layer).
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method = {method!r}: allowed is {', '.join(map(repr, _METHODS))}")
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile = {percentile}: allowed is a number above 0, at most 100")
+    layers = optical_layers(model)
+    if not layers:
+        raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
+    observers = _observe(model, layers, batches, forward or _forward, progress)
+    rows = tuple(
+        _set_ranges(name, layer, observers[layer], method, percentile / 100) for name, layer in layers
+    )
+    idle = [row.name for row in rows if not row.values]
+    if idle:
+        warnings.warn(
+            f"calibrate: never called, so left with the ranges they had: {', '.join(map(repr, idle))}", stacklevel=2
+        )
+    return CalibrationReport(method, rows)
+
+
+class Observer:
+    """Runs a layer clean and with dynamic ranges, and gathers what its converters see."""
+
+    def __init__(self) -> None:
+        self.inputs = Histogram()
+        self.outputs = Histogram()
+
+    def observe(self, layer: OpticalLinear, x: Tensor) -> Tensor:
+        """The layer's output, its input and analog output counted."""
+        dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
+        analog = dynamic.replace(output_bits=0)
+        bias = layer.bias if layer.profile.bias_stage == "analog" else None
+        x = functional.autocast(x)
+        z = functional.apply(x, layer.weight, bias, analog, 0, 0, layer.label)
+        for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
+            if not bool(torch.isfinite(signal).all()):
+                raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
+            histogram.add(signal)
+        return functional.apply(x, layer.weight, layer.bias, dynamic, 0, 0, layer.label)
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def _observe(
+    model: nn.Module,
+    layers: list[tuple[str, OpticalLinear]],
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    progress: bool,
+) -> dict[nn.Module, Observer]:
+    observers: dict[nn.Module, Observer] = {}
+    training = {module: module.training for module in model.modules()}
+    before = [layer._observer for _, layer in layers]
+    total = len(batches) if hasattr(batches, "__len__") else None
+    count = 0
+    try:
+        for _, layer in layers:
+            layer._observer = observers[layer] = Observer()
+        model.eval()
+        with torch.no_grad():
+            for batch in track(batches, description="calibrate", total=total, disable=not progress):
+                forward(model, batch)
+                count += 1
+    finally:
+        for (_, layer), observer in zip(layers, before, strict=True):
+            layer._observer = observer
+        for module, mode in training.items():
+            module.training = mode
+    if not count:
+        raise ValueError("batches is empty: allowed is at least one batch")
+    return observers
+
+
+def _set_ranges(
+    name: str, layer: OpticalLinear, observer: Observer, method: Method, fraction: float
+) -> LayerCalibration:
+    profile = layer.profile
+    inputs, outputs = observer.inputs, observer.outputs
+    if not inputs.count:
+        kept = profile.output_range
+        return LayerCalibration(
+            name, profile.input_range, max(kept) if isinstance(kept, tuple) else kept, 0.0, 0.0, 0, "never called"
+        )
+    notes = []
+    input_range = output_range = 0.0
+    if profile.input_bits:
+        input_range = _range(inputs, method, fraction, profile.input_bits, (0.0, 0.0, 0.0))
+        if input_range == 0:
+            notes.append("its input was always 0: dynamic")
+    if profile.output_bits or profile.noise_additive or profile.noise_shot:
+        levels = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
+        output_range = _range(outputs, method, fraction, profile.output_bits, levels)
+        if output_range == 0:
+            notes.append("its output was always 0: dynamic")
+    layer.profile = profile.replace(input_range=input_range, output_range=output_range)
+    return LayerCalibration(
+        name,
+        input_range,
+        output_range,
+        inputs.fraction_above(input_range) if input_range else 0.0,
+        outputs.fraction_above(output_range) if output_range else 0.0,
+        inputs.count,
+        "; ".join(notes),
+    )
+
+
+def _range(
+    histogram: Histogram, method: Method, fraction: float, bits: int, noise: tuple[float, float, float]
+) -> float:
+    if method == "percentile":
+        # Where that much of the signal is 0, only its maximum says anything.
+        return histogram.quantile(fraction) or histogram.maximum
+    if method == "mse" and bits:
+        return histogram.least_error_range(bits, *noise)
+    return histogram.maximum
