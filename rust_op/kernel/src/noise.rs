@@ -11,7 +11,10 @@
 //! - `s = x * S(x^2)`, `c = C(x^2)` with the polynomials [`SIN`] and [`COS`];
 //! - bit 31 of B flips the sign of c, bit 30 exchanges c and s: the four quarters of the circle.
 //!
-//! The largest |eps| is sqrt(64 ln 2) = 6.66.
+//! The largest |eps| is sqrt(64 ln 2) = 6.66. Against Box and Muller's normals in exact arithmetic
+//! (`tests/noise.rs`), each is within 5 units in the last place of the one from the same u (4.6 measured over
+//! 2^28 pairs of words), and within 2.5e-4 of the one from u = ((A >> 1) + 1/2) / 2^31 before its rounding, which
+//! matters next to u = 1 alone.
 
 use crate::rng::{self, BLOCK};
 

@@ -47,6 +47,11 @@ impl CustomOp for OpticalLinear {
 
     fn infer_shape(context: &ShapeContext<'_>) -> Result<(), Failure> {
         let (mut shape, weight) = (context.input(X)?, context.input(W)?);
+        // A dimension without a number or a name cannot be passed on: hosts would take the -1 that stands
+        // for it as a number, and fold it.
+        if shape.iter().rev().skip(1).any(|dim| *dim == Dimension::Unknown) {
+            return Ok(());
+        }
         if let (Some(last), [n @ Dimension::Known(_), _]) = (shape.last_mut(), &weight[..]) {
             *last = n.clone();
             context.set_output(0, &shape)?;

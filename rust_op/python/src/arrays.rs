@@ -75,7 +75,7 @@ fn untyped<'py>(name: &str, wanted: &str, object: &Bound<'py, PyAny>) -> PyResul
 }
 
 /// `object` as an array of `T` in C order.
-pub fn typed<'py, T: Dtype>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+fn typed<'py, T: Dtype>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
     let array = untyped(name, T::NAME, object)?;
     let Ok(typed) = array.cast::<PyArrayDyn<T>>() else {
         return Err(PyTypeError::new_err(format!("{name} has dtype {}: allowed is {}", array.dtype(), T::NAME)));
@@ -97,22 +97,90 @@ pub fn typed<'py, T: Dtype>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<
     Ok(typed.clone())
 }
 
-/// `object`, to be read.
-pub fn read<'py, T: Dtype>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
-    typed::<T>(name, object)?.try_readonly().map_err(|error| busy(name, error))
+/// The arrays of one call. Those that are written share no memory with any other.
+///
+/// numpy's own bookkeeping of borrows sees base objects alone, and two tensors can share memory without
+/// sharing one.
+#[derive(Default)]
+pub struct Arguments {
+    read: Vec<(&'static str, Range<usize>)>,
+    written: Vec<(&'static str, Range<usize>)>,
 }
 
-/// `object`, to be written.
-pub fn write<'py, T: Dtype>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
-    typed::<T>(name, object)?.try_readwrite().map_err(|error| busy(name, error))
+impl Arguments {
+    /// `object`, to be read.
+    pub fn read<'py, T: Dtype>(
+        &mut self,
+        name: &'static str,
+        object: &Bound<'py, PyAny>,
+    ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+        let array = typed::<T>(name, object)?;
+        let memory = memory(&array);
+        check_apart(name, &memory, &self.written)?;
+        self.read.push((name, memory));
+        array.try_readonly().map_err(|error| busy(name, error))
+    }
+
+    /// `object`, to be written.
+    pub fn write<'py, T: Dtype>(
+        &mut self,
+        name: &'static str,
+        object: &Bound<'py, PyAny>,
+    ) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+        let array = typed::<T>(name, object)?;
+        let memory = memory(&array);
+        check_apart(name, &memory, &self.read)?;
+        check_apart(name, &memory, &self.written)?;
+        self.written.push((name, memory));
+        array.try_readwrite().map_err(|error| busy(name, error))
+    }
+
+    /// `object`, to be read, of the shape `expected`, which is `meaning` in words.
+    pub fn read_shaped<'py, T: Dtype>(
+        &mut self,
+        name: &'static str,
+        object: &Bound<'py, PyAny>,
+        expected: &[usize],
+        meaning: &str,
+    ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+        let array = self.read::<T>(name, object)?;
+        check_shape(name, array.shape(), expected, meaning)?;
+        Ok(array)
+    }
+
+    /// `object`, to be written, of the shape `expected`, which is `meaning` in words.
+    pub fn write_shaped<'py, T: Dtype>(
+        &mut self,
+        name: &'static str,
+        object: &Bound<'py, PyAny>,
+        expected: &[usize],
+        meaning: &str,
+    ) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+        let array = self.write::<T>(name, object)?;
+        check_shape(name, array.shape(), expected, meaning)?;
+        Ok(array)
+    }
+}
+
+fn memory<T: Element>(array: &Bound<'_, PyArrayDyn<T>>) -> Range<usize> {
+    let start = array.data() as usize;
+    start..start + array.len() * size_of::<T>()
+}
+
+fn check_apart(name: &str, memory: &Range<usize>, others: &[(&'static str, Range<usize>)]) -> PyResult<()> {
+    let overlap = |other: &Range<usize>| memory.start.max(other.start) < memory.end.min(other.end);
+    match others.iter().find(|(_, other)| overlap(other)) {
+        None => Ok(()),
+        Some((other, _)) => {
+            Err(PyValueError::new_err(format!("{name} shares memory with {other}: allowed is memory of its own")))
+        }
+    }
 }
 
 fn busy(name: &str, error: numpy::BorrowError) -> PyErr {
     let why = match error {
         numpy::BorrowError::NotWriteable => "is read-only: allowed is a writeable array",
-        _ => {
-            "shares memory with another argument, or is in use by a call in another thread: allowed is memory of its own"
-        }
+        _ => "is in use by a call in another thread: allowed is memory of its own",
     };
     PyValueError::new_err(format!("{name} {why}"))
 }
@@ -133,7 +201,7 @@ impl std::fmt::Display for Shape<'_> {
 }
 
 /// Checks that the array called `name` has the shape `expected`, which is `meaning` in words.
-pub fn check_shape(name: &str, shape: &[usize], expected: &[usize], meaning: &str) -> PyResult<()> {
+fn check_shape(name: &str, shape: &[usize], expected: &[usize], meaning: &str) -> PyResult<()> {
     if shape == expected {
         return Ok(());
     }
@@ -146,26 +214,6 @@ pub fn two_dimensions(name: &str, shape: &[usize], meaning: &str) -> PyResult<(u
         [rows, columns] => Ok((*rows, *columns)),
         _ => Err(PyValueError::new_err(format!("{name} has shape {}: allowed is {meaning}", Shape(shape)))),
     }
-}
-
-/// The addresses that an array covers.
-pub fn memory<T: Element>(array: &Bound<'_, PyArrayDyn<T>>) -> Range<usize> {
-    let start = array.data() as usize;
-    start..start + array.len() * size_of::<T>()
-}
-
-/// Checks that `out` covers no address of an input. Two tensors can share memory without sharing a base
-/// object, which is all that numpy's own bookkeeping sees.
-pub fn check_apart(out: (&str, &Range<usize>), inputs: &[(&str, Range<usize>)]) -> PyResult<()> {
-    let (out_name, out) = out;
-    for (name, input) in inputs {
-        if out.start < input.end && input.start < out.end {
-            return Err(PyValueError::new_err(format!(
-                "{out_name} shares memory with {name}: allowed is memory of its own"
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// A new `shape` of float32 of the kind of `like`: a tensor beside a tensor, else a numpy array.

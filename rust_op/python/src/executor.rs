@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lumina_kernel::{Executor, Serial};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -60,13 +60,14 @@ pub fn num_threads(py: Python<'_>) -> usize {
 }
 
 /// Sets the threads that a call uses at most. Results do not depend on it.
+///
+/// Args:
+///     n: 1..4096.
 #[pyfunction]
 #[pyo3(text_signature = "(n)")]
 pub fn set_num_threads(py: Python<'_>, n: Int) -> PyResult<()> {
-    let threads = n.value().ok().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MAX_THREADS).contains(n));
-    let Some(threads) = threads else {
-        return Err(PyValueError::new_err(format!("n = {n}: allowed is 1..{MAX_THREADS}")));
-    };
+    let inside = |n| usize::try_from(n).ok().filter(|n| (1..=MAX_THREADS).contains(n));
+    let threads = n.checked("n", &format!("an integer 1..{MAX_THREADS}"), inside)?;
     let mut state = state(py);
     if state.threads != threads {
         state.threads = threads;

@@ -6,11 +6,11 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arrays::{self, Shape};
+use crate::arrays::{self, Arguments, Shape};
 use crate::error::renamed;
 use crate::executor::Threads;
 use crate::noise;
-use crate::numbers::{Float, Floats, Int};
+use crate::numbers::{Float, Floats, Int, Text};
 use crate::schema::tier;
 
 /// Names in [`optical_linear_forward`] that differ from the kernel's.
@@ -36,7 +36,7 @@ pub fn run<T: Send>(py: Python<'_>, cost: usize, work: impl FnOnce() -> T + Send
 }
 
 /// The rows of X `[..., K]`, and the shape of Y.
-pub fn rows_and_output(name: &str, shape: &[usize], n: usize, k: usize) -> PyResult<(usize, Vec<usize>)> {
+fn rows_and_output(name: &str, shape: &[usize], n: usize, k: usize) -> PyResult<(usize, Vec<usize>)> {
     match shape.split_last() {
         Some((last, leading)) if *last == k => {
             let mut output = leading.to_vec();
@@ -50,33 +50,24 @@ pub fn rows_and_output(name: &str, shape: &[usize], n: usize, k: usize) -> PyRes
     }
 }
 
-/// One forward call: checks X and `out`, makes the output and hands `work` the slices.
+/// One forward call on the array `x`: checks it and `out`, makes the output and hands `work` both.
 pub fn call<'py>(
-    x: (&'static str, &Bound<'py, PyAny>),
+    arguments: &mut Arguments,
+    (name, object): (&'static str, &Bound<'py, PyAny>),
     out: Option<&Bound<'py, PyAny>>,
     (n, k): (usize, usize),
-    inputs: &[(&str, std::ops::Range<usize>)],
     fresh_weights: bool,
     work: impl FnOnce(&[f32], &mut [f32]) -> Result<(), Error> + Send,
 ) -> PyResult<Result<Bound<'py, PyAny>, Error>> {
-    let (name, object) = x;
-    let py = object.py();
-    let x = arrays::typed::<f32>(name, object)?;
+    let x = arguments.read::<f32>(name, object)?;
     let (m, shape) = rows_and_output(name, x.shape(), n, k)?;
     let result = match out {
         Some(out) => out.clone(),
         None => arrays::new_like(object, &shape)?,
     };
-    let y = arrays::typed::<f32>("out", &result)?;
-    arrays::check_shape("out", y.shape(), &shape, "the shape of the result")?;
-    let written = arrays::memory(&y);
-    arrays::check_apart(("out", &written), &[(name, arrays::memory(&x))])?;
-    arrays::check_apart(("out", &written), inputs)?;
-
-    let x = arrays::read::<f32>(name, x.as_any())?;
-    let mut y = arrays::write::<f32>("out", y.as_any())?;
+    let mut y = arguments.write_shaped::<f32>("out", &result, &shape, "the shape of the result")?;
     let (x, y) = (x.as_slice()?, y.as_slice_mut()?);
-    Ok(run(py, cost(m, n, k, fresh_weights), || work(x, y)).map(|()| result))
+    Ok(run(object.py(), cost(m, n, k, fresh_weights), || work(x, y)).map(|()| result))
 }
 
 /// y = ADC(DAC(x) . W + b + noise), in one pass.
@@ -115,7 +106,7 @@ pub fn call<'py>(
     signature = (
         input, weight, bias, noise_std, bits, *, input_bits=Int::from(0), weight_bits=Int::from(0),
         input_range=Float::from(0.0), output_range=Floats::from(0.0), weight_scale=None,
-        noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage="analog".to_owned(),
+        noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage=Text::from("analog".to_owned()),
         seed=None, stream=None, out=None
     ),
     text_signature = "(input, weight, bias, noise_std, bits, *, input_bits=0, weight_bits=0, input_range=0.0, output_range=0.0, weight_scale=None, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\", seed=None, stream=None, out=None)"
@@ -135,7 +126,7 @@ pub fn optical_linear_forward<'py>(
     weight_scale: Option<Floats>,
     noise_additive: Float,
     noise_shot: Float,
-    bias_stage: String,
+    bias_stage: Text,
     seed: Option<Int>,
     stream: Option<Int>,
     out: Option<&Bound<'py, PyAny>>,
@@ -149,20 +140,16 @@ pub fn optical_linear_forward<'py>(
         noise_relative: noise_std.get("noise_std")?,
         noise_additive: noise_additive.get("noise_additive")?,
         noise_shot: noise_shot.get("noise_shot")?,
-        bias_stage,
+        bias_stage: bias_stage.get("bias_stage")?,
     };
     let params = Params::new(&spec).map_err(|error| renamed(error, NAMES))?;
     let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
 
-    let weight = arrays::read::<f32>("weight", weight)?;
+    let mut arguments = Arguments::default();
+    let weight = arguments.read::<f32>("weight", weight)?;
     let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
     params.check_shape(n, k).map_err(|error| renamed(error, NAMES))?;
-    let mut inputs = vec![("weight", arrays::memory(&weight))];
-    let bias = bias.map(|bias| arrays::read::<f32>("bias", bias)).transpose()?;
-    if let Some(bias) = &bias {
-        arrays::check_shape("bias", bias.shape(), &[n], "(N,)")?;
-        inputs.push(("bias", arrays::memory(bias)));
-    }
+    let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
     let weight = weight.as_slice()?;
     let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
 
@@ -173,5 +160,5 @@ pub fn optical_linear_forward<'py>(
         let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
         Layer::new(params, weights, bias)?.forward(tier, &threads, x, key, y, None)
     };
-    call(("input", input), out, (n, k), &inputs, true, work)?.map_err(|error| renamed(error, NAMES))
+    call(&mut arguments, ("input", input), out, (n, k), true, work)?.map_err(|error| renamed(error, NAMES))
 }

@@ -8,11 +8,11 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arrays;
+use crate::arrays::{self, Arguments};
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
 use crate::forward::{call, cost, run};
-use crate::numbers::{Floats, Int, counter};
+use crate::numbers::{Floats, Int};
 use crate::params::PyParams;
 use crate::schema::tier;
 
@@ -35,19 +35,17 @@ impl PyPreparedLayer {
     #[pyo3(signature = (params, weight, bias=None, weight_scale=None))]
     fn new(
         py: Python<'_>,
-        params: &Bound<'_, PyParams>,
+        params: &Bound<'_, PyAny>,
         weight: &Bound<'_, PyAny>,
         bias: Option<&Bound<'_, PyAny>>,
         weight_scale: Option<Floats>,
     ) -> PyResult<Self> {
-        let params = params.get().kernel().clone();
-        let weight = arrays::read::<f32>("weight", weight)?;
+        let params = PyParams::of(params)?.clone();
+        let mut arguments = Arguments::default();
+        let weight = arguments.read::<f32>("weight", weight)?;
         let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
         let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
-        let bias = bias.map(|bias| arrays::read::<f32>("bias", bias)).transpose()?;
-        if let Some(bias) = &bias {
-            arrays::check_shape("bias", bias.shape(), &[n], "(N,)")?;
-        }
+        let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
         let weight = weight.as_slice()?;
         let (tier, threads) = (tier()?, Threads::current(py)?);
@@ -69,10 +67,11 @@ impl PyPreparedLayer {
         stream: Int,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let key = NoiseKey { seed: counter("seed", &seed)?, stream: counter("stream", &stream)? };
+        let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
         let (tier, threads) = (tier()?, Threads::current(py)?);
         let work = |x: &[f32], y: &mut [f32]| self.0.forward(tier, &threads, x, key, y, None);
-        call(("x", x), out, (self.n(), self.k()), &[], false, work)?.map_err(|error| renamed(error, &[("input", "x")]))
+        call(&mut Arguments::default(), ("x", x), out, (self.n(), self.k()), false, work)?
+            .map_err(|error| renamed(error, &[("input", "x")]))
     }
 
     /// N, the outputs.
@@ -96,15 +95,6 @@ impl PyPreparedLayer {
     fn __repr__(&self) -> String {
         format!("PreparedLayer(n={}, k={})", self.n(), self.k())
     }
-}
-
-fn weight_params(bits: &Int, allowed: &'static str, fits: impl Fn(u32) -> bool) -> PyResult<Params> {
-    let refuse = || PyValueError::new_err(format!("bits = {bits}: allowed is {allowed}"));
-    let weight_bits = bits.value().map_err(|_| refuse())?;
-    if !u32::try_from(weight_bits).is_ok_and(fits) {
-        return Err(refuse());
-    }
-    Params::new(&Spec { weight_bits, ..Spec::default() }).map_err(to_python)
 }
 
 /// Rows of K codes out of rows of `code_stride(K)`.
@@ -136,8 +126,9 @@ pub fn quantize_weight<'py>(
     bits: Int,
     weight_scale: Option<Floats>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<f32>>)> {
-    let params = weight_params(&bits, "1..16", |bits| (1..=16).contains(&bits))?;
-    let weight = arrays::read::<f32>("weight", weight)?;
+    let weight_bits = bits.checked("bits", "1..16", |bits| (1..=16).contains(&bits).then_some(bits))?;
+    let params = Params::new(&Spec { weight_bits, ..Spec::default() }).map_err(to_python)?;
+    let weight = Arguments::default().read::<f32>("weight", weight)?;
     let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
     params.check_shape(n, k).map_err(to_python)?;
     let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
@@ -163,7 +154,7 @@ pub fn quantize_weight<'py>(
 }
 
 fn packed_bits(bits: &Int) -> PyResult<u32> {
-    weight_params(bits, "1, 2 or 4", |bits| PACKED_BITS.contains(&bits)).map(|params| params.weight_bits)
+    bits.checked("bits", "1, 2 or 4", |bits| u32::try_from(bits).ok().filter(|bits| PACKED_BITS.contains(bits)))
 }
 
 /// Packs codes several to a byte, as a model file stores them: c + 2^(bits-1) (with 1 bit 0 for -1 and 1 for
@@ -178,7 +169,7 @@ fn packed_bits(bits: &Int) -> PyResult<u32> {
 #[pyfunction]
 pub fn pack_weight<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, bits: Int) -> PyResult<Bound<'py, PyArray2<u8>>> {
     let bits = packed_bits(&bits)?;
-    let codes = arrays::read::<i8>("codes", codes)?;
+    let codes = Arguments::default().read::<i8>("codes", codes)?;
     let (n, k) = arrays::two_dimensions("codes", codes.shape(), "[N, K]")?;
     if k == 0 {
         return Err(PyValueError::new_err("codes has K = 0 columns: allowed is at least 1"));
@@ -208,17 +199,17 @@ pub fn unpack_weight<'py>(
     in_features: Int,
 ) -> PyResult<Bound<'py, PyArray2<i8>>> {
     let bits = packed_bits(&bits)?;
-    let packed = arrays::read::<u8>("packed", packed)?;
+    let packed = Arguments::default().read::<u8>("packed", packed)?;
     let (n, columns) = arrays::two_dimensions("packed", packed.shape(), "[N, ceil(K * bits / 8)]")?;
-    let k = in_features.value().ok().and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0);
-    let Some(k) = k.filter(|k| packed_row_bytes(bits, *k) == columns) else {
-        let per_byte = 8 / bits as usize;
-        return Err(PyValueError::new_err(format!(
-            "in_features = {in_features}: allowed is {}..{} where a row has {columns} bytes of {per_byte} codes",
-            (columns.max(1) - 1) * per_byte + 1,
-            columns * per_byte
-        )));
-    };
+    let per_byte = 8 / bits as usize;
+    let allowed = format!(
+        "{}..{} where a row has {columns} bytes of {per_byte} codes",
+        (columns.max(1) - 1) * per_byte + 1,
+        columns * per_byte
+    );
+    let k = in_features.checked("in_features", &allowed, |k| {
+        usize::try_from(k).ok().filter(|k| *k > 0 && packed_row_bytes(bits, *k) == columns)
+    })?;
     let mut codes = vec![0i8; n * k];
     for (row, (packed, codes)) in packed.as_slice()?.chunks_exact(columns).zip(codes.chunks_exact_mut(k)).enumerate() {
         pack::unpack_row(bits, packed, codes).map_err(|column| {

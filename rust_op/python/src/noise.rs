@@ -6,7 +6,7 @@ use lumina_kernel::NoiseKey;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::numbers::{Int, counter};
+use crate::numbers::Int;
 
 const LARGEST: u64 = i64::MAX as u64;
 
@@ -35,7 +35,7 @@ static STATE: Mutex<State> = Mutex::new(State { source: Source::Unset, key: Nois
 #[pyfunction]
 #[pyo3(text_signature = "(seed)")]
 pub fn manual_seed(seed: Int) -> PyResult<()> {
-    let seed = counter("seed", &seed)?;
+    let seed = seed.counter("seed")?;
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     *state = State { source: Source::Manual, key: NoiseKey { seed, stream: 0 } };
     Ok(())
@@ -45,8 +45,8 @@ pub fn manual_seed(seed: Int) -> PyResult<()> {
 pub fn key(seed: Option<&Int>, stream: Option<&Int>) -> PyResult<NoiseKey> {
     match (seed, stream) {
         (Some(seed), stream) => Ok(NoiseKey {
-            seed: counter("seed", seed)?,
-            stream: stream.map_or(Ok(0), |stream| counter("stream", stream))?,
+            seed: seed.counter("seed")?,
+            stream: stream.map_or(Ok(0), |stream| stream.counter("stream"))?,
         }),
         (None, Some(stream)) => Err(PyValueError::new_err(format!(
             "stream = {stream} would be ignored: without a seed every call draws fresh noise"

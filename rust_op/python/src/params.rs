@@ -5,11 +5,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use lumina_kernel::params::OutputRange;
 use lumina_kernel::{Params, Spec};
 use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::error::to_python;
-use crate::numbers::{Float, Floats, Int};
+use crate::numbers::{Float, Floats, Int, Text};
 
 /// The parameters of an optical linear layer, checked. Immutable; floats are kept in 32 bits.
 ///
@@ -31,9 +32,15 @@ use crate::numbers::{Float, Floats, Int};
 pub struct PyParams(Params);
 
 impl PyParams {
-    /// The kernel's parameters.
-    pub fn kernel(&self) -> &Params {
-        &self.0
+    /// The kernel's parameters in the argument `params`.
+    pub fn of<'a>(params: &'a Bound<'_, PyAny>) -> PyResult<&'a Params> {
+        match params.cast::<PyParams>() {
+            Ok(params) => Ok(&params.get().0),
+            Err(_) => Err(PyTypeError::new_err(format!(
+                "params is of type {}: allowed is lumina_kernel.Params",
+                params.get_type().fully_qualified_name()?
+            ))),
+        }
     }
 
     fn ranges(&self) -> Vec<f32> {
@@ -66,7 +73,7 @@ impl PyParams {
         signature = (
             *, input_bits=Int::from(0), weight_bits=Int::from(0), output_bits=Int::from(8),
             input_range=Float::from(0.0), output_range=Floats::from(0.0), noise_relative=Float::from(0.0),
-            noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage="analog".to_owned()
+            noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage=Text::from("analog".to_owned())
         ),
         text_signature = "(*, input_bits=0, weight_bits=0, output_bits=8, input_range=0.0, output_range=0.0, noise_relative=0.0, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\")"
     )]
@@ -80,7 +87,7 @@ impl PyParams {
         noise_relative: Float,
         noise_additive: Float,
         noise_shot: Float,
-        bias_stage: String,
+        bias_stage: Text,
     ) -> PyResult<Self> {
         let spec = Spec {
             input_bits: input_bits.get("input_bits")?,
@@ -91,7 +98,7 @@ impl PyParams {
             noise_relative: noise_relative.get("noise_relative")?,
             noise_additive: noise_additive.get("noise_additive")?,
             noise_shot: noise_shot.get("noise_shot")?,
-            bias_stage,
+            bias_stage: bias_stage.get("bias_stage")?,
         };
         Params::new(&spec).map(PyParams).map_err(to_python)
     }

@@ -3,16 +3,16 @@
 use lumina_kernel::backward::{Inputs, Operand, Outputs};
 use lumina_kernel::forward as kernel_forward;
 use lumina_kernel::weights::{self, CodesMut, WeightSource};
-use lumina_kernel::{Error, Layer, NoiseKey, Params, Saved, Weights};
+use lumina_kernel::{Error, Layer, NoiseKey, Saved, Weights};
 use numpy::{PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arrays;
+use crate::arrays::{self, Arguments};
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
 use crate::forward::{cost, run};
-use crate::numbers::{Int, counter};
+use crate::numbers::Int;
 use crate::params::PyParams;
 use crate::schema::tier;
 
@@ -20,14 +20,14 @@ type Object<'a, 'py> = &'a Bound<'py, PyAny>;
 
 /// Elements from one row of codes to the next, for rows of k.
 #[pyfunction]
-pub fn code_stride(k: usize) -> usize {
-    weights::code_stride(k)
+pub fn code_stride(k: Int) -> PyResult<usize> {
+    Ok(weights::code_stride(k.size("k")?))
 }
 
 /// Bytes of one row of mask bits, for rows of `columns`.
 #[pyfunction]
-pub fn mask_stride(columns: usize) -> usize {
-    kernel_forward::mask_stride(columns)
+pub fn mask_stride(columns: Int) -> PyResult<usize> {
+    Ok(kernel_forward::mask_stride(columns.size("columns")?))
 }
 
 /// Codes to be written: int8 to 8 bits, int16 above.
@@ -37,15 +37,21 @@ enum CodesOut<'py> {
 }
 
 impl<'py> CodesOut<'py> {
-    fn new(name: &str, object: Option<Object<'_, 'py>>, bits: u32, rows: usize, k: usize) -> PyResult<Option<Self>> {
+    fn new(
+        arguments: &mut Arguments,
+        name: &'static str,
+        object: Option<Object<'_, 'py>>,
+        bits: u32,
+        (rows, k): (usize, usize),
+    ) -> PyResult<Option<Self>> {
         let Some(object) = present(name, object, bits > 0, "its side is quantised", "its side is analog")? else {
             return Ok(None);
         };
         let expected = [rows, weights::code_stride(k)];
         Ok(Some(if bits <= 8 {
-            CodesOut::I8(write_shaped(name, object, &expected, "(rows, code_stride(K))")?)
+            CodesOut::I8(arguments.write_shaped(name, object, &expected, "(rows, code_stride(K))")?)
         } else {
-            CodesOut::I16(write_shaped(name, object, &expected, "(rows, code_stride(K))")?)
+            CodesOut::I16(arguments.write_shaped(name, object, &expected, "(rows, code_stride(K))")?)
         }))
     }
 
@@ -65,13 +71,19 @@ enum Side<'py> {
 }
 
 impl<'py> Side<'py> {
-    fn new(name: &str, object: Object<'_, 'py>, bits: u32, rows: usize, k: usize) -> PyResult<Self> {
+    fn new(
+        arguments: &mut Arguments,
+        name: &'static str,
+        object: Object<'_, 'py>,
+        bits: u32,
+        (rows, k): (usize, usize),
+    ) -> PyResult<Self> {
         let expected = [rows, if bits == 0 { k } else { weights::code_stride(k) }];
         let meaning = if bits == 0 { "(rows, K)" } else { "(rows, code_stride(K))" };
         Ok(match bits {
-            0 => Side::F32(read_shaped(name, object, &expected, meaning)?),
-            1..=8 => Side::I8(read_shaped(name, object, &expected, meaning)?),
-            _ => Side::I16(read_shaped(name, object, &expected, meaning)?),
+            0 => Side::F32(arguments.read_shaped(name, object, &expected, meaning)?),
+            1..=8 => Side::I8(arguments.read_shaped(name, object, &expected, meaning)?),
+            _ => Side::I16(arguments.read_shaped(name, object, &expected, meaning)?),
         })
     }
 
@@ -101,28 +113,6 @@ fn present<'a, 'py>(
     }
 }
 
-fn read_shaped<'py, T: arrays::Dtype>(
-    name: &str,
-    object: Object<'_, 'py>,
-    expected: &[usize],
-    meaning: &str,
-) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
-    let array = arrays::read::<T>(name, object)?;
-    arrays::check_shape(name, array.shape(), expected, meaning)?;
-    Ok(array)
-}
-
-fn write_shaped<'py, T: arrays::Dtype>(
-    name: &str,
-    object: Object<'_, 'py>,
-    expected: &[usize],
-    meaning: &str,
-) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
-    let array = arrays::write::<T>(name, object)?;
-    arrays::check_shape(name, array.shape(), expected, meaning)?;
-    Ok(array)
-}
-
 const ADC_SATURATES: (&str, &str) =
     ("output_bits > 0 and output_range is static", "the ADC cannot saturate (no ADC, or a dynamic output_range)");
 const DAC_SATURATES: (&str, &str) = ("input_range is static", "the DAC cannot saturate (a dynamic input_range)");
@@ -148,7 +138,7 @@ const DAC_SATURATES: (&str, &str) = ("input_range is static", "the DAC cannot sa
 #[allow(clippy::too_many_arguments, reason = "one for each array")]
 pub fn forward_train<'py>(
     py: Python<'py>,
-    params: &Bound<'py, PyParams>,
+    params: Object<'_, 'py>,
     x: Object<'_, 'py>,
     weight: Object<'_, 'py>,
     bias: Option<Object<'_, 'py>>,
@@ -162,23 +152,31 @@ pub fn forward_train<'py>(
     adc_mask: Option<Object<'_, 'py>>,
     dac_mask: Option<Object<'_, 'py>>,
 ) -> PyResult<()> {
-    let params: Params = params.get().kernel().clone();
-    let key = NoiseKey { seed: counter("seed", &seed)?, stream: counter("stream", &stream)? };
-    let x = arrays::read::<f32>("x", x)?;
+    let params = PyParams::of(params)?.clone();
+    let mut arguments = Arguments::default();
+    let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
+    let x = arguments.read::<f32>("x", x)?;
     let (m, k) = arrays::two_dimensions("x", x.shape(), "[M, K]")?;
-    let weight = arrays::read::<f32>("weight", weight)?;
+    let weight = arguments.read::<f32>("weight", weight)?;
     let (n, columns) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
-    arrays::check_shape("weight", &[n, columns], &[n, k], "(N, K) with the K of x")?;
-    let bias = bias.map(|bias| read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
+    if columns != k {
+        return Err(PyValueError::new_err(format!(
+            "weight has shape {}: allowed is (N, K) with K = {k}, the columns of x",
+            arrays::Shape(&[n, columns])
+        )));
+    }
+    let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
 
-    let mut y = write_shaped::<f32>("y", y, &[m, n], "(M, N)")?;
-    let mut x_codes = CodesOut::new("x_codes", x_codes, params.input_bits, m, k)?;
-    let mut x_step = write_shaped::<f32>("x_step", x_step, &[m], "(M,)")?;
-    let mut w_codes = CodesOut::new("w_codes", w_codes, params.weight_bits, n, k)?;
-    let mut w_scale = write_shaped::<f32>("w_scale", w_scale, &[n], "(N,)")?;
-    let mask = |name, object, columns, wanted, (because, because_not)| {
+    let mut y = arguments.write_shaped::<f32>("y", y, &[m, n], "(M, N)")?;
+    let mut x_codes = CodesOut::new(&mut arguments, "x_codes", x_codes, params.input_bits, (m, k))?;
+    let mut x_step = arguments.write_shaped::<f32>("x_step", x_step, &[m], "(M,)")?;
+    let mut w_codes = CodesOut::new(&mut arguments, "w_codes", w_codes, params.weight_bits, (n, k))?;
+    let mut w_scale = arguments.write_shaped::<f32>("w_scale", w_scale, &[n], "(N,)")?;
+    let mut mask = |name, object, columns, wanted, (because, because_not)| {
         present(name, object, wanted, because, because_not)?
-            .map(|mask| write_shaped::<u8>(name, mask, &[m, kernel_forward::mask_stride(columns)], "(M, mask_stride)"))
+            .map(|mask| {
+                arguments.write_shaped::<u8>(name, mask, &[m, kernel_forward::mask_stride(columns)], "(M, mask_stride)")
+            })
             .transpose()
     };
     let mut adc_mask = mask("adc_mask", adc_mask, n, params.adc_can_saturate(), ADC_SATURATES)?;
@@ -222,7 +220,7 @@ pub fn forward_train<'py>(
 #[allow(clippy::too_many_arguments, reason = "one for each array")]
 pub fn backward<'py>(
     py: Python<'py>,
-    params: &Bound<'py, PyParams>,
+    params: Object<'_, 'py>,
     dy: Object<'_, 'py>,
     x: Object<'_, 'py>,
     x_step: Object<'_, 'py>,
@@ -230,28 +228,32 @@ pub fn backward<'py>(
     w_scale: Object<'_, 'py>,
     adc_mask: Option<Object<'_, 'py>>,
     dac_mask: Option<Object<'_, 'py>>,
-    k: usize,
+    k: Int,
     dx: Option<Object<'_, 'py>>,
     dw: Option<Object<'_, 'py>>,
     db: Option<Object<'_, 'py>>,
 ) -> PyResult<()> {
-    let params: &Params = params.get().kernel();
-    let dy = arrays::read::<f32>("dy", dy)?;
+    let params = PyParams::of(params)?;
+    let k = k.size("k")?;
+    let mut arguments = Arguments::default();
+    let dy = arguments.read::<f32>("dy", dy)?;
     let (m, n) = arrays::two_dimensions("dy", dy.shape(), "[M, N]")?;
     params.check_shape(n, k).map_err(to_python)?;
-    let x = Side::new("x", x, params.input_bits, m, k)?;
-    let x_step = read_shaped::<f32>("x_step", x_step, &[m], "(M,)")?;
-    let w = Side::new("w", w, params.weight_bits, n, k)?;
-    let w_scale = read_shaped::<f32>("w_scale", w_scale, &[n], "(N,)")?;
-    let mask = |name, object, columns, wanted, (because, because_not)| {
+    let x = Side::new(&mut arguments, "x", x, params.input_bits, (m, k))?;
+    let x_step = arguments.read_shaped::<f32>("x_step", x_step, &[m], "(M,)")?;
+    let w = Side::new(&mut arguments, "w", w, params.weight_bits, (n, k))?;
+    let w_scale = arguments.read_shaped::<f32>("w_scale", w_scale, &[n], "(N,)")?;
+    let mut mask = |name, object, columns, wanted, (because, because_not)| {
         present(name, object, wanted, because, because_not)?
-            .map(|mask| read_shaped::<u8>(name, mask, &[m, kernel_forward::mask_stride(columns)], "(M, mask_stride)"))
+            .map(|mask| {
+                arguments.read_shaped::<u8>(name, mask, &[m, kernel_forward::mask_stride(columns)], "(M, mask_stride)")
+            })
             .transpose()
     };
     let adc_mask = mask("adc_mask", adc_mask, n, params.adc_can_saturate(), ADC_SATURATES)?;
     let dac_mask = mask("dac_mask", dac_mask, k, params.input_range.is_some(), DAC_SATURATES)?;
-    let out = |name, object: Option<Object<'_, 'py>>, expected: &[usize], meaning| {
-        object.map(|object| write_shaped::<f32>(name, object, expected, meaning)).transpose()
+    let mut out = |name, object: Option<Object<'_, 'py>>, expected: &[usize], meaning| {
+        object.map(|object| arguments.write_shaped::<f32>(name, object, expected, meaning)).transpose()
     };
     let mut dx = out("dx", dx, &[m, k], "(M, K)")?;
     let mut dw = out("dw", dw, &[n, k], "(N, K)")?;

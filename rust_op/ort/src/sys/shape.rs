@@ -55,7 +55,7 @@ impl ShapeContext<'_> {
         }
     }
 
-    /// Sets the dimensions of output `index`.
+    /// Sets the dimensions of output `index`, each known or named.
     pub(crate) fn set_output(&self, index: usize, dims: &[Dimension]) -> Result<(), Failure> {
         let known: Vec<i64> = dims.iter().map(|dim| if let Dimension::Known(dim) = dim { *dim } else { -1 }).collect();
         let names: Vec<CString> =
