@@ -272,6 +272,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
+            warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
             yield
     finally:
         logger.setLevel(level)
