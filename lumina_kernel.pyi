@@ -1,1 +1,303 @@
-"""The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors."""
+"""The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors.
+
+Arrays are float32 and C-contiguous unless another dtype is named. Wherever an array is taken, a CPU torch tensor
+that does not require grad is taken as well, in place. M, N and K are rows, outputs and inputs.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypedDict, TypeVar, final
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+__all__ = [
+    "OP_DOMAIN",
+    "OP_NAME",
+    "OP_VERSION",
+    "Params",
+    "PreparedLayer",
+    "__version__",
+    "available_isas",
+    "backward",
+    "code_stride",
+    "forward_train",
+    "isa",
+    "manual_seed",
+    "mask_stride",
+    "num_threads",
+    "optical_linear_forward",
+    "pack_weight",
+    "quantize_weight",
+    "schema",
+    "set_num_threads",
+    "unpack_weight",
+]
+
+class _Array(Protocol):
+    """A numpy array or a torch tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def __len__(self) -> int: ...
+
+_ArrayT = TypeVar("_ArrayT", bound=_Array)
+_Numbers: TypeAlias = SupportsFloat | Iterable[SupportsFloat]
+_BiasStage: TypeAlias = Literal["analog", "digital"]
+
+class _Parameter(TypedDict):
+    name: str
+    type: Literal["INT", "FLOAT", "FLOATS", "STRING"]
+    place: Literal["attribute", "input", "call"]
+    default: int | float | str | None
+    minimum: int | float | None
+    maximum: int | float | None
+    choices: tuple[str, ...]
+    allowed: str
+    meaning: str
+
+__version__: str
+OP_DOMAIN: str
+"""The ONNX domain of the operator."""
+OP_NAME: str
+"""The operator's name in its domain."""
+OP_VERSION: int
+"""The operator's version."""
+
+def optical_linear_forward(
+    input: _ArrayT,
+    weight: _Array,
+    bias: _Array | None,
+    noise_std: SupportsFloat,
+    bits: SupportsIndex,
+    *,
+    input_bits: SupportsIndex = 0,
+    weight_bits: SupportsIndex = 0,
+    input_range: SupportsFloat = 0.0,
+    output_range: _Numbers = 0.0,
+    weight_scale: _Numbers | None = None,
+    noise_additive: SupportsFloat = 0.0,
+    noise_shot: SupportsFloat = 0.0,
+    bias_stage: _BiasStage = "analog",
+    seed: SupportsIndex | None = None,
+    stream: SupportsIndex | None = None,
+    out: _ArrayT | None = None,
+) -> _ArrayT:
+    """y = ADC(DAC(x) . W + b + noise), in one pass.
+
+    Without `seed` every call draws fresh noise (`manual_seed` restarts it); with `seed` the call repeats bit for bit.
+
+    Args:
+        input: X, [..., K]. With no row (M = 0) the result is empty.
+        weight: W, [N, K]; quantised here where weight_bits > 0.
+        bias: [N], or None.
+        noise_std: sigma as a fraction of the signal (noise_relative).
+        bits: ADC resolution, 0 (no ADC) or 2..16 (output_bits).
+        input_bits: DAC resolution, 0 (analog) or 2..16.
+        weight_bits: modulator resolution, 0 (analog) or 1..16.
+        input_range: DAC full scale; 0 = the row's own maximum.
+        output_range: ADC full scale, one number or one for each output; 0 = the row's own maximum.
+        weight_scale: step of one weight code, one number or one for each output.
+        noise_additive: sigma as a fraction of the full scale.
+        noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
+        bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
+        seed: 0..2^63-1, key of the noise.
+        stream: 0..2^63-1, counts the draws under one seed; 0 where only the seed is given.
+        out: [..., N] to write the result into; shares no memory with the inputs.
+
+    Returns:
+        Y, [..., N], of the kind of `input`; `out` where that is given.
+
+    Raises:
+        TypeError: An argument of another kind or dtype.
+        ValueError: A value or shape that is not allowed, an array that is not C-contiguous, a tensor on another
+            device or one that requires grad.
+    """
+
+def manual_seed(seed: SupportsIndex) -> None:
+    """Restarts the noise of calls without a seed: after it the same calls draw the same noise.
+
+    Until the first call of this function the seed comes from the operating system.
+    """
+
+def schema() -> list[_Parameter]:
+    """The operator's parameters, one dict each, in the order of the documentation."""
+
+def isa() -> str:
+    """The instruction-set tier that runs: the fastest that this processor has, or LUMINA_ISA's.
+
+    Raises:
+        ValueError: LUMINA_ISA names a tier that this processor lacks.
+    """
+
+def available_isas() -> list[str]:
+    """The instruction-set tiers of this processor, slowest first."""
+
+def num_threads() -> int:
+    """The threads that a call uses at most."""
+
+def set_num_threads(n: SupportsIndex) -> None:
+    """Sets the threads that a call uses at most, 1..4096. Results do not depend on it."""
+
+@final
+class Params:
+    """The parameters of an optical linear layer, checked. Immutable; floats are kept in 32 bits.
+
+    Raises:
+        ValueError: A value that is not allowed, or that the others would make meaningless.
+    """
+
+    def __new__(
+        cls,
+        *,
+        input_bits: SupportsIndex = 0,
+        weight_bits: SupportsIndex = 0,
+        output_bits: SupportsIndex = 8,
+        input_range: SupportsFloat = 0.0,
+        output_range: _Numbers = 0.0,
+        noise_relative: SupportsFloat = 0.0,
+        noise_additive: SupportsFloat = 0.0,
+        noise_shot: SupportsFloat = 0.0,
+        bias_stage: _BiasStage = "analog",
+    ) -> Self: ...
+    @property
+    def input_bits(self) -> int: ...
+    @property
+    def weight_bits(self) -> int: ...
+    @property
+    def output_bits(self) -> int: ...
+    @property
+    def input_range(self) -> float: ...
+    @property
+    def output_range(self) -> float | tuple[float, ...]: ...
+    @property
+    def noise_relative(self) -> float: ...
+    @property
+    def noise_additive(self) -> float: ...
+    @property
+    def noise_shot(self) -> float: ...
+    @property
+    def bias_stage(self) -> _BiasStage: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]: ...
+
+@final
+class PreparedLayer:
+    """A layer whose weights are quantised and packed once.
+
+    Args:
+        params: The layer's parameters.
+        weight: [N, K].
+        bias: [N], or None.
+        weight_scale: Step of one weight code, one number or one for each output; the default where None.
+    """
+
+    def __new__(
+        cls, params: Params, weight: _Array, bias: _Array | None = None, weight_scale: _Numbers | None = None
+    ) -> Self: ...
+    def forward(self, x: _ArrayT, seed: SupportsIndex, stream: SupportsIndex, out: _ArrayT | None = None) -> _ArrayT:
+        """Y [..., N] of X [..., K], as `optical_linear_forward`."""
+
+    @property
+    def n(self) -> int:
+        """N, the outputs."""
+
+    @property
+    def k(self) -> int:
+        """K, the inputs."""
+
+    @property
+    def weight_scale(self) -> npt.NDArray[np.float32]:
+        """The step of one weight code, [N]; ones where the weights are analog."""
+
+def quantize_weight(
+    weight: _Array, bits: SupportsIndex, weight_scale: _Numbers | None = None
+) -> tuple[npt.NDArray[np.int8] | npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+    """The codes [N, K] of weights [N, K] at 1..16 bits (int8, from 9 bits int16), and the scale [N]."""
+
+def pack_weight(codes: _Array, bits: SupportsIndex) -> npt.NDArray[np.uint8]:
+    """Packs int8 codes [N, K] of 1, 2 or 4 bits several to a byte: uint8 [N, ceil(K * bits / 8)].
+
+    A code is stored as c + 2^(bits-1) (with 1 bit 0 for -1 and 1 for +1), low bits first, rows padded with zero bits.
+    """
+
+def unpack_weight(packed: _Array, bits: SupportsIndex, in_features: SupportsIndex) -> npt.NDArray[np.int8]:
+    """Undoes `pack_weight`: int8 [N, K].
+
+    Raises:
+        ValueError: Also a code of -2^(bits-1), which no quantiser gives, and padding bits that are not 0.
+    """
+
+def code_stride(k: SupportsIndex) -> int:
+    """Elements from one row of codes to the next, for rows of k."""
+
+def mask_stride(columns: SupportsIndex) -> int:
+    """Bytes of one row of mask bits, for rows of `columns`."""
+
+def forward_train(
+    params: Params,
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    seed: SupportsIndex,
+    stream: SupportsIndex,
+    y: _Array,
+    x_codes: _Array | None,
+    x_step: _Array,
+    w_codes: _Array | None,
+    w_scale: _Array,
+    adc_mask: _Array | None,
+    dac_mask: _Array | None,
+) -> None:
+    """The forward pass, keeping what `backward` needs in memory of the caller's.
+
+    Args:
+        params: The layer's parameters.
+        x: [M, K].
+        weight: [N, K]; quantised here.
+        bias: [N], or None.
+        seed: 0..2^63-1, key of the noise.
+        stream: 0..2^63-1.
+        y: Out, [M, N].
+        x_codes: Out, [M, code_stride(K)] int8 (int16 from 9 bits); None where input_bits is 0.
+        x_step: Out, [M].
+        w_codes: Out, [N, code_stride(K)] int8 (int16 from 9 bits); None where weight_bits is 0.
+        w_scale: Out, [N].
+        adc_mask: Out, uint8 [M, mask_stride(N)]; None where output_bits is 0 or output_range dynamic.
+        dac_mask: Out, uint8 [M, mask_stride(K)]; None where input_range is dynamic.
+    """
+
+def backward(
+    params: Params,
+    dy: _Array,
+    x: _Array,
+    x_step: _Array,
+    w: _Array,
+    w_scale: _Array,
+    adc_mask: _Array | None,
+    dac_mask: _Array | None,
+    k: SupportsIndex,
+    dx: _Array | None,
+    dw: _Array | None,
+    db: _Array | None,
+) -> None:
+    """The straight-through gradient of `forward_train`'s call.
+
+    Args:
+        params: As in the forward pass.
+        dy: [M, N].
+        x: The codes that the forward pass saved, or X itself where input_bits is 0.
+        x_step: [M], saved.
+        w: The codes that the forward pass saved, or W itself where weight_bits is 0.
+        w_scale: [N], saved.
+        adc_mask: Saved, or None where the ADC cannot saturate.
+        dac_mask: Saved, or None where the DAC cannot saturate.
+        k: K.
+        dx: Out, [M, K], or None where it is not asked for.
+        dw: Out, [N, K], or None.
+        db: Out, [N], or None.
+    """

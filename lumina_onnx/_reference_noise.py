@@ -134,11 +134,18 @@ def box_muller(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> tuple[Floats, Fl
     return np.where(exchange, r * sin, r * cos), np.where(exchange, r * cos, r * sin)
 
 
+def check_keys(seed: int, stream: int) -> None:
+    for name, key in (("seed", seed), ("stream", stream)):
+        if not 0 <= key < 2**63:
+            raise ValueError(f"{name} = {key}: allowed is 0..2^63-1")
+
+
 def noise(seed: int, stream: int, rows: int, columns: int) -> Floats:
     """The standard normals eps ``[rows, columns]`` that a call with this ``seed`` and ``stream`` adds.
 
     ``seed`` and ``stream`` are 0..2^63-1. The value at (m, n) depends on seed, stream, m and n alone.
     """
+    check_keys(seed, stream)
     blocks = -(-columns // BLOCK)
     groups = -(-min(columns, BLOCK) // GROUP)
     keys = block_keys(seed, stream, np.arange(rows)[:, None], np.arange(blocks)[None, :])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._reference_fma import fma32
-from ._reference_noise import noise
+from ._reference_noise import check_keys, noise
 
 __all__ = [
     "fma32",
@@ -247,9 +247,7 @@ class _Params:
             raise ValueError(f"input_range = {input_range} would be ignored: with input_bits 0 there is no DAC")
         if bias_stage not in ("analog", "digital"):
             raise ValueError(f'bias_stage = {bias_stage!r}: allowed is "analog", "digital"')
-        for name, key in (("seed", seed), ("stream", stream)):
-            if not 0 <= key < 2**63:
-                raise ValueError(f"{name} = {key}: allowed is 0..2^63-1")
+        check_keys(seed, stream)
         ranges = _float32(output_range).reshape(-1)
         allowed = "a single 0 (dynamic), or 1 or N finite numbers > 0"
         if len(ranges) == 0:

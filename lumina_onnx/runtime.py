@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_lock = threading.Lock()
-_registered: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
-
 
 def library_path() -> str:
     """The file for `SessionOptions.register_custom_ops_library`: it holds `lumina::OpticalLinear`."""
-    import lumina_kernel.lumina_kernel as extension
-
-    path = extension.__file__
+    path = importlib.import_module("lumina_kernel.lumina_kernel").__file__
     assert path is not None
     return path
 
@@ -34,8 +28,8 @@ def load(
 
     Args:
         model: Path of a model, or its bytes.
-        sess_options: Options of the session. The operator is registered in them, once: the same object may be
-            passed again.
+        sess_options: Options of the session. The operator is registered in them; the same object may be passed
+            again.
         providers: Execution providers, by default those of onnxruntime. The operator itself runs on the CPU.
 
     Returns:
@@ -47,9 +41,6 @@ def load(
     import onnxruntime
 
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
-    with _lock:
-        if options not in _registered:
-            options.register_custom_ops_library(library_path())
-            _registered.add(options)
+    options.register_custom_ops_library(library_path())
     source = model if isinstance(model, bytes) else os.fspath(model)
     return onnxruntime.InferenceSession(source, sess_options=options, providers=providers)

@@ -280,7 +280,7 @@ optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
 )
 def draw_stream(state: Tensor) -> Tensor:
     state.add_(1)
-    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64)
+    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device=state.device)
 
 
 @draw_stream.register_fake

@@ -139,11 +139,11 @@ class Frozen:
         if layer.profile != self._profile:
             raise RuntimeError(f"{layer.label}: profile was changed inside frozen(): leave the block before it changes")
         x = functional.autocast(x)
-        if functional.records_gradient(x, layer.weight, layer.bias):
-            return functional.apply(x, layer.weight, layer.bias, profile, layer.seed, stream, layer.label)
         functional.check_input(x, layer.in_features)
+        if functional.records_gradient(x, layer.weight, layer.bias) or x.device.type != "cpu":
+            return functional.apply(x, layer.weight, layer.bias, profile, layer.seed, stream, layer.label)
         prepared = self._prepare(layer, profile)
-        y = torch.empty((*x.shape[:-1], layer.out_features))
+        y = x.new_empty((*x.shape[:-1], layer.out_features))
         _ops.follow_torch_threads()
         key = functional.stream_tensor(profile, stream)
         prepared.forward(_ops.view(x), layer.seed, int(key), out=y.numpy())

@@ -9,7 +9,7 @@ from lumina_onnx.nn import _ops
 from lumina_onnx.profile import OpticalProfile
 
 # Counts the streams drawn: what torch.compile sees change from one noisy call to the next.
-_draws = torch.zeros((), dtype=torch.int64)
+_draws = torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 def optical_linear(
@@ -120,7 +120,7 @@ def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tenso
         # In an exported graph the runtime counts the streams, so nothing is drawn there.
         if has_noise(profile) and not torch.compiler.is_exporting():
             return torch.ops.lumina.draw_stream(_draws)
-        return torch.zeros((), dtype=torch.int64)
+        return torch.zeros((), dtype=torch.int64, device="cpu")
     if isinstance(stream, Tensor):
         if stream.dtype != torch.int64 or stream.numel() != 1:
             raise TypeError(
@@ -129,7 +129,7 @@ def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tenso
             )
         return stream
     check_counter("stream", stream)
-    return torch.tensor(stream, dtype=torch.int64)
+    return torch.tensor(stream, dtype=torch.int64, device="cpu")
 
 
 def check_counter(name: str, value: object) -> None:

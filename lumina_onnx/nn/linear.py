@@ -76,9 +76,7 @@ class OpticalLinear(nn.Linear):
         self._set_up(profile, seed, "")
 
     def _set_up(self, profile: OpticalProfile, seed: int, name: str) -> None:
-        for parameter, tensor in (("weight", self.weight), ("bias", self.bias)):
-            if tensor is not None:
-                functional.check_tensor(f"{name}.{parameter}" if name else parameter, tensor)
+        functional.check_weight(self.weight, self.bias)
         functional.check_counter("seed", seed)
         self.seed = seed
         self.name = name
@@ -169,23 +167,21 @@ class OpticalLinear(nn.Linear):
     def set_extra_state(self, state: Tensor) -> None:
         try:
             read = json.loads(bytes(state.cpu().numpy()))
-            version = read["version"]
+            if read["version"] != _STATE_VERSION:
+                raise ValueError(f"it has version {read['version']}: allowed is {_STATE_VERSION}")
+            seed, input_range, ranges = read["seed"], read["input_range"], read["output_range"]
         except (AttributeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.label}: {_STATE_KEY} of the checkpoint is not an OpticalLinear's") from error
-        if version != _STATE_VERSION:
             raise ValueError(
-                f"{self.label}: {_STATE_KEY} of the checkpoint has version {version}: allowed is {_STATE_VERSION}"
-            )
-        ranges = read["output_range"]
+                f"{self.label}: {_STATE_KEY} of the checkpoint is not one that this version wrote: {error}"
+            ) from error
         try:
-            profile = self._profile.replace(
-                input_range=read["input_range"], output_range=tuple(ranges) if isinstance(ranges, list) else ranges
+            functional.check_counter("seed", seed)
+            self.profile = self._profile.replace(
+                input_range=input_range, output_range=tuple(ranges) if isinstance(ranges, list) else ranges
             )
-            functional.check_counter("seed", read["seed"])
-            self.profile = profile
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: the checkpoint does not fit the layer's profile: {error}") from error
-        self.seed = read["seed"]
+        self.seed = seed
 
     def _load_from_state_dict(
         self,
@@ -249,4 +245,4 @@ def range_text(value: float | tuple[float, ...]) -> str:
 
 
 def _draw_seed() -> int:
-    return int(torch.randint(0, _ops.STREAMS - 1, (), dtype=torch.int64))
+    return int(torch.randint(0, _ops.STREAMS - 1, (), dtype=torch.int64, device="cpu"))

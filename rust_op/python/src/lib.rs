@@ -36,6 +36,9 @@ mod module {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", lumina_kernel::VERSION)
+        module.add("__version__", lumina_kernel::VERSION)?;
+        module.add("OP_DOMAIN", lumina_kernel::schema::DOMAIN)?;
+        module.add("OP_NAME", lumina_kernel::schema::OPERATOR)?;
+        module.add("OP_VERSION", lumina_kernel::schema::VERSION)
     }
 }

@@ -1,0 +1,77 @@
+# `make` lists the targets. Needs a Rust toolchain, CPython 3.10 or newer with pip, a C compiler and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# maturin builds with other settings than plain cargo; in one folder each would undo the other's work.
+MATURIN_TARGET := $(CURDIR)/target/maturin
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust_op -name '*.rs' -o -name '*.toml')
+PYTHON_SOURCES := lumina_onnx tests $(wildcard export benchmarks docs)
+PYTEST_ARGS ?= -n auto
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help all demo test test-rust test-python lint format bench docs wheel wheel-test clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+# In this order: the quickest to fail first, pytest's closing line last.
+all: ## What continuous integration runs
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory wheel-test
+	@$(MAKE) --no-print-directory test
+
+demo: $(VENV)/demo.stamp ## Train, export and run a first model
+	$(BIN)/lumina demo
+
+test: test-rust ## All tests
+	@$(MAKE) --no-print-directory test-python
+
+test-rust: ## The tests of the crates
+	@if cargo nextest --version > /dev/null 2>&1; then \
+		cargo nextest run --workspace; \
+	else \
+		cargo test --workspace; \
+	fi
+
+test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS='...' for pytest)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	cd tests && ../$(BIN)/python -m mypy.stubtest lumina_kernel --allowlist meta/stubtest-allowlist.txt
+	$(BIN)/python docs/generate.py --check
+
+format: $(VENV)/dev.stamp ## Formats and fixes what can be fixed
+	cargo fmt --all
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+
+bench: $(VENV)/dev.stamp ## Benchmarks (BENCH_ARGS='...' for the runner)
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
+	$(BIN)/python docs/generate.py
+
+wheel: $(BIN)/python ## A wheel in dist/ for this machine
+	CARGO_TARGET_DIR=$(MATURIN_TARGET) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+wheel-test: ## Builds the wheel and tests it in clean environments
+	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run
+
+clean: ## Removes what was built
+	rm -rf target build dist $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The package is installed in place: changed Python needs nothing, changed Rust another install.
+$(VENV)/%.stamp: $(BIN)/python pyproject.toml $(RUST_SOURCES)
+	CARGO_TARGET_DIR=$(MATURIN_TARGET) $(BIN)/python -m pip install --quiet -e '.[$*]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""The operator's name and table of parameters, as the kernel itself states them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lumina_kernel
+
+DOMAIN: str = lumina_kernel.OP_DOMAIN
+"""The ONNX domain of the operator."""
+OPERATOR: str = lumina_kernel.OP_NAME
+"""The operator's name in `DOMAIN`."""
+VERSION: int = lumina_kernel.OP_VERSION
+"""The operator's version, which is the domain's opset version."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One row of the table.
+
+    Attributes:
+        name: The name, in Python and in ONNX.
+        type: As ONNX names it: INT, FLOAT, FLOATS or STRING.
+        place: Where it stands: an "attribute" or "input" of the node, or a fact of each "call".
+        default: None where there is none.
+        minimum: The smallest allowed number; None where nothing bounds it.
+        maximum: The largest allowed number; None where nothing bounds it.
+        choices: The allowed strings; empty where the type is no string.
+        allowed: What is allowed, in words.
+        meaning: What it means.
+    """
+
+    name: str
+    type: str
+    place: str
+    default: int | float | str | None
+    minimum: int | float | None
+    maximum: int | float | None
+    choices: tuple[str, ...]
+    allowed: str
+    meaning: str
+
+
+PARAMETERS: tuple[Parameter, ...] = tuple(Parameter(**row) for row in lumina_kernel.schema())
+"""Every parameter of the operator, in the order of its documentation."""
+
+
+def parameter(name: str) -> Parameter:
+    """The row of the table called `name`.
+
+    Raises:
+        KeyError: There is none.
+    """
+    for row in PARAMETERS:
+        if row.name == name:
+            return row
+    raise KeyError(name)

@@ -1,0 +1,327 @@
+"""`functional.optical_linear`: the reference's bits, its gradients, its errors."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import assume, given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+import lumina_kernel  # noqa: E402
+from lumina_onnx import reference  # noqa: E402
+from lumina_onnx.nn import _ops, functional  # noqa: E402
+from lumina_onnx.nn.functional import optical_linear  # noqa: E402
+from lumina_onnx.profile import OpticalProfile  # noqa: E402
+
+from .cases import Case, assert_same_bits, cases  # noqa: E402
+
+NOISY = OpticalProfile(noise_additive=0.1)
+CLEAN = OpticalProfile()
+
+
+def layer(m=3, k=5, n=4):
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(*shape, generator=generator) for shape in ((m, k), (n, k), (n,)))
+
+
+@given(cases())
+def test_inference_equals_the_reference(case: Case):
+    with torch.no_grad():
+        y = optical_linear(case.x, case.weight, case.bias, case.profile, seed=case.seed, stream=case.stream)
+    assert_same_bits(y, case.reference())
+
+
+@given(cases())
+def test_training_equals_the_reference(case: Case):
+    x, weight, bias = case.leaves()
+    y = optical_linear(x, weight, bias, case.profile, seed=case.seed, stream=case.stream)
+    assert_same_bits(y, case.reference())
+    y.backward(case.grad)
+    for leaf, expected in zip((x, weight, bias), case.reference_gradients(), strict=True):
+        if leaf is not None:
+            assert_same_bits(leaf.grad, expected)
+
+
+@given(cases(), st.lists(st.booleans(), min_size=3, max_size=3))
+def test_each_gradient_alone(case: Case, wanted: list[bool]):
+    leaves = [
+        tensor if tensor is None else tensor.clone().requires_grad_(want)
+        for tensor, want in zip((case.x, case.weight, case.bias), wanted, strict=True)
+    ]
+    assume(any(leaf is not None and leaf.requires_grad for leaf in leaves))
+    y = optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream)
+    y.backward(case.grad)
+    for leaf, expected in zip(leaves, case.reference_gradients(), strict=True):
+        if leaf is not None and leaf.requires_grad:
+            assert_same_bits(leaf.grad, expected)
+        elif leaf is not None:
+            assert leaf.grad is None
+
+
+def straight_through(hard, soft):
+    """The value of `hard` with the gradient of `soft`."""
+    return soft + (hard - soft).detach()
+
+
+def quantise(v, full_scale, bits):
+    levels = 2 ** (bits - 1) - 1
+    codes = torch.where(full_scale > 0, v / full_scale * levels, torch.zeros_like(v))
+    return torch.round(codes.clamp(-levels, levels)) * full_scale / levels
+
+
+def equations(case: Case, x, weight, bias):
+    """The operator with straight-through estimates, in float64 and plain torch; also v and its range."""
+    profile = case.profile
+    a, w = x, weight
+    if profile.input_bits:
+        full_scale = torch.tensor(profile.input_range, dtype=torch.float64)
+        soft = x.clamp(-full_scale, full_scale) if profile.input_range else x
+        if not profile.input_range:
+            full_scale = x.detach().abs().amax(-1, keepdim=True)
+        a = straight_through(quantise(x, full_scale, profile.input_bits), soft)
+    if profile.weight_bits:
+        codes, scale = reference.quantize_weight(case.weight.numpy(), profile.weight_bits)
+        hard = torch.from_numpy(codes).double() * torch.from_numpy(scale).double()[:, None]
+        w = straight_through(hard, weight)
+    z = a @ w.T
+    if bias is not None and profile.bias_stage == "analog":
+        z = z + bias
+    static = profile.output_range != 0
+    full_scale = torch.tensor(profile.output_range, dtype=torch.float64)
+    if not static:
+        full_scale = z.detach().abs().amax(-1, keepdim=True)
+    magnitude = z.detach().abs()
+    variance = (profile.noise_relative * magnitude) ** 2 + (profile.noise_additive * full_scale) ** 2
+    variance = variance + profile.noise_shot**2 * magnitude * full_scale
+    rows = int(np.prod(case.x.shape[:-1]))
+    eps = reference.noise(case.seed, case.stream, rows, weight.shape[0]).reshape(z.shape)
+    v = z + variance.sqrt() * torch.from_numpy(eps).double()
+    y = v
+    if profile.output_bits:
+        soft = torch.minimum(torch.maximum(v, -full_scale), full_scale) if static else v
+        if not static:
+            full_scale = v.detach().abs().amax(-1, keepdim=True)
+        y = straight_through(quantise(v, full_scale, profile.output_bits), soft)
+    if bias is not None and profile.bias_stage == "digital":
+        y = y + bias
+    return y, v.detach(), full_scale if static and profile.output_bits else None
+
+
+@given(cases())
+def test_gradients_agree_with_autograd_of_the_equations(case: Case):
+    assume(case.x.numel() > 0)
+    leaves = case.leaves()
+    optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream).backward(case.grad)
+
+    wide = [None if leaf is None else leaf.detach().double().requires_grad_() for leaf in leaves]
+    y, v, full_scale = equations(case, *wide)
+    if full_scale is not None:
+        # At the very edge of saturation float32 and float64 may fall on different sides.
+        assume(bool(((v.abs() - full_scale).abs() > 1e-4 * full_scale).all()))
+    y.backward(case.grad.double())
+    for name, leaf, other in zip(("x", "weight", "bias"), leaves, wide, strict=True):
+        if leaf is not None:
+            tolerance = 1e-4 * (float(other.grad.abs().max()) or 1.0)
+            assert torch.allclose(leaf.grad.double(), other.grad, rtol=0, atol=tolerance), name
+
+
+def test_manual_seed_repeats_the_noise():
+    x, weight, bias = layer()
+    torch.manual_seed(1)
+    first, second = (optical_linear(x, weight, bias, NOISY) for _ in range(2))
+    torch.manual_seed(1)
+    again = optical_linear(x, weight, bias, NOISY)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(("profile", "stream"), [(CLEAN, None), (NOISY, 3)])
+def test_nothing_is_drawn_without_need(profile, stream):
+    x, weight, bias = layer()
+    before = torch.get_rng_state()
+    optical_linear(x, weight, bias, profile, stream=stream)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stream_may_be_a_tensor():
+    x, weight, bias = layer()
+    y = optical_linear(x, weight, bias, NOISY, stream=torch.tensor(7))
+    assert torch.equal(y, optical_linear(x, weight, bias, NOISY, stream=7))
+    assert not torch.equal(y, optical_linear(x, weight, bias, NOISY, stream=8))
+    assert not torch.equal(y, optical_linear(x, weight, bias, NOISY, stream=7, seed=1))
+
+
+def test_tensors_that_are_not_contiguous():
+    x, weight, bias = layer(m=6, k=4, n=4)
+    odd = [x.T.contiguous().T.requires_grad_(), weight.T.contiguous().T.requires_grad_(), bias]
+    even = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias]
+    assert not odd[0].is_contiguous()
+    results = []
+    for leaves in (odd, even):
+        y = optical_linear(*leaves, OpticalProfile(input_bits=0, weight_bits=0))
+        y.sum().backward()  # an expanded gradient
+        results.append((y, leaves[0].grad, leaves[1].grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_autocast_computes_in_float32():
+    x, weight, bias = layer()
+    weight.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = optical_linear(x.bfloat16().requires_grad_(), weight, bias, CLEAN)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, optical_linear(x.bfloat16().float(), weight, bias, CLEAN))
+    y.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_threads_follow_torch():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            optical_linear(*layer(), CLEAN)
+            assert lumina_kernel.num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_second_derivative_raises():
+    x, weight, bias = layer()
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(optical_linear(x, weight, bias, CLEAN).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative: its gradient is a straight-through estimate"):
+        (gradient**2).sum().backward()
+
+
+def test_checkpointing_repeats_the_noise():
+    x, weight, bias = layer()
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(5)
+        leaf = weight.clone().requires_grad_()
+
+        def run(x, leaf=leaf):
+            return optical_linear(x, leaf, bias, dataclasses.replace(NOISY, output_range=1.0))
+
+        y = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False) if checkpointed else run(x)
+        y.square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        OpticalProfile(4, 4, 4, 1.0, (1.0, 2.0, 3.0, 4.0), 0.1, 0.1, 0.1, "digital"),
+        OpticalProfile(input_bits=0, weight_bits=0, output_bits=0),
+        OpticalProfile(input_bits=12, weight_bits=12),
+    ],
+)
+def test_operators_are_registered_soundly(grad, profile):
+    x, weight, bias = (tensor.requires_grad_(grad) for tensor in layer())
+    parameters = functional.arguments(profile)
+    stream = torch.tensor(3)
+    if grad:
+        torch.library.opcheck(
+            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, "", 1, *parameters)
+        )
+    else:
+        torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, bias, stream, 1, *parameters))
+        torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, None, stream, 1, *parameters))
+
+
+def test_the_drawing_operator_is_registered_soundly():
+    torch.library.opcheck(
+        torch.ops.lumina.draw_stream.default, (torch.zeros((), dtype=torch.int64),), test_utils="test_schema"
+    )
+
+
+def test_the_inference_operator_has_no_gradient():
+    x, weight, bias = layer()
+    arguments = functional.arguments(CLEAN)
+    y = torch.ops.lumina.optical_linear(x, weight.requires_grad_(), bias, torch.tensor(0), 0, *arguments)
+    with pytest.raises(RuntimeError, match="is the operator for inference and export"):
+        y.sum().backward()
+
+
+def test_the_operators_parameters_are_the_kernels():
+    table = {row["name"]: row["type"] for row in lumina_kernel.schema()}
+    types = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
+    for name in ("optical_linear", "optical_linear_train", "optical_linear_backward"):
+        declared = getattr(torch.ops.lumina, name).default._schema.arguments[-len(_ops.PARAMETERS) :]
+        for argument, parameter in zip(declared, _ops.PARAMETERS, strict=True):
+            assert argument.name == parameter
+            kind = str(argument.type).replace("List[float]", "float[]")
+            assert kind == types[table[parameter]]
+
+
+BAD = [
+    (TypeError, r"x is list: allowed is a torch.Tensor", lambda x, w, b: ([1.0], w, b, CLEAN)),
+    (TypeError, r"x is torch.float64: allowed is torch.float32; convert it with .float\(\)",
+     lambda x, w, b: (x.double(), w, b, CLEAN)),
+    (TypeError, r"weight is torch.float16: allowed is torch.float32", lambda x, w, b: (x, w.half(), b, CLEAN)),
+    (TypeError, r"bias is torch.int64: allowed is torch.float32", lambda x, w, b: (x, w, b.long(), CLEAN)),
+    (TypeError, r"x is a torch.sparse_coo tensor: allowed is a dense", lambda x, w, b: (x.to_sparse(), w, b, CLEAN)),
+    (TypeError, r"x is a nested tensor: allowed is a dense",
+     lambda x, w, b: (torch.nested.nested_tensor([x, x], layout=torch.jagged), w, b, CLEAN)),
+    (TypeError, r"profile is dict: allowed is a lumina_onnx.OpticalProfile", lambda x, w, b: (x, w, b, {})),
+    (ValueError, r"x has shape \[3, 4\]: allowed is \[..., 5\]", lambda x, w, b: (x[:, :4], w, b, CLEAN)),
+    (ValueError, r"x has shape \[\]: allowed is \[..., 5\]", lambda x, w, b: (x[0, 0], w, b, CLEAN)),
+    (ValueError, r"weight has shape \[5\]: allowed is \[N, K\]", lambda x, w, b: (x, w[0], b, CLEAN)),
+    (ValueError, r"weight has shape \[0, 5\]: allowed is \[N, K\], N and K at least 1",
+     lambda x, w, b: (x, w[:0], b, CLEAN)),
+    (ValueError, r"bias has shape \[2\]: allowed is \[4\]", lambda x, w, b: (x, w, b[:2], CLEAN)),
+    (ValueError, r"output_range has 3 elements: allowed is 1, or one for each of the N = 4 outputs",
+     lambda x, w, b: (x, w, b, OpticalProfile(output_range=(1.0, 1.0, 1.0)))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("error", "message", "arguments"), BAD)
+def test_bad_arguments(error, message, arguments, grad):
+    x, weight, bias = layer()
+    with pytest.raises(error, match=message):
+        optical_linear(*arguments(x, weight.requires_grad_(grad), bias))
+
+
+@pytest.mark.parametrize("name", ["seed", "stream"])
+@pytest.mark.parametrize(
+    ("error", "value", "message"),
+    [
+        (ValueError, -1, "= -1: allowed is 0..2"),
+        (ValueError, 2**63, f"= {2**63}: allowed is 0..2"),
+        (TypeError, 1.5, "is float 1.5: allowed is an int"),
+        (TypeError, True, "is bool True: allowed is an int"),
+    ],
+)
+def test_bad_counters(name, error, value, message):
+    with pytest.raises(error, match=f"{name} {message}"):
+        optical_linear(*layer(), CLEAN, **{name: value})
+
+
+@pytest.mark.parametrize("stream", [torch.zeros(2, dtype=torch.int64), torch.zeros(())])
+def test_bad_stream_tensors(stream):
+    with pytest.raises(TypeError, match="stream is a tensor of .*: allowed is an int, or an int64 tensor of one"):
+        optical_linear(*layer(), CLEAN, stream=stream)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(grad, value):
+    x, weight, bias = layer()
+    weight[2, 1] = value
+    with pytest.raises(ValueError, match=r"^weight\[2, 1\] = (NaN|inf): allowed is a finite number"):
+        optical_linear(x, weight.requires_grad_(grad), bias, CLEAN)
+
+
+def test_a_tensor_elsewhere():
+    x, weight, bias = layer()
+    y = optical_linear(x.to("meta"), weight.to("meta"), bias.to("meta"), CLEAN)
+    assert y.shape == (3, 4)
+    assert y.device.type == "meta"

@@ -1,0 +1,288 @@
+"""`OpticalLinear`: an nn.Linear in its parameters, initialisation and checkpoints."""
+
+import copy
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import nn  # noqa: E402
+
+from lumina_onnx.nn import OpticalLinear, noise  # noqa: E402
+from lumina_onnx.nn.functional import optical_linear  # noqa: E402
+from lumina_onnx.profile import OpticalProfile  # noqa: E402
+
+from .cases import Case, assert_same_bits, cases  # noqa: E402
+
+CLEAN = OpticalProfile()
+NOISY = OpticalProfile(input_bits=4, weight_bits=4, output_bits=4, noise_additive=0.05)
+
+
+def saved_and_loaded(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@given(cases())
+def test_it_equals_the_reference(case: Case):
+    n, k = case.weight.shape
+    layer = OpticalLinear(k, n, bias=case.bias is not None, profile=case.profile, seed=case.seed)
+    with torch.no_grad():
+        layer.weight.copy_(case.weight)
+        if case.bias is not None:
+            layer.bias.copy_(case.bias)
+    with noise(layer, True, stream=case.stream):
+        assert_same_bits(layer(case.x), case.reference())
+        with torch.no_grad():
+            assert_same_bits(layer(case.x), case.reference())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters_and_initialisation_are_those_of_linear(bias):
+    torch.manual_seed(0)
+    expected = [nn.Linear(7, 3, bias), nn.Linear(3, 2, bias)]
+    torch.manual_seed(0)
+    layers = [OpticalLinear(7, 3, bias, profile=NOISY), OpticalLinear(3, 2, bias, profile=NOISY)]
+    for linear, optical in zip(expected, layers, strict=True):
+        assert isinstance(optical, nn.Linear)
+        assert (optical.bias is None) == (not bias)
+        for (name, a), (other, b) in zip(linear.named_parameters(), optical.named_parameters(), strict=True):
+            assert name == other
+            assert torch.equal(a, b)
+    assert layers[0].seed != layers[1].seed
+    torch.manual_seed(0)
+    assert OpticalLinear(7, 3, bias, profile=NOISY).seed == layers[0].seed
+
+
+def test_noise_is_on_in_train_and_in_eval():
+    layer, x = OpticalLinear(5, 4, profile=NOISY), torch.randn(3, 5)
+    with noise(layer):
+        clean = layer(x)
+    for mode in (True, False):
+        layer.train(mode)
+        first, second = layer(x), layer(x)
+        assert not torch.equal(first, second)
+        assert not torch.equal(first, clean)
+
+
+def test_a_run_repeats():
+    def run():
+        torch.manual_seed(3)
+        model = nn.Sequential(OpticalLinear(5, 6, profile=NOISY), nn.ReLU(), OpticalLinear(6, 2, profile=NOISY))
+        optimiser = torch.optim.Adam(model.parameters())
+        for _ in range(4):
+            optimiser.zero_grad()
+            model(torch.randn(8, 5)).square().sum().backward()
+            optimiser.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_a_linear_checkpoint_loads_strictly():
+    linear, optical = nn.Linear(5, 4), OpticalLinear(5, 4, profile=NOISY, seed=9)
+    optical.load_state_dict(saved_and_loaded(linear.state_dict()), strict=True)
+    assert torch.equal(optical.weight, linear.weight)
+    assert optical.seed == 9
+    assert optical.profile == NOISY
+
+
+def test_a_checkpoint_lacking_a_weight_does_not_load():
+    state = nn.Linear(5, 4, bias=False).state_dict()
+    with pytest.raises(RuntimeError, match='Missing key.*"bias"'):
+        OpticalLinear(5, 4, profile=NOISY).load_state_dict(state)
+
+
+@given(st.just(0.0) | st.floats(0.125, 1000.0, width=32) | st.tuples(*[st.floats(0.5, 2.0, width=32)] * 4))
+def test_ranges_and_seed_survive_a_checkpoint(output_range):
+    profile = NOISY.replace(input_range=0.3, output_range=output_range)
+    layer = OpticalLinear(5, 4, profile=profile, seed=2**63 - 1)
+    state = saved_and_loaded(layer.state_dict())
+    assert set(state) == {"weight", "bias", "_extra_state"}
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    other = OpticalLinear(5, 4, profile=NOISY, seed=0)
+    other.load_state_dict(state, strict=True)
+    assert other.profile == profile
+    assert other.seed == 2**63 - 1
+    x = torch.randn(2, 5)
+    with noise(layer, True, stream=1), noise(other, True, stream=1):
+        assert torch.equal(layer(x), other(x))
+
+
+def test_bits_and_noise_are_not_the_checkpoints_business():
+    layer = OpticalLinear(5, 4, profile=NOISY.replace(input_range=0.5, output_range=2.0))
+    other = OpticalLinear(5, 4, profile=CLEAN)
+    other.load_state_dict(layer.state_dict())
+    assert other.profile == CLEAN.replace(input_range=0.5, output_range=2.0)
+
+
+def encoded(state):
+    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (torch.zeros(3), "_extra_state of the checkpoint is not one that this version wrote"),
+        (encoded([1]), "_extra_state of the checkpoint is not one that this version wrote"),
+        (encoded({"version": 1}), "_extra_state of the checkpoint is not one that this version wrote"),
+        (encoded({"version": 9}), "_extra_state .* wrote: it has version 9: allowed is 1"),
+        (
+            encoded({"version": 1, "seed": 0, "input_range": 0.5, "output_range": [1.0, 2.0]}),
+            "the checkpoint does not fit the layer's profile: profile.output_range has 2 elements",
+        ),
+        (
+            encoded({"version": 1, "seed": -1, "input_range": 0.5, "output_range": 0.0}),
+            "the checkpoint does not fit the layer's profile: seed = -1: allowed is 0..2",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(entry, message):
+    layer = OpticalLinear(5, 4, profile=CLEAN, seed=3)
+    state = {**layer.state_dict(), "_extra_state": entry}
+    with pytest.raises(ValueError, match=r"^OpticalLinear\(5 -> 4\): " + message):
+        layer.load_state_dict(state)
+    assert (layer.profile, layer.seed) == (CLEAN, 3)
+
+
+def test_a_range_for_a_dac_that_is_not_there():
+    state = OpticalLinear(5, 4, profile=CLEAN.replace(input_range=0.5)).state_dict()
+    with pytest.raises(ValueError, match=r"does not fit the layer's profile: .*input_range"):
+        OpticalLinear(5, 4, profile=CLEAN.replace(input_bits=0)).load_state_dict(state)
+
+
+def test_from_linear_and_back():
+    linear = nn.Linear(5, 4).eval()
+    calls = []
+    linear.register_forward_hook(lambda *_: calls.append(1))
+    optical = OpticalLinear.from_linear(linear, CLEAN)
+    assert type(linear) is nn.Linear
+    assert type(optical) is OpticalLinear
+    assert optical.weight is linear.weight
+    assert optical.bias is linear.bias
+    assert not optical.training
+    x = torch.randn(3, 5)
+    assert torch.equal(optical(x), optical_linear(x, linear.weight, linear.bias, CLEAN))
+    assert calls == [1]
+    back = optical.to_linear()
+    assert type(back) is nn.Linear
+    assert back.weight is linear.weight
+    assert set(back.state_dict()) == {"weight", "bias"}
+    assert set(back.__dict__) == set(linear.__dict__)
+    assert torch.equal(back(x), linear(x))
+    optical.weight = nn.Parameter(torch.zeros(4, 5))
+    assert linear.weight is not optical.weight
+
+
+def test_from_linear_gives_each_its_own_seed():
+    linear = nn.Linear(5, 4)
+    assert OpticalLinear.from_linear(linear, CLEAN).seed != OpticalLinear.from_linear(linear, CLEAN).seed
+    assert OpticalLinear.from_linear(linear, CLEAN, seed=4).seed == 4
+    with torch.device("meta"):
+        layers = [OpticalLinear(5, 4, profile=NOISY) for _ in range(2)]
+        assert layers[0].seed != layers[1].seed
+        assert layers[0](torch.zeros(3, 5)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies(duplicate):
+    layer = OpticalLinear(5, 4, profile=NOISY.replace(output_range=(1.0, 2.0, 3.0, 4.0)), seed=8)
+    with noise(layer):
+        other = duplicate(layer)
+    assert other.profile == layer.profile
+    assert other.seed == 8
+    assert other.noise_is_on
+    x = torch.randn(3, 5)
+    with noise(layer, True, stream=2), noise(other, True, stream=2):
+        assert torch.equal(layer(x), other(x))
+    with torch.no_grad():
+        other.weight.zero_()
+    assert layer.weight.abs().sum() > 0
+
+
+def test_repr():
+    text = repr(OpticalLinear(5, 4, profile=CLEAN.replace(input_range=0.5, output_range=(1.0, 1.5, 2.0, 4.0))))
+    assert text == (
+        "OpticalLinear(in_features=5, out_features=4, bias=True, bits=8/8/8, input_range=0.5, "
+        "output_range=1..4 per output, bias_stage=analog, noise=none)"
+    )
+    layer = OpticalLinear(5, 4, bias=False, profile=OpticalProfile(0, 0, 0, noise_shot=0.25, noise_relative=0.1))
+    assert "bias=False, bits=-/-/-, input_range=dynamic, output_range=dynamic" in repr(layer)
+    assert repr(layer).endswith("noise=on (relative 0.1, shot 0.25))")
+    with noise(layer):
+        assert repr(layer).endswith("noise=off (relative 0.1, shot 0.25))")
+
+
+def test_the_profile_is_checked_when_it_is_set():
+    layer = OpticalLinear(5, 4, profile=CLEAN)
+    with pytest.raises(ValueError, match="output_range has 3 elements: allowed is 1, or one for each of the N = 4"):
+        layer.profile = CLEAN.replace(output_range=(1.0, 1.0, 1.0))
+    with pytest.raises(TypeError, match="profile is str: allowed is a lumina_onnx.OpticalProfile"):
+        layer.profile = "edge"
+    assert layer.profile == CLEAN
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "weight is torch.float64: allowed is torch.float32", {"dtype": torch.float64}),
+        (TypeError, "weight is torch.bfloat16: allowed is torch.float32", {"dtype": torch.bfloat16}),
+        (TypeError, "profile is NoneType: allowed is a lumina_onnx.OpticalProfile", {"profile": None}),
+        (ValueError, "seed = -1: allowed is 0..2", {"seed": -1}),
+        (ValueError, r"weight has shape \[0, 5\]", {"out_features": 0}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_bad_constructors(error, message, arguments):
+    with pytest.raises(error, match=message):
+        OpticalLinear(**{"in_features": 5, "out_features": 4, "profile": CLEAN, **arguments})
+
+
+def test_from_linear_refuses_others():
+    with pytest.raises(TypeError, match="linear is Conv1d: allowed is a torch.nn.Linear"):
+        OpticalLinear.from_linear(nn.Conv1d(1, 1, 1), CLEAN)
+    half = nn.Linear(5, 4).half()
+    with pytest.raises(TypeError, match="weight is torch.float16: allowed is torch.float32"):
+        OpticalLinear.from_linear(half, CLEAN)
+    assert type(half) is nn.Linear
+
+
+def test_half_precision_is_refused_in_words():
+    layer = OpticalLinear(5, 4, profile=CLEAN).half()
+    with pytest.raises(TypeError, match=r"weight is torch.float16: allowed is torch.float32; convert it with .float"):
+        layer(torch.randn(3, 5).half())
+    assert layer.float()(torch.randn(3, 5)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_weight_that_is_not_finite_is_named_with_its_layer(grad):
+    layer = OpticalLinear(5, 4, profile=CLEAN)
+    layer.name = "head"
+    with torch.no_grad():
+        layer.weight[3, 1] = float("nan")
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=r"^layer 'head': weight\[3, 1\] = NaN"):
+        layer(torch.randn(3, 5))
+
+
+def test_a_parametrisation_of_the_weight():
+    layer = OpticalLinear(5, 4, profile=CLEAN)
+    before = layer.weight.detach().clone()
+
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    x = torch.randn(3, 5)
+    y = layer(x)
+    assert_same_bits(y, optical_linear(x, 2 * before, layer.bias, CLEAN).detach().numpy())
+    y.sum().backward()
+    assert np.isfinite(layer.parametrizations.weight.original.grad.numpy()).all()
