@@ -1,5 +1,9 @@
 //! Who runs the tasks of a call. The kernel itself never starts a thread.
 
+use std::sync::Mutex;
+
+use crate::microkernel::float_env::FloatEnv;
+
 /// Runs independent tasks, in any order, on any threads.
 ///
 /// How a call is cut into tasks depends on its shape alone, never on the executor, and every task sets
@@ -7,6 +11,11 @@
 pub trait Executor: Sync {
     /// Calls `task(0)` .. `task(count - 1)`, each once, and returns when all have returned.
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync));
+
+    /// How much work, in nanoseconds of one thread, is worth handing to other threads.
+    fn worthwhile_ns(&self) -> u64 {
+        0
+    }
 }
 
 /// Runs tasks one after another on the calling thread.
@@ -17,4 +26,26 @@ impl Executor for Serial {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..count).for_each(task);
     }
+}
+
+/// Runs tasks of about `work_ns` nanoseconds together, each in the canonical floating-point environment.
+pub(crate) fn run(executor: &dyn Executor, work_ns: u64, count: usize, task: &(dyn Fn(usize) + Sync)) {
+    let task = |index| {
+        let _environment = FloatEnv::canonical();
+        task(index);
+    };
+    if count <= 1 || work_ns < executor.worthwhile_ns() {
+        Serial.run(count, &task);
+    } else {
+        executor.run(count, &task);
+    }
+}
+
+/// Runs `task` on each of `items`, as [`run`] does.
+pub(crate) fn run_each<T: Send>(executor: &dyn Executor, work_ns: u64, items: Vec<T>, task: impl Fn(T) + Sync) {
+    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    run(executor, work_ns, items.len(), &|index| {
+        let item = items[index].lock().expect("taken once").take();
+        task(item.expect("each task runs once"));
+    });
 }

@@ -1,20 +1,43 @@
 //! The fused forward pass.
+//!
+//! Large batches are cut by rows: a task converts its rows, multiplies them with all panels and finishes them while
+//! they sit in the cache. Small batches with much work are cut by columns instead, in three steps: DAC, products, and
+//! the epilogue once whole rows are there. How a call is cut depends on its shape alone.
 
 use crate::error::Error;
-use crate::executor::Executor;
+use crate::executor::{Executor, run_each};
 use crate::microkernel::Tier;
-use crate::params::Params;
+use crate::microkernel::buffer::Buffer;
+use crate::microkernel::dac;
+use crate::microkernel::epilogue::{Epilogue, padded};
+use crate::microkernel::float_env::FloatEnv;
+use crate::microkernel::isa::{Isa, LANES, Vectorized};
+use crate::microkernel::product::{Product, Staged};
+use crate::microkernel::tile::{FloatRows, IntRows};
+use crate::params::{BiasStage, Params};
 use crate::quantize;
-use crate::reference;
-use crate::rng::NoiseKey;
+use crate::rng::{self, NoiseKey};
 use crate::weights::{CodesMut, Weights, code_stride};
+
+/// Rows of a task: whole tiles of 12, 12 and 8.
+const TASK_ROWS: usize = 32;
+/// Batches up to this many rows are cut by columns.
+const COLUMN_CUT_ROWS: usize = 2 * TASK_ROWS;
+/// Multiply-adds from which on that is worth its steps.
+const COLUMN_CUT_WORK: usize = 1 << 19;
+/// Tasks that columns are cut into, at most.
+const COLUMN_TASKS: usize = 16;
+/// Rows of a task of the steps before and after the columns.
+const STEP_ROWS: usize = 8;
 
 /// A layer: checked parameters, weights and bias that fit together.
 #[derive(Clone, Debug)]
 pub struct Layer {
     params: Params,
     weights: Weights,
-    bias: Option<Vec<f32>>,
+    /// The analog bias, filled up to whole panels; zeros where there is none.
+    product_bias: Vec<f32>,
+    epilogue: Epilogue,
 }
 
 /// What a backward pass needs of a forward pass, in memory of the caller's.
@@ -41,18 +64,21 @@ impl Layer {
     /// # Errors
     /// A bias that has not N finite elements.
     pub fn new(params: Params, weights: Weights, bias: Option<Vec<f32>>) -> Result<Self, Error> {
-        params.check_shape(weights.n(), weights.k())?;
+        let _environment = FloatEnv::canonical();
+        let n = weights.n();
+        params.check_shape(n, weights.k())?;
         if let Some(bias) = &bias {
-            if bias.len() != weights.n() {
-                return Err(Error::Length {
-                    name: "bias",
-                    length: bias.len(),
-                    allowed: format!("N = {}", weights.n()),
-                });
+            if bias.len() != n {
+                return Err(Error::Length { name: "bias", length: bias.len(), allowed: format!("N = {n}") });
             }
             quantize::check_finite("bias", bias, None)?;
         }
-        Ok(Layer { params, weights, bias })
+        let product_bias = match &bias {
+            Some(bias) if params.bias_stage == BiasStage::Analog => padded(bias.iter().copied(), 0.0),
+            _ => padded(std::iter::repeat_n(0.0, n), 0.0),
+        };
+        let epilogue = Epilogue::new(&params, n, bias.as_deref());
+        Ok(Layer { params, weights, product_bias, epilogue })
     }
 
     /// The parameters.
@@ -68,54 +94,325 @@ impl Layer {
     /// `y = ADC(DAC(x) . W + b + noise)`, X `[M, K]`, Y `[M, N]`, row-major.
     ///
     /// # Errors
-    /// An `x` that is no whole number of rows, or a `y` of another size.
+    /// An `x` that is no whole number of rows, a `y` or memory in `saved` of another size.
     pub fn forward(
         &self,
-        _tier: Tier,
-        _executor: &dyn Executor,
+        tier: Tier,
+        executor: &dyn Executor,
         x: &[f32],
         key: NoiseKey,
         y: &mut [f32],
         saved: Option<Saved<'_>>,
     ) -> Result<(), Error> {
         let (n, k) = (self.weights.n(), self.weights.k());
-        let rows = x.len() / k;
+        let m = x.len() / k;
         if !x.len().is_multiple_of(k) {
             return Err(Error::Length { name: "input", length: x.len(), allowed: format!("a multiple of K = {k}") });
         }
-        if y.len() != rows * n {
-            return Err(Error::Length { name: "out", length: y.len(), allowed: format!("M * N = {rows} * {n}") });
+        if y.len() != m * n {
+            return Err(Error::Length { name: "out", length: y.len(), allowed: format!("M * N = {m} * {n}") });
         }
-        let result = reference::forward(&self.params, &self.weights.plain, self.bias.as_deref(), x, k, key);
-        y.copy_from_slice(&result.y);
-        if let Some(saved) = saved {
-            saved.x_step.copy_from_slice(&result.x_step);
-            match saved.x_codes {
-                Some(CodesMut::I8(out)) => {
-                    for (row, out) in result.x_values.chunks_exact(k).zip(out.chunks_exact_mut(code_stride(k))) {
-                        out.fill(0);
-                        row.iter().zip(out).for_each(|(c, out)| *out = *c as i8);
-                    }
-                }
-                Some(CodesMut::I16(out)) => {
-                    for (row, out) in result.x_values.chunks_exact(k).zip(out.chunks_exact_mut(code_stride(k))) {
-                        out.fill(0);
-                        row.iter().zip(out).for_each(|(c, out)| *out = *c as i16);
-                    }
-                }
-                None => {}
-            }
-            let fill = |mask: Option<&mut [u8]>, bits: &[bool], columns: usize| {
-                if let Some(mask) = mask {
-                    for (bits, mask) in bits.chunks_exact(columns).zip(mask.chunks_exact_mut(mask_stride(columns))) {
-                        mask.fill(0);
-                        bits.iter().enumerate().for_each(|(i, bit)| mask[i / 8] |= u8::from(*bit) << (i % 8));
-                    }
-                }
-            };
-            fill(saved.adc_mask, &result.adc_saturated, n);
-            fill(saved.dac_mask, &result.dac_saturated, k);
+        if let Some(saved) = &saved {
+            self.check_saved(saved, m)?;
+        }
+        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(m) };
+        if m <= COLUMN_CUT_ROWS && m * n * k >= COLUMN_CUT_WORK {
+            call.by_columns(tier, executor, x, y, saved);
+        } else {
+            call.by_rows(tier, executor, x, y, saved);
         }
         Ok(())
+    }
+
+    fn check_saved(&self, saved: &Saved<'_>, m: usize) -> Result<(), Error> {
+        let (n, k) = (self.weights.n(), self.weights.k());
+        let length = |name, length: usize, expected: usize| {
+            if length == expected { Ok(()) } else { Err(Error::Length { name, length, allowed: expected.to_string() }) }
+        };
+        if let Some(codes) = &saved.x_codes {
+            codes.check("x_codes", m, k, self.params.input_bits)?;
+        }
+        length("x_step", saved.x_step.len(), m)?;
+        if let Some(mask) = &saved.adc_mask {
+            length("adc_mask", mask.len(), m * mask_stride(n))?;
+        }
+        if let Some(mask) = &saved.dac_mask {
+            length("dac_mask", mask.len(), m * mask_stride(k))?;
+        }
+        Ok(())
+    }
+
+    /// A rough estimate of one thread's time for `m` rows.
+    fn work_ns(&self, m: usize) -> u64 {
+        let (n, k) = (self.weights.n(), self.weights.k());
+        let products = (m * n * k) as u64 / if self.params.is_integer() { 256 } else { 64 };
+        products + (m * (n + k)) as u64 / 4
+    }
+}
+
+/// One forward pass.
+struct Call<'a> {
+    layer: &'a Layer,
+    call_key: u64,
+    work_ns: u64,
+}
+
+/// Consecutive rows of a call.
+struct Rows<'a> {
+    x: &'a [f32],
+    x_codes: Option<CodesMut<'a>>,
+    x_step: Option<&'a mut [f32]>,
+    adc_mask: Option<&'a mut [u8]>,
+    dac_mask: Option<&'a mut [u8]>,
+}
+
+/// Memory for rows as the product reads them.
+enum Staging {
+    Int { codes: Buffer<i8>, sums: Buffer<i32> },
+    Float { values: Buffer<f32>, stride: usize },
+}
+
+impl Call<'_> {
+    /// Cuts a call into tasks of `count` rows.
+    fn cut<'a>(&self, count: usize, x: &'a [f32], saved: Option<Saved<'a>>) -> Vec<Rows<'a>> {
+        let (n, k) = (self.layer.weights.n(), self.layer.weights.k());
+        let mut rows: Vec<Rows<'a>> = x
+            .chunks(count * k)
+            .map(|x| Rows { x, x_codes: None, x_step: None, adc_mask: None, dac_mask: None })
+            .collect();
+        if let Some(saved) = saved {
+            for (rows, x_step) in rows.iter_mut().zip(saved.x_step.chunks_mut(count)) {
+                rows.x_step = Some(x_step);
+            }
+            if let Some(codes) = saved.x_codes {
+                for (rows, codes) in rows.iter_mut().zip(codes.split(count, k)) {
+                    rows.x_codes = Some(codes);
+                }
+            }
+            if let Some(mask) = saved.adc_mask {
+                for (rows, mask) in rows.iter_mut().zip(mask.chunks_mut(count * mask_stride(n))) {
+                    rows.adc_mask = Some(mask);
+                }
+            }
+            if let Some(mask) = saved.dac_mask {
+                for (rows, mask) in rows.iter_mut().zip(mask.chunks_mut(count * mask_stride(k))) {
+                    rows.dac_mask = Some(mask);
+                }
+            }
+        }
+        rows
+    }
+
+    fn by_rows(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
+        let cut = self.cut(TASK_ROWS, x, saved).into_iter().zip(y.chunks_mut(TASK_ROWS * self.layer.weights.n()));
+        let tasks: Vec<_> = cut
+            .enumerate()
+            .map(|(index, (rows, y))| RowTask { call: self, first: index * TASK_ROWS, rows, y })
+            .collect();
+        run_each(executor, self.work_ns, tasks, |task| tier.vectorize(task));
+    }
+
+    fn by_columns(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
+        let layer = self.layer;
+        let (n, k) = (layer.weights.n(), layer.weights.k());
+        let m = x.len() / k;
+        let mut staging = self.staging(m);
+        let mut steps = vec![0.0f32; m];
+
+        let mut tasks = self.cut(STEP_ROWS, x, saved);
+        let staged = staging.split(STEP_ROWS, k).into_iter().zip(steps.chunks_mut(STEP_ROWS));
+        let converted: Vec<_> = tasks
+            .iter_mut()
+            .zip(staged)
+            .map(|(rows, (staged, steps))| ConvertTask { call: self, rows, staged, steps })
+            .collect();
+        run_each(executor, (m * k / 4) as u64, converted, |task| tier.vectorize(task));
+        let masks: Vec<_> = tasks.into_iter().map(|rows| rows.adc_mask).collect();
+
+        let product = Product {
+            weights: &layer.weights,
+            bias: &layer.product_bias,
+            rows: staging.rows(m, tier.float_tile_rows()),
+            x_step: &steps,
+        };
+        let panels = layer.product_bias.len() / crate::microkernel::tile::PANEL;
+        product.into_columns(tier, executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
+
+        let finished = y.chunks_mut(STEP_ROWS * n).zip(steps.chunks(STEP_ROWS)).zip(masks).enumerate();
+        let finished: Vec<_> = finished
+            .map(|(index, ((y, steps), mask))| FinishTask { call: self, first: index * STEP_ROWS, y, steps, mask })
+            .collect();
+        run_each(executor, (m * n) as u64, finished, |task| tier.vectorize(task));
+    }
+
+    fn staging(&self, rows: usize) -> Staging {
+        let k = self.layer.weights.k();
+        if self.layer.params.is_integer() {
+            Staging::Int { codes: Buffer::new(rows * code_stride(k)), sums: Buffer::new(rows) }
+        } else {
+            let stride = float_stride(k);
+            Staging::Float { values: Buffer::new(rows * stride), stride }
+        }
+    }
+
+    /// Converts `rows` into `staged`, and into what is saved.
+    #[inline(always)]
+    fn convert<S: Isa>(&self, isa: S, rows: &mut Rows<'_>, staged: &mut StagedMut<'_>, steps: &mut [f32]) {
+        let (params, k) = (&self.layer.params, self.layer.weights.k());
+        for (row, x) in rows.x.chunks_exact(k).enumerate() {
+            let mask = rows.dac_mask.as_mut().map(|mask| {
+                let stride = mask_stride(k);
+                &mut mask[row * stride..(row + 1) * stride]
+            });
+            match staged {
+                StagedMut::Int { codes, sums } => {
+                    let stride = code_stride(k);
+                    let codes = &mut codes[row * stride..(row + 1) * stride];
+                    steps[row] = dac::row(isa, params, x, dac::Target::Int(codes, &mut sums[row]), mask);
+                    if let Some(CodesMut::I8(saved)) = &mut rows.x_codes {
+                        saved[row * stride..(row + 1) * stride].copy_from_slice(codes);
+                    }
+                }
+                StagedMut::Float { values, stride } => {
+                    let values = &mut values[row * *stride..(row + 1) * *stride];
+                    steps[row] = dac::row(isa, params, x, dac::Target::Float(values), mask);
+                    if let Some(saved) = &mut rows.x_codes {
+                        saved.store(isa, row, &values[..k]);
+                    }
+                }
+            }
+        }
+        if let Some(saved) = &mut rows.x_step {
+            saved.copy_from_slice(steps);
+        }
+    }
+
+    /// Finishes rows of z.
+    #[inline(always)]
+    fn finish<S: Isa>(&self, isa: S, first: usize, y: &mut [f32], steps: &[f32], mut mask: Option<&mut [u8]>) {
+        let n = self.layer.weights.n();
+        for (row, (y, step)) in y.chunks_exact_mut(n).zip(steps).enumerate() {
+            let mask = mask.as_mut().map(|mask| {
+                let stride = mask_stride(n);
+                &mut mask[row * stride..(row + 1) * stride]
+            });
+            self.layer.epilogue.row(isa, self.call_key, (first + row) as u64, step.is_nan(), y, mask);
+        }
+    }
+}
+
+/// Floats from one row to the next: an odd number of cache lines, so that rows do not all fall into the same sets.
+const fn float_stride(k: usize) -> usize {
+    (k.div_ceil(LANES) | 1) * LANES
+}
+
+enum StagedMut<'a> {
+    Int { codes: &'a mut [i8], sums: &'a mut [i32] },
+    Float { values: &'a mut [f32], stride: usize },
+}
+
+impl Staging {
+    fn split(&mut self, rows: usize, k: usize) -> Vec<StagedMut<'_>> {
+        match self {
+            Staging::Int { codes, sums } => codes
+                .as_mut_slice()
+                .chunks_mut(rows * code_stride(k))
+                .zip(sums.as_mut_slice().chunks_mut(rows))
+                .map(|(codes, sums)| StagedMut::Int { codes, sums })
+                .collect(),
+            Staging::Float { values, stride } => {
+                let stride = *stride;
+                let chunks = values.as_mut_slice().chunks_mut(rows * stride);
+                chunks.map(|values| StagedMut::Float { values, stride }).collect()
+            }
+        }
+    }
+
+    fn all(&mut self) -> StagedMut<'_> {
+        match self {
+            Staging::Int { codes, sums } => StagedMut::Int { codes: codes.as_mut_slice(), sums: sums.as_mut_slice() },
+            Staging::Float { values, stride } => StagedMut::Float { values: values.as_mut_slice(), stride: *stride },
+        }
+    }
+
+    fn rows(&self, rows: usize, tile_rows: usize) -> Staged<'_> {
+        match self {
+            Staging::Int { codes, sums } => {
+                let stride = codes.as_slice().len() / rows;
+                Staged::Int(IntRows { codes: codes.as_slice(), stride, sums: sums.as_slice(), zero: 0 })
+            }
+            Staging::Float { values, stride } => Staged::Float(FloatRows {
+                values: values.as_slice(),
+                row_step: *stride,
+                k_step: 1,
+                tile_step: tile_rows * stride,
+            }),
+        }
+    }
+}
+
+/// All three steps for some rows.
+struct RowTask<'a> {
+    call: &'a Call<'a>,
+    first: usize,
+    rows: Rows<'a>,
+    y: &'a mut [f32],
+}
+
+impl Vectorized for RowTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let RowTask { call, first, mut rows, y } = self;
+        let layer = call.layer;
+        let count = rows.x.len() / layer.weights.k();
+        let mut steps = [0.0; TASK_ROWS];
+        let steps = &mut steps[..count];
+        let mut staging = call.staging(count);
+        call.convert(isa, &mut rows, &mut staging.all(), steps);
+        let product = Product {
+            weights: &layer.weights,
+            bias: &layer.product_bias,
+            rows: staging.rows(count, S::FLOAT_TILE.0),
+            x_step: steps,
+        };
+        product.into_rows(isa, y);
+        call.finish(isa, first, y, steps, rows.adc_mask);
+    }
+}
+
+/// The step before the columns.
+struct ConvertTask<'a, 'b> {
+    call: &'a Call<'a>,
+    rows: &'a mut Rows<'b>,
+    staged: StagedMut<'a>,
+    steps: &'a mut [f32],
+}
+
+impl Vectorized for ConvertTask<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(mut self, isa: S) {
+        self.call.convert(isa, self.rows, &mut self.staged, self.steps);
+    }
+}
+
+/// The step after the columns.
+struct FinishTask<'a> {
+    call: &'a Call<'a>,
+    first: usize,
+    y: &'a mut [f32],
+    steps: &'a [f32],
+    mask: Option<&'a mut [u8]>,
+}
+
+impl Vectorized for FinishTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        self.call.finish(isa, self.first, self.y, self.steps, self.mask);
     }
 }

@@ -1,19 +1,53 @@
-//! The instruction-set tiers.
+//! The instruction-set tiers, the loops over their vectors, and all the unsafe code of this crate.
+//!
+//! A loop is written once, generic over [`isa::Isa`], and compiled once for each tier: [`Tier::vectorize`] enters a
+//! function with the tier's instructions switched on, into which everything that it calls is inlined.
+#![allow(unsafe_code, reason = "the fence: vector instructions and shared memory are used here and nowhere else")]
+
+pub(crate) mod buffer;
+pub(crate) mod dac;
+pub(crate) mod epilogue;
+pub(crate) mod float_env;
+pub(crate) mod gauss;
+pub(crate) mod isa;
+pub(crate) mod panels;
+pub(crate) mod rows;
+pub(crate) mod tile;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+pub(crate) mod product;
 
 use crate::error::Error;
+use isa::{Isa, Vectorized};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Portable(portable::Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
 
 /// An instruction set that this processor has: holding a value is the permission to use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Tier {
-    /// Plain Rust.
-    Portable,
-}
+pub struct Tier(Token);
 
 impl Tier {
     /// The tiers of this processor, slowest first.
     pub fn available() -> Vec<Tier> {
-        vec![Tier::Portable]
+        #[allow(unused_mut, reason = "only x86-64 has more than one")]
+        let mut tiers = vec![Tier(Token::Portable(portable::Portable))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            tiers.extend(avx2::Avx2::new().map(|token| Tier(Token::Avx2(token))));
+            tiers.extend(avx512::Avx512::new().map(|token| Tier(Token::Avx512(token))));
+        }
+        tiers
     }
 
     /// The fastest one, or the one that the environment variable `LUMINA_ISA` names.
@@ -33,8 +67,54 @@ impl Tier {
 
     /// Its name.
     pub fn name(self) -> &'static str {
-        match self {
-            Tier::Portable => "portable",
+        match self.0 {
+            Token::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => "avx512",
         }
     }
+
+    /// Runs `op` with the tier's instructions.
+    pub(crate) fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
+        match self.0 {
+            Token::Portable(isa) => isa.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(isa) => isa.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(isa) => isa.vectorize(op),
+        }
+    }
+
+    /// Rows of a float tile.
+    pub(crate) fn float_tile_rows(self) -> usize {
+        struct Rows;
+        impl Vectorized for Rows {
+            type Output = usize;
+            #[inline(always)]
+            fn run<S: Isa>(self, _isa: S) -> usize {
+                S::FLOAT_TILE.0
+            }
+        }
+        self.vectorize(Rows)
+    }
+}
+
+/// The normals of one row, as [`crate::noise::fill_row`] gives them.
+pub fn fill_noise_row(tier: Tier, call_key: u64, row: u64, out: &mut [f32]) {
+    struct Fill<'a> {
+        call_key: u64,
+        row: u64,
+        out: &'a mut [f32],
+    }
+    impl Vectorized for Fill<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Isa>(self, isa: S) {
+            gauss::fill_row(isa, self.call_key, self.row, self.out);
+        }
+    }
+    let _environment = float_env::FloatEnv::canonical();
+    tier.vectorize(Fill { call_key, row, out });
 }

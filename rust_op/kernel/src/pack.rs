@@ -35,18 +35,25 @@ pub fn pack_codes(bits: u32, k: usize, codes: &[i8]) -> Vec<u8> {
     packed
 }
 
-/// Unpacks one row of codes of 1, 2 or 4 bits. `None` if a code is -2^(b-1), which the quantiser never
-/// gives, or a padding bit is set; the position is that of the code at fault.
-pub fn unpack_row(bits: u32, packed: &[u8], codes: &mut [i8]) -> Result<(), usize> {
+/// Unpacks row `row` of codes of 1, 2 or 4 bits.
+///
+/// # Errors
+/// A code of -2^(b-1), which the quantiser never gives, or a padding bit that is set.
+pub fn unpack_row(bits: u32, row: usize, packed: &[u8], codes: &mut [i8]) -> Result<(), Error> {
     let per_byte = 8 / bits as usize;
     let mask = ((1u16 << bits) - 1) as u8;
     for (index, byte) in packed.iter().enumerate() {
         for slot in 0..per_byte {
+            let column = index * per_byte + slot;
             let value = (byte >> (slot as u32 * bits)) & mask;
-            match codes.get_mut(index * per_byte + slot) {
-                Some(_) if bits > 1 && value == 0 => return Err(index * per_byte + slot),
+            let error =
+                |value: String, allowed| Error::Element { name: "weight", index: vec![row, column], value, allowed };
+            match codes.get_mut(column) {
+                Some(_) if bits > 1 && value == 0 => {
+                    return Err(error(format!("-{}", 1 << (bits - 1)), "a code -L..L with L = 2^(weight_bits-1)-1"));
+                }
                 Some(out) => *out = code(bits, value),
-                None if value != 0 => return Err(index * per_byte + slot),
+                None if value != 0 => return Err(error(value.to_string(), "0 in the bits that fill up a row")),
                 None => {}
             }
         }
@@ -54,15 +61,15 @@ pub fn unpack_row(bits: u32, packed: &[u8], codes: &mut [i8]) -> Result<(), usiz
     Ok(())
 }
 
-/// Checks that int8 codes are within -L..L of `bits` bits, with one bit -1 or +1.
-pub fn check_codes(bits: u32, k: usize, codes: &[i8]) -> Result<(), Error> {
+/// Checks that int8 codes of row `row` are within -L..L of `bits` bits, with one bit -1 or +1.
+pub fn check_codes(bits: u32, row: usize, codes: &[i8]) -> Result<(), Error> {
     let levels = levels(bits);
     let allowed = |c: i8| if bits == 1 { c == 1 || c == -1 } else { i32::from(c).abs() <= levels };
     match codes.iter().position(|c| !allowed(*c)) {
         None => Ok(()),
         Some(bad) => Err(Error::Element {
             name: "weight",
-            index: vec![bad / k, bad % k],
+            index: vec![row, bad],
             value: codes[bad].to_string(),
             allowed: "a code -L..L with L = 2^(weight_bits-1)-1 (-1 or +1 with weight_bits 1)",
         }),

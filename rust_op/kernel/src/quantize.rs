@@ -76,10 +76,15 @@ pub fn weight_code(bits: u32, quantizer: &Quantizer, w: f32) -> i32 {
     }
 }
 
-/// Checks `weight_scale`: 1 or N finite numbers >= 0, whose full scale is finite. `levels` is `None`
-/// where the weights are analog.
-pub fn check_scale(scale: &[f32], n: usize, levels: Option<i32>) -> Result<(), Error> {
-    const ALLOWED: &str = "a finite number >= 0 whose full scale (weight_scale * L) is finite in 32 bits";
+const SCALE_ALLOWED: &str = "a finite number >= 0 whose full scale (weight_scale * L) is finite in 32 bits";
+
+/// Whether the full scale of a channel with step `scale` is a number.
+fn scale_is_allowed(scale: f32, levels: i32) -> bool {
+    scale >= 0.0 && (scale * levels as f32).is_finite()
+}
+
+/// Checks `weight_scale`: 1 or N finite numbers >= 0, whose full scale is finite.
+pub fn check_scale(scale: &[f32], n: usize, levels: i32) -> Result<(), Error> {
     if scale.len() != 1 && scale.len() != n {
         return Err(Error::Length {
             name: "weight_scale",
@@ -87,9 +92,18 @@ pub fn check_scale(scale: &[f32], n: usize, levels: Option<i32>) -> Result<(), E
             allowed: format!("1, or one for each of the N = {n} outputs"),
         });
     }
-    match scale.iter().position(|s| !(*s >= 0.0 && (s * levels.unwrap_or(1) as f32).is_finite())) {
-        Some(bad) => Err(Error::element("weight_scale", vec![bad], scale[bad], ALLOWED)),
+    match scale.iter().position(|s| !scale_is_allowed(*s, levels)) {
+        Some(bad) => Err(Error::element("weight_scale", vec![bad], scale[bad], SCALE_ALLOWED)),
         None => Ok(()),
+    }
+}
+
+/// Checks the default scale of channel `row`: weights close to the largest float leave no full scale.
+pub fn check_default_scale(bits: u32, row: usize, scale: f32) -> Result<(), Error> {
+    if scale_is_allowed(scale, levels(bits)) {
+        Ok(())
+    } else {
+        Err(Error::element("weight_scale", vec![row], scale, SCALE_ALLOWED))
     }
 }
 

@@ -1,12 +1,18 @@
 //! Weights, quantised, checked and laid out for the kernels.
 
+use std::sync::Mutex;
+
 use crate::error::Error;
-use crate::executor::Executor;
+use crate::executor::{Executor, run_each};
 use crate::microkernel::Tier;
+use crate::microkernel::buffer::Buffer;
+use crate::microkernel::isa::{Isa, LANES, Vectorized};
+use crate::microkernel::panels::{pack_float, pack_int, staged_stride};
+use crate::microkernel::rows::{self, INFINITY_BITS, VectorQuantizer};
+use crate::microkernel::tile::{PANEL, Storage};
 use crate::pack;
 use crate::params::Params;
-use crate::quantize::{self, levels};
-use crate::reference;
+use crate::quantize::{self, levels, weight_quantizer};
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
@@ -28,18 +34,67 @@ pub enum CodesMut<'a> {
     I16(&'a mut [i16]),
 }
 
+impl<'a> CodesMut<'a> {
+    /// Checks that this is the memory for `rows` rows of `k` codes of `bits` bits.
+    pub(crate) fn check(&self, name: &'static str, rows: usize, k: usize, bits: u32) -> Result<(), Error> {
+        let (fits, length) = match self {
+            CodesMut::I8(codes) => ((1..=8).contains(&bits), codes.len()),
+            CodesMut::I16(codes) => ((9..=16).contains(&bits), codes.len()),
+        };
+        if !fits {
+            return Err(Error::value(
+                name,
+                format!("of {bits} bits"),
+                "int8 for codes of 1..8 bits, int16 for 9..16, none where analog",
+            ));
+        }
+        if length != rows * code_stride(k) {
+            return Err(Error::Length { name, length, allowed: format!("{rows} rows * {}", code_stride(k)) });
+        }
+        Ok(())
+    }
+
+    /// The memory of each `rows` rows of `k`.
+    pub(crate) fn split(self, rows: usize, k: usize) -> Vec<CodesMut<'a>> {
+        let chunk = rows * code_stride(k);
+        match self {
+            CodesMut::I8(codes) => codes.chunks_mut(chunk).map(CodesMut::I8).collect(),
+            CodesMut::I16(codes) => codes.chunks_mut(chunk).map(CodesMut::I16).collect(),
+        }
+    }
+
+    /// Narrows a row of `k` codes that stand as floats into row `row`.
+    #[inline(always)]
+    pub(crate) fn store<S: Isa>(&mut self, isa: S, row: usize, codes: &[f32]) {
+        let stride = code_stride(codes.len());
+        match self {
+            CodesMut::I8(out) => rows::narrow_i8(isa, codes, &mut out[row * stride..(row + 1) * stride]),
+            CodesMut::I16(out) => rows::narrow_i16(isa, codes, &mut out[row * stride..(row + 1) * stride]),
+        }
+    }
+}
+
 /// Elements from one row of codes to the next, for rows of `k`: a multiple of 4, the padding 0; for long
 /// rows an odd multiple of a cache line, so that rows do not all fall into the same cache sets.
 pub const fn code_stride(k: usize) -> usize {
     if k < 512 { k.next_multiple_of(4) } else { k.div_ceil(64) / 2 * 128 + 64 }
 }
 
+/// Weights in panels of [`PANEL`] channels.
+#[derive(Clone, Debug)]
+pub(crate) enum Panels {
+    Int { storage: Storage, bytes: Buffer<u8> },
+    Float(Buffer<f32>),
+}
+
 /// The weights of a layer.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    pub(crate) n: usize,
-    pub(crate) k: usize,
-    pub(crate) plain: reference::Weight,
+    n: usize,
+    k: usize,
+    /// `[N]`, filled up with zeros to whole panels.
+    scale: Vec<f32>,
+    panels: Panels,
 }
 
 impl Weights {
@@ -52,8 +107,8 @@ impl Weights {
     /// A shape or parameter that does not fit, a weight or scale that is not finite, a code out of range.
     #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
     pub fn new(
-        _tier: Tier,
-        _executor: &dyn Executor,
+        tier: Tier,
+        executor: &dyn Executor,
         params: &Params,
         (n, k): (usize, usize),
         source: WeightSource<'_>,
@@ -61,78 +116,63 @@ impl Weights {
         codes: Option<CodesMut<'_>>,
     ) -> Result<Self, Error> {
         params.check_shape(n, k)?;
-        let bits = params.weight_bits;
-        if let Some(scale) = scale {
-            if bits == 0 {
-                return Err(Error::Ignored {
-                    name: "weight_scale",
-                    value: format!("{scale:?}"),
-                    because: "with weight_bits 0 the weights are analog",
-                });
-            }
-            quantize::check_scale(scale, n, Some(levels(bits)))?;
+        check_source(params, n, k, source, scale)?;
+        if let Some(codes) = &codes {
+            codes.check("w_codes", n, k, params.weight_bits)?;
         }
-        let spread = |scale: &[f32]| if scale.len() == 1 { vec![scale[0]; n] } else { scale.to_vec() };
-        let need_scale = || {
-            scale
-                .map(spread)
-                .ok_or_else(|| Error::value("weight_scale", "none", "1 or N numbers where the weights are codes"))
+
+        let panels = n.div_ceil(PANEL);
+        let mut scales = vec![0.0; panels * PANEL];
+        let mut laid_out = if params.is_integer() {
+            let storage = Storage::of(params.weight_bits);
+            Panels::Int { storage, bytes: Buffer::new(panels * storage.panel_bytes(k)) }
+        } else {
+            Panels::Float(Buffer::new(panels * PANEL * k))
         };
-        let length = |length: usize, expected: usize| {
-            if length == expected {
-                Ok(())
-            } else {
-                Err(Error::Length { name: "weight", length, allowed: format!("{expected} for N = {n}, K = {k}") })
-            }
+
+        // Whole panels a task, of some 16 Ki weights at least.
+        let together = (16_384 / (PANEL * k)).clamp(1, panels);
+        let rows = together * PANEL;
+        let targets: Vec<Target<'_>> = match &mut laid_out {
+            Panels::Int { storage, bytes } => bytes
+                .as_mut_slice()
+                .chunks_mut(together * storage.panel_bytes(k))
+                .map(|bytes| Target::Int(*storage, bytes))
+                .collect(),
+            Panels::Float(values) => values.as_mut_slice().chunks_mut(rows * k).map(Target::Float).collect(),
         };
-        let plain = match source {
-            WeightSource::F32(w) => {
-                length(w.len(), n * k)?;
-                quantize::check_finite("weight", w, Some(k))?;
-                reference::quantize_weight(bits, k, w, scale)
-            }
-            WeightSource::Codes(c) => {
-                length(c.len(), n * k)?;
-                if !(1..=8).contains(&bits) {
-                    return Err(Error::value("weight_bits", bits, "1..8 where the weights are int8 codes"));
-                }
-                pack::check_codes(bits, k, c)?;
-                reference::Weight { values: c.iter().map(|c| f32::from(*c)).collect(), scale: need_scale()? }
-            }
-            WeightSource::Packed(p) => {
-                if !pack::PACKED_BITS.contains(&bits) {
-                    return Err(Error::value("weight_bits", bits, "1, 2 or 4 where the weights are packed in uint8"));
-                }
-                let row_bytes = pack::packed_row_bytes(bits, k);
-                length(p.len(), n * row_bytes)?;
-                let mut values = vec![0i8; n * k];
-                for (row, (packed, codes)) in p.chunks_exact(row_bytes).zip(values.chunks_exact_mut(k)).enumerate() {
-                    pack::unpack_row(bits, packed, codes).map_err(|column| Error::Element {
-                        name: "weight",
-                        index: vec![row, column],
-                        value: format!("-{}", 1 << (bits - 1)),
-                        allowed: "a stored code of 1..2^weight_bits-1 (any with weight_bits 1), padding bits 0",
-                    })?;
-                }
-                reference::Weight { values: values.iter().map(|c| f32::from(*c)).collect(), scale: need_scale()? }
-            }
+        let codes: Vec<Option<CodesMut<'_>>> = match codes {
+            Some(codes) => codes.split(rows, k).into_iter().map(Some).collect(),
+            None => targets.iter().map(|_| None).collect(),
         };
-        match codes {
-            Some(CodesMut::I8(out)) => {
-                for (row, out) in plain.values.chunks_exact(k).zip(out.chunks_exact_mut(code_stride(k))) {
-                    out.fill(0);
-                    row.iter().zip(out).for_each(|(c, out)| *out = *c as i8);
+        let tasks = targets.into_iter().zip(codes).zip(scales.chunks_mut(rows)).enumerate();
+        let tasks: Vec<Pack<'_>> = tasks
+            .map(|(index, ((target, codes), scale_out))| Pack {
+                bits: params.weight_bits,
+                k,
+                rows: index * rows..n.min((index + 1) * rows),
+                source,
+                scale,
+                target,
+                scale_out,
+                codes,
+            })
+            .collect();
+
+        let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+        run_each(executor, (n * k) as u64 / 5, tasks, |task| {
+            let first = task.rows.start;
+            if let Err(error) = tier.vectorize(task) {
+                let mut failure = failure.lock().expect("no task panics with the lock");
+                if failure.as_ref().is_none_or(|(row, _)| first < *row) {
+                    *failure = Some((first, error));
                 }
             }
-            Some(CodesMut::I16(out)) => {
-                for (row, out) in plain.values.chunks_exact(k).zip(out.chunks_exact_mut(code_stride(k))) {
-                    out.fill(0);
-                    row.iter().zip(out).for_each(|(c, out)| *out = *c as i16);
-                }
-            }
-            None => {}
+        });
+        match failure.into_inner().expect("no task panics with the lock") {
+            Some((_, error)) => Err(error),
+            None => Ok(Weights { n, k, scale: scales, panels: laid_out }),
         }
-        Ok(Weights { n, k, plain })
     }
 
     /// Outputs.
@@ -147,6 +187,228 @@ impl Weights {
 
     /// `[N]`: the step of one code; 1 where W is analog.
     pub fn scale(&self) -> &[f32] {
-        &self.plain.scale
+        &self.scale[..self.n]
+    }
+
+    pub(crate) fn panels(&self) -> &Panels {
+        &self.panels
+    }
+
+    /// The scales of panel `panel`.
+    pub(crate) fn panel_scale(&self, panel: usize) -> &[f32; PANEL] {
+        &self.scale.as_chunks::<PANEL>().0[panel]
+    }
+}
+
+fn check_source(
+    params: &Params,
+    n: usize,
+    k: usize,
+    source: WeightSource<'_>,
+    scale: Option<&[f32]>,
+) -> Result<(), Error> {
+    let bits = params.weight_bits;
+    match scale {
+        Some(scale) if bits == 0 => {
+            return Err(Error::Ignored {
+                name: "weight_scale",
+                value: format!("{scale:?}"),
+                because: "with weight_bits 0 the weights are analog",
+            });
+        }
+        Some(scale) => quantize::check_scale(scale, n, levels(bits))?,
+        None if matches!(source, WeightSource::F32(_)) => {}
+        None => return Err(Error::value("weight_scale", "none", "1 or N numbers where the weights are codes")),
+    }
+    let (length, expected) = match source {
+        WeightSource::F32(w) => (w.len(), n * k),
+        WeightSource::Codes(codes) => {
+            if !(1..=8).contains(&bits) {
+                return Err(Error::value("weight_bits", bits, "1..8 where the weights are int8 codes"));
+            }
+            (codes.len(), n * k)
+        }
+        WeightSource::Packed(packed) => {
+            if !pack::PACKED_BITS.contains(&bits) {
+                return Err(Error::value("weight_bits", bits, "1, 2 or 4 where the weights are packed in uint8"));
+            }
+            (packed.len(), n * pack::packed_row_bytes(bits, k))
+        }
+    };
+    if length == expected {
+        Ok(())
+    } else {
+        Err(Error::Length { name: "weight", length, allowed: format!("{expected} for N = {n}, K = {k}") })
+    }
+}
+
+/// Where the panels of a task go.
+enum Target<'a> {
+    Int(Storage, &'a mut [u8]),
+    Float(&'a mut [f32]),
+}
+
+/// Quantises and packs the channels `rows`.
+struct Pack<'a> {
+    bits: u32,
+    k: usize,
+    rows: std::ops::Range<usize>,
+    source: WeightSource<'a>,
+    scale: Option<&'a [f32]>,
+    target: Target<'a>,
+    scale_out: &'a mut [f32],
+    codes: Option<CodesMut<'a>>,
+}
+
+impl Vectorized for Pack<'_> {
+    type Output = Result<(), Error>;
+
+    #[inline(always)]
+    fn run<S: Isa>(mut self, isa: S) -> Result<(), Error> {
+        let k = self.k;
+        match std::mem::replace(&mut self.target, Target::Float(&mut [])) {
+            Target::Int(storage, bytes) => {
+                let stride = staged_stride(k);
+                let mut staged = Buffer::<i8>::new(PANEL * stride);
+                for (panel, bytes) in bytes.chunks_exact_mut(storage.panel_bytes(k)).enumerate() {
+                    for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
+                        self.stage_int(isa, panel * PANEL + slot, out)?;
+                    }
+                    pack_int(isa, storage, k, staged.as_slice(), bytes);
+                }
+            }
+            Target::Float(values) => {
+                // An odd number of vectors: rows a power of two apart would share their cache sets.
+                let stride = (k.div_ceil(LANES) | 1) * LANES;
+                let mut staged = Buffer::<f32>::new(PANEL * stride);
+                for (panel, values) in values.chunks_exact_mut(PANEL * k).enumerate() {
+                    for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
+                        self.stage_float(isa, panel * PANEL + slot, out)?;
+                    }
+                    pack_float(isa, k, stride, staged.as_slice(), values);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pack<'_> {
+    /// The row of W at `offset` from the first, if there is one.
+    fn row(&self, offset: usize) -> Option<usize> {
+        Some(self.rows.start + offset).filter(|row| *row < self.rows.end)
+    }
+
+    /// Sets the scale of a channel given in f32 and returns its quantiser, `None` where it is analog.
+    #[inline(always)]
+    fn quantizer<S: Isa>(
+        &mut self,
+        isa: S,
+        offset: usize,
+        row: usize,
+        w: &[f32],
+    ) -> Result<Option<VectorQuantizer<S>>, Error> {
+        let largest = rows::largest_magnitude(isa, w);
+        if largest >= INFINITY_BITS {
+            let column = w.iter().position(|value| !value.is_finite()).expect("one is not finite");
+            return Err(Error::element("weight", vec![row, column], w[column], "a finite number"));
+        }
+        if self.bits == 0 {
+            self.scale_out[offset] = 1.0;
+            return Ok(None);
+        }
+        let scale = match self.scale {
+            Some([one]) => *one,
+            Some(each) => each[row],
+            None if self.bits == 1 => rows::sum_magnitudes(isa, w) / self.k as f32,
+            None => f32::from_bits(largest as u32) / levels(self.bits) as f32,
+        };
+        if self.scale.is_none() {
+            quantize::check_default_scale(self.bits, row, scale)?;
+        }
+        self.scale_out[offset] = scale;
+        Ok(Some(VectorQuantizer::new(isa, &weight_quantizer(self.bits, scale))))
+    }
+
+    #[inline(always)]
+    fn code<S: Isa>(&self, isa: S, quantizer: &VectorQuantizer<S>, w: S::F) -> S::I {
+        if self.bits == 1 {
+            let below = isa.greater(isa.splat(0.0), w);
+            isa.round(isa.select(below, isa.splat(-1.0), isa.splat(1.0)))
+        } else {
+            quantizer.code(w)
+        }
+    }
+
+    /// Codes of the channel at `offset`, from codes; sets its scale.
+    fn stored_codes(&mut self, offset: usize, row: usize, out: &mut [i8]) -> Result<(), Error> {
+        let (bits, k) = (self.bits, self.k);
+        match self.source {
+            WeightSource::Codes(codes) => {
+                let codes = &codes[row * k..(row + 1) * k];
+                pack::check_codes(bits, row, codes)?;
+                out.copy_from_slice(codes);
+            }
+            WeightSource::Packed(packed) => {
+                let bytes = pack::packed_row_bytes(bits, k);
+                pack::unpack_row(bits, row, &packed[row * bytes..(row + 1) * bytes], out)?;
+            }
+            WeightSource::F32(_) => unreachable!("weights in f32 are quantised"),
+        }
+        self.scale_out[offset] = match self.scale.expect("checked") {
+            [one] => *one,
+            each => each[row],
+        };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn stage_int<S: Isa>(&mut self, isa: S, offset: usize, out: &mut [i8]) -> Result<(), Error> {
+        let Some(row) = self.row(offset) else {
+            out.fill(0);
+            return Ok(());
+        };
+        let k = self.k;
+        if let WeightSource::F32(w) = self.source {
+            let w = &w[row * k..(row + 1) * k];
+            let quantizer = self.quantizer(isa, offset, row, w)?.expect("an integer product has codes");
+            rows::codes_i8(isa, w, out, |w| self.code(isa, &quantizer, w));
+        } else {
+            out[k..].fill(0);
+            self.stored_codes(offset, row, &mut out[..k])?;
+        }
+        if let Some(CodesMut::I8(saved)) = &mut self.codes {
+            let stride = code_stride(k);
+            let saved = &mut saved[offset * stride..(offset + 1) * stride];
+            let count = stride.min(out.len());
+            saved[..count].copy_from_slice(&out[..count]);
+            saved[count..].fill(0);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn stage_float<S: Isa>(&mut self, isa: S, offset: usize, out: &mut [f32]) -> Result<(), Error> {
+        let Some(row) = self.row(offset) else {
+            out.fill(0.0);
+            return Ok(());
+        };
+        let k = self.k;
+        if let WeightSource::F32(w) = self.source {
+            let w = &w[row * k..(row + 1) * k];
+            match self.quantizer(isa, offset, row, w)? {
+                Some(quantizer) => rows::codes_f32(isa, w, out, |w| self.code(isa, &quantizer, w)),
+                None => rows::copy(isa, w, out),
+            }
+        } else {
+            let mut codes = vec![0; k];
+            self.stored_codes(offset, row, &mut codes)?;
+            out.fill(0.0);
+            out.iter_mut().zip(&codes).for_each(|(out, code)| *out = f32::from(*code));
+        }
+        if let Some(saved) = &mut self.codes {
+            saved.store(isa, offset, &out[..k]);
+        }
+        Ok(())
     }
 }

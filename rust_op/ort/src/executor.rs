@@ -45,7 +45,12 @@ impl<'a> SessionPool<'a> {
 impl Executor for SessionPool<'_> {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         // A panic must not unwind through the pool's C++ frames.
-        let guarded = |index| self.note(guard(|| Ok(task(index))));
+        let guarded = |index| {
+            self.note(guard(|| {
+                task(index);
+                Ok(())
+            }));
+        };
         if count <= 1 {
             (0..count).for_each(guarded);
         } else {

@@ -69,7 +69,7 @@ pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
         };
         let value = value.map_err(|failure| {
             Failure::invalid(format!(
-                "attribute {} has another type than {}: allowed is {} ({})",
+                "attribute {} is not of type {}: allowed is {} ({})",
                 row.name,
                 row.kind.name(),
                 row.allowed,

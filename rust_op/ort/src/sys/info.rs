@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use ort_sys::OrtKernelInfo;
 
 use super::tensor::{Tensor, TensorType};
-use super::{Api, c_string, call};
+use super::{Api, c_string, call, read_string};
 use crate::guard::Failure;
 
 /// A node for which a kernel is made.
@@ -107,7 +107,7 @@ impl<'a> KernelInfo<'a> {
         })
     }
 
-    /// As [`KernelInfo::int`].
+    /// As [`KernelInfo::int`]; an empty list is an error, for the host takes an attribute of another type for one.
     pub(crate) fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, Failure> {
         self.attribute(name, |name| {
             let mut size = 0;
@@ -117,10 +117,11 @@ impl<'a> KernelInfo<'a> {
                 let read =
                     |out, size| call!(self.api, KernelInfoGetAttributeArray_float(self.info, name.as_ptr(), out, size));
                 read(std::ptr::null_mut(), &mut size)?;
-                let mut values = vec![0.0; size];
-                if size > 0 {
-                    read(values.as_mut_ptr(), &mut size)?;
+                if size == 0 {
+                    return Err(Failure::internal("it is an empty list, or no list of floats"));
                 }
+                let mut values = vec![0.0; size];
+                read(values.as_mut_ptr(), &mut size)?;
                 Ok(values)
             }
         })
@@ -149,16 +150,4 @@ impl<'a> KernelInfo<'a> {
             },
         }
     }
-}
-
-/// A string from a function that, given NULL, says how many bytes it needs, the NUL among them.
-fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) -> Result<String, Failure> {
-    let mut size = 0;
-    read(std::ptr::null_mut(), &mut size)?;
-    let mut bytes = vec![0u8; size];
-    if size > 0 {
-        read(bytes.as_mut_ptr().cast(), &mut size)?;
-    }
-    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ok(String::from_utf8_lossy(text).into_owned())
 }

@@ -105,6 +105,18 @@ unsafe fn string(text: *const c_char) -> String {
     }
 }
 
+/// A string from a function that, given NULL, says how many bytes it needs, the NUL among them.
+fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) -> Result<String, Failure> {
+    let mut size = 0;
+    read(std::ptr::null_mut(), &mut size)?;
+    let mut bytes = vec![0u8; size];
+    if size > 0 {
+        read(bytes.as_mut_ptr().cast(), &mut size)?;
+    }
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

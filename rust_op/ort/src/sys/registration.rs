@@ -7,12 +7,17 @@ use std::sync::Mutex;
 use ort_sys::{OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr};
 
 use super::custom_op::{CustomOp, Table};
-use super::{API_VERSION, Api, c_string, call, string};
+use super::{API_VERSION, Api, c_string, call, read_string, string};
 use crate::guard::{Failure, guard};
 
 /// An entry of the session options that tells that they have our operators: a host accepts a domain
-/// twice and fails when a session is created, so the second time nothing is added.
+/// twice and fails when a session is created, so the second time nothing is added. Its value is the
+/// options' address, which tells a clone from what it was cloned from.
 const REGISTERED: &CStr = c"lumina.custom_ops_registered";
+
+/// The first minor version of ONNX Runtime 1 whose `CloneSessionOptions` copies the domains (tried);
+/// earlier ones copy the entries alone.
+const CLONES_KEEP_DOMAINS: u32 = 22;
 
 /// Adds the operators of this library to `options`; nothing if they are there already. Returns NULL, or
 /// a status that the host releases.
@@ -88,15 +93,27 @@ impl Registration<'_> {
     }
 
     fn is_done(&self) -> Result<bool, Failure> {
-        let mut done = 0;
+        let mut known = 0;
         // SAFETY: the options are alive.
-        unsafe { call!(self.api, HasSessionConfigEntry(self.options, REGISTERED.as_ptr(), &mut done))? };
-        Ok(done != 0)
+        unsafe { call!(self.api, HasSessionConfigEntry(self.options, REGISTERED.as_ptr(), &mut known))? };
+        if known == 0 {
+            return Ok(false);
+        }
+        let registered = read_string(|out, size| {
+            // SAFETY: the options are alive; `out` is NULL or has `size` bytes.
+            unsafe { call!(self.api, GetSessionConfigEntry(self.options, REGISTERED.as_ptr(), out, size)) }
+        })?;
+        Ok(registered == self.address() || clones_keep_domains(self.version))
     }
 
     fn mark_done(&self) -> Result<(), Failure> {
+        let address = c_string(&self.address());
         // SAFETY: the options are alive; the strings are copied.
-        unsafe { call!(self.api, AddSessionConfigEntry(self.options, REGISTERED.as_ptr(), c"1".as_ptr())) }
+        unsafe { call!(self.api, AddSessionConfigEntry(self.options, REGISTERED.as_ptr(), address.as_ptr())) }
+    }
+
+    fn address(&self) -> String {
+        format!("{:p}", self.options)
     }
 
     /// The domain of this host, made when first asked for. A process can hold several ONNX Runtimes,
@@ -120,5 +137,27 @@ impl Registration<'_> {
         }
         domains.push(Domain { api: self.api, version: self.version.to_owned(), name, domain });
         Ok(domain)
+    }
+}
+
+fn clones_keep_domains(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
+    match (parts.next().flatten(), parts.next().flatten()) {
+        (Some(1), Some(minor)) => minor >= CLONES_KEEP_DOMAINS,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_whose_clones_keep_domains() {
+        for (version, expected) in
+            [("1.17.3", false), ("1.21.1", false), ("1.22.0", true), ("1.32.0-dev", true), ("2.0.0", true), ("", true)]
+        {
+            assert_eq!(clones_keep_domains(version), expected, "{version}");
+        }
     }
 }

@@ -1,0 +1,81 @@
+//! Memory for panels and scratch: aligned to cache lines, reused, never handed out uninitialised.
+
+use std::marker::PhantomData;
+use std::sync::Mutex;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+mod sealed {
+    /// Types for which every bit pattern is a value.
+    pub trait Plain: Copy {}
+    impl Plain for u8 {}
+    impl Plain for i8 {}
+    impl Plain for i16 {}
+    impl Plain for i32 {}
+    impl Plain for f32 {}
+}
+pub(crate) use sealed::Plain;
+
+/// `len` elements on a 64-byte boundary, of unspecified (but initialised) contents.
+pub(crate) struct Buffer<T> {
+    lines: Vec<Line>,
+    len: usize,
+    _element: PhantomData<T>,
+}
+
+/// Buffers that were given back, of at most [`KEPT_BYTES`] together.
+static KEPT: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+const KEPT_BYTES: usize = 64 << 20;
+
+fn bytes(lines: &[Line]) -> usize {
+    size_of_val(lines)
+}
+
+impl<T: Plain> Buffer<T> {
+    /// Takes a kept buffer that is large enough but not wasteful, or makes one.
+    pub(crate) fn new(len: usize) -> Self {
+        let count = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fits = |lines: &Vec<Line>| (count..=2 * count + 64).contains(&lines.len());
+        let found = kept.iter().rposition(fits).map(|index| kept.swap_remove(index));
+        drop(kept);
+        let lines = found.unwrap_or_else(|| vec![Line([0; 64]); count]);
+        Buffer { lines, len, _element: PhantomData }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        // SAFETY: the lines hold at least `len` elements of a type that any bits are a value of, aligned to 64.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !lines.is_empty() && kept.iter().map(|kept| bytes(kept)).sum::<usize>() + bytes(&lines) <= KEPT_BYTES {
+            kept.push(lines);
+        }
+    }
+}
+
+impl<T: Plain> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Buffer::new(self.len);
+        copy.as_mut_slice().copy_from_slice(self.as_slice());
+        copy
+    }
+}
+
+impl<T: Plain + std::fmt::Debug> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer").field("len", &self.len).finish()
+    }
+}

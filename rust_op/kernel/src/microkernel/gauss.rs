@@ -1,0 +1,100 @@
+//! The noise of [`crate::noise`] in vectors: the same words, the same operations, the same order.
+
+use super::isa::{Isa, LANES};
+use crate::noise::{ANGLE_STEP, COS, LOG, MINUS_TWO_LN_2, SIN, SQRT_HALF_BITS, UNIFORM_OFFSET, UNIFORM_STEP};
+use crate::rng::{self, GOLDEN};
+
+/// The generators of one block.
+pub(crate) struct Gauss<S: Isa> {
+    isa: S,
+    state: [S::U; 4],
+}
+
+/// What SplitMix64 adds to its start before the output that seeds word `word` of each lane.
+const fn increments(word: usize) -> [u64; rng::LANES] {
+    let mut out = [0; rng::LANES];
+    let mut lane = 0;
+    while lane < rng::LANES {
+        out[lane] = GOLDEN.wrapping_mul((4 * lane + word + 1) as u64);
+        lane += 1;
+    }
+    out
+}
+
+const INCREMENTS: [[u64; rng::LANES]; 4] = [increments(0), increments(1), increments(2), increments(3)];
+
+#[inline(always)]
+fn horner<S: Isa>(isa: S, coefficients: &[f32], x: S::F) -> S::F {
+    let (last, rest) = coefficients.split_last().expect("a polynomial");
+    let mut sum = isa.splat(*last);
+    for c in rest.iter().rev() {
+        sum = isa.fma(sum, x, isa.splat(*c));
+    }
+    sum
+}
+
+impl<S: Isa> Gauss<S> {
+    /// The generators of the block with key `key`.
+    #[inline(always)]
+    pub(crate) fn new(isa: S, key: u64) -> Self {
+        let start = isa.splat_u(key);
+        let word = |increments: &[u64; rng::LANES]| {
+            let x = isa.add_u(start, isa.load_u(increments));
+            let x = isa.mul_u(isa.xor_u(x, isa.shr_u::<30>(x)), isa.splat_u(0xBF58_476D_1CE4_E5B9));
+            let x = isa.mul_u(isa.xor_u(x, isa.shr_u::<27>(x)), isa.splat_u(0x94D0_49BB_1331_11EB));
+            isa.xor_u(x, isa.shr_u::<31>(x))
+        };
+        let [a, b, c, d] = &INCREMENTS;
+        Gauss { isa, state: [word(a), word(b), word(c), word(d)] }
+    }
+
+    /// One step of xoshiro256++ in every lane.
+    #[inline(always)]
+    pub(crate) fn draw(&mut self) -> S::I {
+        let isa = self.isa;
+        let [s0, s1, s2, s3] = self.state;
+        let result = isa.add_u(isa.rotl_u::<23, 41>(isa.add_u(s0, s3)), s0);
+        let t = isa.shl_u::<17>(s1);
+        let s2 = isa.xor_u(s2, s0);
+        let s3 = isa.xor_u(s3, s1);
+        self.state = [isa.xor_u(s0, s3), isa.xor_u(s1, s2), isa.xor_u(s2, t), isa.rotl_u::<45, 19>(s3)];
+        isa.halves(result)
+    }
+
+    /// The normals of the next 32 columns.
+    #[inline(always)]
+    pub(crate) fn group(&mut self) -> [S::F; 2] {
+        let isa = self.isa;
+        let (a, b) = (self.draw(), self.draw());
+
+        let u = isa.fma(isa.to_float(isa.shr::<1>(a)), isa.splat(UNIFORM_STEP), isa.splat(UNIFORM_OFFSET));
+        let bits = isa.bits(u);
+        let exponent = isa.sar::<23>(isa.sub_i(bits, isa.splat_i(SQRT_HALF_BITS)));
+        let f = isa.sub(isa.from_bits(isa.sub_i(bits, isa.shl::<23>(exponent))), isa.splat(1.0));
+        let log = isa.mul(f, horner(isa, &LOG, f));
+        let r = isa.sqrt(isa.fma(isa.to_float(exponent), isa.splat(MINUS_TWO_LN_2), log));
+
+        let x = isa.mul(isa.to_float(isa.shl::<2>(b)), isa.splat(ANGLE_STEP));
+        let square = isa.mul(x, x);
+        let sin = isa.mul(x, horner(isa, &SIN, square));
+        let sign = isa.and(b, isa.splat_i(i32::MIN));
+        let cos = isa.from_bits(isa.xor(isa.bits(horner(isa, &COS, square)), sign));
+        let exchanged = isa.negative(isa.shl::<1>(b));
+        [isa.mul(r, isa.select(exchanged, sin, cos)), isa.mul(r, isa.select(exchanged, cos, sin))]
+    }
+}
+
+/// Fills `out` with the normals of one row.
+#[inline(always)]
+pub(crate) fn fill_row<S: Isa>(isa: S, call_key: u64, row: u64, out: &mut [f32]) {
+    for (block, columns) in out.chunks_mut(rng::BLOCK).enumerate() {
+        let mut gauss = Gauss::new(isa, rng::block_key(call_key, row, block as u64));
+        for group in columns.chunks_mut(2 * LANES) {
+            let mut values = [[0.0; LANES]; 2];
+            let [first, second] = gauss.group();
+            isa.store(&mut values[0], first);
+            isa.store(&mut values[1], second);
+            group.copy_from_slice(&values.as_flattened()[..group.len()]);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What the loops ask of an instruction set. A tier's file holds these methods and nothing else.
+//!
+//! All vectors have 16 lanes of 32 bits, whatever the registers' width, so that a loop reads the same on
+//! every tier and the canonical orders (noise, mean) need no special cases. A value of an implementing
+//! type is the permission to use its instructions: it is made only where the processor has them.
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// A computation that is compiled once for each tier, with that tier's instructions.
+pub(crate) trait Vectorized {
+    /// What it returns.
+    type Output;
+    /// The computation. Implementations are `#[inline(always)]`, and so is all that they call.
+    fn run<S: Isa>(self, isa: S) -> Self::Output;
+}
+
+/// One instruction set.
+///
+/// Floating-point methods are the IEEE operation of that name; `min(a, b)` and `max(a, b)` are b where
+/// either is NaN. Integers wrap.
+pub(crate) trait Isa: Copy + Send + Sync + 'static {
+    /// 16 x f32.
+    type F: Copy;
+    /// 16 x i32.
+    type I: Copy;
+    /// 16 x bool.
+    type M: Copy;
+    /// 8 x u64.
+    type U: Copy;
+    /// 16 columns x 4 weight codes, ready for [`Isa::dot`].
+    type W: Copy;
+
+    /// Whether [`Isa::dot`] multiplies the stored codes c + z, so that sums start at -z * sum(a).
+    const OFFSET_CODES: bool;
+    /// Rows of an integer tile, and how many vectors wide it is.
+    const INT_TILE: (usize, usize);
+    /// The same of a float tile.
+    const FLOAT_TILE: (usize, usize);
+
+    /// Runs `op` with this tier's instructions.
+    fn vectorize<V: Vectorized>(self, op: V) -> V::Output;
+
+    fn splat(self, value: f32) -> Self::F;
+    /// # Safety
+    /// `source` is valid for reads of 16 elements.
+    unsafe fn load_ptr(self, source: *const f32) -> Self::F;
+    /// # Safety
+    /// `target` is valid for writes of 16 elements.
+    unsafe fn store_ptr(self, target: *mut f32, value: Self::F);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b + c, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn sqrt(self, a: Self::F) -> Self::F;
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even; values are within i32.
+    fn round(self, a: Self::F) -> Self::I;
+    fn to_float(self, a: Self::I) -> Self::F;
+    fn bits(self, a: Self::F) -> Self::I;
+    fn from_bits(self, a: Self::I) -> Self::F;
+    fn is_nan(self, a: Self::F) -> Self::M;
+    fn greater(self, a: Self::F, b: Self::F) -> Self::M;
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
+    /// Bit n is lane n.
+    fn mask_bits(self, mask: Self::M) -> u16;
+    /// The lanes whose top bit is set.
+    fn negative(self, a: Self::I) -> Self::M;
+
+    fn splat_i(self, value: i32) -> Self::I;
+    /// # Safety
+    /// `source` is valid for reads of 64 bytes.
+    unsafe fn load_i_ptr(self, source: *const u8) -> Self::I;
+    /// # Safety
+    /// `target` is valid for writes of 64 bytes.
+    unsafe fn store_i_ptr(self, target: *mut u8, value: Self::I);
+    /// Widens 16 codes.
+    fn load_i8(self, source: &[i8; LANES]) -> Self::I;
+    /// Widens 16 codes.
+    fn load_i16(self, source: &[i16; LANES]) -> Self::I;
+    /// Narrows lanes that fit.
+    fn store_i8(self, target: &mut [i8; LANES], value: Self::I);
+    /// Narrows lanes that fit.
+    fn store_i16(self, target: &mut [i16; LANES], value: Self::I);
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shl<const COUNT: u32>(self, a: Self::I) -> Self::I;
+    fn shr<const COUNT: u32>(self, a: Self::I) -> Self::I;
+    /// Arithmetic shift right.
+    fn sar<const COUNT: u32>(self, a: Self::I) -> Self::I;
+    /// Rows become columns.
+    fn transpose(self, rows: [Self::I; LANES]) -> [Self::I; LANES];
+
+    /// Makes 16 x 4 stored codes (c + `zero`) ready.
+    fn weights(self, stored: Self::I, zero: Self::I) -> Self::W;
+    /// Adds to each column the product of its 4 codes with the 4 of `activations` (i8 in each lane).
+    fn dot(self, sum: Self::I, weights: Self::W, activations: Self::I) -> Self::I;
+
+    fn splat_u(self, value: u64) -> Self::U;
+    fn load_u(self, source: &[u64; 8]) -> Self::U;
+    fn add_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn mul_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn xor_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn shl_u<const COUNT: u32>(self, a: Self::U) -> Self::U;
+    fn shr_u<const COUNT: u32>(self, a: Self::U) -> Self::U;
+    /// Rotates by COUNT; REST is 64 - COUNT.
+    fn rotl_u<const COUNT: u32, const REST: u32>(self, a: Self::U) -> Self::U;
+    /// The same bits as 16 lanes, the low half of a lane first.
+    fn halves(self, a: Self::U) -> Self::I;
+
+    #[inline(always)]
+    fn load(self, source: &[f32; LANES]) -> Self::F {
+        // SAFETY: a reference to 16 elements.
+        unsafe { self.load_ptr(source.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, target: &mut [f32; LANES], value: Self::F) {
+        // SAFETY: a reference to 16 elements.
+        unsafe { self.store_ptr(target.as_mut_ptr(), value) }
+    }
+
+    #[inline(always)]
+    fn lanes(self, value: Self::I) -> [i32; LANES] {
+        let mut lanes = [0i32; LANES];
+        // SAFETY: 16 lanes of 4 bytes.
+        unsafe { self.store_i_ptr(lanes.as_mut_ptr().cast(), value) };
+        lanes
+    }
+
+    /// The same byte everywhere.
+    #[inline(always)]
+    fn splat_byte(self, byte: u8) -> Self::I {
+        self.splat_i(i32::from_ne_bytes([byte; 4]))
+    }
+
+    /// |a| as the integer of its bits: ordered as the numbers are, infinity above them, NaN above that.
+    #[inline(always)]
+    fn magnitude(self, a: Self::F) -> Self::I {
+        self.and(self.bits(a), self.splat_i(0x7FFF_FFFF))
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        self.from_bits(self.magnitude(a))
+    }
+
+    #[inline(always)]
+    fn largest(self, value: Self::I) -> i32 {
+        self.lanes(value).into_iter().fold(i32::MIN, i32::max)
+    }
+
+    #[inline(always)]
+    fn total(self, value: Self::I) -> i32 {
+        self.lanes(value).into_iter().fold(0, i32::wrapping_add)
+    }
+}

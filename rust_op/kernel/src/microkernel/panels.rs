@@ -1,0 +1,91 @@
+//! Rows of weights become panels ([`super::tile`] has the layouts).
+
+use super::isa::{Isa, LANES};
+use super::tile::{BLOCK_BYTES, PANEL, Storage};
+
+/// Elements from one row of staged codes to the next: whole vectors of 16 groups.
+pub(crate) const fn staged_stride(k: usize) -> usize {
+    k.next_multiple_of(4 * LANES)
+}
+
+/// Packs [`PANEL`] rows of codes, [`staged_stride`] apart and filled up with zeros, into an integer panel.
+#[inline(always)]
+pub(crate) fn pack_int<S: Isa>(isa: S, storage: Storage, k: usize, codes: &[i8], panel: &mut [u8]) {
+    match storage.bits {
+        8 => pack_int_of::<S, 8>(isa, k, codes, panel),
+        4 => pack_int_of::<S, 4>(isa, k, codes, panel),
+        2 => pack_int_of::<S, 2>(isa, k, codes, panel),
+        _ => pack_int_of::<S, 1>(isa, k, codes, panel),
+    }
+}
+
+#[inline(always)]
+fn pack_int_of<S: Isa, const BITS: u32>(isa: S, k: usize, codes: &[i8], panel: &mut [u8]) {
+    let stride = staged_stride(k);
+    let slots = 8 / BITS as usize;
+    let (blocks, _) = panel.as_chunks_mut::<BLOCK_BYTES>();
+    for half in 0..2 {
+        let rows = &codes[half * LANES * stride..(half + 1) * LANES * stride];
+        for (step, blocks) in blocks.chunks_mut(LANES / slots).enumerate() {
+            let mut vectors = [isa.splat_i(0); LANES];
+            for (row, vector) in rows.chunks_exact(stride).zip(&mut vectors) {
+                let (groups, _) = row.as_chunks::<{ 4 * LANES }>();
+                // SAFETY: a reference to 64 bytes.
+                *vector = unsafe { isa.load_i_ptr(groups[step].as_ptr().cast()) };
+            }
+            let groups = isa.transpose(vectors);
+            for (block, groups) in blocks.iter_mut().zip(groups.chunks_exact(slots)) {
+                let bytes = combine::<S, BITS>(isa, groups);
+                // SAFETY: each block has two halves of 64 bytes.
+                unsafe { isa.store_i_ptr(block.as_mut_ptr().add(half * 4 * LANES), bytes) };
+            }
+        }
+    }
+}
+
+/// One block of consecutive groups of codes.
+#[inline(always)]
+fn combine<S: Isa, const BITS: u32>(isa: S, groups: &[S::I]) -> S::I {
+    let byte = |byte: u8| isa.splat_byte(byte);
+    // c + 2^(b-1) modulo 2^b flips the top bit of b bits; of the codes -1 and +1, bit 1 tells.
+    match BITS {
+        8 => isa.xor(groups[0], byte(0x80)),
+        4 => {
+            let nibble = |group: S::I| isa.and(isa.xor(group, byte(0x08)), byte(0x0F));
+            isa.or(nibble(groups[0]), isa.shl::<4>(nibble(groups[1])))
+        }
+        2 => {
+            let pair = |group: S::I| isa.and(isa.xor(group, byte(0x02)), byte(0x03));
+            let low = isa.or(pair(groups[0]), isa.shl::<2>(pair(groups[1])));
+            let high = isa.or(pair(groups[2]), isa.shl::<2>(pair(groups[3])));
+            isa.or(low, isa.shl::<4>(high))
+        }
+        _ => {
+            let bit = |group: S::I| isa.and(isa.xor(isa.shr::<1>(group), byte(0x01)), byte(0x01));
+            let two = |at: usize| isa.or(bit(groups[at]), isa.shl::<1>(bit(groups[at + 1])));
+            let four = |at: usize| isa.or(two(at), isa.shl::<2>(two(at + 2)));
+            isa.or(four(0), isa.shl::<4>(four(4)))
+        }
+    }
+}
+
+/// Packs [`PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
+/// `k` rows.
+#[inline(always)]
+pub(crate) fn pack_float<S: Isa>(isa: S, k: usize, stride: usize, rows: &[f32], panel: &mut [f32]) {
+    for half in 0..2 {
+        let rows = &rows[half * LANES * stride..(half + 1) * LANES * stride];
+        for start in (0..k).step_by(LANES) {
+            let mut vectors = [isa.splat_i(0); LANES];
+            for (row, vector) in rows.chunks_exact(stride).zip(&mut vectors) {
+                let (chunks, _) = row[start..].as_chunks::<LANES>();
+                *vector = isa.bits(isa.load(&chunks[0]));
+            }
+            let columns = isa.transpose(vectors);
+            for (k, column) in (start..k.min(start + LANES)).zip(columns) {
+                let (chunks, _) = panel[k * PANEL + half * LANES..].as_chunks_mut::<LANES>();
+                isa.store(&mut chunks[0], isa.from_bits(column));
+            }
+        }
+    }
+}

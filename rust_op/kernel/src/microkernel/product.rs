@@ -1,0 +1,141 @@
+//! Rows times panels: which tile runs on what, and where its results go.
+
+use std::marker::PhantomData;
+
+use super::Tier;
+use super::buffer::Buffer;
+use super::isa::{Isa, Vectorized};
+use super::tile::{
+    BLOCK_BYTES, Finish, FloatRows, IntRows, PANEL, Scaling, Target, float_panel, int_panel, unpack_panel,
+};
+use crate::executor::{Executor, run};
+use crate::weights::{Panels, Weights};
+
+/// Rows up to which packed panels are read as they are; for more, unpacking once pays.
+const PACKED_ROWS: usize = 4;
+
+/// Rows of X as the product reads them.
+#[derive(Clone, Copy)]
+pub(crate) enum Staged<'a> {
+    Int(IntRows<'a>),
+    Float(FloatRows<'a>),
+}
+
+/// One product: rows of X, weights, bias.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) weights: &'a Weights,
+    /// Filled up to whole panels; zeros where the bias is digital or absent.
+    pub(crate) bias: &'a [f32],
+    pub(crate) rows: Staged<'a>,
+    /// s_x of each row.
+    pub(crate) x_step: &'a [f32],
+}
+
+impl Product<'_> {
+    /// z of all rows in the columns of one panel.
+    ///
+    /// # Safety
+    /// `target` holds `x_step.len()` rows.
+    #[inline(always)]
+    unsafe fn panel<S: Isa>(&self, isa: S, panel: usize, unpacked: &mut Option<Buffer<u8>>, target: Target) {
+        let k = self.weights.k();
+        let scaling = Scaling {
+            x_step: self.x_step,
+            weight_scale: self.weights.panel_scale(panel),
+            bias: &self.bias.as_chunks::<PANEL>().0[panel],
+        };
+        match (self.weights.panels(), &self.rows) {
+            (Panels::Int { storage, bytes }, Staged::Int(rows)) => {
+                let size = storage.panel_bytes(k);
+                let bytes = &bytes.as_slice()[panel * size..(panel + 1) * size];
+                let groups = k.div_ceil(4);
+                let rows = IntRows { zero: storage.zero(), ..*rows };
+                let (storage, bytes) = if storage.bits < 8 && self.x_step.len() > PACKED_ROWS {
+                    let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
+                    unpack_panel(isa, *storage, bytes, groups, unpacked.as_mut_slice());
+                    (super::tile::Storage { bits: 8 }, unpacked.as_slice())
+                } else {
+                    (*storage, bytes)
+                };
+                // SAFETY: passed on.
+                unsafe { int_panel(isa, storage, &rows, bytes, groups, &scaling, target) };
+            }
+            (Panels::Float(values), Staged::Float(rows)) => {
+                let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
+                let finish = Finish::Scale(scaling);
+                // SAFETY: passed on.
+                unsafe { float_panel(isa, rows, self.x_step.len(), values, k, &finish, target) };
+            }
+            _ => unreachable!("rows are staged for the weights that they meet"),
+        }
+    }
+
+    /// z of all rows and columns.
+    #[inline(always)]
+    pub(crate) fn into_rows<S: Isa>(&self, isa: S, z: &mut [f32]) {
+        let n = self.weights.n();
+        assert_eq!(z.len(), self.x_step.len() * n);
+        let mut unpacked = None;
+        for panel in 0..n.div_ceil(PANEL) {
+            // SAFETY: `z` holds as many rows of n, borrowed for as long as the target lives.
+            unsafe {
+                let target = Target::new(z.as_mut_ptr().add(panel * PANEL), n, n - panel * PANEL);
+                self.panel(isa, panel, &mut unpacked, target);
+            }
+        }
+    }
+
+    /// z of all rows and columns, in tasks of `together` panels each.
+    pub(crate) fn into_columns(
+        &self,
+        tier: Tier,
+        executor: &dyn Executor,
+        work_ns: u64,
+        together: usize,
+        z: &mut [f32],
+    ) {
+        let n = self.weights.n();
+        assert_eq!(z.len(), self.x_step.len() * n);
+        let panels = n.div_ceil(PANEL);
+        let shared = Shared { pointer: z.as_mut_ptr(), _borrowed: PhantomData };
+        run(executor, work_ns, panels.div_ceil(together), &|task| {
+            let columns =
+                Columns { product: self, z: &shared, panels: task * together..panels.min((task + 1) * together) };
+            tier.vectorize(columns);
+        });
+    }
+}
+
+/// Memory that tasks write at disjoint places.
+struct Shared<'a> {
+    pointer: *mut f32,
+    _borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: each task writes its own columns, and the borrow outlives all tasks.
+unsafe impl Sync for Shared<'_> {}
+
+/// A task of [`Product::into_columns`].
+struct Columns<'a> {
+    product: &'a Product<'a>,
+    z: &'a Shared<'a>,
+    panels: std::ops::Range<usize>,
+}
+
+impl Vectorized for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let n = self.product.weights.n();
+        let mut unpacked = None;
+        for panel in self.panels {
+            // SAFETY: `z` holds rows of n for every row of the product, and no other task has these columns.
+            unsafe {
+                let target = Target::new(self.z.pointer.add(panel * PANEL), n, n - panel * PANEL);
+                self.product.panel(isa, panel, &mut unpacked, target);
+            }
+        }
+    }
+}

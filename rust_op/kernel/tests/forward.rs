@@ -1,0 +1,144 @@
+//! Every tier, every way of cutting a call, equals the scalar reference bit for bit.
+
+mod common;
+
+use common::{Case, Reversed, Storage, Threads, case, small_random};
+use lumina_kernel::executor::{Executor, Serial};
+use lumina_kernel::{NoiseKey, Spec, Tier};
+use proptest::prelude::*;
+
+/// Below, at and above the tiles (1, 2, 4, 6, 8, 12 rows; 16, 32 columns; 4, 8, 16, 32, 64 k).
+const ROWS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 20, 31, 32, 33, 45];
+const COLUMNS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100];
+const DEPTHS: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129];
+
+fn shape() -> impl Strategy<Value = (usize, usize, usize)> {
+    use proptest::sample::select;
+    (select(ROWS), select(COLUMNS), select(DEPTHS))
+}
+
+fn any_case() -> impl Strategy<Value = Case> {
+    (shape(), any::<bool>()).prop_flat_map(|((m, n, k), special)| case(m, n, k, special))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_tier_equals_the_reference(case in any_case()) {
+        case.check_all();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+    /// Work enough to be cut by columns, rows enough for several tasks.
+    #[test]
+    fn large_calls_equal_the_reference(
+        case in prop_oneof![case(1, 1100, 600, false), case(5, 300, 520, true), case(33, 200, 129, false), case(100, 90, 70, true)],
+        threads in prop_oneof![Just(1usize), Just(2), Just(3), Just(7)],
+    ) {
+        for tier in Tier::available().into_iter().rev().take(2) {
+            case.check(tier, &Threads::new(threads));
+            case.check(tier, &Reversed);
+        }
+    }
+}
+
+#[test]
+fn all_codes_at_their_largest() {
+    let k = 131_072;
+    for (x_sign, w_sign) in [(1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
+        for weight_bits in [1, 2, 4, 8] {
+            let case = Case {
+                m: 5,
+                n: 3,
+                k,
+                spec: Spec { input_bits: 8, weight_bits, output_bits: 0, ..Spec::default() },
+                storage: Storage::F32,
+                x: vec![x_sign; 5 * k],
+                w: vec![w_sign; 3 * k],
+                bias: None,
+                key: NoiseKey::default(),
+            };
+            case.check_all();
+        }
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let mut random = small_random(5);
+    let (m, n, k) = (70, 130, 90);
+    for (input_bits, weight_bits) in [(8, 8), (4, 2), (0, 0)] {
+        let case = Case {
+            m,
+            n,
+            k,
+            spec: Spec { input_bits, weight_bits, noise_relative: 0.1, noise_additive: 0.05, ..Spec::default() },
+            storage: Storage::F32,
+            x: (0..m * k).map(|_| random()).collect(),
+            w: (0..n * k).map(|_| random()).collect(),
+            bias: Some((0..n).map(|_| random()).collect()),
+            key: NoiseKey { seed: 3, stream: 9 },
+        };
+        for tier in Tier::available() {
+            let executors: [&dyn Executor; 6] =
+                [&Serial, &Reversed, &Threads::new(1), &Threads::new(2), &Threads::new(3), &Threads::new(7)];
+            for executor in executors {
+                case.check(tier, executor);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tier_that_the_processor_has_was_tested() {
+    let names: Vec<_> = Tier::available().iter().map(|tier| tier.name()).collect();
+    println!("tiers tested: {}", names.join(", "));
+    assert!(names.contains(&"portable"));
+    #[cfg(target_arch = "x86_64")]
+    {
+        assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
+        assert_eq!(
+            names.contains(&"avx512"),
+            is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl")
+        );
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_callers_floating_point_environment_changes_nothing() {
+    use std::arch::asm;
+    let set = |word: u32| {
+        // SAFETY of the test: only rounding and flush bits change, and they are restored below.
+        #[allow(unsafe_code)]
+        unsafe {
+            asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags));
+        }
+    };
+    let mut random = small_random(6);
+    let case = Case {
+        m: 40,
+        n: 33,
+        k: 65,
+        spec: Spec { input_bits: 8, weight_bits: 8, output_bits: 0, noise_relative: 0.1, ..Spec::default() },
+        storage: Storage::F32,
+        x: (0..40 * 65).map(|_| 1e-20 * random()).collect(),
+        w: (0..33 * 65).map(|_| 1e-20 * random()).collect(),
+        bias: None,
+        key: NoiseKey { seed: 3, stream: 9 },
+    };
+    let (expected, _) = case.expected();
+    assert!(expected.y.iter().any(|bits| *bits & 0x7F80_0000 == 0 && *bits << 1 != 0), "the case has denormals");
+    for tier in Tier::available() {
+        // Flush-to-zero, denormals-are-zero, rounding towards zero.
+        set(0x1F80 | 0x8000 | 0x40 | 0x6000);
+        let got = case.run(tier, &Serial);
+        set(0x1F80);
+        assert_eq!(got.y, expected.y, "{}", tier.name());
+        assert_eq!(got.w_scale, expected.w_scale, "{}", tier.name());
+    }
+}

@@ -1,0 +1,207 @@
+"""Noise streams, threads, registration, shapes: what a session does beyond one run."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import helper
+from op_model import Layer, assert_same_bits, make_session, random_layer, run
+
+import lumina_onnx
+
+NOISY = random_layer(
+    17, 40, weight_bits=4, storage="uint8", input_bits=8, noise_relative=0.1, noise_additive=0.05, seed=5
+)
+X = np.random.default_rng(3).normal(size=(6, 40)).astype(np.float32)
+
+
+def test_runs_differ_and_a_fresh_session_repeats_them(library: str) -> None:
+    sequences = []
+    for _ in range(2):
+        session = make_session(NOISY.model(), library)
+        sequences.append([run(session, X) for _ in range(4)])
+    for stream, (first, again) in enumerate(zip(*sequences, strict=True)):
+        assert_same_bits(first, NOISY.expected(X, stream))
+        assert_same_bits(again, first)
+    assert len({y.tobytes() for y in sequences[0]}) == 4
+
+
+def test_an_empty_run_counts(library: str) -> None:
+    session = make_session(NOISY.model(), library)
+    assert run(session, X[:0]).shape == (0, 17)
+    assert_same_bits(run(session, X), NOISY.expected(X, stream=1))
+
+
+def test_a_refused_run_does_not_count(library: str) -> None:
+    session = make_session(NOISY.model(x_shape=None), library)
+    with pytest.raises(Exception, match="input X has shape"):
+        run(session, X[:, 1:])
+    assert_same_bits(run(session, X), NOISY.expected(X, stream=0))
+
+
+def test_seeds_and_nodes_do_not_share_noise(library: str) -> None:
+    layer = random_layer(8, 8, bias=False, output_bits=0, noise_additive=1.0, output_range=[1.0])
+    x = np.zeros((4, 8), np.float32)
+    draws = []
+    for seed in (0, 1):
+        seeded = Layer(layer.w, layer.w_scale, layer.b, {**layer.attributes, "seed": seed})
+        draws.append(run(make_session(seeded.model(), library), x))
+    assert (draws[0] != draws[1]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_eight_threads_share_a_session(library: str, threads: int) -> None:
+    session, runs = make_session(NOISY.model(), library, threads=threads), 10
+    start = threading.Barrier(8)
+
+    def work(_: int) -> list[bytes]:
+        start.wait()
+        return [run(session, X).tobytes() for _ in range(runs)]
+
+    with ThreadPoolExecutor(8) as pool:
+        results = [y for part in pool.map(work, range(8)) for y in part]
+    assert sorted(results) == sorted(NOISY.expected(X, stream).tobytes() for stream in range(8 * runs))
+
+
+def test_two_sessions_at_once(library: str) -> None:
+    other = random_layer(9, 40, input_bits=6, noise_shot=0.1, seed=9, output_bits=5)
+    layers, start = [NOISY, other], threading.Barrier(2)
+    sessions = [make_session(layer.model(), library, threads=2) for layer in layers]
+
+    def work(index: int) -> None:
+        start.wait()
+        for stream in range(20):
+            assert_same_bits(run(sessions[index], X), layers[index].expected(X, stream))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, index) for index in range(2)]:
+            done.result()
+
+
+def test_many_sessions_one_after_another(library: str) -> None:
+    expected = NOISY.expected(X)
+    for _ in range(30):
+        session = make_session(NOISY.model(), library)
+        assert_same_bits(run(session, X), expected)
+        del session
+        gc.collect()
+
+
+def test_the_same_options_registered_again(library: str, c_library: str) -> None:
+    options = onnxruntime.SessionOptions()
+    for path in (library, library, c_library, lumina_onnx.library_path()):
+        options.register_custom_ops_library(path)
+    for _ in range(2):
+        session = onnxruntime.InferenceSession(NOISY.model(), options)
+        assert_same_bits(run(session, X), NOISY.expected(X))
+        options.register_custom_ops_library(library)
+
+
+def test_load_with_options_that_have_the_operator(library: str) -> None:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    for _ in range(2):
+        assert_same_bits(run(lumina_onnx.load(NOISY.model(), sess_options=options), X), NOISY.expected(X))
+
+
+FLUSHED = """
+import sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+
+library, model, folder, threads = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(threads)
+options.add_session_config_entry("session.set_denormal_as_zero", "1")
+options.register_custom_ops_library(library)
+session = onnxruntime.InferenceSession(Path(model).read_bytes(), options)
+one, tiny = np.float32([1]), np.float32([1e-39])
+assert (one * tiny == 0).all(), "this thread does not flush"
+np.save(Path(folder, "y.npy"), session.run(None, {"X": np.load(Path(folder, "x.npy"))})[0])
+assert (one * tiny == 0).all(), "the run changed the thread's floating-point environment"
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("weight_bits", [0, 8])
+def test_flush_to_zero_changes_nothing(library: str, threads: int, weight_bits: int, tmp_path: Path) -> None:
+    storage = "int8" if weight_bits else "float32"
+    layer = random_layer(70, 65, weight_bits=weight_bits, storage=storage, output_bits=0, noise_relative=0.1)
+    tiny = np.float32(1e-39)
+    assert layer.b is not None
+    layer = Layer(layer.w, layer.w_scale, layer.b * tiny, layer.attributes)
+    x = np.random.default_rng(0).normal(size=(80, 65)).astype(np.float32) * tiny
+    model = tmp_path / "model.onnx"
+    model.write_bytes(layer.model())
+    np.save(tmp_path / "x.npy", x)
+    # ONNX Runtime sets a process's main thread when its first session is created: that needs a fresh one.
+    subprocess.run([sys.executable, "-c", FLUSHED, library, model, tmp_path, str(threads)], check=True)
+    expected = layer.expected(x)
+    assert (np.abs(expected[expected != 0]) < np.finfo(np.float32).tiny).any()
+    assert_same_bits(np.load(tmp_path / "y.npy"), expected)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "expected"),
+    [
+        (["batch", 40], ["batch", 17]),
+        (["batch", "features"], ["batch", 17]),
+        (["batch", "time", 40], ["batch", "time", 17]),
+        (["batch", None], ["batch", 17]),
+        ([40], [17]),
+        ([3, 40], [3, 17]),
+    ],
+)
+def test_shape_inference(library: str, x_shape: list[int | str | None], expected: list[int | str]) -> None:
+    session = make_session(NOISY.model(x_shape=x_shape), library)
+    assert session.get_outputs()[0].shape == expected
+    assert session.get_outputs()[0].type == "tensor(float)"
+
+
+def test_a_dimension_without_a_name_is_not_taken_for_a_number(library: str) -> None:
+    after = [helper.make_node("Shape", ["Y"], ["S"]), helper.make_node("Cast", ["S"], ["Z"], to=1)]
+    session = make_session(NOISY.model(x_shape=[None, 40], after=after), library)
+    assert run(session, X).tolist() == [6, 17]
+
+
+def test_outputs_written_where_the_caller_wants_them(library: str) -> None:
+    session = make_session(NOISY.model(), library)
+    y = np.full((6, 17), np.nan, np.float32)
+    binding = session.io_binding()
+    binding.bind_cpu_input("X", X)
+    binding.bind_output("Y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    session.run_with_iobinding(binding)
+    assert_same_bits(y, NOISY.expected(X))
+
+
+def test_output_over_its_own_input_is_refused(library: str) -> None:
+    layer = random_layer(4, 4)
+    buffer = np.ones((2, 4), np.float32)
+    session = make_session(layer.model(), library)
+    binding = session.io_binding()
+    binding.bind_cpu_input("X", buffer)
+    binding.bind_output("Y", "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+    with pytest.raises(Exception, match="output Y: its memory overlaps that of input X"):
+        session.run_with_iobinding(binding)
+
+
+def test_identical_nodes_are_not_merged(library: str) -> None:
+    layer = random_layer(4, 4, bias=False, output_bits=0, noise_additive=1.0, output_range=[1.0])
+    twin = helper.make_node(
+        "OpticalLinear", ["X", "W", "W_scale"], ["T"], name="fc2", domain="lumina", **layer.attributes
+    )
+    after = [twin, helper.make_node("Sub", ["Y", "T"], ["Z"])]
+    session = make_session(layer.model(after=after, x_shape=["batch", 4]), library)
+    x = np.zeros((2, 4), np.float32)
+    # Both nodes have the default seed: the same noise, from kernels that count by themselves.
+    for _ in range(3):
+        assert not run(session, x).any()

@@ -1,0 +1,108 @@
+"""Runs the operator in other releases of ONNX Runtime, each in an environment of its own.
+
+    python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
+
+Small models of this folder's tests must give the reference's bits; models/*.onnx must give what this environment's
+ONNX Runtime gives. Needs a network (or pip's settings for a mirror) and, for 1.17, Python 3.12 or older.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RUNS = 3
+
+
+def write_cases(folder: Path) -> None:
+    """Models, inputs and expected outputs, one run after another, for `version_matrix_child.py`."""
+    import numpy as np
+    import onnxruntime
+    from op_model import make_session, random_layer, run
+
+    import lumina_onnx
+
+    def write(name: str, model: bytes, feeds: dict[str, Any], outputs: list[list[Any]], shape: list[Any]) -> None:
+        (folder / f"{name}.onnx").write_bytes(model)
+        np.savez(folder / f"{name}.inputs.npz", **feeds)
+        runs = {f"{run}_{index}": y for run, ys in enumerate(outputs) for index, y in enumerate(ys)}
+        np.savez(folder / f"{name}.outputs.npz", **runs)
+        (folder / f"{name}.json").write_text(json.dumps({"runs": len(outputs), "shape": shape}))
+
+    noise = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
+    layers = {
+        "float": random_layer(70, 65, seed=1, **noise),
+        "sixteen": random_layer(70, 65, seed=2, weight_bits=16, input_bits=12, **noise),
+        "int8": random_layer(70, 65, seed=3, weight_bits=8, storage="int8", input_bits=8, input_range=4.0, **noise),
+        "packed4": random_layer(70, 65, seed=4, weight_bits=4, storage="uint8", input_bits=8, **noise),
+        "packed1": random_layer(70, 65, seed=5, weight_bits=1, storage="uint8", input_bits=4, bias=False, **noise),
+        "digital": random_layer(
+            70, 65, weight_bits=2, storage="uint8", bias_stage="digital", output_range=[9.0] * 70, output_bits=6
+        ),
+    }
+    x = np.random.default_rng(0).normal(size=(100, 65)).astype(np.float32)
+    for name, layer in layers.items():
+        outputs = [[layer.expected(x, stream)] for stream in range(RUNS)]
+        write(name, layer.model(x_shape=["batch", 65]), {"X": x}, outputs, ["batch", 70])
+
+    rng = np.random.default_rng(1)
+    for path in sorted((ROOT / "models").glob("*.onnx")):
+        session = lumina_onnx.load(path)
+        feeds = {}
+        for given in session.get_inputs():
+            dims = [dim if isinstance(dim, int) else 3 for dim in given.shape]
+            assert given.type == "tensor(float)", f"{path.name}: input {given.name} is {given.type}"
+            feeds[given.name] = rng.random(dims, dtype=np.float32)
+        outputs = [session.run(None, feeds) for _ in range(RUNS)]
+        write(path.stem, path.read_bytes(), feeds, outputs, session.get_outputs()[0].shape)
+
+    (folder / "wrong.onnx").write_bytes(random_layer(3, 4, output_bits=99).model())
+    assert run(make_session(layers["float"].model(), lumina_onnx.library_path()), x).shape == (100, 70)
+    print(f"expected outputs: reference and onnxruntime {onnxruntime.__version__}")
+
+
+def make_environment(folder: Path, version: str) -> Path:
+    """A Python that has numpy and this onnxruntime, nothing else."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    runtime = "onnxruntime" if version == "newest" else f"onnxruntime=={version}"
+    numpy = "numpy<2" if version.startswith(("1.17.", "1.18.")) else "numpy"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", runtime, numpy], check=True)
+    return python
+
+
+def main() -> int:
+    import lumina_onnx
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("versions", nargs="+", help='releases of onnxruntime, or "newest"')
+    parser.add_argument(
+        "--library", action="append", help="file to register, repeatable; default: lumina_onnx.library_path()"
+    )
+    arguments = parser.parse_args()
+    libraries = [str(Path(library).resolve()) for library in arguments.library or [lumina_onnx.library_path()]]
+    failed = []
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = Path(temporary, "cases")
+        cases.mkdir()
+        write_cases(cases)
+        for version in arguments.versions:
+            python = make_environment(Path(temporary, version), version)
+            child = subprocess.run([python, "-I", HERE / "version_matrix_child.py", cases, *libraries], check=False)
+            if child.returncode != 0:
+                failed.append(version)
+                print(f"onnxruntime {version}: FAILED (exit status {child.returncode})", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

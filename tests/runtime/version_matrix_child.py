@@ -1,0 +1,52 @@
+"""The half of version_matrix.py that runs in the small environment: numpy and onnxruntime alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def session(model, library, threads=1):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(library)
+    options.register_custom_ops_library(library)
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def check(folder, library):
+    cases = sorted(folder.glob("*.json"))
+    assert cases, f"nothing to run in {folder}"
+    for case in cases:
+        expected = json.loads(case.read_text())
+        feeds = dict(np.load(case.with_suffix(".inputs.npz")))
+        outputs = np.load(case.with_suffix(".outputs.npz"))
+        for threads in (1, 3):
+            made = session(case.with_suffix(".onnx"), library, threads)
+            shape = made.get_outputs()[0].shape
+            assert shape == expected["shape"], f"{case.stem}: shape {shape} instead of {expected['shape']}"
+            for run in range(expected["runs"]):
+                for index, y in enumerate(made.run(None, feeds)):
+                    same = y.tobytes() == outputs[f"{run}_{index}"].tobytes()
+                    assert same, f"{case.stem}: output {index} of run {run} on {threads} threads differs"
+    try:
+        session(folder / "wrong.onnx", library)
+    except Exception as error:
+        message = 'lumina::OpticalLinear node "fc1": attribute output_bits = 99: allowed is 0 (no ADC), 2..16'
+        assert message in str(error), error
+    else:
+        raise AssertionError("a wrong attribute was accepted")
+    return len(cases)
+
+
+def main():
+    folder, *libraries = sys.argv[1:]
+    for library in libraries:
+        count = check(Path(folder), library)
+        print(f"onnxruntime {onnxruntime.__version__}: {count} models, the same bits ({Path(library).name})", flush=True)
+
+
+main()
