@@ -77,7 +77,7 @@ def lanes(keys: Words) -> list[Words]:
 
 
 def _rotate_left(x: Words, count: int) -> Words:
-    return (x << np.uint64(count)) | (x >> np.uint64(64 - count))
+    return np.asarray((x << np.uint64(count)) | (x >> np.uint64(64 - count)))
 
 
 def next_words(state: list[Words]) -> Words:

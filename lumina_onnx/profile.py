@@ -160,7 +160,11 @@ def _fields(profile: OpticalProfile) -> dict[str, Any]:
 
 def _range(value: Any) -> float | tuple[float, ...]:
     """A number, or a tuple where there are several."""
-    values = tuple(map(float, value)) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else (float(value),)
+    values = (
+        tuple(map(float, value))
+        if isinstance(value, Iterable) and getattr(value, "ndim", None) != 0
+        else (float(value),)
+    )
     return values[0] if len(values) == 1 else values
 
 

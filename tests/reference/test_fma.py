@@ -22,7 +22,9 @@ finite = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False), b
 def rounded(exact: Fraction) -> float:
     """``exact``, not zero, to the nearest float32, ties to even."""
     magnitude = abs(exact)
-    exponent = max(math.frexp(magnitude.numerator / magnitude.denominator)[1] - 24 if magnitude > 2**-160 else -149, -149)
+    exponent = max(
+        math.frexp(magnitude.numerator / magnitude.denominator)[1] - 24 if magnitude > 2**-160 else -149, -149
+    )
     while magnitude >= Fraction(2) ** (exponent + 24):
         exponent += 1
     while exponent > -149 and magnitude < Fraction(2) ** (exponent + 23):

@@ -75,7 +75,9 @@ def test_box_muller() -> None:
     assert_same_bits(actual[1], second.copy().view(np.float32))
 
 
-@pytest.mark.parametrize("row", read("noise.json")["rows"], ids=lambda row: f"{row['seed']}-{row['stream']}-{row['row']}")
+@pytest.mark.parametrize(
+    "row", read("noise.json")["rows"], ids=lambda row: f"{row['seed']}-{row['stream']}-{row['row']}"
+)
 def test_noise(row: dict[str, Any]) -> None:
     expected = floats(row["eps"])
     eps = reference.noise(row["seed"], row["stream"], row["row"] + 1, row["columns"])[row["row"]]

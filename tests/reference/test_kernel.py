@@ -1,0 +1,167 @@
+"""`lumina_kernel` against the numpy reference, bit for bit, over random shapes, parameters and data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lumina_kernel
+from lumina_onnx import reference
+
+PARAMETERS = (
+    "input_bits", "weight_bits", "output_bits", "input_range", "output_range", "noise_relative", "noise_additive",
+    "noise_shot", "bias_stage",
+)  # fmt: skip
+SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-30, 3e38, -3e38, np.inf, -np.inf, np.nan]
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual.view(np.uint8), expected.view(np.uint8))
+
+
+@st.composite
+def calls(draw: st.DrawFn, largest: int = 70) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]:
+    m, n, k = draw(st.integers(0, 5)), draw(st.integers(1, largest)), draw(st.integers(1, largest))
+    level = st.sampled_from([0.0, 0.0, 1e-3, 0.05, 0.7])
+    input_bits = draw(st.sampled_from([0, *range(2, 17)]))
+    weight_bits = draw(st.sampled_from([0, *range(1, 17)]))
+    positive = st.sampled_from([0.1, 0.5, 1.0, 4.0, 1e-38, 1e30])
+    per_output = st.lists(positive, min_size=n, max_size=n)
+    params = {
+        "input_bits": input_bits,
+        "weight_bits": weight_bits,
+        "output_bits": draw(st.sampled_from([0, *range(2, 17)])),
+        "input_range": draw(st.sampled_from([0.0, 0.3, 1.0, 2.5, 1e-39])) if input_bits else 0.0,
+        "output_range": draw(st.one_of(st.just(0.0), positive, per_output)),
+        "noise_relative": draw(level),
+        "noise_additive": draw(level),
+        "noise_shot": draw(level),
+        "bias_stage": draw(st.sampled_from(["analog", "digital"])),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "stream": draw(st.integers(0, 2**63 - 1)),
+    }
+    if weight_bits and draw(st.booleans()):
+        scale = st.sampled_from([0.0, 0.01, 0.2, 1e-44])
+        params["weight_scale"] = draw(st.one_of(scale, st.lists(scale, min_size=n, max_size=n)))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    x, weight, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k), (n,)))
+    if m and draw(st.booleans()):
+        for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=3)):
+            x[random.integers(m), random.integers(k)] = value
+    if draw(st.booleans()):
+        weight[random.integers(n)] = 0.0
+    return x, weight, bias if draw(st.booleans()) else None, params
+
+
+def kernel_params(params: dict[str, Any]) -> lumina_kernel.Params:
+    return lumina_kernel.Params(**{name: params[name] for name in PARAMETERS})
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls())
+def test_forward(call: tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]) -> None:
+    x, weight, bias, params = call
+    expected = reference.optical_linear(x, weight, bias, **params)
+    layer = lumina_kernel.PreparedLayer(kernel_params(params), weight, bias, params.get("weight_scale"))
+    assert_same_bits(layer.forward(x, params["seed"], params["stream"]), expected)
+    arguments = dict(params)
+    noise_std, bits = arguments.pop("noise_relative"), arguments.pop("output_bits")
+    assert_same_bits(lumina_kernel.optical_linear_forward(x, weight, bias, noise_std, bits, **arguments), expected)
+
+
+@pytest.mark.parametrize("columns", [1000, 1024, 1025, 2100])
+def test_forward_over_several_blocks_of_noise(columns: int) -> None:
+    random = np.random.default_rng(columns)
+    x, weight = random.standard_normal((3, 8), dtype=np.float32), random.standard_normal((columns, 8), dtype=np.float32)
+    params = {"noise_additive": 0.1, "input_bits": 8, "weight_bits": 4}
+    expected = reference.optical_linear(x, weight, seed=4, stream=5, **params)
+    layer = lumina_kernel.PreparedLayer(lumina_kernel.Params(**params), weight)
+    assert_same_bits(layer.forward(x, 4, 5), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(calls(largest=40))
+def test_backward(call: tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]) -> None:
+    x, weight, bias, params = call
+    params.pop("weight_scale", None)
+    (m, k), n = x.shape, len(weight)
+    dy = np.random.default_rng(1).standard_normal((m, n)).astype(np.float32)
+    expected = reference.optical_linear_backward(dy, x, weight, bias, **params)
+
+    def codes(bits: int, rows: int) -> np.ndarray | None:
+        return np.full((rows, lumina_kernel.code_stride(k)), 99, np.int8 if bits <= 8 else np.int16) if bits else None
+
+    def mask(present: bool, columns: int) -> np.ndarray | None:
+        return np.full((m, lumina_kernel.mask_stride(columns)), 255, np.uint8) if present else None
+
+    x_codes, w_codes = codes(params["input_bits"], m), codes(params["weight_bits"], n)
+    y, x_step, w_scale = np.empty((m, n), np.float32), np.empty(m, np.float32), np.empty(n, np.float32)
+    dac_mask = mask(params["input_range"] > 0, k)
+    adc_mask = mask(params["output_bits"] > 0 and params["output_range"] != 0, n)
+    checked = kernel_params(params)
+    key = params["seed"], params["stream"]
+    lumina_kernel.forward_train(
+        checked, x, weight, bias, *key, y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask
+    )
+    assert_same_bits(y, reference.optical_linear(x, weight, bias, **params))
+    dx, dw, db = (np.full_like(array, 7) for array in expected)
+    saved_x, saved_w = x if x_codes is None else x_codes, weight if w_codes is None else w_codes
+    lumina_kernel.backward(checked, dy, saved_x, x_step, saved_w, w_scale, adc_mask, dac_mask, k, dx, dw, db)
+    for actual, wanted in zip((dx, dw, db), expected, strict=True):
+        assert_same_bits(actual, wanted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 16), st.integers(1, 9), st.integers(1, 80), st.integers(0, 2**32), st.booleans())
+def test_weights(bits: int, n: int, k: int, seed: int, scaled: bool) -> None:
+    random = np.random.default_rng(seed)
+    weight = (random.standard_normal((n, k)) * 10.0 ** random.integers(-44, 30, (n, 1))).astype(np.float32)
+    scale = random.random(n).astype(np.float32) if scaled else None
+    codes, step = reference.quantize_weight(weight, bits, scale)
+    kernel_codes, kernel_step = lumina_kernel.quantize_weight(weight, bits, scale)
+    assert_same_bits(np.asarray(kernel_codes), codes)
+    assert_same_bits(np.asarray(kernel_step), step)
+    again, _ = reference.quantize_weight(weight, bits, step)
+    assert_same_bits(again, codes)
+    if bits in (1, 2, 4):
+        packed = reference.pack_weight(codes, bits)
+        assert_same_bits(lumina_kernel.pack_weight(codes, bits), packed)
+        assert_same_bits(reference.unpack_weight(packed, bits, k), codes)
+        assert_same_bits(lumina_kernel.unpack_weight(packed, bits, k), codes)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input_bits": 1}, {"input_bits": 17}, {"weight_bits": -1}, {"output_bits": 1}, {"output_bits": 17},
+        {"input_bits": 8, "input_range": -1.0}, {"input_range": 1.0}, {"output_range": -1.0},
+        {"output_range": [1.0, 0.0]}, {"output_range": []}, {"output_range": [np.nan]}, {"noise_relative": -0.1},
+        {"noise_additive": np.inf}, {"noise_shot": np.nan}, {"bias_stage": "both"}, {"output_range": [1.0, 2.0, 3.0]},
+        {"noise_relative": 1e39}, {"weight_scale": 1.0}, {"weight_bits": 8, "weight_scale": -1.0},
+        {"weight_bits": 8, "weight_scale": 3e38}, {"weight_bits": 8, "weight_scale": [1.0, 2.0, 3.0]},
+    ],
+)  # fmt: skip
+def test_both_refuse(wrong: dict[str, Any]) -> None:
+    x, weight = np.ones((1, 2), np.float32), np.ones((2, 2), np.float32)
+    name = list(wrong)[-1]
+    with pytest.raises(ValueError, match=name):
+        reference.optical_linear(x, weight, **wrong)
+    rest = {key: value for key, value in wrong.items() if key != "weight_scale"}
+    with pytest.raises(ValueError, match=name):
+        lumina_kernel.PreparedLayer(lumina_kernel.Params(**rest), weight, None, wrong.get("weight_scale"))
+
+
+@pytest.mark.parametrize("function", [reference.optical_linear, reference.optical_linear_backward])
+def test_defaults_are_those_of_the_table(function: Any) -> None:
+    signature = inspect.signature(function).parameters
+    table = {row["name"]: row["default"] for row in lumina_kernel.schema()}
+    assert {name: signature[name].default for name in table if name in signature} == {
+        name: default for name, default in table.items() if name in signature
+    }
+    assert set(table) - set(signature) <= {"in_features"}
