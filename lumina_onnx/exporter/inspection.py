@@ -46,7 +46,5 @@ def stored_bytes(path: str | os.PathLike[str], model: onnx.ModelProto) -> int:
 
 def _kind(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
-    shape = [
-        dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim
-    ]
+    shape = [dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
     return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}[{', '.join(shape)}]"

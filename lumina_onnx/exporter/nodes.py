@@ -11,7 +11,9 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from .onnx_schema import DOMAIN, OPERATOR, defaults
+from lumina_onnx.schema import DOMAIN, OPERATOR
+
+from .onnx_schema import defaults
 from .report import Layer
 
 __all__ = ["OpticalNode", "layers", "load", "operators", "optical_nodes", "walk"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import lumina_kernel
+from typing import Any
+
 import onnx
 import onnx.defs
 from onnx.defs import OpSchema
 
-__all__ = ["DOMAIN", "OPERATOR", "VERSION", "defaults", "register"]
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
 
-DOMAIN = "lumina"
-OPERATOR = "OpticalLinear"
-VERSION = 1
+__all__ = ["defaults", "register"]
 
 _KINDS = {
     "INT": OpSchema.AttrType.INT,
@@ -23,11 +22,11 @@ _KINDS = {
 
 def defaults() -> dict[str, object]:
     """The attributes of the operator that have a default, with it: what a node that omits one means."""
-    values: dict[str, object] = {}
-    for row in lumina_kernel.schema():
-        if row["place"] == "attribute" and row["default"] is not None:
-            values[row["name"]] = [row["default"]] if row["type"] == "FLOATS" else row["default"]
-    return values
+    return {
+        row.name: [row.default] if row.type == "FLOATS" else row.default
+        for row in PARAMETERS
+        if row.place == "attribute" and row.default is not None
+    }
 
 
 def register() -> None:
@@ -55,16 +54,16 @@ def _schema() -> OpSchema:
             ("TW", ["tensor(float)", "tensor(int8)", "tensor(uint8)"], "values, codes or packed codes"),
         ],
         attributes=[
-            OpSchema.Attribute(row["name"], _KINDS[row["type"]], row["meaning"], required=False)
-            for row in lumina_kernel.schema()
-            if row["place"] == "attribute"
+            OpSchema.Attribute(row.name, _KINDS[row.type], row.meaning, required=False)
+            for row in PARAMETERS
+            if row.place == "attribute"
         ],
     )
     schema.set_type_and_shape_inference_function(_infer)
     return schema
 
 
-def _infer(context: onnx.defs.InferenceContext) -> None:
+def _infer(context: Any) -> None:
     """Y has X's leading dimensions and W's rows."""
     x, weight = context.get_input_type(0), context.get_input_type(1)
     result = onnx.TypeProto()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
-import lumina_kernel
 import numpy as np
 import onnx
 import onnx.reference
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .onnx_schema import DOMAIN, OPERATOR
+import lumina_kernel
+from lumina_onnx.schema import DOMAIN, OPERATOR
 
 __all__ = ["PACKED_BITS", "constant", "is_constant", "optical_nodes", "separate_seeds", "silence", "store_weights"]
 
 PACKED_BITS = (1, 2, 4)
 """Weight bits whose codes share bytes; the others up to 8 take a byte each, and 9..16 stay float32."""
+
+Arrays = dict[str, NDArray[Any]]
 
 _SEEDS = 2**63
 _NOISE = ("noise_relative", "noise_additive", "noise_shot")
@@ -80,7 +82,12 @@ def constant(value: ir.Value, opset: int) -> NDArray[Any] | None:
     node = value.producer()
     if node is None or not is_constant(value):
         return None
-    feeds = {source.name: constant(source, opset) for source in node.inputs if source is not None}
+    feeds: Arrays = {}
+    for source in node.inputs:
+        if source is not None:
+            array = constant(source, opset)
+            assert array is not None
+            feeds[str(source.name)] = array
     proto = ir.serde.serialize_node(node)
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -91,7 +98,7 @@ def constant(value: ir.Value, opset: int) -> NDArray[Any] | None:
         ),
         opset_imports=[onnx.helper.make_opsetid(node.domain, opset)],
     )
-    result: NDArray[Any] = onnx.reference.ReferenceEvaluator(model).run(None, feeds)[0]
+    (result,) = cast("list[NDArray[Any]]", onnx.reference.ReferenceEvaluator(model).run(None, feeds))
     return result
 
 
@@ -108,7 +115,7 @@ def store_weights(model: ir.Model) -> None:
     for node in list(optical_nodes(model)):
         bits = node.attributes["weight_bits"].as_int()
         weight = _float_constant(model, node, 1, "weight")
-        key = (bits, weight.shape, hashlib.sha256(weight).digest())
+        key = (bits, weight.shape, hashlib.sha256(weight.data).digest())
         if key not in stored:
             stored[key] = _store(model, node, bits, weight)
         values = list(stored[key])
@@ -129,17 +136,17 @@ def _store(model: ir.Model, node: ir.Node, bits: int, weight: NDArray[np.float32
     assert source is not None
     base = source.name if source.is_initializer() else f"{node.name}.weight"
     if bits == 0:
-        codes, scale = None, np.ones(len(weight), dtype=np.float32)
+        scale = np.ones(len(weight), dtype=np.float32)
     else:
         try:
             codes, scale = lumina_kernel.quantize_weight(weight, bits)
         except ValueError as error:
             raise ValueError(f"{node.name}: {error}") from error
-    if bits == 0 or bits > 8:
-        value = source if source.is_initializer() else _add(model, base, weight)
+    if 1 <= bits <= 8:
+        stored = lumina_kernel.pack_weight(codes.astype(np.int8), bits) if bits in PACKED_BITS else codes
+        value = _add(model, f"{base}_int{bits}", stored)
     else:
-        packed = lumina_kernel.pack_weight(codes, bits) if bits in PACKED_BITS else codes
-        value = _add(model, f"{base}_int{bits}", packed)
+        value = source if source.is_initializer() else _add(model, base, weight)
     return value, _add(model, f"{base}_scale", scale)
 
 
@@ -167,7 +174,7 @@ def _add(model: ir.Model, name: str | None, array: NDArray[Any]) -> ir.Value:
     taken = model.graph.initializers
     unique = name if name not in taken else next(f"{name}_{i}" for i in range(1, 10**9) if f"{name}_{i}" not in taken)
     tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
-    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 

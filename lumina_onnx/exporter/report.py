@@ -202,7 +202,12 @@ class VerifyReport(Report):
         for row in self.comparisons:
             verdict = "equal" if row.equal else ("DIFFERENT" if row.required else "different (allowed)")
             table.add_row(
-                Text(row.name), row.against, str(row.run), Text(str(list(row.shape))), verdict, f"{row.max_difference:g}"
+                Text(row.name),
+                row.against,
+                str(row.run),
+                Text(str(list(row.shape))),
+                verdict,
+                f"{row.max_difference:g}",
             )
         parts: list[RenderableType] = [table]
         parts.extend(Text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)

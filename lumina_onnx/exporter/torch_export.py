@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lumina_kernel
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -22,10 +21,13 @@ import onnxscript
 import torch
 from torch.utils import _pytree as pytree
 
-from .. import nn as optical
+import lumina_kernel
+from lumina_onnx import nn as optical
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
+
 from . import nodes, packing
 from .inspection import stored_bytes
-from .onnx_schema import DOMAIN, OPERATOR, VERSION, register
+from .onnx_schema import register
 from .report import ExportReport, Left
 from .targets import Target, resolve
 
@@ -101,8 +103,7 @@ def export(
     modules = _name_nodes(graph)
     if not modules:
         raise ValueError(
-            "model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first "
-            f"({_what_there_is(model)})"
+            f"model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first ({_what_there_is(model)})"
         )
     if noise == "off":
         packing.silence(graph)
@@ -173,14 +174,19 @@ def _name_batch(program: torch.onnx.ONNXProgram) -> None:
 
     Where forward fixes a size, torch may export that size without a word.
     """
-    first = {str(value.name): value.shape[0] for value in program.model.graph.inputs if value.shape}
-    for name, dimension in first.items():
-        if isinstance(dimension, int):
+    symbols: dict[str | ir.SymbolicDim, str] = {}
+    for value in program.model.graph.inputs:
+        if not value.shape:
+            continue
+        dimension = value.shape[0]
+        if isinstance(dimension, ir.SymbolicDim):
+            symbols[str(dimension.value)] = "batch"
+        else:
             raise ValueError(
-                f"dynamic_batch = True: forward works only where dimension 0 of input {name!r} is {dimension}; allowed "
-                "are dynamic_batch=False and dynamic_shapes"
+                f"dynamic_batch = True: forward works only where dimension 0 of input {value.name!r} is {dimension}; "
+                "allowed are dynamic_batch=False and dynamic_shapes"
             )
-    program.rename_axes({str(dimension.value): "batch" for dimension in first.values()})
+    program.rename_axes(symbols)
 
 
 def _translate(
@@ -204,7 +210,8 @@ def _translate(
     The stream stays behind: in ONNX Runtime it is the node's invocation counter.
     """
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
-    scale = onnxscript.opset18.Constant(value=ir.tensor(np.ones(weight.shape[0], dtype=np.float32)))
+    ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))
+    scale = onnxscript.opset18.Constant(value=ones)
     inputs = [x, weight, scale] + ([] if bias is None else [bias])
     return opset.OpticalLinear(
         *inputs,
@@ -238,7 +245,7 @@ def _capture(
             )
         except Exception as error:
             advice = (
-                "; if a size other than the batch's follows from dimension 0, give dynamic_batch=False or dynamic_shapes"
+                "; where a fixed size follows from dimension 0, give dynamic_batch=False or dynamic_shapes"
                 if dynamic_shapes is not None
                 else ""
             )
@@ -291,7 +298,11 @@ def _name_nodes(graph: ir.Model) -> dict[str, str]:
     for node in packing.optical_nodes(graph):
         module = (_scopes(node) or [""])[-1]
         base = module or "optical_linear"
-        name = base if base not in modules else next(f"{base}_{i}" for i in range(2, 10**9) if f"{base}_{i}" not in modules)
+        name = (
+            base
+            if base not in modules
+            else next(f"{base}_{i}" for i in range(2, 10**9) if f"{base}_{i}" not in modules)
+        )
         node.name = name
         modules[name] = module
     return modules
@@ -332,7 +343,7 @@ def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Le
 def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
     """Names, versions and metadata; nothing of the machine that exported stays in the file."""
     ir.passes.common.ClearMetadataAndDocStringPass()(graph)
-    order = [row["name"] for row in lumina_kernel.schema()]
+    order = [row.name for row in PARAMETERS]
     for node in packing.optical_nodes(graph):
         attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
         node.attributes.clear()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import lumina_onnx
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+import lumina_onnx
 from lumina_onnx import nn as optical
 from lumina_onnx.exporter import inspect, verify
 from lumina_onnx.nn import functional
@@ -114,7 +114,9 @@ def test_shared_weights_are_stored_once(prover: Any, noisy: OpticalProfile) -> N
     model[3].weight = model[0].weight
     report = prover.export(model, torch.randn(2, 6))
     assert [layer.shared_with for layer in report.layers] == ["", "0", ""]
-    codes = [tensor for tensor in onnx.load(prover.path).graph.initializer if tensor.data_type == onnx.TensorProto.UINT8]
+    codes = [
+        tensor for tensor in onnx.load(prover.path).graph.initializer if tensor.data_type == onnx.TensorProto.UINT8
+    ]
     assert sorted(tuple(tensor.dims) for tensor in codes) == [(6, 2), (6, 3)]
     assert report.stored_bytes == 6 * 3 + 6 * 2 + 2 * 6 * 4
     prover.equal(model, torch.randn(3, 6))
@@ -148,8 +150,6 @@ def test_two_calls_of_one_module_do_not_share_noise(prover: Any, noisy: OpticalP
     assert checked.notes == ["torch draws other noise for layer_2: in the file they have seeds of their own"]
     prover.export(model, torch.randn(2, 64), noise="off")
     prover.equal(model, torch.randn(3, 64))
-
-
 
 
 def test_the_function_on_computed_weights(prover: Any, noisy: OpticalProfile) -> None:

@@ -93,7 +93,9 @@ def test_ranges_from_a_calibration(prover: Any) -> None:
 
 @pytest.mark.parametrize(("bits", "fraction"), [(8, 1 / 4), (4, 1 / 8), (2, 1 / 16), (1, 1 / 32)])
 def test_the_file_is_about_as_large_as_its_codes(prover: Any, bits: int, fraction: float) -> None:
-    model = optical.convert(nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)), OpticalProfile(weight_bits=bits))
+    model = optical.convert(
+        nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)), OpticalProfile(weight_bits=bits)
+    )
     report = prover.export(model, torch.randn(2, 512))
     codes = 2 * 512 * 512 * 4 * fraction
     scales_and_biases = 2 * 2 * 512 * 4
