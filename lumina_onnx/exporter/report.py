@@ -27,7 +27,7 @@ class Report:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=160, color_system=None).print(self)
+        Console(file=text, width=160, color_system=None).print(self, soft_wrap=True)
         return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
@@ -196,9 +196,7 @@ class VerifyReport(Report):
 
     def __rich__(self) -> RenderableType:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
-        title = f"{self.path} in ONNX Runtime {self.onnxruntime}, inputs {shapes}"
-        table = Table("tensor", "against", "run", "shape", "bits", "largest difference", title=title)
-        table.title_justify = "left"
+        table = Table("tensor", "against", "run", "shape", "bits", "largest difference")
         for row in self.comparisons:
             verdict = "equal" if row.equal else ("DIFFERENT" if row.required else "different (allowed)")
             table.add_row(
@@ -209,7 +207,8 @@ class VerifyReport(Report):
                 verdict,
                 f"{row.max_difference:g}",
             )
-        parts: list[RenderableType] = [table]
+        title = Text(f"{self.path} in ONNX Runtime {self.onnxruntime}, inputs {shapes}")
+        parts: list[RenderableType] = [title, table]
         parts.extend(Text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)
         parts.extend(Text(f"note: {note}") for note in self.notes)
         parts.append(Text("ok: every bit as promised" if self.ok else "NOT ok: see above"))

@@ -132,8 +132,23 @@ def _feeds(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | N
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if array.dtype != dtype:
             raise ValueError(f"inputs[{name!r}] has dtype {array.dtype}; allowed is {dtype}")
+        _check_shape(name, array.shape, kind)
         feeds[name] = array
     return feeds
+
+
+def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
+    if not kind.HasField("shape"):
+        return
+    dimensions = kind.shape.dim
+    fits = len(shape) == len(dimensions) and all(
+        size == dim.dim_value or not dim.HasField("dim_value") for size, dim in zip(shape, dimensions, strict=True)
+    )
+    if not fits:
+        allowed = ", ".join(
+            str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dimensions
+        )
+        raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is [{allowed}]")
 
 
 def _random(declared: dict[str, Any]) -> Arrays:
