@@ -1,0 +1,40 @@
+"""From a PyTorch model to one .onnx file with `lumina::OpticalLinear` nodes, and the proof that it computes the same.
+
+- :func:`export`: torch -> .onnx, weights packed at their bits (needs torch and onnxscript).
+- :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnx and onnxruntime).
+- :func:`inspect`: lists what a file holds (needs onnx).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .inspection import inspect
+from .report import Comparison, ExportReport, InspectReport, Layer, Left, Report, VerifyReport
+from .verify import verify
+
+if TYPE_CHECKING:
+    from .torch_export import ExportError, export
+
+__all__ = [
+    "Comparison",
+    "ExportError",
+    "ExportReport",
+    "InspectReport",
+    "Layer",
+    "Left",
+    "Report",
+    "VerifyReport",
+    "export",
+    "inspect",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes a second to import, and inspect and verify do without it.
+    if name in ("export", "ExportError"):
+        from . import torch_export
+
+        return getattr(torch_export, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

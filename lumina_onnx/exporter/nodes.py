@@ -1,0 +1,157 @@
+"""Reading `OpticalLinear` nodes out of an ONNX model: what inspection, export's report and verification share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from lumina_onnx.schema import DOMAIN, OPERATOR
+
+from .onnx_schema import defaults
+from .report import Layer
+
+__all__ = ["OpticalNode", "layers", "load", "operators", "optical_nodes", "walk"]
+
+
+@dataclass(frozen=True)
+class OpticalNode:
+    """A node with everything that its layer is made of."""
+
+    proto: onnx.NodeProto
+    attributes: dict[str, Any]
+    """All attributes, those that the node omits at their default."""
+    weight: onnx.TensorProto | None
+    """None where W is not an initializer."""
+    weight_scale: onnx.TensorProto | None
+    bias: onnx.TensorProto | None
+    nested: bool
+    """Whether it lies in a subgraph."""
+
+    @property
+    def name(self) -> str:
+        """The node's name, or its output's where it has none."""
+        return self.proto.name or self.proto.output[0]
+
+    @property
+    def in_features(self) -> int:
+        """K; 0 where the file does not say."""
+        stored = self.attributes.get("in_features")
+        if stored or self.weight is None:
+            return int(stored or 0)
+        return int(self.weight.dims[-1])
+
+    @property
+    def out_features(self) -> int:
+        """N; 0 where the file does not say."""
+        return int(self.weight.dims[0]) if self.weight is not None else 0
+
+
+def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelProto:
+    """Reads a model; ``weights`` says whether data that lies beside the file is read too.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it is not an ONNX model.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path = {str(file)!r}: there is no such file")
+    try:
+        return onnx.load(file, load_external_data=weights)
+    except Exception as error:
+        raise ValueError(f"path = {str(file)!r}: not a readable ONNX model ({error})") from error
+
+
+def walk(graph: onnx.GraphProto, *, nested: bool = False) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """Every node of a graph and of its subgraphs, and whether it lies in a subgraph."""
+    for node in graph.node:
+        yield node, nested
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from walk(subgraph, nested=True)
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _initializers(subgraph)
+
+
+def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
+    """The `OpticalLinear` nodes of a model, in its order."""
+    tensors = {tensor.name: tensor for tensor in _initializers(model.graph)}
+    found = []
+    for node, nested in walk(model.graph):
+        if (node.domain, node.op_type) == (DOMAIN, OPERATOR):
+            attributes = defaults() | {attribute.name: _value(attribute) for attribute in node.attribute}
+            weight, scale, bias = (tensors.get(name) for name in [*node.input[1:], "", "", ""][:3])
+            found.append(OpticalNode(node, attributes, weight, scale, bias, nested))
+    return found
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator but `OpticalLinear` occurs, the most frequent first."""
+    counts: dict[str, int] = {}
+    for node, _ in walk(model.graph):
+        if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
+            name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def layers(model: onnx.ModelProto) -> list[Layer]:
+    """What each `OpticalLinear` node of a model is."""
+    first_user: dict[str, str] = {}
+    rows = []
+    for node in optical_nodes(model):
+        weight_name = node.proto.input[1] if len(node.proto.input) > 1 else ""
+        shared_with = first_user.setdefault(weight_name, node.name)
+        stored = 0 if shared_with != node.name else _bytes(node.weight) + _bytes(node.weight_scale)
+        rows.append(
+            Layer(
+                name=node.name,
+                in_features=node.in_features,
+                out_features=node.out_features,
+                output_range=tuple(float(value) for value in node.attributes["output_range"]),
+                bias=str(node.attributes["bias_stage"]) if len(node.proto.input) > 3 and node.proto.input[3] else "",
+                float_bytes=4 * node.in_features * node.out_features,
+                stored_bytes=stored,
+                shared_with="" if shared_with == node.name else shared_with,
+                **{name: node.attributes[name] for name in _COPIED},
+            )
+        )
+    return rows
+
+
+_COPIED = (
+    "input_bits",
+    "weight_bits",
+    "output_bits",
+    "input_range",
+    "noise_relative",
+    "noise_additive",
+    "noise_shot",
+    "seed",
+)
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _bytes(tensor: onnx.TensorProto | None) -> int:
+    if tensor is None:
+        return 0
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -1,0 +1,75 @@
+"""`lumina::OpticalLinear` as an ONNX operator schema, so that onnx can check and infer models that use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx.defs
+from onnx.defs import OpSchema
+
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
+
+__all__ = ["defaults", "register"]
+
+_KINDS = {
+    "INT": OpSchema.AttrType.INT,
+    "FLOAT": OpSchema.AttrType.FLOAT,
+    "FLOATS": OpSchema.AttrType.FLOATS,
+    "STRING": OpSchema.AttrType.STRING,
+}
+
+
+def defaults() -> dict[str, object]:
+    """The attributes of the operator that have a default, with it: what a node that omits one means."""
+    return {
+        row.name: [row.default] if row.type == "FLOATS" else row.default
+        for row in PARAMETERS
+        if row.place == "attribute" and row.default is not None
+    }
+
+
+def register() -> None:
+    """Makes the schema known to onnx in this process; nothing happens where it is known."""
+    if not onnx.defs.has(OPERATOR, DOMAIN):
+        onnx.defs.register_schema(_schema())
+
+
+def _schema() -> OpSchema:
+    optional = OpSchema.FormalParameterOption.Optional
+    schema = OpSchema(
+        OPERATOR,
+        DOMAIN,
+        VERSION,
+        doc="A linear layer on photonic hardware: Y = ADC(DAC(X) . W + B + noise).",
+        inputs=[
+            OpSchema.FormalParameter("X", "T", "[..., K]"),
+            OpSchema.FormalParameter("W", "TW", "[N, K], or packed codes [N, ceil(K*weight_bits/8)]"),
+            OpSchema.FormalParameter("W_scale", "T", "[N]: the step of one code, 1 where W is analog"),
+            OpSchema.FormalParameter("B", "T", "[N]", param_option=optional),
+        ],
+        outputs=[OpSchema.FormalParameter("Y", "T", "[..., N]")],
+        type_constraints=[
+            ("T", ["tensor(float)"], "float32"),
+            ("TW", ["tensor(float)", "tensor(int8)", "tensor(uint8)"], "values, codes or packed codes"),
+        ],
+        attributes=[
+            OpSchema.Attribute(row.name, _KINDS[row.type], row.meaning, required=False)
+            for row in PARAMETERS
+            if row.place == "attribute"
+        ],
+    )
+    schema.set_type_and_shape_inference_function(_infer)
+    return schema
+
+
+def _infer(context: Any) -> None:
+    """Y has X's leading dimensions and W's rows."""
+    x, weight = context.get_input_type(0), context.get_input_type(1)
+    result = onnx.TypeProto()
+    result.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    if x.tensor_type.HasField("shape") and weight.tensor_type.HasField("shape"):
+        result.tensor_type.shape.CopyFrom(x.tensor_type.shape)
+        if len(result.tensor_type.shape.dim) and len(weight.tensor_type.shape.dim):
+            result.tensor_type.shape.dim[-1].CopyFrom(weight.tensor_type.shape.dim[0])
+    context.set_output_type(0, result)

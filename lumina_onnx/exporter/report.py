@@ -1,0 +1,267 @@
+"""What the exporter did or found, as dataclasses that print as tables and turn into JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Comparison", "ExportReport", "InspectReport", "Layer", "Left", "Report", "VerifyReport"]
+
+
+class Report:
+    """Base of all reports: ``print(report)`` shows tables, :meth:`to_dict` gives JSON's types."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dicts, lists, strings and numbers."""
+        assert dataclasses.is_dataclass(self)
+        return {"report": type(self).__name__, **_plain(dataclasses.asdict(self))}
+
+    def __rich__(self) -> RenderableType:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=160, color_system=None).print(self, soft_wrap=True)
+        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One `OpticalLinear` node of a file."""
+
+    name: str
+    in_features: int
+    """K."""
+    out_features: int
+    """N."""
+    input_bits: int
+    weight_bits: int
+    output_bits: int
+    input_range: float
+    """DAC full scale in units of X; 0 = each row's maximum."""
+    output_range: tuple[float, ...]
+    """ADC full scale in units of Y, one for the layer or one per output; (0,) = each row's maximum."""
+    noise_relative: float
+    noise_additive: float
+    noise_shot: float
+    bias: str
+    """"analog", "digital", or "" where there is none."""
+    seed: int
+    float_bytes: int
+    """What W takes as float32."""
+    stored_bytes: int
+    """What W and W_scale take in the file; 0 where both are stored with another layer."""
+    shared_with: str = ""
+    """The layer whose stored W this one reads."""
+
+    @property
+    def bits(self) -> str:
+        """Input, weight and output bits, "-" for an analog or absent stage."""
+        return "/".join(str(bits) if bits else "-" for bits in (self.input_bits, self.weight_bits, self.output_bits))
+
+    @property
+    def noise(self) -> str:
+        """The laws that are on, with their levels."""
+        laws = (
+            ("relative", self.noise_relative),
+            ("additive", self.noise_additive),
+            ("shot", self.noise_shot),
+        )
+        return ", ".join(f"{name} {level:g}" for name, level in laws if level) or "off"
+
+
+@dataclass(frozen=True)
+class Left:
+    """Something that stays an ordinary operator, or is not in the file, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor compared with what it should be."""
+
+    name: str
+    against: str
+    """"reference", or "torch"."""
+    run: int
+    """Which run of the session: the noise's stream."""
+    shape: tuple[int, ...]
+    equal: bool
+    """Bit for bit; NaN equals NaN."""
+    max_difference: float
+    """The largest absolute difference; infinite where shapes or non-finite values disagree."""
+    required: bool
+    """Whether the contract promises equal bits here."""
+
+
+@dataclass(frozen=True)
+class InspectReport(Report):
+    """What a file holds."""
+
+    path: str
+    file_bytes: int
+    """The .onnx file, and what it keeps beside itself."""
+    opset: int
+    ir_version: int
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    layers: list[Layer]
+    other_operators: dict[str, int]
+    """Operators that are not `OpticalLinear`, with how often they occur."""
+    metadata: dict[str, str]
+
+    def __rich__(self) -> RenderableType:
+        lines = [
+            f"{self.path}: {_size(self.file_bytes)}, opset {self.opset}, IR {self.ir_version}",
+            "inputs: " + ", ".join(f"{name} {kind}" for name, kind in self.inputs.items()),
+            "outputs: " + ", ".join(f"{name} {kind}" for name, kind in self.outputs.items()),
+            *_operator_line(self.other_operators),
+        ]
+        return Group(Text("\n".join(lines)), _layer_table(self.layers))
+
+
+@dataclass(frozen=True)
+class ExportReport(Report):
+    """What an export wrote."""
+
+    path: str
+    file_bytes: int
+    """The .onnx file, and what it keeps beside itself."""
+    target: str
+    """The oldest ONNX Runtime that the file is made for."""
+    opset: int
+    ir_version: int
+    layers: list[Layer]
+    other_operators: dict[str, int]
+    left: list[Left]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def float_bytes(self) -> int:
+        """What the weights of all layers take as float32, shared ones counted once."""
+        return sum(layer.float_bytes for layer in self.layers if not layer.shared_with)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What they take in the file, with their scales."""
+        return sum(layer.stored_bytes for layer in self.layers)
+
+    def __rich__(self) -> RenderableType:
+        head = (
+            f"{self.path}: {_size(self.file_bytes)}, for ONNX Runtime {self.target} or newer "
+            f"(opset {self.opset}, IR {self.ir_version})\n"
+            f"{len(self.layers)} OpticalLinear, weights {_size(self.float_bytes)} -> {_size(self.stored_bytes)}"
+        )
+        parts: list[RenderableType] = [Text("\n".join([head, *_operator_line(self.other_operators)]))]
+        parts.append(_layer_table(self.layers))
+        if self.left:
+            table = Table("name", "what", "why", title="Left as they are", title_justify="left")
+            for left in self.left:
+                table.add_row(Text(left.name), Text(left.kind), Text(left.reason))
+            parts.append(table)
+        parts.extend(Text(f"note: {note}") for note in self.notes)
+        return Group(*parts)
+
+
+@dataclass(frozen=True)
+class VerifyReport(Report):
+    """How a file's results compare with what they should be."""
+
+    path: str
+    onnxruntime: str
+    """The version that ran it."""
+    inputs: dict[str, tuple[int, ...]]
+    """The shapes that were run."""
+    comparisons: list[Comparison]
+    not_checked: list[Left] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every layer was compared and every comparison that must be equal is, bit for bit."""
+        return not self.not_checked and all(row.equal for row in self.comparisons if row.required)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dicts, lists, strings and numbers; an infinite difference is the string "inf"."""
+        return {**super().to_dict(), "ok": self.ok}
+
+    def __rich__(self) -> RenderableType:
+        shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
+        table = Table("tensor", "against", "run", "shape", "bits", "largest difference")
+        for row in self.comparisons:
+            verdict = "equal" if row.equal else ("DIFFERENT" if row.required else "different (allowed)")
+            table.add_row(
+                Text(row.name),
+                row.against,
+                str(row.run),
+                Text(str(list(row.shape))),
+                verdict,
+                f"{row.max_difference:g}",
+            )
+        title = Text(f"{self.path} in ONNX Runtime {self.onnxruntime}, inputs {shapes}")
+        parts: list[RenderableType] = [title, table]
+        parts.extend(Text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)
+        parts.extend(Text(f"note: {note}") for note in self.notes)
+        parts.append(Text("ok: every bit as promised" if self.ok else "NOT ok: see above"))
+        return Group(*parts)
+
+
+def _layer_table(layers: list[Layer]) -> Table:
+    table = Table("layer", "K", "N", "bits in/w/out", "input range", "output range", "noise", "bias", "seed")
+    table.add_column("float32", justify="right")
+    table.add_column("stored", justify="right")
+    for layer in layers:
+        table.add_row(
+            Text(layer.name),
+            str(layer.in_features),
+            str(layer.out_features),
+            layer.bits,
+            f"{layer.input_range:g}" if layer.input_range else ("dynamic" if layer.input_bits else "-"),
+            _output_range(layer),
+            layer.noise,
+            layer.bias or "none",
+            str(layer.seed),
+            _size(layer.float_bytes),
+            Text(f"with {layer.shared_with}" if layer.shared_with else _size(layer.stored_bytes)),
+        )
+    return table
+
+
+def _output_range(layer: Layer) -> str:
+    ranges = layer.output_range
+    if ranges == (0.0,):
+        return "dynamic" if layer.output_bits or layer.noise_additive or layer.noise_shot else "-"
+    return f"{ranges[0]:g}" if len(ranges) == 1 else f"{min(ranges):g}..{max(ranges):g} per output"
+
+
+def _operator_line(operators: dict[str, int]) -> list[str]:
+    counts = ", ".join(f"{count} {name}" for name, count in operators.items())
+    return [f"other operators: {counts}"] if counts else []
+
+
+def _size(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    for unit, scale in (("KiB", 2**10), ("MiB", 2**20)):
+        if count < 1024 * scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value

@@ -1,0 +1,397 @@
+"""torch -> .onnx: torch's own exporter with one translation, then the passes of :mod:`.packing`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from torch.utils import _pytree as pytree
+
+import lumina_kernel
+from lumina_onnx import nn as optical
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
+
+from . import nodes, packing
+from .inspection import stored_bytes
+from .onnx_schema import register
+from .report import ExportReport, Left
+from .targets import Target, resolve
+
+__all__ = ["ExportError", "export"]
+
+_MAXIMUM_PROTOBUF = 2**31 - 2**20
+"""Larger models keep their data beside the .onnx file: protobuf ends at 2 GiB."""
+
+
+class ExportError(RuntimeError):
+    """torch could not export the model; its own error is the cause, and follows in the text."""
+
+
+def export(
+    model: torch.nn.Module,
+    args: torch.Tensor | Sequence[Any],
+    path: str | os.PathLike[str],
+    *,
+    dynamic_shapes: Any = None,
+    dynamic_batch: bool = True,
+    noise: Literal["keep", "off"] = "keep",
+    fallback: bool = False,
+    target: str = "1.17",
+) -> ExportReport:
+    """Writes a torch model as one .onnx file in which every optical layer is a `lumina::OpticalLinear` node.
+
+    The model is captured in eval mode (its modes are restored). W is stored at its bits: packed uint8 for 1, 2 and 4,
+    int8 for 3 and 5..8, float32 for analog and 9..16, each with its scales; shared weights once. Every node has its
+    module's name and noise seed. Whatever else the model does becomes standard ONNX operators.
+
+    Args:
+        model: has :class:`lumina_onnx.nn.OpticalLinear` layers (see :func:`lumina_onnx.nn.convert`) or calls
+            :func:`lumina_onnx.nn.functional.optical_linear`.
+        args: example inputs: one tensor, or a sequence of forward's arguments; a dict at its end holds keyword
+            arguments. Only shapes and dtypes count.
+        path: the file to write, ``*.onnx``; its folder must exist, a file there is replaced.
+        dynamic_shapes: as for ``torch.onnx.export``; overrides ``dynamic_batch``.
+        dynamic_batch: dimension 0 of every input is the symbolic "batch".
+        noise: "keep", or "off" for a file without noise.
+        fallback: attach the operator as a function body that runs without the library. Not available yet.
+        target: the oldest ONNX Runtime release that the file must load in, see
+            :data:`lumina_onnx.exporter.targets.TARGETS`.
+
+    Returns:
+        What was written: layers with their storage, what was left and why. ``print`` shows tables.
+
+    Raises:
+        ValueError: an argument that is not allowed, or a model without optical layers.
+        FileNotFoundError, IsADirectoryError: ``path`` cannot be written.
+        ExportError: torch cannot export the model's forward.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
+    if noise not in ("keep", "off"):
+        raise ValueError(f'noise = {noise!r}: allowed is "keep", "off"')
+    if fallback:
+        raise ValueError(
+            "fallback = True: the function body that runs without the library is not available yet; allowed is False"
+        )
+    runtime = resolve(target)
+    file = _destination(path)
+    arguments = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    batched = dynamic_shapes is None and dynamic_batch
+    if batched:
+        arguments, dynamic_shapes = _batched(model, arguments)
+
+    register()
+    program = _capture(model, arguments, dynamic_shapes, runtime)
+    if batched:
+        _name_batch(program)
+    graph = program.model
+    ir.passes.common.InlinePass()(graph)
+    modules = _name_nodes(graph)
+    if not modules:
+        raise ValueError(
+            f"model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first ({_what_there_is(model)})"
+        )
+    if noise == "off":
+        packing.silence(graph)
+    notes = packing.separate_seeds(graph)
+    # Only now: the optimiser merges equal nodes, and two noisy calls are not equal.
+    onnxscript.optimizer.optimize(graph)
+    left = _left(model, graph, set(modules.values()))
+    packing.store_weights(graph)
+    _finish(model, graph, runtime)
+    notes += _save(graph, file)
+
+    written = onnx.load(file, load_external_data=False)
+    return ExportReport(
+        path=str(path),
+        file_bytes=stored_bytes(file, written),
+        target=runtime.onnxruntime,
+        opset=runtime.opset,
+        ir_version=written.ir_version,
+        layers=nodes.layers(written),
+        other_operators=nodes.operators(written),
+        left=left,
+        notes=notes,
+    )
+
+
+def _destination(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(f"path = {str(file)!r} is a folder; allowed is the name of a file, *.onnx")
+    if file.suffix != ".onnx":
+        raise ValueError(f"path = {str(file)!r}: allowed is a name that ends in .onnx")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"path = {str(file)!r}: the folder {str(file.parent)!r} does not exist")
+    return file
+
+
+def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+    """Example inputs and their dynamic shapes, dimension 0 of each tensor being the batch.
+
+    torch takes a size of 0 or 1 for a constant, so that such an example becomes one of 2.
+    """
+    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor) and leaf.ndim}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"args: dimension 0 of the inputs has sizes {sorted(sizes)}, and dynamic_batch = True makes it one batch; "
+            "allowed are equal sizes, dynamic_batch=False, or dynamic_shapes"
+        )
+    batch = torch.export.Dim("batch")
+
+    def widen(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] < 2:
+            return leaf.new_zeros((2, *leaf.shape[1:])) if leaf.shape[0] == 0 else torch.cat([leaf, leaf])
+        return leaf
+
+    arguments = pytree.tree_map(widen, arguments)
+    shapes = pytree.tree_map(
+        lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.ndim else None, arguments
+    )
+    if not (arguments and isinstance(arguments[-1], dict)):
+        return arguments, shapes
+    # With keyword arguments torch wants the shapes by name.
+    names = list(inspect.signature(model.forward).parameters)
+    return arguments, dict(zip(names, shapes[:-1], strict=False)) | shapes[-1]
+
+
+def _name_batch(program: torch.onnx.ONNXProgram) -> None:
+    """Calls dimension 0 of every input "batch", whatever symbol torch gave it.
+
+    Where forward fixes a size, torch may export that size without a word.
+    """
+    symbols: dict[str | ir.SymbolicDim, str] = {}
+    for value in program.model.graph.inputs:
+        if not value.shape:
+            continue
+        dimension = value.shape[0]
+        if isinstance(dimension, ir.SymbolicDim):
+            symbols[str(dimension.value)] = "batch"
+        else:
+            raise ValueError(
+                f"dynamic_batch = True: forward works only where dimension 0 of input {value.name!r} is {dimension}; "
+                "allowed are dynamic_batch=False and dynamic_shapes"
+            )
+    program.rename_axes(symbols)
+
+
+def _translate(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stream: Any,
+    seed: int,
+    input_bits: int,
+    weight_bits: int,
+    output_bits: int,
+    input_range: float,
+    output_range: Sequence[float],
+    noise_relative: float,
+    noise_additive: float,
+    noise_shot: float,
+    bias_stage: str,
+) -> Any:
+    """`lumina::optical_linear` of torch as a node with W in float32; `packing.store_weights` stores it.
+
+    The stream stays behind: in ONNX Runtime it is the node's invocation counter.
+    """
+    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))
+    scale = onnxscript.opset18.Constant(value=ones)
+    inputs = [x, weight, scale] + ([] if bias is None else [bias])
+    return opset.OpticalLinear(
+        *inputs,
+        input_bits=input_bits,
+        weight_bits=weight_bits,
+        output_bits=output_bits,
+        input_range=input_range,
+        output_range=list(output_range),
+        noise_relative=noise_relative,
+        noise_additive=noise_additive,
+        noise_shot=noise_shot,
+        bias_stage=bias_stage,
+        seed=seed,
+    )
+
+
+def _capture(
+    model: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any, runtime: Target
+) -> torch.onnx.ONNXProgram:
+    with _eval(model), optical.noise(model, on=True), _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=runtime.opset,
+                custom_translation_table={torch.ops.lumina.optical_linear.default: _translate},
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            advice = (
+                "; where a fixed size follows from dimension 0, give dynamic_batch=False or dynamic_shapes"
+                if dynamic_shapes is not None
+                else ""
+            )
+            raise ExportError(
+                f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: "
+                + re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+            ) from error
+    assert program is not None
+    return program
+
+
+@contextlib.contextmanager
+def _eval(model: torch.nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch's exporter tells its own developers."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
+            warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    """The modules that a node was called from, outermost first, as paths."""
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    scopes = json.loads(text.replace("'", '"')) if text else []
+    return [scope.split("@")[0] for scope in scopes[:-1]]
+
+
+def _name_nodes(graph: ir.Model) -> dict[str, str]:
+    """Names each node after the module that called the operator; returns node -> module."""
+    modules: dict[str, str] = {}
+    for node in packing.optical_nodes(graph):
+        module = (_scopes(node) or [""])[-1]
+        base = module or "optical_linear"
+        name = (
+            base
+            if base not in modules
+            else next(f"{base}_{i}" for i in range(2, 10**9) if f"{base}_{i}" not in modules)
+        )
+        node.name = name
+        modules[name] = module
+    return modules
+
+
+def _what_there_is(model: torch.nn.Module) -> str:
+    count = sum(type(module) is torch.nn.Linear for module in model.modules())
+    reached = sum(isinstance(module, optical.OpticalLinear) for module in model.modules())
+    if reached:
+        return f"it holds {reached} OpticalLinear modules, but its forward calls none of them"
+    return f"it holds {count} nn.Linear" if count else "it holds no nn.Linear either"
+
+
+_WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
+
+
+def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Left]:
+    """Products with constant weights that stay ordinary operators, and optical layers that are not in the file."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    reasons = {name: row.reason for row in optical.report(model).left for name in (row.name, *row.aliases)}
+    left: dict[Left, None] = {}
+    for node in graph.graph.all_nodes():
+        if node.op_type not in _WEIGHTED or not packing.is_constant(node.inputs[_WEIGHTED[node.op_type]]):
+            continue
+        path = (_scopes(node) or [""])[-1]
+        if isinstance(modules.get(path), optical.OpticalLinear):
+            reason = "the model reads this layer's weight without calling the layer"
+        else:
+            reason = reasons.get(path, "a product with a constant that belongs to no Linear")
+        left[Left(path or str(node.name), node.op_type, reason)] = None
+    seen = {id(modules[path]) for path in reached if path in modules}
+    for path, module in model.named_modules():
+        if isinstance(module, optical.OpticalLinear) and id(module) not in seen:
+            left[Left(path, "OpticalLinear", "not in the file: the model's forward does not call it")] = None
+    return list(left)
+
+
+def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
+    """Names, versions and metadata; nothing of the machine that exported stays in the file."""
+    ir.passes.common.ClearMetadataAndDocStringPass()(graph)
+    order = [row.name for row in PARAMETERS]
+    for node in packing.optical_nodes(graph):
+        attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
+        node.attributes.clear()
+        node.attributes.update({attribute.name: attribute for attribute in attributes})
+    outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
+    taken = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
+    for index, value in enumerate(outputs):
+        name = "output" if len(graph.graph.outputs) == 1 else f"output_{index}"
+        if name not in taken:
+            value.name = name
+    graph.graph.name = type(model).__name__
+    graph.opset_imports[DOMAIN] = VERSION
+    graph.ir_version = runtime.ir_version
+    graph.producer_name = "lumina_onnx"
+    graph.producer_version = lumina_kernel.__version__
+    graph.metadata_props.update(
+        {
+            "lumina.version": lumina_kernel.__version__,
+            "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
+            "lumina.profile": json.dumps(_profiles(graph)),
+        }
+    )
+    ir.passes.common.NameFixPass()(graph)
+
+
+def _profiles(graph: ir.Model) -> list[dict[str, Any]]:
+    """Each distinct hardware with the layers that run on it. Ranges are each layer's own and stand in its node."""
+    groups: dict[str, dict[str, Any]] = {}
+    for node in packing.optical_nodes(graph):
+        profile = {
+            name: attribute.value
+            for name, attribute in node.attributes.items()
+            if name not in ("seed", "in_features", "input_range", "output_range")
+        }
+        groups.setdefault(json.dumps(profile), {**profile, "layers": []})["layers"].append(node.name)
+    return list(groups.values())
+
+
+def _save(graph: ir.Model, file: Path) -> list[str]:
+    """Writes the file in one step, or with its data beside it where protobuf cannot hold it."""
+    data_bytes = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    if data_bytes > _MAXIMUM_PROTOBUF:
+        data = f"{file.name}.data"
+        ir.save(graph, file, external_data=data)
+        return [f"weights of {data_bytes / 2**30:.2f} GiB do not fit into one .onnx file: keep {data} beside it"]
+    onnx.checker.check_model(ir.to_proto(graph), check_custom_domain=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        temporary = Path(folder) / file.name
+        ir.save(graph, temporary)
+        os.replace(temporary, file)
+    return []

@@ -1,0 +1,264 @@
+"""Running a .onnx file and comparing it with the reference, layer by layer, and with the torch model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+import lumina_onnx
+from lumina_onnx import reference as plain
+
+from . import nodes
+from .report import Comparison, Left, VerifyReport
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["verify"]
+
+Arrays = dict[str, NDArray[Any]]
+
+RUNS = 2
+"""Runs of one fresh session: the second tells whether each run draws its own noise."""
+
+EXACT_OPERATORS = frozenset(
+    (
+        *("Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Relu", "Sub"),
+        *("And", "Cast", "Equal", "Greater", "Less", "Not", "Or", "Where"),
+        *("Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
+        *("Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+    )
+)
+"""Operators with one right result in IEEE arithmetic: torch and ONNX Runtime give the same bits."""
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    reference: torch.nn.Module | None = None,
+) -> VerifyReport:
+    """Runs a .onnx file twice and recomputes every `OpticalLinear` node with :mod:`lumina_onnx.reference`.
+
+    Each node is recomputed on the input that it got in that run, noise included (run r of a fresh session draws
+    stream r), and must be equal bit for bit. A mismatch raises nothing: see the report's ``ok``.
+
+    Args:
+        path: the file.
+        inputs: arrays by input name, or in the order of the model's inputs. Random ones of the model's shapes
+            where absent: normal numbers, integers 0 and 1; symbolic sizes become 2, 3, ...
+        reference: the torch model that was exported. Its outputs, with the noise of the same streams, are compared
+            with the file's; they must be equal where the file holds nothing but `OpticalLinear` and operators that
+            have one right result (ReLU, sums, reshapes ...), otherwise their difference is reported.
+
+    Returns:
+        One row for each comparison; ``print`` shows a table.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or inputs that do not
+            fit.
+        Exception: what ONNX Runtime raises where it cannot load or run the file.
+    """
+    model = nodes.load(path)
+    layers = nodes.optical_nodes(model)
+    if not layers:
+        raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify")
+    checkable = [node for node in layers if not node.nested and node.weight is not None]
+    feeds = _feeds(model, inputs)
+    output_names = [value.name for value in model.graph.output]
+    # A model's own outputs come from the file as it is: the added ones below could change what is fused.
+    session = lumina_onnx.load(str(path))
+    outputs = [dict(zip(output_names, session.run(output_names, feeds), strict=True)) for _ in range(RUNS)]
+    watched = _run_watched(model, checkable, feeds)
+
+    comparisons = []
+    for run, values in enumerate(watched):
+        for node in checkable:
+            got, expected = values[node.proto.output[0]], _recompute(node, values[node.proto.input[0]], run)
+            comparisons.append(_compare(node.name, "reference", run, got, expected, required=True))
+    notes: list[str] = []
+    if reference is not None:
+        exact = _is_exact(model, reference, layers, notes)
+        for run, values in enumerate(outputs):
+            expected_outputs = _run_torch(reference, list(feeds.values()), run, noisy=_is_noisy(layers))
+            if len(expected_outputs) != len(output_names):
+                raise ValueError(
+                    f"reference returns {len(expected_outputs)} tensors; the model in {str(path)!r} has "
+                    f"{len(output_names)} outputs: allowed is the model that was exported"
+                )
+            for name, expected in zip(output_names, expected_outputs, strict=True):
+                comparisons.append(_compare(name, "torch", run, values[name], expected, required=exact))
+
+    import onnxruntime
+
+    return VerifyReport(
+        path=str(path),
+        onnxruntime=onnxruntime.__version__,
+        inputs={name: array.shape for name, array in feeds.items()},
+        comparisons=comparisons,
+        not_checked=[
+            Left(node.name, "OpticalLinear", "it lies in a subgraph" if node.nested else "its W is not an initializer")
+            for node in layers
+            if node not in checkable
+        ],
+        notes=notes,
+    )
+
+
+def _feeds(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    declared = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in stored}
+    if inputs is None:
+        return _random(declared)
+    if not isinstance(inputs, Mapping):
+        if isinstance(inputs, np.ndarray) or not isinstance(inputs, Sequence):
+            inputs = [inputs]
+        if len(inputs) != len(declared):
+            raise ValueError(f"inputs has {len(inputs)} arrays; allowed are {len(declared)}: {', '.join(declared)}")
+        inputs = dict(zip(declared, inputs, strict=True))
+    if set(inputs) != set(declared):
+        raise ValueError(f"inputs has the names {sorted(inputs)}; allowed are {sorted(declared)}")
+    feeds = {}
+    for name, kind in declared.items():
+        array = np.asarray(inputs[name])
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if array.dtype != dtype:
+            raise ValueError(f"inputs[{name!r}] has dtype {array.dtype}; allowed is {dtype}")
+        _check_shape(name, array.shape, kind)
+        feeds[name] = array
+    return feeds
+
+
+def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
+    if not kind.HasField("shape"):
+        return
+    dimensions = kind.shape.dim
+    fits = len(shape) == len(dimensions) and all(
+        size == dim.dim_value or not dim.HasField("dim_value") for size, dim in zip(shape, dimensions, strict=True)
+    )
+    if not fits:
+        allowed = ", ".join(
+            str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dimensions
+        )
+        raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is [{allowed}]")
+
+
+def _random(declared: dict[str, Any]) -> Arrays:
+    generator = np.random.default_rng(0)
+    sizes: dict[str, int] = {}
+    feeds = {}
+    for name, kind in declared.items():
+        shape = [
+            dim.dim_value if dim.HasField("dim_value") else sizes.setdefault(dim.dim_param, 2 + len(sizes))
+            for dim in kind.shape.dim
+        ]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if np.issubdtype(dtype, np.floating):
+            feeds[name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
+        else:
+            feeds[name] = np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+    return feeds
+
+
+def _run_watched(model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds: Arrays) -> list[Arrays]:
+    """The inputs and outputs of the nodes in each run of one fresh session."""
+    wanted = list(dict.fromkeys(name for node in layers for name in (node.proto.input[0], node.proto.output[0])))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    shown = {value.name for value in copy.graph.output}
+    fed = {name: feeds[name] for name in wanted if name in feeds}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer if tensor.name in wanted}
+    asked = [name for name in wanted if name not in fed and name not in stored]
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in asked if name not in shown
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "watched.onnx"
+        onnx.save(copy, file, save_as_external_data=copy.ByteSize() > 2**30, location="watched.data")
+        session = lumina_onnx.load(str(file))
+        runs = [dict(zip(asked, session.run(asked, feeds), strict=True)) for _ in range(RUNS)]
+        del session
+    return [values | fed | stored for values in runs]
+
+
+def _recompute(node: nodes.OpticalNode, x: NDArray[Any], stream: int) -> NDArray[np.float32]:
+    attributes = dict(node.attributes)
+    assert node.weight is not None
+    weight = numpy_helper.to_array(node.weight)
+    scale = numpy_helper.to_array(node.weight_scale) if node.weight_scale is not None else None
+    return plain.optical_linear(
+        x,
+        weight,
+        None if node.bias is None else numpy_helper.to_array(node.bias),
+        weight_scale=scale if attributes["weight_bits"] else None,
+        stream=stream,
+        **attributes,
+    )
+
+
+def _is_noisy(layers: list[nodes.OpticalNode]) -> bool:
+    names = ("noise_relative", "noise_additive", "noise_shot")
+    return any(node.attributes[name] for node in layers for name in names)
+
+
+def _is_exact(
+    model: onnx.ModelProto, reference: torch.nn.Module, layers: list[nodes.OpticalNode], notes: list[str]
+) -> bool:
+    """Whether torch must give the same bits."""
+    from lumina_onnx import nn as optical
+
+    others = set(nodes.operators(model)) - EXACT_OPERATORS
+    if others:
+        notes.append(
+            f"torch may differ in {', '.join(sorted(others))}: operators whose last bits are an implementation's own"
+        )
+        return False
+    seeds = {module.seed for module in reference.modules() if isinstance(module, optical.OpticalLinear)}
+    own = [node.name for node in layers if node.attributes["seed"] not in seeds]
+    if own and _is_noisy(layers):
+        notes.append(f"torch draws other noise for {', '.join(own)}: in the file they have seeds of their own")
+        return False
+    return True
+
+
+def _run_torch(model: torch.nn.Module, arrays: list[NDArray[Any]], stream: int, *, noisy: bool) -> list[NDArray[Any]]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from lumina_onnx import nn as optical
+
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), optical.noise(model, on=noisy, stream=stream if noisy else None):
+            result = model(*(torch.from_numpy(np.array(array)) for array in arrays))
+    finally:
+        for module in training:
+            module.training = True
+    return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def _compare(
+    name: str, against: str, run: int, got: NDArray[Any], expected: NDArray[Any], *, required: bool
+) -> Comparison:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return Comparison(name, against, run, got.shape, False, float("inf"), required)
+    same = np.ascontiguousarray(got).tobytes() == np.ascontiguousarray(expected).tobytes()
+    if got.size == 0 or same:
+        difference = 0.0
+    elif np.issubdtype(got.dtype, np.floating):
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        gap[(np.isnan(got) & np.isnan(expected)) | (got == expected)] = 0.0
+        difference = float(np.where(np.isnan(gap), np.inf, gap).max())
+    else:
+        difference = float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max())
+    return Comparison(name, against, run, got.shape, same, difference, required)

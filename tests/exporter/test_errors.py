@@ -1,0 +1,203 @@
+"""Every refusal by its message."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lumina_onnx import nn as optical
+from lumina_onnx.exporter import ExportError, export, inspect, targets, verify
+from lumina_onnx.nn import functional
+from lumina_onnx.profile import OpticalProfile
+
+
+@pytest.fixture
+def model(noisy: OpticalProfile) -> nn.Module:
+    return optical.convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), noisy)
+
+
+X = torch.zeros(2, 4)
+
+
+def refused(error: type[Exception], message: str) -> Any:
+    return pytest.raises(error, match=re.escape(message))
+
+
+def test_a_model_that_was_not_converted(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    message = "model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first (it holds 2 nn.Linear)"
+    with refused(ValueError, message):
+        export(plain, X, tmp_path / "model.onnx")
+    with refused(ValueError, "first (it holds no nn.Linear either)"):
+        export(nn.ReLU(), X, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_calls_none_of_its_layers(tmp_path: Path, model: nn.Module) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.inner[0].weight
+
+    with refused(ValueError, "it holds 2 OpticalLinear modules, but its forward calls none of them"):
+        export(Around(), X, tmp_path / "model.onnx")
+
+
+def test_what_is_no_module(tmp_path: Path) -> None:
+    with refused(TypeError, "model is a str; allowed is a torch.nn.Module"):
+        export("model.pt", X, tmp_path / "model.onnx")  # type: ignore[arg-type]
+
+
+def test_noise(tmp_path: Path, model: nn.Module) -> None:
+    with refused(ValueError, "noise = 'on': allowed is \"keep\", \"off\""):
+        export(model, X, tmp_path / "model.onnx", noise="on")  # type: ignore[arg-type]
+
+
+def test_fallback(tmp_path: Path, model: nn.Module) -> None:
+    with refused(ValueError, "fallback = True: the function body that runs without the library is not available yet"):
+        export(model, X, tmp_path / "model.onnx", fallback=True)
+
+
+@pytest.mark.parametrize("target", ["1.16", "2", "newest", "", 1.17, None])
+def test_target(tmp_path: Path, model: nn.Module, target: Any) -> None:
+    message = f"target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of \"1.17\", "
+    with refused(ValueError, message):
+        export(model, X, tmp_path / "model.onnx", target=target)
+
+
+def test_paths(tmp_path: Path, model: nn.Module) -> None:
+    with refused(IsADirectoryError, f"path = {str(tmp_path)!r} is a folder; allowed is the name of a file, *.onnx"):
+        export(model, X, tmp_path)
+    path = tmp_path / "model.pt"
+    with refused(ValueError, f"path = {str(path)!r}: allowed is a name that ends in .onnx"):
+        export(model, X, path)
+    path = tmp_path / "missing" / "model.onnx"
+    with refused(FileNotFoundError, f"path = {str(path)!r}: the folder {str(path.parent)!r} does not exist"):
+        export(model, X, path)
+
+
+def test_batches_of_different_sizes(tmp_path: Path, noisy: OpticalProfile) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return self.layer(x) + shift
+
+    model = optical.convert(Sum(), noisy)
+    message = (
+        "args: dimension 0 of the inputs has sizes [2, 4], and dynamic_batch = True makes it one batch; allowed are "
+        "equal sizes, dynamic_batch=False, or dynamic_shapes"
+    )
+    with refused(ValueError, message):
+        export(model, (X, torch.zeros(4)), tmp_path / "model.onnx")
+    export(model, (X, torch.zeros(4)), tmp_path / "model.onnx", dynamic_batch=False)
+
+
+def test_a_forward_that_fixes_the_batch(tmp_path: Path, noisy: OpticalProfile) -> None:
+    message = "dynamic_batch = True: forward works only where dimension 0 of input 'input' is 4; allowed are"
+    with refused(ValueError, message):
+        export(optical.convert(nn.Linear(4, 2), noisy), torch.zeros(4), tmp_path / "model.onnx")
+
+
+def test_a_forward_that_torch_cannot_capture(tmp_path: Path, model: nn.Module) -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if x.sum() > 0 else x
+
+    outer = Branch().train()
+    with refused(ExportError, "torch.onnx.export cannot capture Branch.forward") as caught:
+        export(outer, X, tmp_path / "model.onnx")
+    assert "data-dependent" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+    assert outer.training
+    assert all(module.training for module in outer.modules())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_depends_on_the_input(tmp_path: Path, noisy: OpticalProfile) -> None:
+    class Hyper(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.optical_linear(x, x.t() @ x, None, noisy)
+
+    with refused(ValueError, "optical_linear: its weight is computed from the model's inputs; allowed is a parameter"):
+        export(Hyper(), X, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("name", "at"), [("weight", "[1, 2]"), ("bias", "[1]")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite(tmp_path: Path, model: nn.Module, name: str, at: str, bad: float) -> None:
+    with torch.no_grad():
+        parameter = getattr(model[2], name)
+        parameter[(1, 2) if name == "weight" else 1] = bad
+    with refused(ValueError, f"2: {name}{at} = {bad}; allowed is a finite number"):
+        export(model, X, tmp_path / "model.onnx")
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path: Path, model: nn.Module) -> None:
+    path = tmp_path / "model.onnx"
+    export(model, X, path)
+    before = path.read_bytes()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="allowed is a finite number"):
+        export(model, X, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("function", [inspect, verify])
+def test_files_that_cannot_be_read(tmp_path: Path, function: Any) -> None:
+    path = tmp_path / "model.onnx"
+    with refused(FileNotFoundError, f"path = {str(path)!r}: there is no such file"):
+        function(path)
+    path.write_bytes(b"no model at all")
+    with refused(ValueError, f"path = {str(path)!r}: not a readable ONNX model"):
+        function(path)
+
+
+def test_inputs_of_verify(tmp_path: Path, model: nn.Module) -> None:
+    path = tmp_path / "model.onnx"
+    export(model, X, path)
+    x = np.zeros((2, 4), np.float32)
+    with refused(ValueError, "inputs has 2 arrays; allowed are 1: input"):
+        verify(path, inputs=[x, x])
+    with refused(ValueError, "inputs has the names ['x']; allowed are ['input']"):
+        verify(path, inputs={"x": x})
+    with refused(ValueError, "inputs['input'] has dtype float64; allowed is float32"):
+        verify(path, inputs={"input": x.astype(np.float64)})
+    with refused(ValueError, "inputs['input'] has shape [2, 5]; allowed is [batch, 4]"):
+        verify(path, inputs=np.zeros((2, 5), np.float32))
+
+
+def test_a_reference_with_other_outputs(tmp_path: Path, model: nn.Module) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    path = tmp_path / "model.onnx"
+    export(model, X, path)
+    with refused(ValueError, "reference returns 2 tensors; the model in"):
+        verify(path, reference=Two())
+
+
+def test_targets_are_releases_in_order() -> None:
+    versions = [tuple(map(int, name.split("."))) for name in targets.TARGETS]
+    assert versions == sorted(versions)
+    assert versions[0] == (1, 17)
+    assert targets.resolve("1.17.3") == targets.resolve("1.17") == targets.Target("1.17", 20, 9)

@@ -1,0 +1,231 @@
+"""Verification finds what differs, and reports say so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from torch import nn
+
+import lumina_onnx
+from lumina_onnx import nn as optical
+from lumina_onnx import reference
+from lumina_onnx.exporter import export, inspect, onnx_schema, targets, verify
+from lumina_onnx.profile import OpticalProfile
+from lumina_onnx.schema import PARAMETERS
+
+
+@pytest.fixture
+def model(noisy: OpticalProfile) -> nn.Module:
+    return optical.convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), noisy)
+
+
+def test_a_layer_that_computes_something_else(prover: Any, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    prover.export(model, torch.randn(2, 6))
+    right = reference.optical_linear
+
+    def wrong(x: np.ndarray, *args: Any, **options: Any) -> np.ndarray:
+        y = right(x, *args, **options)
+        if options["stream"] == 1 and y.shape[-1] == 3:
+            y[0, 0] = np.nextafter(y[0, 0], np.float32(9))
+        return y
+
+    monkeypatch.setattr(reference, "optical_linear", wrong)
+    report = verify(prover.path)
+    assert not report.ok
+    assert [(row.name, row.run) for row in report.comparisons if not row.equal] == [("2", 1)]
+    assert "DIFFERENT" in str(report)
+    assert "NOT ok" in str(report)
+
+
+def test_a_torch_model_with_another_weight(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    report = verify(prover.path, reference=model)
+    assert not report.ok
+    assert {row.against for row in report.comparisons if not row.equal} == {"torch"}
+    assert max(row.max_difference for row in report.comparisons) > 0.01
+
+
+def test_runs_draw_noise_of_their_own(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    session = lumina_onnx.load(prover.path)
+    x = {"input": np.ones((2, 6), np.float32)}
+    first, second = session.run(None, x)[0], session.run(None, x)[0]
+    assert (first != second).any()
+    np.testing.assert_array_equal(lumina_onnx.load(prover.path).run(None, x)[0], first)
+
+
+def test_inputs_by_name_by_order_or_alone(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    x = np.ones((4, 6), np.float32)
+    for inputs in (x, [x], {"input": x}, torch.ones(4, 6), None):
+        report = verify(prover.path, inputs=inputs)
+        assert report.ok
+        assert report.inputs == {"input": (2 if inputs is None else 4, 6)}
+
+
+def test_training_mode_of_the_reference_is_restored(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    model.train()
+    assert verify(prover.path, reference=model).ok
+    assert model.training
+
+
+def test_a_node_in_a_subgraph_is_said_to_be_unchecked(tmp_path: Path) -> None:
+    def branch(name: str, scale: float) -> onnx.GraphProto:
+        weight = np.full((2, 3), scale, np.float32)
+        node = helper.make_node(
+            "OpticalLinear", ["X", f"{name}_w", "ones"], [f"{name}_y"], name=name, domain="lumina", output_bits=0
+        )
+        return helper.make_graph(
+            [node],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight, f"{name}_w")],
+        )
+
+    choice = helper.make_node("If", ["flag"], ["Y"], then_branch=branch("yes", 1.0), else_branch=branch("no", 2.0))
+    first = helper.make_node("OpticalLinear", ["X0", "W", "three"], ["X"], name="first", domain="lumina")
+    graph = helper.make_graph(
+        [first, choice],
+        "branches",
+        [
+            helper.make_tensor_value_info("X0", TensorProto.FLOAT, [2, 3]),
+            helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(np.eye(3, dtype=np.float32), "W"),
+            numpy_helper.from_array(np.ones(3, np.float32), "three"),
+            numpy_helper.from_array(np.ones(2, np.float32), "ones"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("lumina", 1)]
+    path = tmp_path / "branches.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    assert {layer.name for layer in inspect(path).layers} == {"first", "yes", "no"}
+    report = verify(path)
+    assert not report.ok
+    assert {(left.name, left.reason) for left in report.not_checked} == {
+        ("yes", "it lies in a subgraph"),
+        ("no", "it lies in a subgraph"),
+    }
+    assert all(row.equal for row in report.comparisons)
+
+
+def test_reports_print_as_tables_and_turn_into_json(prover: Any, model: nn.Module) -> None:
+    written = prover.export(model, torch.randn(2, 6))
+    found = inspect(prover.path)
+    checked = verify(prover.path, reference=model)
+    for report in (written, found, checked):
+        text = str(report)
+        assert str(prover.path) in text
+        assert "│ 2 " in text
+        with Console(record=True, width=200, file=open("/dev/null", "w")) as console:  # noqa: SIM115
+            console.print(report)
+        assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["path"] == str(prover.path)
+    assert "8/4/8" in str(written)
+    assert "additive 0.05" in str(found)
+    assert found.layers == written.layers
+    assert found.other_operators == written.other_operators == {"Relu": 1}
+    assert (found.opset, found.ir_version) == (20, 9) == (written.opset, written.ir_version)
+    assert checked.to_dict()["ok"] is True
+
+
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(prover: Any, noisy: OpticalProfile) -> None:
+    model = optical.convert(nn.ModuleDict({"[red]": nn.Linear(3, 3)}), noisy)
+    model.forward = lambda x: model["[red]"](x)
+    prover.export(model, torch.randn(2, 3))
+    assert "[red]" in str(inspect(prover.path))
+    assert "[red]" in str(verify(prover.path))
+
+
+def test_inspection_fills_in_what_a_node_omits(tmp_path: Path) -> None:
+    node = helper.make_node("OpticalLinear", ["X", "W", "s"], ["Y"], domain="lumina")
+    graph = helper.make_graph(
+        [node],
+        "plain",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["rows", 2])],
+        [
+            numpy_helper.from_array(np.ones((2, 3), np.float32), "W"),
+            numpy_helper.from_array(np.ones(2, np.float32), "s"),
+        ],
+    )
+    path = tmp_path / "plain.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("lumina", 1)])
+    onnx.save(model, path)
+    (layer,) = inspect(path).layers
+    assert (layer.name, layer.in_features, layer.out_features, layer.bits) == ("Y", 3, 2, "-/-/8")
+    assert (layer.output_range, layer.noise, layer.bias, layer.seed) == ((0.0,), "off", "", 0)
+
+
+def test_a_model_without_the_operator(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [1])
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(helper.make_graph([helper.make_node("Relu", ["X"], ["Y"])], "relu", [x], [y])), path)
+    assert inspect(path).layers == []
+    with pytest.raises(ValueError, match="the model has no lumina::OpticalLinear node to verify"):
+        verify(path)
+
+
+def test_onnx_infers_the_shape_of_the_operator(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    proto = onnx.load(prover.path)
+    del proto.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in inferred.graph.value_info
+    }
+    assert shapes[proto.graph.node[0].output[0]] == ["batch", 8]
+
+
+def test_the_schema_is_registered_once() -> None:
+    onnx_schema.register()
+    onnx_schema.register()
+    schema = onnx.defs.get_schema("OpticalLinear", 1, "lumina")
+    assert [formal.name for formal in schema.inputs] == ["X", "W", "W_scale", "B"]
+    assert set(schema.attributes) == {row.name for row in PARAMETERS if row.place == "attribute"}
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_every_target_gives_its_versions_and_the_same_bits(prover: Any, noisy: OpticalProfile, target: str) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+    model = optical.convert(layer, noisy)
+    report = prover.export(model, torch.randn(2, 3, 8), target=target)
+    found = inspect(prover.path)
+    assert (found.opset, found.ir_version) == (report.opset, report.ir_version) == targets.TARGETS[target][1:]
+    assert verify(prover.path, reference=model).ok
+
+
+def test_inspection_and_verification_do_without_torch(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['onnxscript'] = None\n"
+        "from lumina_onnx.exporter import inspect, verify\n"
+        "assert len(inspect(sys.argv[1]).layers) == 2\n"
+        "assert verify(sys.argv[1]).ok\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(prover.path)], check=True)
+
+
+def test_unknown_names_of_the_package() -> None:
+    import lumina_onnx.exporter
+
+    with pytest.raises(AttributeError, match=r"module 'lumina_onnx\.exporter' has no attribute 'rewrites'"):
+        _ = lumina_onnx.exporter.rewrites
+    assert lumina_onnx.exporter.export is export
