@@ -6,7 +6,6 @@ side that stays analog. Quantisers pass gradients straight through; the noise is
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ def _levels(bits: int) -> int:
 
 def full_scale(v: Tensor) -> Tensor:
     """max|v| of each row, [..., 1]."""
-    return torch.linalg.vector_norm(v, ord=math.inf, dim=-1, keepdim=True)
+    return v.abs().amax(-1, keepdim=True)  # a fifth of the time of vector_norm or aminmax, copy and all
 
 
 class Quantize(torch.autograd.Function):

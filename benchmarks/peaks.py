@@ -22,6 +22,8 @@ FMA = {"avx512": "fma.512", "avx2": "fma.256"}
 #: Rounds of an instruction in one call: some 100 us.
 ROUNDS = 50_000
 VECTOR = 64
+#: Bytes that one call reads at least.
+LEAST_READ = 2**20
 
 
 class Missing(RuntimeError):
@@ -52,15 +54,17 @@ def build() -> Path:
 
 @dataclass(frozen=True)
 class Memory:
-    """Numbers to read, and the call that reads them once."""
+    """Memory to read from.
+
+    Attributes:
+        words: It.
+        read: Reads it, a little memory several times, so that the call itself costs nothing in comparison.
+        bytes_read: By one call.
+    """
 
     words: NDArray[np.uint64]
     read: Call
-
-    @property
-    def bytes(self) -> int:
-        """How many bytes a call reads."""
-        return self.words.nbytes
+    bytes_read: int
 
 
 class Peaks:
@@ -74,7 +78,10 @@ class Peaks:
         library = ctypes.CDLL(str(build()))
         self._peak, self._read = library.lumina_peak, library.lumina_read
         self._peak.argtypes, self._peak.restype = (ctypes.c_char_p, ctypes.c_uint64), ctypes.c_uint64
-        self._read.argtypes, self._read.restype = (ctypes.c_void_p, ctypes.c_size_t), ctypes.c_uint64
+        self._read.argtypes, self._read.restype = (
+            (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64),
+            ctypes.c_uint64,
+        )
 
     def has(self, name: str) -> bool:
         """Whether this processor has the instruction."""
@@ -91,7 +98,8 @@ class Peaks:
         skip = -room.ctypes.data % VECTOR // 8
         words = room[skip : skip + vectors * VECTOR // 8]
         address = words.ctypes.data
-        return Memory(words, lambda: self._read(address, vectors))
+        times = max(1, LEAST_READ // words.nbytes)
+        return Memory(words, lambda: self._read(address, vectors, times), times * words.nbytes)
 
     def rates(self, effort: Effort) -> dict[str, float]:
         """Operations a second of one core, by instruction: the best samples."""
@@ -106,5 +114,5 @@ class Peaks:
         for size in sizes:
             memory = self.memory(size)
             times = interleave({"read": memory.read}, effort)
-            result[size] = memory.bytes / float(np.median(times["read"].seconds))
+            result[size] = memory.bytes_read / float(np.median(times["read"].seconds))
         return result

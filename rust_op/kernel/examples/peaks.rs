@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "instructions by name, and memory by pointer")]
 
 use std::ffi::{CStr, c_char};
+use std::hint::black_box;
 
 /// Operations (a multiplication and an addition are two) that `rounds` rounds of the instruction called `name` do, which
 /// this call runs; 0 where this processor has no such instruction, or nothing here is called so.
@@ -31,12 +32,20 @@ pub unsafe extern "C" fn lumina_peak(name: *const c_char, rounds: u64) -> u64 {
     operations * rounds
 }
 
-/// Reads `count` vectors of 64 bytes once, in order; the result depends on all of them.
+/// Reads `count` vectors of 64 bytes, in order, `times` times; the result depends on all of them.
 ///
 /// # Safety
 /// `source` is valid for reads of `64 * count` bytes and aligned to 64.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lumina_read(source: *const [u64; 8], count: usize) -> u64 {
+pub unsafe extern "C" fn lumina_read(source: *const [u64; 8], count: usize, times: u64) -> u64 {
+    // SAFETY: readable and aligned, by this function's contract; so it stays behind the black box, which makes the
+    // compiler read anew.
+    (0..times).fold(0, |result, _| result ^ unsafe { read(black_box(source), count) })
+}
+
+/// # Safety
+/// As [`lumina_read`].
+unsafe fn read(source: *const [u64; 8], count: usize) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
