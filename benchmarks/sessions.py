@@ -127,13 +127,14 @@ def standard_operators(weight: Floats, m: int, noise_relative: float, *, integer
     else:
         constants["W"] = (codes * scale[:, None]).T.astype(np.float32)
         nodes += [node("Mul", "a_code a_step", "a"), node("MatMul", "a W", "z")]
-    nodes += [
-        node("RandomNormalLike", "z", "eps", scale=noise_relative),
-        node("Mul", "z eps", "noise"),
-        node("Add", "z noise", "v"),
-        *quantizer("v", "y"),
-        node("Mul", "y_code y_step", "Y"),
-    ]
+    # onnxruntime aborts on a scale of 0.
+    if noise_relative:
+        nodes += [
+            node("RandomNormalLike", "z", "eps", scale=noise_relative),
+            node("Mul", "z eps", "noise"),
+            node("Add", "z noise", "v"),
+        ]
+    nodes += [*quantizer("v" if noise_relative else "z", "y"), node("Mul", "y_code y_step", "Y")]
     return model(nodes, constants, m, k, n)
 
 
