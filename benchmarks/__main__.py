@@ -97,10 +97,12 @@ def measure(options: argparse.Namespace) -> reports.Report:
             if name not in names:
                 continue
             status.update(f"{name}: {GROUPS[name].about}")
+            before = time.monotonic()
             if GROUPS[name].alone and not options.in_process:
                 report.rows += child([name], options.quick, None)
             else:
                 report.rows += GROUPS[name].run(context)
+            progress.print(f"{name}: {time.monotonic() - before:.0f} s", style="dim")
         # The fastest tier is the processor's own; the slowest, portable, is not meant to be fast.
         several = [name for name in names if GROUPS[name].every_tier]
         if several and not options.in_process and "LUMINA_ISA" not in os.environ:

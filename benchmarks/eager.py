@@ -16,7 +16,7 @@ TINY = 1e-30
 
 
 def _levels(bits: int) -> int:
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def full_scale(v: Tensor) -> Tensor:

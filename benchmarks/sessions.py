@@ -7,6 +7,7 @@ is compared is the operators. No bias; weights [N, K] are constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,7 +40,7 @@ def model(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array], m: int, 
     return bytes(proto.SerializeToString())
 
 
-def node(operator: str, inputs: str, output: str, domain: str = "", **attributes: object) -> onnx.NodeProto:
+def node(operator: str, inputs: str, output: str, domain: str = "", **attributes: Any) -> onnx.NodeProto:
     """A node; its inputs stand in one string."""
     return helper.make_node(operator, inputs.split(), [output], domain=domain, **attributes)
 

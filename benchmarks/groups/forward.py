@@ -73,7 +73,7 @@ def additive(context: Context) -> Iterator[Row]:
     yield from _quantised(context, "additive", {"noise_additive": NOISE}, context.threads, int_mm=False)
 
 
-def _quantised(context: Context, group: str, law: dict[str, float], threads: int, *, int_mm: bool) -> Iterator[Row]:
+def _quantised(context: Context, group: str, law: dict[str, Any], threads: int, *, int_mm: bool) -> Iterator[Row]:
     profile = OpticalProfile(**law)
     what = f"nn.functional.optical_linear, {BITS}, {next(iter(law))}"
     has_goal = threads == context.threads

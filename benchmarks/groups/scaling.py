@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def _row(context: Context, shape: Shape) -> Row:
     generator = np.random.default_rng(0)
     x, weight = generator.standard_normal((m, k), np.float32), generator.standard_normal((n, k), np.float32)
     out = np.empty((m, n), np.float32)
-    bits = {"input_bits": 8, "weight_bits": 8}
+    bits: dict[str, Any] = {"input_bits": 8, "weight_bits": 8}
 
     def call() -> None:
         lumina_kernel.optical_linear_forward(x, weight, None, 0.02, 8, **bits, seed=1, out=out)
