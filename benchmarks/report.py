@@ -178,6 +178,7 @@ def plot(report: Report, path: Path) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(places, names, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("times as fast")
     axes.set_title(f"{report.machine['cpu']}, tier {report.machine['tier']}", fontsize=9)
