@@ -61,7 +61,7 @@ docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
 
 wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zig links it)
 	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' ziglang
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin build --release --zig --target-dir $(MATURIN_TARGET) --out dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --zig --target-dir $(MATURIN_TARGET) --out dist
 
 wheel-test: ## Builds the wheel and tests it in clean environments
 	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run
