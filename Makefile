@@ -41,7 +41,7 @@ test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS=
 lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc -p lumina-kernel -p lumina-ort --no-deps --document-private-items --quiet
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
