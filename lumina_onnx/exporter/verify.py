@@ -235,14 +235,11 @@ def _run_torch(model: torch.nn.Module, arrays: list[NDArray[Any]], stream: int, 
 
     from lumina_onnx import nn as optical
 
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad(), optical.noise(model, on=noisy, stream=stream if noisy else None):
-            result = model(*(torch.from_numpy(np.array(array)) for array in arrays))
-    finally:
-        for module in training:
-            module.training = True
+    from .capture import evaluating
+
+    fixed = optical.noise(model, on=noisy, stream=stream if noisy else None)
+    with torch.no_grad(), evaluating(model), fixed:
+        result = model(*(torch.from_numpy(np.array(array)) for array in arrays))
     return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 

@@ -58,7 +58,7 @@ def test_what_is_no_module(tmp_path: Path) -> None:
 
 
 def test_noise(tmp_path: Path, model: nn.Module) -> None:
-    with refused(ValueError, "noise = 'on': allowed is \"keep\", \"off\""):
+    with refused(ValueError, 'noise = \'on\': allowed is "keep", "off"'):
         export(model, X, tmp_path / "model.onnx", noise="on")  # type: ignore[arg-type]
 
 
@@ -69,7 +69,9 @@ def test_fallback(tmp_path: Path, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("target", ["1.16", "2", "newest", "", 1.17, None])
 def test_target(tmp_path: Path, model: nn.Module, target: Any) -> None:
-    message = f"target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of \"1.17\", "
+    message = (
+        f'target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of "1.17", '
+    )
     with refused(ValueError, message):
         export(model, X, tmp_path / "model.onnx", target=target)
 

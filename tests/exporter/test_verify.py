@@ -133,7 +133,7 @@ def test_reports_print_as_tables_and_turn_into_json(prover: Any, model: nn.Modul
         text = str(report)
         assert str(prover.path) in text
         assert "│ 2 " in text
-        with Console(record=True, width=200, file=open("/dev/null", "w")) as console:  # noqa: SIM115
+        with Console(record=True, width=200, file=open("/dev/null", "w")) as console:
             console.print(report)
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["path"] == str(prover.path)
     assert "8/4/8" in str(written)
