@@ -73,5 +73,5 @@ $(BIN)/python:
 
 # The package is installed in place: changed Python needs nothing, changed Rust another install.
 $(VENV)/%.stamp: $(BIN)/python pyproject.toml $(RUST_SOURCES)
-	CARGO_TARGET_DIR=$(MATURIN_TARGET) $(BIN)/python -m pip install --quiet -e '.[$*]'
+	CARGO_TARGET_DIR=$(MATURIN_TARGET) $(BIN)/python -m pip install -e '.[$*]'
 	@touch $@

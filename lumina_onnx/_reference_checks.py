@@ -97,10 +97,10 @@ def spread(name: str, value: Any, n: int) -> Floats:
 
 
 def level(name: str, value: float) -> np.float32:
-    rounded = float(float32(value))
+    rounded: np.float32 = float32(value).reshape(1)[0]
     if not (np.isfinite(rounded) and rounded >= 0) or (value != 0 and rounded == 0):
         raise ValueError(f"{name} = {value}: allowed is a finite number >= 0 (in 32 bits)")
-    return np.float32(rounded)
+    return rounded
 
 
 def check_bits(name: str, bits: int, values: Iterable[int], allowed: str) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from statistics import NormalDist
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 # A bin is what the leading bits of a float32 tell apart: its exponent and 8 bits of its fraction.
 _SHIFT = 15
@@ -25,17 +23,16 @@ class Histogram:
     """Magnitudes of float32 values in bins of 1/256 of an octave's width or less, over the whole range of float32."""
 
     def __init__(self) -> None:
-        self._counts = torch.zeros(_BINS, dtype=torch.int64)
+        self._counts = np.zeros(_BINS, dtype=np.int64)
         self.maximum = 0.0
         """The largest magnitude, exactly."""
 
-    def add(self, values: Tensor) -> None:
-        """Counts the elements of a finite float32 tensor."""
-        if not values.numel():
-            return
-        magnitudes = values.detach().abs().contiguous().flatten()
-        self._counts += torch.bincount(magnitudes.view(torch.int32) >> _SHIFT, minlength=_BINS)
-        self.maximum = max(self.maximum, float(magnitudes.max()))
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Counts the elements of a finite float32 array."""
+        if values.size:
+            magnitudes = np.abs(values).ravel()
+            self._counts += np.bincount(magnitudes.view(np.int32) >> _SHIFT, minlength=_BINS)
+            self.maximum = max(self.maximum, float(magnitudes.max()))
 
     @property
     def count(self) -> int:
@@ -44,7 +41,7 @@ class Histogram:
 
     def quantile(self, fraction: float) -> float:
         """A magnitude that `fraction` of the values do not exceed, at most 0.4 % above the least such one."""
-        cumulative = np.cumsum(self._counts.numpy())
+        cumulative = np.cumsum(self._counts)
         index = int(np.searchsorted(cumulative, np.ceil(fraction * cumulative[-1])))
         return min(_edge(index + 1), self.maximum) if index else 0.0
 
@@ -84,7 +81,7 @@ class Histogram:
 
     def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Two points a bin, with their share of the values; those that are negligible together at 0."""
-        counts = self._counts.numpy()
+        counts = self._counts
         bins = np.flatnonzero(counts)
         low, high = _edges(bins), np.minimum(_edges(bins + 1), self.maximum)
         kept = high > self.maximum * _NEGLIGIBLE

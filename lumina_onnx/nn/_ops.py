@@ -14,10 +14,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import lumina_kernel
 import numpy as np
 import torch
 from torch import Tensor
+
+import lumina_kernel
 
 #: The layer's parameters as they stand in every operator's signature, in this order.
 PARAMETERS = (

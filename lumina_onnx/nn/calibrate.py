@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from lumina_onnx.nn import functional
+from lumina_onnx.nn import _ops, functional
 from lumina_onnx.nn._histogram import Histogram
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.context import optical_layers
@@ -114,9 +115,7 @@ def calibrate(
     if not layers:
         raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
     observers = _observe(model, layers, batches, forward or _forward, progress)
-    rows = tuple(
-        _set_ranges(name, layer, observers[layer], method, percentile / 100) for name, layer in layers
-    )
+    rows = tuple(_set_ranges(name, layer, observers[layer], method, percentile / 100) for name, layer in layers)
     idle = [row.name for row in rows if not row.values]
     if idle:
         warnings.warn(
@@ -132,6 +131,7 @@ class Observer:
         self.inputs = Histogram()
         self.outputs = Histogram()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(self, layer: OpticalLinear, x: Tensor) -> Tensor:
         """The layer's output, its input and analog output counted."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
@@ -140,9 +140,10 @@ class Observer:
         x = functional.autocast(x)
         z = functional.apply(x, layer.weight, bias, analog, 0, 0, layer.label)
         for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
-            if not bool(torch.isfinite(signal).all()):
+            values = _ops.view(signal)
+            if not np.isfinite(values).all():
                 raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
-            histogram.add(signal)
+            histogram.add(values)
         return functional.apply(x, layer.weight, layer.bias, dynamic, 0, 0, layer.label)
 
 
@@ -162,7 +163,7 @@ def _observe(
     observers: dict[nn.Module, Observer] = {}
     training = {module: module.training for module in model.modules()}
     before = [layer._observer for _, layer in layers]
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = len(batches) if isinstance(batches, Sized) else None
     count = 0
     try:
         for _, layer in layers:

@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import lumina_kernel
-import torch
 from torch import Tensor, nn
 
+import lumina_kernel
 from lumina_onnx.nn import _ops, functional
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from lumina_onnx.nn import _ops, functional
 from lumina_onnx.nn._table import table
-from lumina_onnx.nn.linear import OpticalLinear, become_optical, range_text
+from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -81,16 +81,18 @@ def convert(
     plan: list[tuple[_Entry, OpticalProfile]] = []
     skipped: dict[nn.Module, str] = {}
     for entry in layers:
-        pattern = next((pattern for pattern in skip if entry.matches(pattern)), None)
-        if pattern is not None and not isinstance(entry.module, OpticalLinear):
-            skipped[entry.module] = pattern
-        elif pattern is None and _why_left(entry) is None:
+        skips = [pattern for pattern in skip if entry.matches(pattern)]
+        if skips and not isinstance(entry.module, OpticalLinear):
+            skipped[entry.module] = skips[0]
+        elif not skips and _why_left(entry) is None:
             chosen = [override for pattern, override in overrides.items() if entry.matches(pattern)]
             plan.append((entry, _profile_for(entry, chosen[-1] if chosen else profile)))
     _apply(plan, skipped, seed)
     _close_fast_paths(model)
     if not any(isinstance(module, OpticalLinear) for module in model.modules()):
-        warnings.warn("convert: no layer of the model was converted; lumina_onnx.nn.report(model) says why", stacklevel=2)
+        warnings.warn(
+            "convert: no layer of the model was converted; lumina_onnx.nn.report(model) says why", stacklevel=2
+        )
     return model
 
 
@@ -145,7 +147,7 @@ class ConversionReport:
                 layer.kind,
                 layer.out_features,
                 layer.in_features,
-                f"{profile.input_bits or '-'}/{profile.weight_bits or '-'}/{profile.output_bits or '-'}",
+                bits_text(profile),
                 range_text(profile.input_range) if profile.input_bits else "-",
                 range_text(profile.output_range),
                 noise_text(profile),
@@ -186,17 +188,8 @@ def report(model: nn.Module) -> ConversionReport:
         else:
             continue
         n, k = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (0, 0)
-        rows.append(
-            LayerReport(entry.names[0], entry.names[1:], type(module).__name__, k, n, profile, seed, reason)
-        )
+        rows.append(LayerReport(entry.names[0], entry.names[1:], type(module).__name__, k, n, profile, seed, reason))
     return ConversionReport(tuple(rows))
-
-
-def noise_text(profile: OpticalProfile) -> str:
-    """The profile's noise laws and levels in a few words."""
-    laws = ("relative", "additive", "shot")
-    levels = [f"{law} {level:g}" for law in laws if (level := getattr(profile, f"noise_{law}"))]
-    return ", ".join(levels) or "none"
 
 
 @dataclass(frozen=True)
@@ -225,6 +218,7 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
 def _why_left(entry: _Entry) -> str | None:
     """Why a Linear cannot be converted; None where it can."""
     module = entry.module
+    assert isinstance(module, nn.Linear)
     if isinstance(module, OpticalLinear):
         return None
     if entry.bypassed_by is not None:
@@ -239,7 +233,7 @@ def _why_left(entry: _Entry) -> str | None:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList)):
         return False
     return any(is_lazy(p) or p.dim() >= 2 for p in module.parameters(recurse=False))
 

@@ -58,7 +58,7 @@ def apply(
     layer: str,
 ) -> Tensor:
     """:func:`optical_linear`; `layer` is named in errors about the weights."""
-    x, weight, bias = (autocast(tensor) for tensor in (x, weight, bias))
+    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     check_weight(weight, bias)
     check_input(x, weight.shape[1])
     parameters = arguments(profile)
@@ -147,16 +147,10 @@ def records_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def autocast(tensor: Tensor | None) -> Tensor | None:
+def autocast(tensor: Tensor) -> Tensor:
     """The tensor in float32 where autocast made it smaller: the operator is one of those that need float32."""
-    if (
-        tensor is not None
-        and isinstance(tensor, Tensor)
-        and tensor.dtype in (torch.bfloat16, torch.float16)
-        and torch.is_autocast_enabled("cpu")
-    ):
-        return tensor.float()
-    return tensor
+    small = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.float() if small and torch.is_autocast_enabled("cpu") else tensor
 
 
 def check_tensor(name: str, tensor: object) -> None:

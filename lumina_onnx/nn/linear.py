@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +28,7 @@ class OpticalLinear(nn.Linear):
 
     It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, and one entry more,
     ``_extra_state``: a uint8 tensor that holds the static ranges and the noise seed as JSON. A checkpoint without
-    that entry (one of ``nn.Linear``) loads strictly and changes neither.
+    that entry (one of ``nn.Linear``) loads strictly and changes neither. The other way, ``to_linear()`` first.
 
     Noise is on in ``train()`` and in ``eval()``, as in the hardware: :func:`lumina_onnx.nn.noise` turns it off. It is
     drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
@@ -115,7 +114,7 @@ class OpticalLinear(nn.Linear):
 
     def to_linear(self) -> nn.Linear:
         """The ``nn.Linear`` with this layer's very parameters (and hooks)."""
-        linear = shallow_copy(self)
+        linear: nn.Linear = shallow_copy(self)
         for attribute in _OWN:
             del linear.__dict__[attribute]
         linear.__class__ = nn.Linear
@@ -142,15 +141,11 @@ class OpticalLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         profile = self._profile
-        levels = ", ".join(
-            f"{law} {level:g}"
-            for law in ("relative", "additive", "shot")
-            if (level := getattr(profile, f"noise_{law}"))
-        )
-        noise = "none" if not levels else f"{'on' if self.noise_is_on else 'off'} ({levels})"
-        bits = "/".join(str(bits or "-") for bits in (profile.input_bits, profile.weight_bits, profile.output_bits))
+        noise = noise_text(profile)
+        if functional.has_noise(profile):
+            noise = f"{'on' if self.noise_is_on else 'off'} ({noise})"
         return (
-            f"{super().extra_repr()}, bits={bits}, input_range={range_text(profile.input_range)}, "
+            f"{super().extra_repr()}, bits={bits_text(profile)}, input_range={range_text(profile.input_range)}, "
             f"output_range={range_text(profile.output_range)}, bias_stage={profile.bias_stage}, noise={noise}"
         )
 
@@ -234,7 +229,7 @@ def shallow_copy(module: _Module) -> _Module:
 
 def quiet(profile: OpticalProfile) -> OpticalProfile:
     """The profile without noise."""
-    return dataclasses.replace(profile, noise_relative=0.0, noise_additive=0.0, noise_shot=0.0)
+    return profile.replace(noise_relative=0.0, noise_additive=0.0, noise_shot=0.0)
 
 
 def range_text(value: float | tuple[float, ...]) -> str:
@@ -242,6 +237,18 @@ def range_text(value: float | tuple[float, ...]) -> str:
     if isinstance(value, tuple):
         return f"{min(value):.4g}..{max(value):.4g} per output"
     return f"{value:.4g}" if value else "dynamic"
+
+
+def bits_text(profile: OpticalProfile) -> str:
+    """The bits of input, weight and output as a report shows them, "-" where analog."""
+    return "/".join(str(bits or "-") for bits in (profile.input_bits, profile.weight_bits, profile.output_bits))
+
+
+def noise_text(profile: OpticalProfile) -> str:
+    """The profile's noise laws and levels in a few words."""
+    laws = ("relative", "additive", "shot")
+    levels = [f"{law} {level:g}" for law in laws if (level := getattr(profile, f"noise_{law}"))]
+    return ", ".join(levels) or "none"
 
 
 def _draw_seed() -> int:

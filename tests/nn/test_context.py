@@ -209,9 +209,9 @@ def test_what_is_not_finite_is_named_when_frozen(parameter):
     net = model()
     with torch.no_grad():
         getattr(net[2], parameter).view(-1)[1] = float("inf")
-    with pytest.raises(ValueError, match=rf"^layer '2': {parameter}\[.*1\] = inf: allowed is a finite number"):
-        with frozen(net):
-            pass
+    message = rf"^layer '2': {parameter}\[.*1\] = inf: allowed is a finite number"
+    with pytest.raises(ValueError, match=message), frozen(net):
+        pass
     assert net[0]._frozen is None
 
 
@@ -219,7 +219,7 @@ def test_inference_tensors_cannot_be_frozen():
     with torch.inference_mode():
         net = model()
         net(X)
-    with pytest.raises(ValueError, match="layer '0': weight was made under torch.inference_mode"), frozen(net):
+    with pytest.raises(ValueError, match=r"layer '0': weight was made under torch.inference_mode"), frozen(net):
         pass
 
 
@@ -228,7 +228,7 @@ def test_frozen_checks_its_input():
     with frozen(net), torch.no_grad():
         with pytest.raises(ValueError, match=r"x has shape \[4, 5\]: allowed is \[..., 6\]"):
             net(X[:, :5])
-        with pytest.raises(TypeError, match="x is torch.float64: allowed is torch.float32"):
+        with pytest.raises(TypeError, match=r"x is torch.float64: allowed is torch.float32"):
             net(X.double())
         assert net(X[0]).shape == (6,)
         assert net(X[:0]).shape == (0, 6)

@@ -112,7 +112,9 @@ def equations(case: Case, x, weight, bias):
 
 @given(cases())
 def test_gradients_agree_with_autograd_of_the_equations(case: Case):
-    assume(case.x.numel() > 0)
+    size = case.x.abs()
+    # Where float32 and float64 differ in more than rounding, only the reference tells.
+    assume(case.x.numel() > 0 and bool(((size == 0) | ((size > 1e-30) & (size < 1e30))).all()))
     leaves = case.leaves()
     optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream).backward(case.grad)
 
@@ -194,7 +196,7 @@ def test_a_second_derivative_raises():
     x, weight, bias = layer()
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(optical_linear(x, weight, bias, CLEAN).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative: its gradient is a straight-through estimate"):
+    with pytest.raises(RuntimeError, match=r"no second derivative: its gradient is a straight-through estimate"):
         (gradient**2).sum().backward()
 
 
@@ -246,7 +248,7 @@ def test_the_inference_operator_has_no_gradient():
     x, weight, bias = layer()
     arguments = functional.arguments(CLEAN)
     y = torch.ops.lumina.optical_linear(x, weight.requires_grad_(), bias, torch.tensor(0), 0, *arguments)
-    with pytest.raises(RuntimeError, match="is the operator for inference and export"):
+    with pytest.raises(RuntimeError, match=r"is the operator for inference and export"):
         y.sum().backward()
 
 
@@ -307,7 +309,7 @@ def test_bad_counters(name, error, value, message):
 
 @pytest.mark.parametrize("stream", [torch.zeros(2, dtype=torch.int64), torch.zeros(())])
 def test_bad_stream_tensors(stream):
-    with pytest.raises(TypeError, match="stream is a tensor of .*: allowed is an int, or an int64 tensor of one"):
+    with pytest.raises(TypeError, match=r"stream is a tensor of .*: allowed is an int, or an int64 tensor of one"):
         optical_linear(*layer(), CLEAN, stream=stream)
 
 

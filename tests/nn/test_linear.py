@@ -97,7 +97,7 @@ def test_a_linear_checkpoint_loads_strictly():
 
 def test_a_checkpoint_lacking_a_weight_does_not_load():
     state = nn.Linear(5, 4, bias=False).state_dict()
-    with pytest.raises(RuntimeError, match='Missing key.*"bias"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
         OpticalLinear(5, 4, profile=NOISY).load_state_dict(state)
 
 
@@ -223,9 +223,9 @@ def test_repr():
 
 def test_the_profile_is_checked_when_it_is_set():
     layer = OpticalLinear(5, 4, profile=CLEAN)
-    with pytest.raises(ValueError, match="output_range has 3 elements: allowed is 1, or one for each of the N = 4"):
+    with pytest.raises(ValueError, match=r"output_range has 3 elements: allowed is 1, or one for each of the N = 4"):
         layer.profile = CLEAN.replace(output_range=(1.0, 1.0, 1.0))
-    with pytest.raises(TypeError, match="profile is str: allowed is a lumina_onnx.OpticalProfile"):
+    with pytest.raises(TypeError, match=r"profile is str: allowed is a lumina_onnx.OpticalProfile"):
         layer.profile = "edge"
     assert layer.profile == CLEAN
 
@@ -247,10 +247,10 @@ def test_bad_constructors(error, message, arguments):
 
 
 def test_from_linear_refuses_others():
-    with pytest.raises(TypeError, match="linear is Conv1d: allowed is a torch.nn.Linear"):
+    with pytest.raises(TypeError, match=r"linear is Conv1d: allowed is a torch.nn.Linear"):
         OpticalLinear.from_linear(nn.Conv1d(1, 1, 1), CLEAN)
     half = nn.Linear(5, 4).half()
-    with pytest.raises(TypeError, match="weight is torch.float16: allowed is torch.float32"):
+    with pytest.raises(TypeError, match=r"weight is torch.float16: allowed is torch.float32"):
         OpticalLinear.from_linear(half, CLEAN)
     assert type(half) is nn.Linear
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lumina_kernel
 from lumina_onnx import _reference_noise as generator
 from lumina_onnx import reference
 
@@ -104,6 +105,16 @@ def test_forward(case: dict[str, Any]) -> None:
         np.testing.assert_array_equal(packed.ravel(), [int(byte) for byte in case["packed"].split()])
         y = reference.optical_linear(x, packed, bias, weight_scale=scale, in_features=case["k"], **params)
         assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("case", read("forward.json"), ids=name_of)
+def test_forward_of_the_kernel(case: dict[str, Any]) -> None:
+    x, weight, bias, params = call(case)
+    seed, stream, scale = params.pop("seed"), params.pop("stream"), params.pop("weight_scale", None)
+    layer = lumina_kernel.PreparedLayer(lumina_kernel.Params(**params), weight, bias, scale)
+    assert_same_bits(layer.forward(x, seed, stream), floats(case["y"], case["m"], case["n"]))
+    if params["weight_bits"]:
+        assert_same_bits(np.asarray(layer.weight_scale), floats(case["scale"]))
 
 
 @pytest.mark.parametrize("case", read("backward.json"), ids=name_of)

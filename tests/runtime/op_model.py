@@ -49,8 +49,9 @@ def make_model(
 
 
 def make_session(
-    model: bytes, library: str, *, threads: int = 1, config: Mapping[str, str] | None = None
+    model: bytes | str, library: str, *, threads: int = 1, config: Mapping[str, str] | None = None
 ) -> onnxruntime.InferenceSession:
+    """A session for a model, its bytes or its path, with the operator out of `library`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

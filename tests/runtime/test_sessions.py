@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from op_model import Layer, assert_same_bits, make_session, random_layer, run
 
 import lumina_onnx
@@ -192,6 +193,72 @@ def test_output_over_its_own_input_is_refused(library: str) -> None:
     binding.bind_output("Y", "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
     with pytest.raises(Exception, match="output Y: its memory overlaps that of input X"):
         session.run_with_iobinding(binding)
+
+
+def test_memory_that_is_not_aligned(library: str, tmp_path: Path) -> None:
+    layer = random_layer(6, 7, noise_relative=0.1)
+    model = onnx.load_from_string(layer.model(x_shape=["batch", 7]))
+    for tensor in model.graph.initializer:
+        data, path = tensor.raw_data, tmp_path / f"{tensor.name}.bin"
+        path.write_bytes(b"\0" + data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in {"location": path.name, "offset": "1", "length": str(len(data))}.items():
+            tensor.external_data.add(key=key, value=value)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    session = make_session(str(tmp_path / "model.onnx"), library)
+    x = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
+    assert_same_bits(run(session, x), layer.expected(x))
+
+    binding = session.io_binding()
+    odd = np.frombuffer(b"\0" + x.tobytes(), np.float32, offset=1).reshape(3, 7)
+    y = np.zeros((3, 6), np.float32)
+    binding.bind_input("X", "cpu", 0, np.float32, odd.shape, odd.ctypes.data)
+    binding.bind_output("Y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    session.run_with_iobinding(binding)
+    assert_same_bits(y, layer.expected(x, stream=1))
+
+    buffer = np.zeros(4 * y.size + 1, np.uint8)
+    binding.bind_output("Y", "cpu", 0, np.float32, y.shape, buffer.ctypes.data + 1)
+    with pytest.raises(Exception, match="output Y: its memory is not aligned to 4 bytes"):
+        session.run_with_iobinding(binding)
+
+
+def test_weights_from_a_constant_node(library: str) -> None:
+    model = onnx.load_from_string(NOISY.model())
+    for tensor in model.graph.initializer:
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    assert_same_bits(run(make_session(model.SerializeToString(), library), X), NOISY.expected(X))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["weights in the branch", "weights outside"])
+def test_a_node_in_a_branch(library: str, inside: bool) -> None:
+    model = onnx.load_from_string(NOISY.model(x_shape=["batch", 40]))
+    graph = model.graph
+    (y,) = graph.output
+    branch = helper.make_graph(list(graph.node), "branch", [], [y], list(graph.initializer) if inside else [])
+    other = helper.make_graph([helper.make_node("Identity", ["X"], ["E"])], "else", [], [y])
+    other.output[0].name = "E"
+    choose = helper.make_node("If", ["C"], ["Y"], then_branch=branch, else_branch=other)
+    initializers = [numpy_helper.from_array(np.array(True), "C")] + ([] if inside else list(graph.initializer))
+    # An input, so that ONNX Runtime does not put the branch in the place of the If.
+    flag = helper.make_tensor_value_info("C", onnx.TensorProto.BOOL, [])
+    outer = helper.make_graph([choose], "outer", [*graph.input, flag], [y], initializers)
+    model.graph.CopyFrom(outer)
+    assert_same_bits(run(make_session(model.SerializeToString(), library), X), NOISY.expected(X))
+
+
+@pytest.mark.skipif(
+    tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 24),
+    reason="ONNX Runtime up to 1.23 crashes when a custom operator that infers shapes has an empty input",
+)
+def test_a_bias_left_out_by_an_empty_name(library: str) -> None:
+    layer = random_layer(3, 4, bias=False, noise_relative=0.1)
+    model = onnx.load_from_string(layer.model())
+    model.graph.node[0].input.append("")
+    x = np.ones((2, 4), np.float32)
+    assert_same_bits(run(make_session(model.SerializeToString(), library), x), layer.expected(x))
 
 
 def test_identical_nodes_are_not_merged(library: str) -> None:

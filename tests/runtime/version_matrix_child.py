@@ -35,10 +35,11 @@ def check(folder, library):
     try:
         session(folder / "wrong.onnx", library)
     except Exception as error:
-        message = 'lumina::OpticalLinear node "fc1": attribute output_bits = 99: allowed is 0 (no ADC), 2..16'
-        assert message in str(error), error
+        refused = str(error)
     else:
-        raise AssertionError("a wrong attribute was accepted")
+        refused = "nothing"
+    message = 'lumina::OpticalLinear node "fc1": attribute output_bits = 99: allowed is 0 (no ADC), 2..16'
+    assert message in refused, f"a wrong attribute: {refused}"
     return len(cases)
 
 
@@ -46,7 +47,8 @@ def main():
     folder, *libraries = sys.argv[1:]
     for library in libraries:
         count = check(Path(folder), library)
-        print(f"onnxruntime {onnxruntime.__version__}: {count} models, the same bits ({Path(library).name})", flush=True)
+        what = f"{count} models, the same bits ({Path(library).name})"
+        print(f"onnxruntime {onnxruntime.__version__}: {what}", flush=True)
 
 
 main()

@@ -4,9 +4,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import lumina_onnx
 import numpy as np
 import onnxruntime
+
+import lumina_onnx
 
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 

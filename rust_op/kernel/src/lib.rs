@@ -4,7 +4,6 @@
 //! [`quantize`], [`pack`] -> [`microkernel`] -> [`forward`], [`backward`]. [`reference`] is the
 //! definition that all of it must equal bit for bit. No thread is started here: see [`executor`].
 
-pub mod backward;
 pub mod error;
 pub mod executor;
 pub mod forward;
@@ -18,11 +17,12 @@ pub mod rng;
 pub mod schema;
 pub mod weights;
 
-pub use backward::backward;
 pub use error::Error;
 pub use executor::{Executor, Serial};
 pub use forward::{Layer, Saved};
 pub use microkernel::Tier;
+pub use microkernel::backward;
+pub use microkernel::backward::backward;
 pub use params::{BiasStage, Params, Spec};
 pub use rng::NoiseKey;
 pub use weights::{WeightSource, Weights};

@@ -8,7 +8,7 @@ use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::panels::{pack_float, pack_int, staged_stride};
-use crate::microkernel::rows::{self, INFINITY_BITS, VectorQuantizer};
+use crate::microkernel::rows::{self, Coder, INFINITY_BITS, VectorQuantizer};
 use crate::microkernel::tile::{PANEL, Storage};
 use crate::pack;
 use crate::params::Params;
@@ -68,7 +68,9 @@ impl<'a> CodesMut<'a> {
     pub(crate) fn store<S: Isa>(&mut self, isa: S, row: usize, codes: &[f32]) {
         let stride = code_stride(codes.len());
         match self {
-            CodesMut::I8(out) => rows::narrow_i8(isa, codes, &mut out[row * stride..(row + 1) * stride]),
+            CodesMut::I8(out) => {
+                rows::codes_i8(isa, codes, &mut out[row * stride..(row + 1) * stride], &Coder::Narrow);
+            }
             CodesMut::I16(out) => rows::narrow_i16(isa, codes, &mut out[row * stride..(row + 1) * stride]),
         }
     }
@@ -299,15 +301,9 @@ impl Pack<'_> {
         Some(self.rows.start + offset).filter(|row| *row < self.rows.end)
     }
 
-    /// Sets the scale of a channel given in f32 and returns its quantiser, `None` where it is analog.
+    /// Sets the scale of a channel given in f32 and returns what codes it, `None` where it is analog.
     #[inline(always)]
-    fn quantizer<S: Isa>(
-        &mut self,
-        isa: S,
-        offset: usize,
-        row: usize,
-        w: &[f32],
-    ) -> Result<Option<VectorQuantizer<S>>, Error> {
+    fn coder<S: Isa>(&mut self, isa: S, offset: usize, row: usize, w: &[f32]) -> Result<Option<Coder<S>>, Error> {
         let largest = rows::largest_magnitude(isa, w);
         if largest >= INFINITY_BITS {
             let column = w.iter().position(|value| !value.is_finite()).expect("one is not finite");
@@ -327,17 +323,10 @@ impl Pack<'_> {
             quantize::check_default_scale(self.bits, row, scale)?;
         }
         self.scale_out[offset] = scale;
-        Ok(Some(VectorQuantizer::new(isa, &weight_quantizer(self.bits, scale))))
-    }
-
-    #[inline(always)]
-    fn code<S: Isa>(&self, isa: S, quantizer: &VectorQuantizer<S>, w: S::F) -> S::I {
-        if self.bits == 1 {
-            let below = isa.greater(isa.splat(0.0), w);
-            isa.round(isa.select(below, isa.splat(-1.0), isa.splat(1.0)))
-        } else {
-            quantizer.code(w)
-        }
+        Ok(Some(match self.bits {
+            1 => Coder::Sign,
+            bits => Coder::Quantizer(VectorQuantizer::new(isa, &weight_quantizer(bits, scale))),
+        }))
     }
 
     /// Codes of the channel at `offset`, from codes; sets its scale.
@@ -371,8 +360,8 @@ impl Pack<'_> {
         let k = self.k;
         if let WeightSource::F32(w) = self.source {
             let w = &w[row * k..(row + 1) * k];
-            let quantizer = self.quantizer(isa, offset, row, w)?.expect("an integer product has codes");
-            rows::codes_i8(isa, w, out, |w| self.code(isa, &quantizer, w));
+            let coder = self.coder(isa, offset, row, w)?.expect("an integer product has codes");
+            rows::codes_i8(isa, w, out, &coder);
         } else {
             out[k..].fill(0);
             self.stored_codes(offset, row, &mut out[..k])?;
@@ -396,9 +385,12 @@ impl Pack<'_> {
         let k = self.k;
         if let WeightSource::F32(w) = self.source {
             let w = &w[row * k..(row + 1) * k];
-            match self.quantizer(isa, offset, row, w)? {
-                Some(quantizer) => rows::codes_f32(isa, w, out, |w| self.code(isa, &quantizer, w)),
-                None => rows::copy(isa, w, out),
+            match self.coder(isa, offset, row, w)? {
+                Some(coder) => rows::codes_f32(isa, w, out, &coder),
+                None => {
+                    out[..k].copy_from_slice(w);
+                    out[k..].fill(0.0);
+                }
             }
         } else {
             let mut codes = vec![0; k];

@@ -2,22 +2,13 @@
 
 use std::sync::Mutex;
 
-use lumina_kernel::{Executor, Params};
+use lumina_kernel::Executor;
 
 use crate::guard::{Failure, guard};
 use crate::sys::KernelContext;
 
-/// Work, in nanoseconds on one core, below which waking the pool costs more than it gains.
-const WORTH_THREADS: f64 = 16_000.0;
-
-/// Whether M rows of a layer are worth more than one thread; rates are those of a fast tier, rounded.
-pub(crate) fn worth_threads(params: &Params, (m, n, k): (usize, usize, usize)) -> bool {
-    let product = if params.is_integer() { 0.006 } else { 0.025 };
-    let output = if params.noise.any() { 0.8 } else { 0.2 };
-    let input = if params.input_bits > 0 { 0.2 } else { 0.0 };
-    let (m, n, k) = (m as f64, n as f64, k as f64);
-    m * n * k * product + m * n * output + m * k * input >= WORTH_THREADS
-}
+/// Work, in nanoseconds of one thread, below which waking the pool costs more than it gains.
+const WORTHWHILE_NS: u64 = 16_000;
 
 /// The pool of the session that a run belongs to: its `intra_op_num_threads`, no threads of our own.
 pub(crate) struct SessionPool<'a> {
@@ -51,10 +42,10 @@ impl Executor for SessionPool<'_> {
                 Ok(())
             }));
         };
-        if count <= 1 {
-            (0..count).for_each(guarded);
-        } else {
-            self.note(self.context.parallel_for(count, &guarded));
-        }
+        self.note(self.context.parallel_for(count, &guarded));
+    }
+
+    fn worthwhile_ns(&self) -> u64 {
+        WORTHWHILE_NS
     }
 }

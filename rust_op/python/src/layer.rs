@@ -1,7 +1,6 @@
 //! A layer prepared once and called often, and the storage of weights.
 
 use lumina_kernel::pack::{self, PACKED_BITS, packed_row_bytes};
-use lumina_kernel::quantize::levels;
 use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Spec, Weights};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
@@ -175,7 +174,9 @@ pub fn pack_weight<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, bits: Int) -
         return Err(PyValueError::new_err("codes has K = 0 columns: allowed is at least 1"));
     }
     let codes = codes.as_slice()?;
-    pack::check_codes(bits, k, codes).map_err(|error| renamed(error, &[("weight", "codes")]))?;
+    for (row, codes) in codes.chunks_exact(k).enumerate() {
+        pack::check_codes(bits, row, codes).map_err(|error| renamed(error, &[("weight", "codes")]))?;
+    }
     PyArray1::from_vec(py, pack::pack_codes(bits, k, codes)).reshape([n, packed_row_bytes(bits, k)])
 }
 
@@ -212,18 +213,7 @@ pub fn unpack_weight<'py>(
     })?;
     let mut codes = vec![0i8; n * k];
     for (row, (packed, codes)) in packed.as_slice()?.chunks_exact(columns).zip(codes.chunks_exact_mut(k)).enumerate() {
-        pack::unpack_row(bits, packed, codes).map_err(|column| {
-            PyValueError::new_err(format!(
-                "packed holds at row {row}, code {column}, {}: allowed is -{}..{} and padding of zero bits",
-                if column < k {
-                    format!("the code -{}", 1 << (bits - 1))
-                } else {
-                    "padding that is not zero".to_owned()
-                },
-                levels(bits),
-                levels(bits)
-            ))
-        })?;
+        pack::unpack_row(bits, row, packed, codes).map_err(|error| renamed(error, &[("weight", "packed")]))?;
     }
     PyArray1::from_vec(py, codes).reshape([n, k])
 }

@@ -293,18 +293,22 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn transpose(self, rows: [Self::I; LANES]) -> [Self::I; LANES] {
-        // SAFETY: `self` proves the instructions.
-        let [low_top, low_bottom, high_top, high_bottom] = unsafe {
-            [
-                transpose_8(std::array::from_fn(|i| rows[i].0)),
-                transpose_8(std::array::from_fn(|i| rows[8 + i].0)),
-                transpose_8(std::array::from_fn(|i| rows[i].1)),
-                transpose_8(std::array::from_fn(|i| rows[8 + i].1)),
-            ]
-        };
-        std::array::from_fn(
-            |c| if c < 8 { I(low_top[c], low_bottom[c]) } else { I(high_top[c - 8], high_bottom[c - 8]) },
-        )
+        let mut columns = rows;
+        for half in 0..2 {
+            // Columns 8 * half .. 8 * half + 7: the rows' register of that number.
+            let mut top = [rows[0].0; 8];
+            let mut bottom = top;
+            for i in 0..8 {
+                top[i] = if half == 0 { rows[i].0 } else { rows[i].1 };
+                bottom[i] = if half == 0 { rows[8 + i].0 } else { rows[8 + i].1 };
+            }
+            // SAFETY: `self` proves the instructions.
+            let (top, bottom) = unsafe { (transpose_8(top), transpose_8(bottom)) };
+            for i in 0..8 {
+                columns[8 * half + i] = I(top[i], bottom[i]);
+            }
+        }
+        columns
     }
 
     #[inline(always)]

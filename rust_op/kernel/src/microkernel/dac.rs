@@ -1,7 +1,7 @@
 //! The DAC: one row of X becomes codes.
 
 use super::isa::Isa;
-use super::rows::{self, INFINITY_BITS, VectorQuantizer};
+use super::rows::{self, Coder, INFINITY_BITS, VectorQuantizer};
 use crate::params::Params;
 use crate::quantize::Quantizer;
 use crate::reference::NAN;
@@ -34,7 +34,11 @@ pub(crate) fn row<S: Isa>(isa: S, params: &Params, x: &[f32], target: Target<'_>
     }
     let Some(levels) = params.input_levels() else {
         match target {
-            Target::Float(values) => rows::copy(isa, x, values),
+            Target::Float(values) => {
+                let (values, padding) = values.split_at_mut(x.len());
+                values.copy_from_slice(x);
+                padding.fill(0.0);
+            }
             Target::Int(..) => unreachable!("an analog input has no codes"),
         }
         return 1.0;
@@ -43,10 +47,10 @@ pub(crate) fn row<S: Isa>(isa: S, params: &Params, x: &[f32], target: Target<'_>
         rows::saturation_mask(isa, x, range, mask);
     }
     let scalar = Quantizer::new(levels, params.input_range.unwrap_or(f32::from_bits(largest as u32)));
-    let quantizer = VectorQuantizer::new(isa, &scalar);
+    let coder = Coder::Quantizer(VectorQuantizer::new(isa, &scalar));
     match target {
-        Target::Int(codes, sum) => *sum = rows::codes_i8(isa, x, codes, |x| quantizer.code(x)),
-        Target::Float(values) => rows::codes_f32(isa, x, values, |x| quantizer.code(x)),
+        Target::Int(codes, sum) => *sum = rows::codes_i8(isa, x, codes, &coder),
+        Target::Float(values) => rows::codes_f32(isa, x, values, &coder),
     }
     scalar.step
 }

@@ -28,6 +28,7 @@ struct Columns {
 #[derive(Clone, Debug)]
 pub(crate) struct Epilogue {
     noise: NoiseLevels,
+    law: Law,
     output_bits: u32,
     columns: Option<Columns>,
     digital_bias: Option<Vec<f32>>,
@@ -47,32 +48,139 @@ fn pair<S: Isa>(isa: S, values: &[f32], column: usize) -> [S::F; 2] {
     [isa.load(&chunks[0]), isa.load(&chunks[1])]
 }
 
-/// Replaces each group of `row` by `f(column, group)` and returns the bits of the largest magnitude.
+/// What a pass does with a group of columns.
+trait Pass<S: Isa> {
+    /// Implementations are `#[inline(always)]`.
+    fn group(&mut self, isa: S, column: usize, values: [S::F; 2]) -> [S::F; 2];
+}
+
+/// Replaces each group of `row` by what `pass` makes of it and returns the bits of the largest magnitude.
 #[inline(always)]
-fn pass<S: Isa>(isa: S, row: &mut [f32], mut f: impl FnMut(usize, [S::F; 2]) -> [S::F; 2]) -> i32 {
+fn run<S: Isa>(isa: S, row: &mut [f32], pass: &mut impl Pass<S>) -> i32 {
     let mut largest = isa.splat_i(0);
-    let (groups, tail) = row.as_chunks_mut::<GROUP>();
-    let whole = groups.len() * GROUP;
-    for (index, group) in groups.iter_mut().enumerate() {
-        let (halves, _) = group.as_chunks_mut::<LANES>();
-        let [first, second] = f(index * GROUP, [isa.load(&halves[0]), isa.load(&halves[1])]);
-        largest = isa.max_i(largest, isa.max_i(isa.magnitude(first), isa.magnitude(second)));
-        isa.store(&mut halves[0], first);
-        isa.store(&mut halves[1], second);
-    }
-    if !tail.is_empty() {
-        let mut group = [[0.0; LANES]; 2];
-        group.as_flattened_mut()[..tail.len()].copy_from_slice(tail);
-        let [first, second] = f(whole, [isa.load(&group[0]), isa.load(&group[1])]);
-        isa.store(&mut group[0], first);
-        isa.store(&mut group[1], second);
-        tail.copy_from_slice(&group.as_flattened()[..tail.len()]);
-        group.as_flattened_mut()[tail.len()..].fill(0.0);
-        for half in &group {
-            largest = isa.max_i(largest, isa.magnitude(isa.load(half)));
+    for start in (0..row.len()).step_by(GROUP) {
+        let group = &mut row[start..];
+        if let Some((group, _)) = group.split_first_chunk_mut::<GROUP>() {
+            let (halves, _) = group.as_chunks_mut::<LANES>();
+            let [first, second] = pass.group(isa, start, [isa.load(&halves[0]), isa.load(&halves[1])]);
+            largest = isa.max_i(largest, isa.max_i(isa.magnitude(first), isa.magnitude(second)));
+            isa.store(&mut halves[0], first);
+            isa.store(&mut halves[1], second);
+        } else {
+            let mut padded = [[0.0; LANES]; 2];
+            padded.as_flattened_mut()[..group.len()].copy_from_slice(group);
+            let [first, second] = pass.group(isa, start, [isa.load(&padded[0]), isa.load(&padded[1])]);
+            isa.store(&mut padded[0], first);
+            isa.store(&mut padded[1], second);
+            group.copy_from_slice(&padded.as_flattened()[..group.len()]);
+            padded.as_flattened_mut()[group.len()..].fill(0.0);
+            for half in &padded {
+                largest = isa.max_i(largest, isa.magnitude(isa.load(half)));
+            }
         }
     }
     isa.largest(largest)
+}
+
+/// Which laws are on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Law {
+    Relative,
+    Additive,
+    Shot,
+    Several,
+}
+
+/// Pass 2 over the columns of one block.
+struct AddNoise<'a, S: Isa> {
+    law: Law,
+    levels: NoiseLevels,
+    /// The static full scales of the block's columns.
+    columns: Option<&'a [f32]>,
+    row_range: S::F,
+    gauss: Gauss<S>,
+}
+
+impl<S: Isa> AddNoise<'_, S> {
+    #[inline(always)]
+    fn sigma(&self, isa: S, z: S::F, range: S::F) -> S::F {
+        let NoiseLevels { relative, additive, shot } = self.levels;
+        match self.law {
+            Law::Relative => isa.mul(isa.splat(relative), isa.abs(z)),
+            Law::Additive => isa.mul(isa.splat(additive), range),
+            Law::Shot => isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range))),
+            Law::Several => {
+                // An absent law adds +0, which changes no sum of squares.
+                let a = isa.mul(isa.splat(relative), isa.abs(z));
+                let mut sum = isa.mul(a, a);
+                if relative == 0.0 {
+                    sum = isa.splat(0.0);
+                }
+                if additive != 0.0 {
+                    let b = isa.mul(isa.splat(additive), range);
+                    sum = isa.add(sum, isa.mul(b, b));
+                }
+                if shot != 0.0 {
+                    let c = isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range)));
+                    sum = isa.add(sum, isa.mul(c, c));
+                }
+                isa.sqrt(sum)
+            }
+        }
+    }
+}
+
+impl<S: Isa> Pass<S> for AddNoise<'_, S> {
+    #[inline(always)]
+    fn group(&mut self, isa: S, column: usize, z: [S::F; 2]) -> [S::F; 2] {
+        let range = match self.columns {
+            Some(ranges) => pair(isa, ranges, column),
+            None => [self.row_range; 2],
+        };
+        let eps = self.gauss.group();
+        [isa.fma(self.sigma(isa, z[0], range[0]), eps[0], z[0]), isa.fma(self.sigma(isa, z[1], range[1]), eps[1], z[1])]
+    }
+}
+
+/// Pass 3.
+struct Convert<'a, S: Isa> {
+    /// The ADC, if there is one; with static full scales, those of a column take its place.
+    quantizer: Option<VectorQuantizer<S>>,
+    columns: Option<&'a Columns>,
+    digital_bias: Option<&'a [f32]>,
+    mask: Option<&'a mut [u8]>,
+}
+
+impl<S: Isa> Pass<S> for Convert<'_, S> {
+    #[inline(always)]
+    fn group(&mut self, isa: S, column: usize, v: [S::F; 2]) -> [S::F; 2] {
+        let mut value = v;
+        if let Some(quantizer) = self.quantizer {
+            let mut quantizers = [quantizer; 2];
+            if let Some(columns) = self.columns {
+                let inv = pair(isa, &columns.inv, column);
+                let limit = pair(isa, &columns.limit, column);
+                let step = pair(isa, &columns.step, column);
+                for half in 0..2 {
+                    quantizers[half] = VectorQuantizer::from_vectors(isa, inv[half], limit[half], step[half]);
+                }
+            }
+            value = [quantizers[0].value(v[0]), quantizers[1].value(v[1])];
+        }
+        if let (Some(mask), Some(columns)) = (&mut self.mask, self.columns) {
+            let range = pair(isa, &columns.range, column);
+            let (words, _) = mask[column / 8..].as_chunks_mut::<2>();
+            for (half, word) in words.iter_mut().take(2).enumerate() {
+                *word = isa.mask_bits(isa.greater(isa.abs(v[half]), range[half])).to_le_bytes();
+            }
+        }
+        if let Some(bias) = self.digital_bias {
+            let bias = pair(isa, bias, column);
+            value = [isa.add(value[0], bias[0]), isa.add(value[1], bias[1])];
+        }
+        let nan = isa.splat(NAN);
+        [isa.select(isa.is_nan(v[0]), nan, value[0]), isa.select(isa.is_nan(v[1]), nan, value[1])]
+    }
 }
 
 impl Epilogue {
@@ -93,6 +201,12 @@ impl Epilogue {
         });
         Epilogue {
             noise: params.noise,
+            law: match params.noise {
+                NoiseLevels { additive: 0.0, shot: 0.0, .. } => Law::Relative,
+                NoiseLevels { relative: 0.0, shot: 0.0, .. } => Law::Additive,
+                NoiseLevels { relative: 0.0, additive: 0.0, .. } => Law::Shot,
+                _ => Law::Several,
+            },
             output_bits: params.output_bits,
             columns,
             digital_bias: bias
@@ -155,93 +269,32 @@ impl Epilogue {
     /// Pass 2; returns the bits of max|v|.
     #[inline(always)]
     fn add_noise<S: Isa>(&self, isa: S, call_key: u64, m: u64, row_range: f32, y: &mut [f32]) -> i32 {
-        let NoiseLevels { relative, additive, shot } = self.noise;
-        let laws = [relative, additive, shot].iter().filter(|level| **level != 0.0).count();
-        let range_at = |column: usize| match &self.columns {
-            Some(columns) => pair(isa, &columns.range, column),
-            None => [isa.splat(row_range); 2],
-        };
-        let shot_sigma = |z: S::F, range: S::F| isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range)));
         let mut largest = 0;
         for (block, columns) in y.chunks_mut(rng::BLOCK).enumerate() {
-            let start = block * rng::BLOCK;
-            let mut gauss = Gauss::new(isa, rng::block_key(call_key, m, block as u64));
-            let found = if laws > 1 {
-                pass(isa, columns, |column, z| {
-                    let range = range_at(start + column);
-                    let eps = gauss.group();
-                    std::array::from_fn(|half| {
-                        let mut sum = None;
-                        let mut add = |present: bool, sigma: S::F| {
-                            if present {
-                                let square = isa.mul(sigma, sigma);
-                                sum = Some(sum.map_or(square, |sum| isa.add(sum, square)));
-                            }
-                        };
-                        add(relative != 0.0, isa.mul(isa.splat(relative), isa.abs(z[half])));
-                        add(additive != 0.0, isa.mul(isa.splat(additive), range[half]));
-                        add(shot != 0.0, shot_sigma(z[half], range[half]));
-                        isa.fma(isa.sqrt(sum.expect("two laws")), eps[half], z[half])
-                    })
-                })
-            } else if relative != 0.0 {
-                pass(isa, columns, |_, z| {
-                    let eps = gauss.group();
-                    std::array::from_fn(|half| {
-                        isa.fma(isa.mul(isa.splat(relative), isa.abs(z[half])), eps[half], z[half])
-                    })
-                })
-            } else if additive != 0.0 {
-                pass(isa, columns, |column, z| {
-                    let range = range_at(start + column);
-                    let eps = gauss.group();
-                    std::array::from_fn(|half| isa.fma(isa.mul(isa.splat(additive), range[half]), eps[half], z[half]))
-                })
-            } else {
-                pass(isa, columns, |column, z| {
-                    let range = range_at(start + column);
-                    let eps = gauss.group();
-                    std::array::from_fn(|half| isa.fma(shot_sigma(z[half], range[half]), eps[half], z[half]))
-                })
+            let mut pass = AddNoise {
+                law: self.law,
+                levels: self.noise,
+                columns: self.columns.as_ref().map(|columns| &columns.range[block * rng::BLOCK..]),
+                row_range: isa.splat(row_range),
+                gauss: Gauss::new(isa, rng::block_key(call_key, m, block as u64)),
             };
-            largest = largest.max(found);
+            largest = largest.max(run(isa, columns, &mut pass));
         }
         largest
     }
 
     /// Pass 3.
     #[inline(always)]
-    fn convert<S: Isa>(&self, isa: S, row_range: f32, y: &mut [f32], mut mask: Option<&mut [u8]>) {
-        let nan = isa.splat(NAN);
-        let row_quantizer = (self.output_bits > 0)
-            .then(|| VectorQuantizer::new(isa, &Quantizer::new(levels(self.output_bits), row_range)));
-        pass(isa, y, |column, v| {
-            let bias = self.digital_bias.as_ref().map(|bias| pair(isa, bias, column));
-            let mut quantizers = row_quantizer.map(|quantizer| [quantizer; 2]);
-            if let (Some(quantizers), Some(columns)) = (&mut quantizers, &self.columns) {
-                let inv = pair(isa, &columns.inv, column);
-                let limit = pair(isa, &columns.limit, column);
-                let step = pair(isa, &columns.step, column);
-                *quantizers =
-                    std::array::from_fn(|half| VectorQuantizer::from_vectors(isa, inv[half], limit[half], step[half]));
-            }
-            if let (Some(mask), Some(columns)) = (&mut mask, &self.columns) {
-                let range = pair(isa, &columns.range, column);
-                let (words, _) = mask[column / 8..].as_chunks_mut::<2>();
-                for (half, word) in words.iter_mut().take(2).enumerate() {
-                    *word = isa.mask_bits(isa.greater(isa.abs(v[half]), range[half])).to_le_bytes();
-                }
-            }
-            std::array::from_fn(|half| {
-                let mut value = match &quantizers {
-                    Some(quantizers) => quantizers[half].value(v[half]),
-                    None => v[half],
-                };
-                if let Some(bias) = &bias {
-                    value = isa.add(value, bias[half]);
-                }
-                isa.select(isa.is_nan(v[half]), nan, value)
-            })
-        });
+    fn convert<S: Isa>(&self, isa: S, row_range: f32, y: &mut [f32], mask: Option<&mut [u8]>) {
+        let mut pass = Convert {
+            quantizer: match self.output_bits {
+                0 => None,
+                bits => Some(VectorQuantizer::new(isa, &Quantizer::new(levels(bits), row_range))),
+            },
+            columns: self.columns.as_ref(),
+            digital_bias: self.digital_bias.as_deref(),
+            mask,
+        };
+        run(isa, y, &mut pass);
     }
 }

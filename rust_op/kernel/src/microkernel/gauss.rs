@@ -24,11 +24,12 @@ const fn increments(word: usize) -> [u64; rng::LANES] {
 const INCREMENTS: [[u64; rng::LANES]; 4] = [increments(0), increments(1), increments(2), increments(3)];
 
 #[inline(always)]
-fn horner<S: Isa>(isa: S, coefficients: &[f32], x: S::F) -> S::F {
-    let (last, rest) = coefficients.split_last().expect("a polynomial");
-    let mut sum = isa.splat(*last);
-    for c in rest.iter().rev() {
-        sum = isa.fma(sum, x, isa.splat(*c));
+fn horner<S: Isa, const COUNT: usize>(isa: S, coefficients: &[f32; COUNT], x: S::F) -> S::F {
+    let mut sum = isa.splat(coefficients[COUNT - 1]);
+    let mut power = COUNT - 1;
+    while power > 0 {
+        power -= 1;
+        sum = isa.fma(sum, x, isa.splat(coefficients[power]));
     }
     sum
 }
@@ -38,14 +39,14 @@ impl<S: Isa> Gauss<S> {
     #[inline(always)]
     pub(crate) fn new(isa: S, key: u64) -> Self {
         let start = isa.splat_u(key);
-        let word = |increments: &[u64; rng::LANES]| {
+        let mut state = [start; 4];
+        for (word, increments) in state.iter_mut().zip(&INCREMENTS) {
             let x = isa.add_u(start, isa.load_u(increments));
             let x = isa.mul_u(isa.xor_u(x, isa.shr_u::<30>(x)), isa.splat_u(0xBF58_476D_1CE4_E5B9));
             let x = isa.mul_u(isa.xor_u(x, isa.shr_u::<27>(x)), isa.splat_u(0x94D0_49BB_1331_11EB));
-            isa.xor_u(x, isa.shr_u::<31>(x))
-        };
-        let [a, b, c, d] = &INCREMENTS;
-        Gauss { isa, state: [word(a), word(b), word(c), word(d)] }
+            *word = isa.xor_u(x, isa.shr_u::<31>(x));
+        }
+        Gauss { isa, state }
     }
 
     /// One step of xoshiro256++ in every lane.

@@ -46,26 +46,35 @@ fn pack_int_of<S: Isa, const BITS: u32>(isa: S, k: usize, codes: &[i8], panel: &
 /// One block of consecutive groups of codes.
 #[inline(always)]
 fn combine<S: Isa, const BITS: u32>(isa: S, groups: &[S::I]) -> S::I {
-    let byte = |byte: u8| isa.splat_byte(byte);
-    // c + 2^(b-1) modulo 2^b flips the top bit of b bits; of the codes -1 and +1, bit 1 tells.
+    if BITS == 8 {
+        return isa.xor(groups[0], isa.splat_byte(0x80));
+    }
+    // Pairs of neighbours are merged until one is left.
+    let mut merged = [groups[0]; 8];
+    for (merged, group) in merged.iter_mut().zip(groups) {
+        *merged = narrow::<S, BITS>(isa, *group);
+    }
+    if BITS == 1 {
+        for i in 0..4 {
+            merged[i] = isa.or(merged[2 * i], isa.shl::<1>(merged[2 * i + 1]));
+        }
+    }
+    if BITS <= 2 {
+        for i in 0..2 {
+            merged[i] = isa.or(merged[2 * i], isa.shl::<2>(merged[2 * i + 1]));
+        }
+    }
+    isa.or(merged[0], isa.shl::<4>(merged[1]))
+}
+
+/// The stored form of codes in their low bits: c + 2^(b-1) modulo 2^b flips the top one of b bits; of the codes -1 and
+/// +1, bit 1 tells.
+#[inline(always)]
+fn narrow<S: Isa, const BITS: u32>(isa: S, group: S::I) -> S::I {
     match BITS {
-        8 => isa.xor(groups[0], byte(0x80)),
-        4 => {
-            let nibble = |group: S::I| isa.and(isa.xor(group, byte(0x08)), byte(0x0F));
-            isa.or(nibble(groups[0]), isa.shl::<4>(nibble(groups[1])))
-        }
-        2 => {
-            let pair = |group: S::I| isa.and(isa.xor(group, byte(0x02)), byte(0x03));
-            let low = isa.or(pair(groups[0]), isa.shl::<2>(pair(groups[1])));
-            let high = isa.or(pair(groups[2]), isa.shl::<2>(pair(groups[3])));
-            isa.or(low, isa.shl::<4>(high))
-        }
-        _ => {
-            let bit = |group: S::I| isa.and(isa.xor(isa.shr::<1>(group), byte(0x01)), byte(0x01));
-            let two = |at: usize| isa.or(bit(groups[at]), isa.shl::<1>(bit(groups[at + 1])));
-            let four = |at: usize| isa.or(two(at), isa.shl::<2>(two(at + 2)));
-            isa.or(four(0), isa.shl::<4>(four(4)))
-        }
+        4 => isa.and(isa.xor(group, isa.splat_byte(0x08)), isa.splat_byte(0x0F)),
+        2 => isa.and(isa.xor(group, isa.splat_byte(0x02)), isa.splat_byte(0x03)),
+        _ => isa.and(isa.xor(isa.shr::<1>(group), isa.splat_byte(0x01)), isa.splat_byte(0x01)),
     }
 }
 

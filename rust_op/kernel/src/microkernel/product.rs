@@ -1,12 +1,10 @@
 //! Rows times panels: which tile runs on what, and where its results go.
 
-use std::marker::PhantomData;
-
 use super::Tier;
 use super::buffer::Buffer;
 use super::isa::{Isa, Vectorized};
 use super::tile::{
-    BLOCK_BYTES, Finish, FloatRows, IntRows, PANEL, Scaling, Target, float_panel, int_panel, unpack_panel,
+    BLOCK_BYTES, Finish, FloatRows, IntRows, PANEL, Scaling, SharedRows, Target, float_panel, int_panel, unpack_panel,
 };
 use crate::executor::{Executor, run};
 use crate::weights::{Panels, Weights};
@@ -98,7 +96,7 @@ impl Product<'_> {
         let n = self.weights.n();
         assert_eq!(z.len(), self.x_step.len() * n);
         let panels = n.div_ceil(PANEL);
-        let shared = Shared { pointer: z.as_mut_ptr(), _borrowed: PhantomData };
+        let shared = SharedRows::new(z, n);
         run(executor, work_ns, panels.div_ceil(together), &|task| {
             let columns =
                 Columns { product: self, z: &shared, panels: task * together..panels.min((task + 1) * together) };
@@ -107,19 +105,10 @@ impl Product<'_> {
     }
 }
 
-/// Memory that tasks write at disjoint places.
-struct Shared<'a> {
-    pointer: *mut f32,
-    _borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: each task writes its own columns, and the borrow outlives all tasks.
-unsafe impl Sync for Shared<'_> {}
-
 /// A task of [`Product::into_columns`].
 struct Columns<'a> {
     product: &'a Product<'a>,
-    z: &'a Shared<'a>,
+    z: &'a SharedRows<'a>,
     panels: std::ops::Range<usize>,
 }
 
@@ -133,7 +122,7 @@ impl Vectorized for Columns<'_> {
         for panel in self.panels {
             // SAFETY: `z` holds rows of n for every row of the product, and no other task has these columns.
             unsafe {
-                let target = Target::new(self.z.pointer.add(panel * PANEL), n, n - panel * PANEL);
+                let target = Target::new(self.z.at(0, panel * PANEL), n, n - panel * PANEL);
                 self.product.panel(isa, panel, &mut unpacked, target);
             }
         }

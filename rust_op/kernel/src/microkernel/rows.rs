@@ -1,4 +1,6 @@
 //! Loops over one row: its maximum, its codes.
+//!
+//! Nothing here takes a closure: a closure is compiled without the tier's instructions unless it happens to be inlined.
 
 use super::isa::{Isa, LANES};
 use crate::quantize::Quantizer;
@@ -6,17 +8,31 @@ use crate::quantize::Quantizer;
 /// The bits of infinity: a magnitude that is not finite has bits of this value or more.
 pub(crate) const INFINITY_BITS: i32 = 0x7F80_0000;
 
-/// Calls `f` with each 16 elements of `row` and their position, the last ones filled up with zeros.
+/// Vector `index` of `row`, the last one filled up with zeros.
 #[inline(always)]
-pub(crate) fn for_each<S: Isa>(isa: S, row: &[f32], mut f: impl FnMut(usize, S::F)) {
+pub(crate) fn vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
     let (chunks, tail) = row.as_chunks::<LANES>();
-    for (index, chunk) in chunks.iter().enumerate() {
-        f(index * LANES, isa.load(chunk));
+    match chunks.get(index) {
+        Some(chunk) => isa.load(chunk),
+        None => {
+            let mut padded = [0.0; LANES];
+            padded[..tail.len()].copy_from_slice(tail);
+            isa.load(&padded)
+        }
     }
-    if !tail.is_empty() {
-        let mut padded = [0.0; LANES];
-        padded[..tail.len()].copy_from_slice(tail);
-        f(chunks.len() * LANES, isa.load(&padded));
+}
+
+/// Writes as much of vector `index` as there is of `row`.
+#[inline(always)]
+pub(crate) fn set_vector<S: Isa>(isa: S, row: &mut [f32], index: usize, value: S::F) {
+    let (chunks, tail) = row.as_chunks_mut::<LANES>();
+    match chunks.get_mut(index) {
+        Some(chunk) => isa.store(chunk, value),
+        None => {
+            let mut padded = [0.0; LANES];
+            isa.store(&mut padded, value);
+            tail.copy_from_slice(&padded[..tail.len()]);
+        }
     }
 }
 
@@ -27,11 +43,13 @@ pub(crate) fn largest_magnitude<S: Isa>(isa: S, row: &[f32]) -> i32 {
     let mut largest = [isa.splat_i(0); 4];
     for chunk in chunks {
         let (vectors, _) = chunk.as_chunks::<LANES>();
-        for (largest, vector) in largest.iter_mut().zip(vectors) {
-            *largest = isa.max_i(*largest, isa.magnitude(isa.load(vector)));
+        for v in 0..4 {
+            largest[v] = isa.max_i(largest[v], isa.magnitude(isa.load(&vectors[v])));
         }
     }
-    for_each(isa, tail, |_, x| largest[0] = isa.max_i(largest[0], isa.magnitude(x)));
+    for index in 0..tail.len().div_ceil(LANES) {
+        largest[0] = isa.max_i(largest[0], isa.magnitude(vector(isa, tail, index)));
+    }
     let [a, b, c, d] = largest;
     isa.largest(isa.max_i(isa.max_i(a, b), isa.max_i(c, d)))
 }
@@ -40,7 +58,9 @@ pub(crate) fn largest_magnitude<S: Isa>(isa: S, row: &[f32]) -> i32 {
 #[inline(always)]
 pub(crate) fn sum_magnitudes<S: Isa>(isa: S, row: &[f32]) -> f32 {
     let mut sum = isa.splat(0.0);
-    for_each(isa, row, |_, x| sum = isa.add(sum, isa.abs(x)));
+    for index in 0..row.len().div_ceil(LANES) {
+        sum = isa.add(sum, isa.abs(vector(isa, row, index)));
+    }
     let mut lanes = [0.0; LANES];
     isa.store(&mut lanes, sum);
     for half in [8, 4, 2, 1] {
@@ -55,9 +75,9 @@ pub(crate) fn sum_magnitudes<S: Isa>(isa: S, row: &[f32]) -> f32 {
 #[derive(Clone, Copy)]
 pub(crate) struct VectorQuantizer<S: Isa> {
     isa: S,
-    pub(crate) inv: S::F,
-    pub(crate) limit: S::F,
-    pub(crate) step: S::F,
+    inv: S::F,
+    limit: S::F,
+    step: S::F,
 }
 
 impl<S: Isa> VectorQuantizer<S> {
@@ -88,75 +108,81 @@ impl<S: Isa> VectorQuantizer<S> {
     }
 }
 
+/// What turns values into codes.
+#[derive(Clone, Copy)]
+pub(crate) enum Coder<S: Isa> {
+    /// The quantiser.
+    Quantizer(VectorQuantizer<S>),
+    /// The sign: weights of one bit.
+    Sign,
+    /// The values are codes.
+    Narrow,
+}
+
+impl<S: Isa> Coder<S> {
+    #[inline(always)]
+    fn code(&self, isa: S, x: S::F) -> S::I {
+        match self {
+            Coder::Quantizer(quantizer) => quantizer.code(x),
+            Coder::Sign => {
+                let below = isa.greater(isa.splat(0.0), x);
+                isa.round(isa.select(below, isa.splat(-1.0), isa.splat(1.0)))
+            }
+            Coder::Narrow => isa.round(x),
+        }
+    }
+}
+
 /// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum.
 #[inline(always)]
-pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], code: impl Fn(S::F) -> S::I) -> i32 {
+pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<S>) -> i32 {
     let mut sum = isa.splat_i(0);
     let (out, padding) = out.split_at_mut(x.len());
     padding.fill(0);
     let (chunks, out_tail) = out.as_chunks_mut::<LANES>();
-    for_each(isa, x, |position, x| {
-        let codes = code(x);
+    let (x_chunks, x_tail) = x.as_chunks::<LANES>();
+    for (x, out) in x_chunks.iter().zip(chunks) {
+        let codes = coder.code(isa, isa.load(x));
         sum = isa.add_i(sum, codes);
-        match chunks.get_mut(position / LANES) {
-            Some(chunk) => isa.store_i8(chunk, codes),
-            None => {
-                let mut padded = [0; LANES];
-                isa.store_i8(&mut padded, codes);
-                out_tail.copy_from_slice(&padded[..out_tail.len()]);
-            }
-        }
-    });
-    isa.total(sum)
+        isa.store_i8(out, codes);
+    }
+    let mut total = isa.total(sum);
+    if !x_tail.is_empty() {
+        let mut codes = [0; LANES];
+        isa.store_i8(&mut codes, coder.code(isa, vector(isa, x_tail, 0)));
+        out_tail.copy_from_slice(&codes[..out_tail.len()]);
+        total += out_tail.iter().map(|code| i32::from(*code)).sum::<i32>();
+    }
+    total
 }
 
-/// Writes codes as floats, zeros to the end of `out`.
-#[inline(always)]
-pub(crate) fn codes_f32<S: Isa>(isa: S, x: &[f32], out: &mut [f32], code: impl Fn(S::F) -> S::I) {
-    map(isa, x, out, |x| isa.to_float(code(x)));
-}
-
-/// Copies, zeros to the end of `out`.
-#[inline(always)]
-pub(crate) fn copy<S: Isa>(isa: S, x: &[f32], out: &mut [f32]) {
-    map(isa, x, out, |x| x);
-}
-
-#[inline(always)]
-fn map<S: Isa>(isa: S, x: &[f32], out: &mut [f32], f: impl Fn(S::F) -> S::F) {
-    let (out, padding) = out.split_at_mut(x.len());
-    padding.fill(0.0);
-    let (chunks, out_tail) = out.as_chunks_mut::<LANES>();
-    for_each(isa, x, |position, x| match chunks.get_mut(position / LANES) {
-        Some(chunk) => isa.store(chunk, f(x)),
-        None => {
-            let mut padded = [0.0; LANES];
-            isa.store(&mut padded, f(x));
-            out_tail.copy_from_slice(&padded[..out_tail.len()]);
-        }
-    });
-}
-
-/// Narrows codes that stand as floats.
-#[inline(always)]
-pub(crate) fn narrow_i8<S: Isa>(isa: S, codes: &[f32], out: &mut [i8]) {
-    codes_i8(isa, codes, out, |c| isa.round(c));
-}
-
-/// Narrows codes that stand as floats.
+/// Writes codes of up to 16 bits that stand as floats, zeros to the end of `out`.
 #[inline(always)]
 pub(crate) fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
     let (out, padding) = out.split_at_mut(codes.len());
     padding.fill(0);
     let (chunks, out_tail) = out.as_chunks_mut::<LANES>();
-    for_each(isa, codes, |position, c| match chunks.get_mut(position / LANES) {
-        Some(chunk) => isa.store_i16(chunk, isa.round(c)),
-        None => {
-            let mut padded = [0; LANES];
-            isa.store_i16(&mut padded, isa.round(c));
-            out_tail.copy_from_slice(&padded[..out_tail.len()]);
+    for index in 0..codes.len().div_ceil(LANES) {
+        let value = isa.round(vector(isa, codes, index));
+        match chunks.get_mut(index) {
+            Some(chunk) => isa.store_i16(chunk, value),
+            None => {
+                let mut padded = [0; LANES];
+                isa.store_i16(&mut padded, value);
+                out_tail.copy_from_slice(&padded[..out_tail.len()]);
+            }
         }
-    });
+    }
+}
+
+/// Writes codes as floats, zeros to the end of `out`.
+#[inline(always)]
+pub(crate) fn codes_f32<S: Isa>(isa: S, x: &[f32], out: &mut [f32], coder: &Coder<S>) {
+    let (out, padding) = out.split_at_mut(x.len());
+    padding.fill(0.0);
+    for index in 0..x.len().div_ceil(LANES) {
+        set_vector(isa, out, index, isa.to_float(coder.code(isa, vector(isa, x, index))));
+    }
 }
 
 /// Bit k of `mask` is set where |x\[k\]| > `range`; further bits are cleared.
@@ -164,7 +190,7 @@ pub(crate) fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
 pub(crate) fn saturation_mask<S: Isa>(isa: S, x: &[f32], range: f32, mask: &mut [u8]) {
     let range = isa.splat(range);
     let (words, _) = mask.as_chunks_mut::<2>();
-    for_each(isa, x, |position, x| {
-        words[position / LANES] = isa.mask_bits(isa.greater(isa.abs(x), range)).to_le_bytes();
-    });
+    for (index, word) in words.iter_mut().enumerate() {
+        *word = isa.mask_bits(isa.greater(isa.abs(vector(isa, x, index)), range)).to_le_bytes();
+    }
 }

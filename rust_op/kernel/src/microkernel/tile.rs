@@ -5,6 +5,8 @@
 //! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
 //! sum a c = sum a (c + z) - z sum a. A float panel is `[K][PANEL]`.
 
+use std::marker::PhantomData;
+
 use super::isa::{Isa, LANES};
 
 /// Columns of a panel.
@@ -75,6 +77,45 @@ fn slot<S: Isa, const BITS: u32>(isa: S, block: S::I, slot: usize) -> S::I {
     }
 }
 
+/// # Safety
+/// `block` is valid for NV vectors.
+#[inline(always)]
+unsafe fn load_block<S: Isa, const NV: usize>(isa: S, block: *const u8) -> [S::I; NV] {
+    let mut vectors = [isa.splat_i(0); NV];
+    for (v, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: one of the NV vectors.
+        *vector = unsafe { isa.load_i_ptr(block.add(v * 4 * LANES)) };
+    }
+    vectors
+}
+
+/// Adds the products of one group.
+///
+/// # Safety
+/// `codes` is valid for 4 codes of MR rows, `stride` apart.
+#[inline(always)]
+unsafe fn dot_group<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    sums: &mut [[S::I; NV]; MR],
+    block: &[S::I; NV],
+    slot_index: usize,
+    codes: *const i8,
+    stride: usize,
+    zero: S::I,
+) {
+    let mut weights = [isa.weights(block[0], zero); NV];
+    for v in 0..NV {
+        weights[v] = isa.weights(slot::<S, BITS>(isa, block[v], slot_index), zero);
+    }
+    for (row, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: 4 codes of one of the rows.
+        let a = isa.splat_i(unsafe { codes.add(row * stride).cast::<i32>().read_unaligned() });
+        for v in 0..NV {
+            sums[v] = isa.dot(sums[v], weights[v], a);
+        }
+    }
+}
+
 /// Sums of MR rows of i8 codes with NV vectors of columns, in `U` chains each.
 ///
 /// # Safety
@@ -102,41 +143,22 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
     let mut block = panel;
     // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
     unsafe {
-        let step =
-            |sums: &mut [[[S::I; NV]; MR]; U], chain: usize, block: &[S::I; NV], slot_index: usize, group: usize| {
-                let mut weights = [isa.weights(block[0], zero); NV];
-                for v in 0..NV {
-                    weights[v] = isa.weights(slot::<S, BITS>(isa, block[v], slot_index), zero);
-                }
-                for row in 0..MR {
-                    let a = codes.add(row * stride + 4 * group).cast::<i32>().read_unaligned();
-                    let a = isa.splat_i(a);
-                    for v in 0..NV {
-                        sums[chain][row][v] = isa.dot(sums[chain][row][v], weights[v], a);
-                    }
-                }
-            };
-        let load = |block: *const u8| -> [S::I; NV] {
-            let mut vectors = [isa.splat_i(0); NV];
-            for (v, vector) in vectors.iter_mut().enumerate() {
-                *vector = isa.load_i_ptr(block.add(v * 4 * LANES));
-            }
-            vectors
-        };
         while group + blocks_at_once * slots <= groups {
             for index in 0..blocks_at_once {
-                let vectors = load(block.add(index * BLOCK_BYTES));
+                let vectors = load_block::<S, NV>(isa, block.add(index * BLOCK_BYTES));
                 for s in 0..slots {
-                    step(&mut sums, (index * slots + s) % U, &vectors, s, group + index * slots + s);
+                    let at = codes.add(4 * (group + index * slots + s));
+                    let chain = &mut sums[(index * slots + s) % U];
+                    dot_group::<S, BITS, MR, NV>(isa, chain, &vectors, s, at, stride, zero);
                 }
             }
             group += blocks_at_once * slots;
             block = block.add(blocks_at_once * BLOCK_BYTES);
         }
         while group < groups {
-            let vectors = load(block);
+            let vectors = load_block::<S, NV>(isa, block);
             for s in 0..slots.min(groups - group) {
-                step(&mut sums, 0, &vectors, s, group + s);
+                dot_group::<S, BITS, MR, NV>(isa, &mut sums[0], &vectors, s, codes.add(4 * (group + s)), stride, zero);
             }
             group += slots;
             block = block.add(BLOCK_BYTES);
@@ -245,6 +267,48 @@ impl Target {
                 isa.load(&lanes)
             }
         }
+    }
+}
+
+/// Rows of memory, `stride` apart, that several tasks write at disjoint places.
+pub(crate) struct SharedRows<'a> {
+    pointer: *mut f32,
+    stride: usize,
+    length: usize,
+    _borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: reaching the memory is unsafe, and asks for disjoint places.
+unsafe impl Send for SharedRows<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedRows<'_> {}
+
+impl<'a> SharedRows<'a> {
+    pub(crate) fn new(memory: &'a mut [f32], stride: usize) -> Self {
+        SharedRows { pointer: memory.as_mut_ptr(), stride, length: memory.len(), _borrowed: PhantomData }
+    }
+
+    /// Element `column` of row `row`.
+    ///
+    /// # Safety
+    /// The element exists; whoever writes through the pointer writes what no other task reads or writes.
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        debug_assert!(row * self.stride + column < self.length);
+        // SAFETY: the element exists.
+        unsafe { self.pointer.add(row * self.stride + column) }
+    }
+
+    /// `count` elements of row `row` from `column` on.
+    ///
+    /// # Safety
+    /// The elements exist, and no other task reads or writes them while the slice lives.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "that is what is unsafe about it")]
+    pub(crate) unsafe fn slice(&self, row: usize, column: usize, count: usize) -> &mut [f32] {
+        debug_assert!(row * self.stride + column + count <= self.length);
+        // SAFETY: the elements exist, and are this task's.
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, column), count) }
     }
 }
 

@@ -25,62 +25,35 @@ pub(super) fn failure(error: Error) -> Failure {
 }
 
 /// Checks what is known of X: its type, that there is a last dimension, and that this is K.
-pub(super) fn check_x(element: ElementType, dims: &[i64], k: Option<usize>) -> Result<(), Failure> {
-    let allowed = k.map_or("[..., K]".to_owned(), |k| format!("[..., K] with K = {k}"));
-    if element != ElementType::FLOAT {
-        return Err(Failure::invalid(format!("input X has type {element}: allowed is float32 {allowed}")));
-    }
-    match (dims.last(), k) {
-        (None, _) => {
-            Err(Failure::invalid(format!("input X has no dimension (it is a scalar): allowed is float32 {allowed}")))
-        }
-        (Some(last), Some(k)) if *last >= 0 && *last != k as i64 => {
-            Err(Failure::invalid(format!("input X has shape {}: allowed is float32 {allowed}", shape(dims))))
-        }
-        _ => Ok(()),
+pub(super) fn check_x(element: ElementType, dims: &[i64], k: usize) -> Result<(), Failure> {
+    let allowed = format!("allowed is float32 [..., K] with K = {k}");
+    Err(Failure::invalid(match dims.last() {
+        _ if element != ElementType::FLOAT => format!("input X has type {element}: {allowed}"),
+        None => format!("input X has no dimension (it is a scalar): {allowed}"),
+        Some(last) if *last >= 0 && *last != k as i64 => format!("input X has shape {}: {allowed}", shape(dims)),
+        Some(_) => return Ok(()),
+    }))
+}
+
+/// Checks what the model tells of X.
+fn check_x_type(info: &KernelInfo<'_>, k: usize) -> Result<(), Failure> {
+    match info.input_type(X)? {
+        // A shape that is not known has no dimensions, as a scalar has: the first run tells them apart.
+        Some(x) if x.dims.is_empty() => check_x(x.element, &[-1], k),
+        Some(x) => check_x(x.element, &x.dims, k),
+        None => Err(Failure::invalid(format!("input X is no tensor: allowed is float32 [..., K] with K = {k}"))),
     }
 }
 
 /// Reads the layer of a node.
 pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -> Result<Layer, Failure> {
     let params = &attributes.params;
-    let bits = params.weight_bits;
     let w = constant(info, W, "W")?;
-    let [n, columns] = *w.dims() else {
-        return Err(Failure::invalid(format!(
-            "input W has shape {}: allowed is [N, K], or [N, ceil(K*b/8)] where it is packed",
-            shape(w.dims())
-        )));
-    };
-    let (n, columns) = (n as usize, columns as usize);
-    let k = match (w.element(), attributes.in_features) {
-        (ElementType::FLOAT | ElementType::INT8, None) => columns,
-        (ElementType::FLOAT | ElementType::INT8, Some(k)) if k == columns => columns,
-        (ElementType::FLOAT | ElementType::INT8, Some(k)) => {
-            return Err(Failure::invalid(format!(
-                "attribute in_features = {k}: allowed is {columns}, the columns of W {}, or none",
-                shape(w.dims())
-            )));
-        }
-        (ElementType::UINT8, None) => {
-            return Err(Failure::invalid("attribute in_features is missing: it must be K where W is packed in uint8"));
-        }
-        (ElementType::UINT8, Some(k)) => {
-            packed_columns(bits, k, columns).map_err(|columns| Failure::invalid(format!(
-                "input W has shape {}: allowed is [N, ceil(K*b/8)] = [N, {columns}] with attributes in_features K = {k}, weight_bits b = {bits}",
-                shape(w.dims())
-            )))?;
-            k
-        }
-        (other, _) => {
-            return Err(Failure::invalid(format!(
-                "input W has type {other}: allowed are float32, int8 codes (weight_bits 1..8) and packed uint8 (weight_bits 1, 2, 4)"
-            )));
-        }
-    };
+    let (n, k) = weight_shape(&w, params.weight_bits, attributes.in_features)?;
     params.check_shape(n, k).map_err(failure)?;
+    check_x_type(info, k)?;
     let scale = vector(info, W_SCALE, "W_scale", n)?;
-    if bits == 0
+    if params.weight_bits == 0
         && let Some(bad) = scale.iter().position(|s| *s != 1.0)
     {
         return Err(Failure::invalid(format!(
@@ -88,7 +61,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
             scale[bad]
         )));
     }
-    let given = (bits != 0).then_some(&scale[..]);
+    let scale = (params.weight_bits != 0).then_some(&scale[..]);
     let (floats, codes, packed) = (w.data::<f32>()?, w.data::<i8>()?, w.data::<u8>()?);
     let source = match (&floats, &codes, &packed) {
         (Some(floats), ..) => WeightSource::F32(floats),
@@ -96,32 +69,57 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
         (.., Some(packed)) => WeightSource::Packed(packed),
         _ => return Err(Failure::internal("input W: its elements cannot be read")),
     };
-    let weights = Weights::new(tier, &Serial, params, (n, k), source, given, None).map_err(failure)?;
+    let weights = Weights::new(tier, &Serial, params, (n, k), source, scale, None).map_err(failure)?;
     let bias =
         if info.input_count()? > B && !info.input_name(B)?.is_empty() { Some(vector(info, B, "B", n)?) } else { None };
-    check_x_type(info, k)?;
     Layer::new(params.clone(), weights, bias).map_err(failure)
 }
 
-/// Checks what the model tells of X.
-fn check_x_type(info: &KernelInfo<'_>, k: usize) -> Result<(), Failure> {
-    match info.input_type(X)? {
-        // A shape that is not known has no dimensions, as a scalar has: the first run tells them apart.
-        Some(x) if x.dims.is_empty() => check_x(x.element, &[-1], Some(k)),
-        Some(x) => check_x(x.element, &x.dims, Some(k)),
-        None => Err(Failure::invalid(format!("input X is no tensor: allowed is float32 [..., K] with K = {k}"))),
+/// N and K, from how W is stored.
+fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result<(usize, usize), Failure> {
+    let [n, columns] = *w.dims() else {
+        return Err(Failure::invalid(format!(
+            "input W has shape {}: allowed is [N, K], or [N, ceil(K*b/8)] where it is packed",
+            shape(w.dims())
+        )));
+    };
+    let (n, columns) = (n as usize, columns as usize);
+    let (allowed, fits) = match w.element() {
+        ElementType::FLOAT => ("0..16", true),
+        ElementType::INT8 => ("1..8 where W is codes in int8", (1..=8).contains(&bits)),
+        ElementType::UINT8 => ("1, 2 or 4 where W is packed in uint8", pack::PACKED_BITS.contains(&bits)),
+        other => {
+            return Err(Failure::invalid(format!(
+                "input W has type {other}: allowed are float32, int8 codes (weight_bits 1..8) and packed uint8 \
+                 (weight_bits 1, 2, 4)"
+            )));
+        }
+    };
+    if !fits {
+        return Err(Failure::invalid(format!("attribute weight_bits = {bits}: allowed is {allowed}")));
     }
-}
-
-/// Whether `columns` bytes hold K codes of `bits` bits; else how many do. Other bits than those that can be
-/// packed are the kernel's to refuse.
-fn packed_columns(bits: u32, k: usize, columns: usize) -> Result<(), usize> {
-    if !pack::PACKED_BITS.contains(&bits) {
-        return Ok(());
+    if w.element() != ElementType::UINT8 {
+        return match in_features {
+            Some(k) if k != columns => Err(Failure::invalid(format!(
+                "attribute in_features = {k}: allowed is {columns}, the columns of W {}, or none",
+                shape(w.dims())
+            ))),
+            _ => Ok((n, columns)),
+        };
     }
-    // K comes from a file: a product with it could overflow.
-    let expected = k.div_ceil(8 / bits as usize);
-    if expected == columns { Ok(()) } else { Err(expected) }
+    let k = in_features
+        .ok_or_else(|| Failure::invalid("attribute in_features is missing: it must be K where W is packed in uint8"))?;
+    // K comes from a file: K * b could overflow.
+    let bytes = k.div_ceil(8 / bits as usize);
+    if bytes == columns {
+        Ok((n, k))
+    } else {
+        Err(Failure::invalid(format!(
+            "input W has shape {}: allowed is [N, ceil(K*b/8)] = [N, {bytes}] with attributes in_features K = {k}, \
+             weight_bits b = {bits}",
+            shape(w.dims())
+        )))
+    }
 }
 
 /// Input `index`, which the model fixes.

@@ -118,31 +118,48 @@ fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::guard::guard;
-    use ort_sys::OrtErrorCode;
+mod fake {
+    //! A host that has CreateStatus alone.
+
+    use std::ffi::{CStr, c_char};
     use std::mem::MaybeUninit;
 
-    /// A status of the table below: the code and the message.
-    type FakeStatus = (OrtErrorCode, CString);
+    use ort_sys::{OrtApi, OrtErrorCode, OrtStatusPtr};
+
+    /// What a status of this host is.
+    type Status = (OrtErrorCode, String);
 
     unsafe extern "system" fn create_status(code: OrtErrorCode, message: *const c_char) -> OrtStatusPtr {
-        // SAFETY: called with a C string, by `Api::status` alone.
-        let message = unsafe { CStr::from_ptr(message) }.to_owned();
-        OrtStatusPtr(Box::into_raw(Box::<FakeStatus>::new((code, message))).cast())
+        // SAFETY: called by `Api::status` alone, with a C string.
+        let message = unsafe { CStr::from_ptr(message) }.to_str().expect("UTF-8").to_owned();
+        OrtStatusPtr(Box::into_raw(Box::<Status>::new((code, message))).cast())
     }
 
-    /// What a host that has CreateStatus alone is given.
-    fn through_a_host(result: Result<(), Failure>) -> Option<FakeStatus> {
-        let mut table = MaybeUninit::<OrtApi>::uninit();
-        // SAFETY: only the entry that is read, CreateStatus, is written; a status that is not NULL is the
-        // box that `create_status` made.
-        unsafe {
-            (&raw mut (*table.as_mut_ptr()).CreateStatus).write(create_status);
-            let status = Api::new(table.as_ptr()).status(result);
-            (!status.0.is_null()).then(|| *Box::from_raw(status.0.cast::<FakeStatus>()))
-        }
+    /// Its table, of which only the first entry may be read.
+    pub(super) fn table() -> *const OrtApi {
+        let table = Box::leak(Box::new(MaybeUninit::<OrtApi>::uninit()));
+        // SAFETY: one entry of the table is written, without a reference to the rest.
+        unsafe { (&raw mut (*table.as_mut_ptr()).CreateStatus).write(create_status) };
+        table.as_ptr()
+    }
+
+    /// What a status says; `None` for NULL.
+    pub(super) fn take(status: OrtStatusPtr) -> Option<Status> {
+        // SAFETY: a status that is not NULL is the box that `create_status` made.
+        (!status.0.is_null()).then(|| *unsafe { Box::from_raw(status.0.cast::<Status>()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ort_sys::OrtErrorCode;
+
+    use super::*;
+    use crate::guard::guard;
+
+    fn through_a_host(result: Result<(), Failure>) -> Option<(OrtErrorCode, String)> {
+        // SAFETY: a table whose CreateStatus is there.
+        fake::take(unsafe { Api::new(fake::table()) }.status(result))
     }
 
     #[test]
@@ -154,13 +171,12 @@ mod tests {
     fn a_panic_becomes_a_status() {
         let (code, message) = through_a_host(guard(|| panic!("the laser is off"))).expect("a status");
         assert_eq!(code, OrtErrorCode::ORT_FAIL);
-        assert!(message.to_str().unwrap().ends_with("the laser is off"), "{message:?}");
+        assert!(message.ends_with("the laser is off"), "{message}");
     }
 
     #[test]
     fn a_failure_becomes_a_status_with_its_code_and_message() {
-        let (code, message) = through_a_host(Err(Failure::invalid("K = 0\0!"))).expect("a status");
-        assert_eq!(code, OrtErrorCode::ORT_INVALID_ARGUMENT);
-        assert_eq!(message.to_str().unwrap(), "K = 0\\0!");
+        let status = through_a_host(Err(Failure::invalid("K = 0\0!"))).expect("a status");
+        assert_eq!(status, (OrtErrorCode::ORT_INVALID_ARGUMENT, "K = 0\\0!".to_owned()));
     }
 }

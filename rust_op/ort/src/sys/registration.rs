@@ -150,7 +150,43 @@ fn clones_keep_domains(version: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake;
     use super::*;
+    use ort_sys::OrtApi;
+    use std::ffi::c_char;
+
+    unsafe extern "system" fn only_version_one(version: u32) -> *const OrtApi {
+        if version == 1 { fake::table() } else { ptr::null() }
+    }
+
+    unsafe extern "system" fn every_version(_: u32) -> *const OrtApi {
+        fake::table()
+    }
+
+    unsafe extern "system" fn version_string() -> *const c_char {
+        c"1.16.3".as_ptr()
+    }
+
+    #[test]
+    fn a_host_that_is_too_old_is_told_so() {
+        let base = OrtApiBase { GetApi: only_version_one, GetVersionString: version_string };
+        // SAFETY: the options are not looked at.
+        let status = fake::take(unsafe { RegisterCustomOps(ptr::null_mut(), &base) });
+        let message = format!(
+            "LuminaKernel {} needs ONNX Runtime 1.17 or newer; this process loaded 1.16.3",
+            lumina_kernel::VERSION
+        );
+        assert_eq!(status, Some((OrtErrorCode::ORT_NOT_IMPLEMENTED, message)));
+    }
+
+    #[test]
+    fn options_that_are_null_are_an_error() {
+        let base = OrtApiBase { GetApi: every_version, GetVersionString: version_string };
+        // SAFETY: NULL is refused.
+        let (code, message) = fake::take(unsafe { RegisterCustomOps(ptr::null_mut(), &base) }).expect("a status");
+        assert_eq!(code, OrtErrorCode::ORT_INVALID_ARGUMENT);
+        assert!(message.starts_with("RegisterCustomOps: options = NULL"), "{message}");
+    }
 
     #[test]
     fn versions_whose_clones_keep_domains() {

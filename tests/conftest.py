@@ -1,0 +1,21 @@
+"""Settings of every test: no deadlines, and a head line that says what runs."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+import lumina_kernel
+
+hypothesis.settings.register_profile(
+    "lumina", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("lumina")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    tiers = ", ".join(lumina_kernel.available_isas())
+    return (
+        f"lumina_kernel {lumina_kernel.__version__}: tier {lumina_kernel.isa()} of {tiers}, "
+        f"{lumina_kernel.num_threads()} threads"
+    )

@@ -1,0 +1,256 @@
+"""Which arrays are taken, and what is said of the others."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lumina_kernel
+
+X = np.linspace(-1, 1, 10, dtype=np.float32).reshape(5, 2)
+W = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
+B = np.ones(3, np.float32)
+
+
+def forward(input: Any = X, weight: Any = W, bias: Any = B, **more: Any) -> Any:
+    return lumina_kernel.optical_linear_forward(input, weight, bias, 0.1, 8, **{"seed": 1, **more})
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (2, 5, 2), (0, 2), (3, 0, 2)])
+def test_result_is_of_the_kind_and_shape_of_input(shape: tuple[int, ...]) -> None:
+    x = np.resize(X, shape)
+    y = forward(x)
+    assert type(y) is np.ndarray
+    assert y.shape == (*shape[:-1], 3)
+    t = forward(torch.from_numpy(x), torch.from_numpy(W), torch.from_numpy(B))
+    assert type(t) is torch.Tensor
+    np.testing.assert_array_equal(t.numpy(), y)
+
+
+def test_a_tensor_is_read_and_written_in_place() -> None:
+    x, out = torch.from_numpy(X.copy()), torch.empty(5, 3)
+    assert forward(x, out=out) is out
+    np.testing.assert_array_equal(out.numpy(), forward())
+    x[0] = 0
+    assert (forward(x)[0] != out[0]).any()
+
+
+def test_a_parameter_without_grad_is_taken() -> None:
+    np.testing.assert_array_equal(
+        forward(weight=torch.nn.Parameter(torch.from_numpy(W), requires_grad=False)), forward()
+    )
+
+
+def test_sub_arrays_in_c_order_are_taken() -> None:
+    np.testing.assert_array_equal(forward(np.concatenate([X, X])[5:]), forward())
+
+
+unaligned = np.frombuffer(b"\0" + X.tobytes(), np.float32, 10, offset=1).reshape(5, 2)
+read_only = np.empty((5, 3), np.float32)
+read_only.flags.writeable = False
+buffer = np.zeros(10 + 15, np.float32)
+tensor = torch.zeros(25)
+TAKEN = "allowed is a C-contiguous float32 numpy array or CPU torch tensor"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"input": [[1.0, 2.0]]}, TypeError, f"input is of type list: {TAKEN}"),
+        ({"input": None}, TypeError, f"input is of type NoneType: {TAKEN}"),
+        ({"weight": "w"}, TypeError, f"weight is of type str: {TAKEN}"),
+        ({"bias": 1.0}, TypeError, f"bias is of type float: {TAKEN}"),
+        ({"out": [0.0]}, TypeError, f"out is of type list: {TAKEN}"),
+        ({"input": X.astype(np.float64)}, TypeError, "input has dtype float64: allowed is float32"),
+        ({"input": X.astype(">f4")}, TypeError, "input has dtype >f4: allowed is float32"),
+        ({"weight": W.astype(np.int32)}, TypeError, "weight has dtype int32: allowed is float32"),
+        ({"bias": B.astype(np.float16)}, TypeError, "bias has dtype float16: allowed is float32"),
+        ({"input": torch.from_numpy(X).double()}, TypeError, "input has dtype float64: allowed is float32"),
+        ({"input": torch.from_numpy(X).bfloat16()}, TypeError, "input is a torch.bfloat16 tensor without a numpy view"),
+        ({"input": torch.from_numpy(X).to_sparse()}, TypeError, "input is a torch.float32 tensor without a numpy view"),
+        ({"input": torch.empty(5, 2, device="meta")}, ValueError, "input is on the device meta: "),
+        ({"input": torch.ones(5, 2, requires_grad=True)}, ValueError, "input requires grad"),
+        ({"weight": torch.nn.Parameter(torch.from_numpy(W))}, ValueError, "weight requires grad"),
+        ({"bias": torch.ones(3, requires_grad=True)}, ValueError, "bias requires grad"),
+        (
+            {"input": np.asfortranarray(X)},
+            ValueError,
+            "input of shape (5, 2) is not C-contiguous (strides in bytes [4, 20])",
+        ),
+        ({"input": np.ones((5, 4), np.float32)[:, ::2]}, ValueError, "input of shape (5, 2) is not C-contiguous"),
+        ({"weight": np.asfortranarray(W)}, ValueError, "weight of shape (3, 2) is not C-contiguous"),
+        (
+            {"weight": torch.from_numpy(W).t().contiguous().t()},
+            ValueError,
+            "weight of shape (3, 2) is not C-contiguous",
+        ),
+        ({"bias": np.ones(6, np.float32)[::2]}, ValueError, "bias of shape (3,) is not C-contiguous"),
+        ({"out": np.empty((3, 5), np.float32).T}, ValueError, "out of shape (5, 3) is not C-contiguous"),
+        ({"input": unaligned}, ValueError, "input starts at an address that is no multiple"),
+        ({"input": np.ones((), np.float32)}, ValueError, "input has shape (): allowed is (..., K) with K = 2"),
+        ({"input": np.ones((5, 3), np.float32)}, ValueError, "input has shape (5, 3): allowed is (..., K) with K = 2"),
+        ({"weight": B}, ValueError, "weight has shape (3,): allowed is [N, K]"),
+        ({"weight": np.ones((0, 2), np.float32)}, ValueError, "N (rows of weight) = 0: allowed is at least 1"),
+        ({"weight": np.ones((3, 0), np.float32)}, ValueError, "K (columns of weight) = 0: allowed is at least 1"),
+        ({"bias": np.ones(2, np.float32)}, ValueError, "bias has shape (2,): allowed is (N,) = (3,)"),
+        ({"bias": np.ones((3, 1), np.float32)}, ValueError, "bias has shape (3, 1): allowed is (N,) = (3,)"),
+        (
+            {"out": np.empty((3, 5), np.float32)},
+            ValueError,
+            "out has shape (3, 5): allowed is the shape of the result = (5, 3)",
+        ),
+        ({"out": np.empty((5, 3))}, TypeError, "out has dtype float64: allowed is float32"),
+        ({"out": read_only}, ValueError, "out is read-only: allowed is a writeable array"),
+        ({"out": torch.empty(5, 3, requires_grad=True)}, ValueError, "out requires grad"),
+        (
+            {"input": buffer[:10].reshape(5, 2), "out": buffer[9:24].reshape(5, 3)},
+            ValueError,
+            "out shares memory with input: allowed is memory of its own",
+        ),
+        (
+            {"input": tensor[:10].view(5, 2), "out": tensor[9:24].view(5, 3)},
+            ValueError,
+            "out shares memory with input: allowed is memory of its own",
+        ),
+        (
+            {"weight": buffer[:6].reshape(3, 2), "out": buffer[:15].reshape(5, 3)},
+            ValueError,
+            "out shares memory with weight",
+        ),
+        ({"bias": buffer[:3], "out": buffer[:15].reshape(5, 3)}, ValueError, "out shares memory with bias"),
+        ({"weight": W * np.float32(np.nan)}, ValueError, "weight[0, 0] = NaN: allowed is a finite number"),
+        ({"bias": np.array([0, np.inf, 0], np.float32)}, ValueError, "bias[1] = inf: allowed is a finite number"),
+    ],
+)
+def test_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        forward(**arguments)
+
+
+def test_out_may_lie_beside_the_input() -> None:
+    buffer[:10] = X.ravel()
+    out = buffer[10:].reshape(5, 3)
+    forward(buffer[:10].reshape(5, 2), out=out)
+    np.testing.assert_array_equal(out, forward())
+
+
+def test_training_refuses_what_does_not_fit() -> None:
+    params = lumina_kernel.Params(input_bits=8, weight_bits=4, output_range=2.0)
+    stride = lumina_kernel.code_stride(2)
+
+    def arrays() -> dict[str, Any]:
+        return {
+            "params": params, "x": X, "weight": W, "bias": B, "seed": 0, "stream": 0,
+            "y": np.empty((5, 3), np.float32),
+            "x_codes": np.empty((5, stride), np.int8), "x_step": np.empty(5, np.float32),
+            "w_codes": np.empty((3, stride), np.int8), "w_scale": np.empty(3, np.float32),
+            "adc_mask": np.empty((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None,
+        }  # fmt: skip
+
+    lumina_kernel.forward_train(**arrays())
+    shared = np.empty((5, 3), np.float32)
+    for change, error, message in [
+        ({"params": {}}, TypeError, "params is of type dict: allowed is lumina_kernel.Params"),
+        ({"x": X[0]}, ValueError, "x has shape (2,): allowed is [M, K]"),
+        ({"weight": np.ones((3, 4), np.float32)}, ValueError, "weight has shape (3, 4): allowed is (N, K) with K = 2"),
+        ({"y": np.empty((5, 4), np.float32)}, ValueError, "y has shape (5, 4): allowed is (M, N) = (5, 3)"),
+        ({"x_codes": None}, ValueError, "x_codes is None: allowed is an array where its side is quantised"),
+        ({"x_codes": np.empty((5, stride), np.int16)}, TypeError, "x_codes has dtype int16: allowed is int8"),
+        (
+            {"x_codes": np.empty((5, 2), np.int8)},
+            ValueError,
+            f"x_codes has shape (5, 2): allowed is (rows, code_stride(K)) = (5, {stride})",
+        ),
+        ({"x_step": np.empty(4, np.float32)}, ValueError, "x_step has shape (4,): allowed is (M,) = (5,)"),
+        ({"w_scale": np.empty(2, np.float32)}, ValueError, "w_scale has shape (2,): allowed is (N,) = (3,)"),
+        (
+            {"adc_mask": None},
+            ValueError,
+            "adc_mask is None: allowed is an array where output_bits > 0 and output_range is static",
+        ),
+        (
+            {"dac_mask": np.empty((5, 2), np.uint8)},
+            ValueError,
+            "dac_mask is an array: allowed is None where the DAC cannot saturate",
+        ),
+        ({"y": shared, "w_scale": shared.reshape(-1)[:3]}, ValueError, "w_scale shares memory with y"),
+        ({"seed": -1}, ValueError, "seed = -1: allowed is 0..2^63-1"),
+        ({"stream": "a"}, TypeError, "stream is of type str: allowed is 0..2^63-1"),
+    ]:
+        with pytest.raises(error, match=re.escape(message)):
+            lumina_kernel.forward_train(**{**arrays(), **change})
+
+    gradient = {
+        "params": params, "dy": np.ones((5, 3), np.float32), "x": np.ones((5, stride), np.int8),
+        "x_step": np.ones(5, np.float32), "w": np.ones((3, stride), np.int8), "w_scale": B,
+        "adc_mask": np.zeros((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None, "k": 2,
+        "dx": np.empty((5, 2), np.float32), "dw": None, "db": None,
+    }  # fmt: skip
+    lumina_kernel.backward(**gradient)
+    for change, error, message in [
+        ({"dy": np.ones(15, np.float32)}, ValueError, "dy has shape (15,): allowed is [M, N]"),
+        ({"x": X}, TypeError, "x has dtype float32: allowed is int8"),
+        ({"w": np.ones((3, 5), np.int8)}, ValueError, "w has shape (3, 5): allowed is (rows, code_stride(K))"),
+        ({"k": 0}, ValueError, "k = 0: allowed is an integer >= 1"),
+        ({"dx": np.empty((5, 3), np.float32)}, ValueError, "dx has shape (5, 3): allowed is (M, K) = (5, 2)"),
+        ({"dw": np.empty((2, 3), np.float32)}, ValueError, "dw has shape (2, 3): allowed is (N, K) = (3, 2)"),
+        ({"db": np.empty(2, np.float32)}, ValueError, "db has shape (2,): allowed is (N,) = (3,)"),
+        ({"db": B}, ValueError, "db shares memory with w_scale"),
+    ]:
+        with pytest.raises(error, match=re.escape(message)):
+            lumina_kernel.backward(**{**gradient, **change})
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "message"),
+    [
+        ("quantize_weight", (W, 0), ValueError, "bits = 0: allowed is 1..16"),
+        ("quantize_weight", (W, 17), ValueError, "bits = 17: allowed is 1..16"),
+        ("quantize_weight", (W, 2.5), TypeError, "bits is of type float: allowed is 1..16"),
+        (
+            "quantize_weight",
+            (W, 4, [1.0, 2.0]),
+            ValueError,
+            "weight_scale has 2 elements: allowed is 1, or one for each",
+        ),
+        ("quantize_weight", (W, 4, -1.0), ValueError, "weight_scale[0] = -1: allowed is a finite number >= 0"),
+        ("quantize_weight", (B, 4), ValueError, "weight has shape (3,): allowed is [N, K]"),
+        ("pack_weight", (W, 4), TypeError, "codes has dtype float32: allowed is int8"),
+        ("pack_weight", (np.ones((1, 2), np.int8), 3), ValueError, "bits = 3: allowed is 1, 2 or 4"),
+        (
+            "pack_weight",
+            (np.array([[1, 2], [8, 8]], np.int8), 4),
+            ValueError,
+            "codes[1, 0] = 8: allowed is a code -L..L",
+        ),
+        ("pack_weight", (np.zeros((1, 2), np.int8), 1), ValueError, "codes[0, 0] = 0: allowed is a code"),
+        ("pack_weight", (np.zeros((1, 0), np.int8), 1), ValueError, "codes has K = 0 columns: allowed is at least 1"),
+        (
+            "unpack_weight",
+            (np.ones((1, 2), np.uint8), 4, 5),
+            ValueError,
+            "in_features = 5: allowed is 3..4 where a row has 2 bytes",
+        ),
+        (
+            "unpack_weight",
+            (np.array([[0x10]], np.uint8), 4, 2),
+            ValueError,
+            "packed[0, 0] = -8: allowed is a code -L..L",
+        ),
+        (
+            "unpack_weight",
+            (np.array([[0x91]], np.uint8), 4, 1),
+            ValueError,
+            "packed[0, 1] = 9: allowed is 0 in the bits that fill up a row",
+        ),
+        ("code_stride", (0,), ValueError, "k = 0: allowed is an integer >= 1"),
+        ("mask_stride", (-1,), ValueError, "columns = -1: allowed is an integer >= 1"),
+    ],
+)
+def test_storage_refuses(function: str, arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        getattr(lumina_kernel, function)(*arguments)

@@ -1,0 +1,53 @@
+"""What the installed package and the project's files promise."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lumina_kernel
+import lumina_onnx
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_library_exports_two_symbols() -> None:
+    lines = tool("nm", "-D", "--defined-only", lumina_onnx.library_path()).splitlines()
+    assert sorted(line.split()[-1] for line in lines) == ["PyInit_lumina_kernel", "RegisterCustomOps"]
+
+
+def test_the_library_stays_loaded() -> None:
+    assert "NODELETE" in tool("readelf", "-d", lumina_onnx.library_path())
+
+
+def test_versions_agree() -> None:
+    cargo = re.search(r'\[workspace\.package\]\nversion = "([^"]+)"', (ROOT / "Cargo.toml").read_text())
+    assert cargo is not None
+    installed = importlib.metadata.version("lumina-onnx")
+    assert installed == cargo[1] == lumina_kernel.__version__ == lumina_onnx.__version__
+
+
+def test_extras() -> None:
+    extras = importlib.metadata.metadata("lumina-onnx").get_all("Provides-Extra")
+    assert extras is not None
+    assert set(extras) == {"train", "demo", "dev"}
+    base = [line for line in importlib.metadata.requires("lumina-onnx") or [] if "extra ==" not in line]
+    assert sorted(re.split(r"[<>=! ]", line)[0] for line in base) == ["numpy", "onnxruntime", "rich", "typer"]
+
+
+def test_the_library_is_found_by_a_stock_session() -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(lumina_onnx.library_path())

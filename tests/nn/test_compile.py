@@ -1,0 +1,122 @@
+"""`torch.compile` and `torch.export` over optical layers."""
+
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from lumina_onnx.nn import OpticalLinear, calibrate, convert, frozen, noise  # noqa: E402
+from lumina_onnx.nn.functional import optical_linear  # noqa: E402
+from lumina_onnx.profile import OpticalProfile  # noqa: E402
+
+NOISY = OpticalProfile(noise_additive=0.1)
+BACKENDS = [
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")),
+]
+
+
+def net():
+    torch.manual_seed(0)
+    model = convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), NOISY, inplace=True)
+    calibrate(model, [torch.randn(64, 6)], progress=False)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_two_noisy_calls_on_one_input_are_not_merged(backend, grad):
+    layer, x = OpticalLinear(6, 6, profile=NOISY), torch.randn(4, 6)
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def difference(x):
+        return layer(x) - layer(x)
+
+    with torch.set_grad_enabled(grad):
+        assert difference(x).abs().max() > 0
+        assert not torch.equal(difference(x), difference(x))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_training_run_equals_the_eager_one(backend):
+    def run(compiled):
+        model = net()
+        forward = torch.compile(model, backend=backend, fullgraph=True) if compiled else model
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.manual_seed(7)
+        for _ in range(3):
+            optimiser.zero_grad()
+            forward(torch.randn(8, 6)).square().sum().backward()
+            optimiser.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for eager, compiled in zip(run(False), run(True), strict=True):
+        assert torch.equal(eager, compiled)
+
+
+def test_noise_off_and_another_batch_size_in_a_compiled_model():
+    model = net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for m in (4, 9):
+        x = torch.randn(m, 6)
+        assert not torch.equal(compiled(x), compiled(x))
+        with noise(model):
+            assert torch.equal(compiled(x), model(x))
+        with noise(model, True, stream=3):
+            assert torch.equal(compiled(x), model(x))
+
+
+def test_a_compiled_layer_is_named_in_errors_when_it_trains():
+    model = net()
+    with torch.no_grad():
+        model[2].weight[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"layer '2': weight\[1, 2\] = NaN"):
+        torch.compile(model, backend="aot_eager")(torch.randn(4, 6))
+
+
+def test_calibrating_and_freezing_a_compiled_model():
+    model, x = net(), torch.randn(4, 6)
+    before = model[0].profile
+    compiled = torch.compile(model, backend="aot_eager")
+    calibrate(compiled, [3 * x], progress=False)
+    assert model[0].profile != before
+    assert model[0].profile.input_range == float((3 * x).abs().max())
+    with torch.no_grad(), noise(model, True, stream=1):
+        expected = model(x)
+        with frozen(model):
+            assert torch.equal(compiled(x), expected)
+        assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_traces_the_inference_operator(grad, strict):
+    model = net().eval()
+    dynamic = {0: torch.export.Dim("batch")}
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(model, (torch.randn(4, 6),), dynamic_shapes=(dynamic,), strict=strict)
+    targets = [node.target for node in program.graph.nodes if "lumina" in str(node.target)]
+    assert targets == [torch.ops.lumina.optical_linear.default] * 2
+    calls = [node.args for node in program.graph.nodes if node.target in targets]
+    assert [arguments[4] for arguments in calls] == [model[0].seed, model[2].seed]
+    x = torch.randn(5, 6)
+    with noise(model, True, stream=0):
+        assert torch.equal(program.module()(x), model(x))
+
+
+def test_a_default_device_elsewhere():
+    layer, x = OpticalLinear(6, 6, profile=NOISY), torch.randn(4, 6)
+    with torch.device("meta"):
+        y = optical_linear(x, layer.weight, layer.bias, NOISY)
+        assert y.device.type == "cpu"
+        assert optical_linear(x, layer.weight, layer.bias, NOISY, stream=3).device.type == "cpu"
