@@ -151,6 +151,22 @@ def test_what_is_not_finite(tmp_path: Path, model: nn.Module, name: str, at: str
         export(model, X, tmp_path / "model.onnx")
 
 
+def test_what_a_session_would_refuse(tmp_path: Path) -> None:
+    class Function(nn.Module):
+        def __init__(self, k: int, profile: OpticalProfile) -> None:
+            super().__init__()
+            self.weight, self.profile = nn.Parameter(torch.ones(2, k)), profile
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.optical_linear(x, self.weight, None, self.profile)
+
+    three = OpticalProfile(output_range=(1.0, 2.0, 3.0))
+    with refused(ValueError, "optical_linear: output_range has 3 elements: allowed is 1, or one for each of the N = 2"):
+        export(Function(4, three), X, tmp_path / "model.onnx")
+    with refused(ValueError, "optical_linear: K (columns of weight) = 131073: allowed is at most 131072 where"):
+        export(Function(131073, OpticalProfile()), torch.zeros(2, 131073), tmp_path / "model.onnx")
+
+
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path, model: nn.Module) -> None:
     path = tmp_path / "model.onnx"
     export(model, X, path)
