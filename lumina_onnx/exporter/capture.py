@@ -67,6 +67,8 @@ def capture(
     assert program is not None
     if batched:
         _name_batch(program)
+    else:
+        _check_dynamic(program, dynamic_shapes)
     return program.model
 
 
@@ -117,6 +119,19 @@ def _name_batch(program: torch.onnx.ONNXProgram) -> None:
                 "allowed are dynamic_batch=False and dynamic_shapes"
             )
     program.rename_axes(symbols)
+
+
+def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None:
+    """Refuses a graph with fewer dynamic dimensions than were asked for by name: torch drops some without a word."""
+    asked = sum(isinstance(leaf, (torch.export.Dim, str)) for leaf in pytree.tree_leaves(dynamic_shapes))
+    shapes = {value.name: list(value.shape or ()) for value in program.model.graph.inputs}
+    found = sum(isinstance(size, ir.SymbolicDim) for shape in shapes.values() for size in shape)
+    if found < asked:
+        inputs = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
+        raise ValueError(
+            f"dynamic_shapes names {asked} dimensions, but forward works with {found} dynamic ones alone: {inputs}; "
+            "allowed are shapes that leave the others out"
+        )
 
 
 def _translate(

@@ -152,7 +152,8 @@ def _what_there_is(model: torch.nn.Module) -> str:
     return f"it holds {count} nn.Linear" if count else "it holds no nn.Linear either"
 
 
-_WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
+# Where the weights of an operator stand among its inputs.
+_WEIGHTED = dict.fromkeys(("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"), 1)
 
 
 def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Left]:

@@ -112,6 +112,17 @@ def test_a_forward_that_fixes_the_batch(tmp_path: Path, noisy: OpticalProfile) -
         export(optical.convert(nn.Linear(4, 2), noisy), torch.zeros(4), tmp_path / "model.onnx")
 
 
+def test_a_forward_that_fixes_a_dimension_that_was_to_be_dynamic(tmp_path: Path, noisy: OpticalProfile) -> None:
+    model = optical.convert(nn.Linear(4, 2), noisy)
+    shapes = ({0: torch.export.Dim("rows"), 1: torch.export.Dim("columns")},)
+    message = (
+        "dynamic_shapes names 2 dimensions, but forward works with 1 dynamic ones alone: input [rows, 4]; allowed are"
+    )
+    with refused(ValueError, message):
+        export(model, X, tmp_path / "model.onnx", dynamic_shapes=shapes)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_forward_that_torch_cannot_capture(tmp_path: Path, model: nn.Module) -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
