@@ -113,8 +113,8 @@ fn a_tier_that_the_processor_has_was_tested() {
 fn the_callers_floating_point_environment_changes_nothing() {
     use std::arch::asm;
     let set = |word: u32| {
-        // SAFETY of the test: only rounding and flush bits change, and they are restored below.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "no safe way sets the register")]
+        // SAFETY: only rounding and flush bits change, and they are restored below.
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags));
         }
