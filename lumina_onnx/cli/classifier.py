@@ -106,7 +106,9 @@ def fit(
     model.eval()
 
 
-def outputs(model: torch.nn.Module, x: torch.Tensor, draws: int = 1, *, noise: bool = True) -> list[NDArray[np.float32]]:
+def outputs(
+    model: torch.nn.Module, x: torch.Tensor, draws: int = 1, *, noise: bool = True
+) -> list[NDArray[np.float32]]:
     """The outputs for `x`, once for each of `draws` draws of the noise: draw r is that of stream r."""
     import torch
 

@@ -24,9 +24,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A .onnx file.", exists=True, dir_okay=False, readable=True)
 ]
-Batch = Annotated[
-    int, typer.Option("--batch", min=1, help="Size of the model's symbolic dimensions in random inputs.")
-]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Size of the model's symbolic dimensions in random inputs.")]
 
 # Where nobody set a width and nothing is a terminal, tables keep their columns whole.
 _FILE_WIDTH = 160
