@@ -129,9 +129,9 @@ def section(results: dict[str, Any]) -> str:
     rows = summary(results)
     count = len(next(iter(results["data"].values()))["seeds"])
     lines = [
-        f"Test accuracy in per cent, mean ± standard error over {count} seeds (each seed: another initialisation, order "
-        f"of batches and noise; {results['draws']} draws of the noise for each accuracy). {results['epochs']} epochs in "
-        f"float, then {results['epochs']} more where a column says so.",
+        f"Test accuracy in per cent, mean ± standard error over {count} seeds (each seed: another initialisation, "
+        f"order of batches and noise; {results['draws']} draws of the noise for each accuracy). {results['epochs']} epochs "
+        f"in float, then {results['epochs']} more where a column says so.",
         "",
         "| data | full scales | noise | float | 4 bits, no noise | on the hardware, trained in float "
         "| ... trained in float twice as long | ... noise-aware | won back |",

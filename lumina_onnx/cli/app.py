@@ -17,7 +17,7 @@ Examples:
 
   lumina inspect model.onnx         what a file holds
 
-  lumina verify model.onnx          its results against the reference, bit for bit
+  lumina verify model.onnx          its results against the reference
 
   lumina run model.onnx --input x.npy --output y.npz
 

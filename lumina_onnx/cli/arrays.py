@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,11 @@ def write(target: Path, arrays: Arrays) -> None:
             raise Failure(f"{target}: the model has {len(arrays)} outputs ({_names(arrays)}): use a .npz")
         np.save(target, next(iter(arrays.values())))
     else:
-        np.savez(target, **arrays)
+        # np.savez takes the names as keywords, among which some are its own.
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def shape_text(value: Any) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 import lumina_kernel
 from lumina_onnx.cli import arrays
@@ -51,9 +53,9 @@ def bench(
     size = model.stat().st_size
     import onnxruntime
 
-    table.title = f"{model}, {size_text(size)}: latency of a run, symbolic sizes = {batch}"
-    table.title_justify = "left"
-    table.caption = f"ONNX Runtime {onnxruntime.__version__}, tier {lumina_kernel.isa()}, inputs {inputs}"
+    # The table is too narrow for them.
+    heading = f"{model}, {size_text(size)}: latency of a run with symbolic sizes = {batch}"
+    footing = f"ONNX Runtime {onnxruntime.__version__}, tier {lumina_kernel.isa()}, inputs {inputs}"
     facts = {
         "model": str(model),
         "bytes": size,
@@ -63,7 +65,7 @@ def bench(
         "unit": "seconds",
         "rows": rows,
     }
-    show(table, facts, as_json)
+    show(Group(Text(heading), table, Text(footing)), facts, as_json)
 
 
 def measure(model: Path, *, batch: int, threads: int, seconds: float) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def measure(model: Path, *, batch: int, threads: int, seconds: float) -> dict[st
     feeds = arrays.feeds(session, None, batch=batch, seed=0)
     for _ in range(MINIMUM_RUNS):
         session.run(None, feeds)
-    latencies = []
+    latencies: list[float] = []
     begin = time.perf_counter()
     while len(latencies) < MINIMUM_RUNS or time.perf_counter() - begin < seconds:
         start = time.perf_counter()

@@ -96,10 +96,10 @@ def fit(
         torch.manual_seed(seed)
         model.train()
         for _ in range(epochs):
-            for batch in torch.randperm(count).split(BATCH):
+            for batch in torch.split(torch.randperm(count), BATCH):
                 loss = torch.nn.functional.cross_entropy(model(data.train_x[batch]), data.train_y[batch])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
             after_epoch()

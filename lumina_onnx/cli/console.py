@@ -59,9 +59,9 @@ def fail(message: str) -> None:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, Failure):
+    if text and isinstance(error, (Failure, ValueError, OSError)):
         return text
-    return f"{text} ({type(error).__name__})" if text else type(error).__name__
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def output() -> Console:

@@ -15,8 +15,19 @@ from rich.text import Text
 from lumina_onnx import OpticalProfile
 from lumina_onnx.cli import arrays, bench, classifier
 from lumina_onnx.cli.classifier import Estimate
-from lumina_onnx.cli.console import Debug, Failure, Json, command, errors, need, output, progress, show
-from lumina_onnx.cli.console import size_text, time_text
+from lumina_onnx.cli.console import (
+    Debug,
+    Failure,
+    Json,
+    command,
+    errors,
+    need,
+    output,
+    progress,
+    show,
+    size_text,
+    time_text,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +101,7 @@ def demo(
     show(_table(result), facts, as_json)
     if not result.equal:
         raise Failure(
-            f"PyTorch and ONNX Runtime differ in {result.different:,} of {result.compared:,} outputs: please report it, "
+            f"PyTorch and ONNX Runtime differ in {result.different:,} of {result.compared:,} outputs: please report it "
             "with what lumina info prints"
         )
     if not as_json:
@@ -131,13 +142,15 @@ def measure(target: Path, epochs: int) -> Result:
 
 def train(data: classifier.Data, epochs: int) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
     """Three models: in float; that one put on the hardware; and that one trained on, with the noise in the loop."""
+    import torch
+
     from lumina_onnx import nn as optical
 
     plain = classifier.perceptron(data.pixels, SEED)
     with progress() as bar:
         _fit(plain, data, epochs, bar.add_task("training in float", total=epochs), bar.advance)
         naive = optical.convert(plain, HARDWARE, seed=SEED)
-        optical.calibrate(naive, data.train_x.split(500), method="mse", progress=False)
+        optical.calibrate(naive, torch.split(data.train_x, 500), method="mse", progress=False)
         aware = optical.convert(naive, HARDWARE)
         _fit(aware, data, epochs, bar.add_task("training with the noise", total=epochs), bar.advance)
     return plain, naive, aware
