@@ -1,7 +1,7 @@
 """What noise-aware training wins back: test accuracy over seeds on both data sets, for docs/physics.md.
 
 Writes docs/physics.json (every figure), docs/physics.png, and the generated part of docs/physics.md. `--check` says
-whether that part and the figures agree; it trains nothing.
+whether that part and the figures agree, `--render` writes it and the plot anew; both train nothing.
 """
 
 from __future__ import annotations
@@ -109,19 +109,25 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
         for position, setting in enumerate(seeds[0]["hardware"]):
             series = {key: [seed["hardware"][position][key] for seed in seeds] for key in ("clean", *SERIES)}
             means = {key: float(np.mean(values)) for key, values in series.items()}
-            lost = float(np.mean(reference)) - means["naive"]
+            longer = [seed["float_longer"] for seed in seeds]
             rows.append(
                 {
                     "data": name,
                     "method": setting["method"],
                     "noise": setting["noise"],
                     "float": Estimate.of(reference),
-                    "float_longer": Estimate.of([seed["float_longer"] for seed in seeds]),
+                    "float_longer": Estimate.of(longer),
                     **{key: Estimate.of(values) for key, values in series.items()},
-                    "won": (means["aware"] - means["naive"]) / lost if lost > 0 else None,
+                    "won": _won(float(np.mean(reference)), means["naive"], means["aware"]),
+                    "won_longer": _won(float(np.mean(longer)), means["longer"], means["aware"]),
                 }
             )
     return rows
+
+
+def _won(reference: float, before: float, after: float) -> float | None:
+    """The fraction of what the hardware cost that came back; None where it cost nothing."""
+    return (after - before) / (reference - before) if reference > before else None
 
 
 def section(results: dict[str, Any]) -> str:
@@ -130,25 +136,19 @@ def section(results: dict[str, Any]) -> str:
     count = len(next(iter(results["data"].values()))["seeds"])
     lines = [
         f"Test accuracy in per cent, mean ± standard error over {count} seeds (each seed: another initialisation, "
-        f"order of batches and noise; {results['draws']} draws of the noise for each accuracy). {results['epochs']} epochs "
-        f"in float, then {results['epochs']} more where a column says so.",
+        f"order of batches and noise; {results['draws']} draws of the noise for each accuracy). "
+        f"{results['epochs']} epochs in float, then {results['epochs']} more where a column says so.",
         "",
-        "| data | full scales | noise | float | 4 bits, no noise | on the hardware, trained in float "
-        "| ... trained in float twice as long | ... noise-aware | won back |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | full scales | noise | float | float, twice as long | 4 bits, no noise | on the hardware, trained in "
+        "float | ... in float, twice as long | ... noise-aware | won back | ... against twice as long |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [row["data"], METHODS[row["method"]], f"{100 * row['noise']:g} %"]
-        cells += [_cell(row[key]) for key in ("float", "clean", *SERIES)]
-        won = "-" if row["won"] is None else f"**{100 * row['won']:.0f} %**"
-        lines.append(f"| {' | '.join([*cells, won])} |")
-    longer = {row["data"]: _cell(row["float_longer"]) for row in rows}
-    lines += [
-        "",
-        "Trained in float twice as long and measured in float: "
-        + ", ".join(f"{name} {cell}" for name, cell in longer.items())
-        + f". Made with torch {results['versions']['torch']}.",
-    ]
+        cells += [_cell(row[key]) for key in ("float", "float_longer", "clean", *SERIES)]
+        cells += ["-" if row[key] is None else f"{100 * row[key]:.0f} %" for key in ("won", "won_longer")]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Made with torch {results['versions']['torch']}."]
     return "\n".join(lines)
 
 
@@ -170,7 +170,7 @@ def page(text: str, results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars of the three trainings on the hardware, and a line for float, one panel for each data set."""
+    """The three trainings on the hardware, and a line for float, one panel for each data set."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -183,28 +183,31 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for axis, name in zip(axes[0], names, strict=True):
         mine = [row for row in rows if row["data"] == name]
         for offset, (key, label, colour) in enumerate(
-            zip(SERIES, labels, ("#b0b7c3", "#7d8aa0", "#d9822b"), strict=True)
+            zip(SERIES, labels, ("#8c96a8", "#3f5f8f", "#d9822b"), strict=True)
         ):
-            axis.bar(
-                np.arange(len(mine)) + 0.27 * (offset - 1),
+            axis.errorbar(
+                np.arange(len(mine)) + 0.15 * (offset - 1),
                 [100 * row[key].mean for row in mine],
-                0.27,
                 yerr=[100 * row[key].error for row in mine],
-                capsize=2,
+                fmt="o",
+                capsize=3,
                 label=label,
                 color=colour,
             )
-        axis.axhline(100 * mine[0]["float"].mean, color="black", linewidth=1, linestyle="--", label="float")
+        axis.axhline(
+            100 * mine[0]["float"].mean, color="black", linewidth=1, linestyle="--", label="float, no hardware"
+        )
         ticks = [f"{METHODS[row['method']]}\n{row['noise']:.0%} noise" for row in mine]
         axis.set_xticks(np.arange(len(mine)), ticks, fontsize=8)
         axis.set_title(name)
-        axis.set_ylim(50, 100)
+        axis.grid(axis="y", linewidth=0.4)
     axes[0][0].set_ylabel("test accuracy, %")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
+    handles, texts = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, texts, fontsize=8, loc="lower center", ncols=4)
     figure.suptitle(
         f"{results['bits']}-bit hardware with additive noise, by calibration of the full scales", fontsize=10
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     # No date and no version: the same figures give the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
@@ -214,6 +217,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measures what noise-aware training wins back.")
     parser.add_argument("--check", action="store_true", help="only compare the page with its figures")
+    parser.add_argument("--render", action="store_true", help="write page and plot from the figures; trains nothing")
     parser.add_argument("--data", nargs="+", choices=list(classifier.DATA), default=list(classifier.DATA))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30, help="of each training")
@@ -226,8 +230,11 @@ def main() -> None:
         if text.read_text(encoding="utf-8") != page(text.read_text(encoding="utf-8"), results):
             sys.exit(f"{text.name} and {figures.name} disagree: run physics.py without --check")
         return
-    results = run(arguments.data, arguments.seeds, arguments.epochs, arguments.draws)
-    figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if arguments.render:
+        results = json.loads(figures.read_text(encoding="utf-8"))
+    else:
+        results = run(arguments.data, arguments.seeds, arguments.epochs, arguments.draws)
+        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text.write_text(page(text.read_text(encoding="utf-8"), results), encoding="utf-8")
     plot(results, arguments.docs / "physics.png")
     print(section(results))
