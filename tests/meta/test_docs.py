@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from lumina_onnx import OpticalProfile
 from lumina_onnx.schema import PARAMETERS
@@ -117,13 +118,31 @@ def test_names_exist(page: Path) -> None:
             value = getattr(value, part)
 
 
-def test_make_targets_exist() -> None:
+def commands(page: Path) -> str:
+    """The shell blocks and code spans of a page, one a line."""
+    text = page.read_text(encoding="utf-8")
+    shell = [block.code for block in blocks(text) if block.language in ("", "sh")]
+    return "\n".join(shell + re.findall(r"`([^`\n]+)`", prose(text)))
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE):
-            assert target in targets, f"{page.name} names `make {target}`"
+    asked = set(re.findall(r"^(?:[A-Z_]+=\S+ )*make ([a-z][a-z-]*)", commands(page), re.MULTILINE))
+    assert asked <= targets, f"{page.name} names make {asked - targets}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_commands_exist(page: Path) -> None:
+    app = importlib.import_module("lumina_onnx.cli").app
+    known = typer.main.get_command(app).commands
+    for line in re.findall(r"^lumina ([a-z].*)$", commands(page), re.MULTILINE):
+        name, *rest = line.partition(" # ")[0].split()
+        assert name in known, f"{page.name} names `lumina {name}`"
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        options |= {"--help"}
+        assert {word for word in rest if word.startswith("-")} <= options, f"{page.name}: `lumina {line}`"
 
 
 def rows(page: Path, head: str) -> list[list[str]]:
