@@ -105,7 +105,8 @@ def test_paths_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_names_exist(page: Path) -> None:
-    for name in set(re.findall(r"\blumina_(?:kernel|onnx)(?:\.[A-Za-z_]\w*)+", prose(page.read_text(encoding="utf-8")))):
+    text = prose(page.read_text(encoding="utf-8"))
+    for name in set(re.findall(r"\blumina_(?:kernel|onnx)(?:\.[A-Za-z_]\w*)+", text)):
         if name.endswith((".pyi", ".json", ".so")):
             continue
         value: Any = importlib.import_module(name.split(".")[0])
