@@ -17,10 +17,12 @@ from lumina_onnx import OpticalProfile
 from lumina_onnx.schema import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("tests/*/*.md")]
+)
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 # The Chinese page holds the English one's examples word for word.
-EXAMPLES = [page for page in PAGES if page != CHINESE and "\n```python\n" in page.read_text(encoding="utf-8")]
+EXAMPLES = [ENGLISH, *sorted((ROOT / "docs").glob("guide-*.md"))]
 FOLDERS = ("benchmarks", "docs", "examples", "export", "lumina_onnx", "models", "rust_op", "tests")
 
 
