@@ -41,7 +41,7 @@ test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS=
 lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc -p lumina-kernel -p lumina-ort --no-deps --document-private-items --quiet
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
@@ -59,8 +59,9 @@ bench: $(VENV)/dev.stamp ## Benchmarks (BENCH_ARGS='...' for the runner)
 docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
 	$(BIN)/python docs/generate.py
 
-wheel: $(BIN)/python ## A wheel in dist/ for this machine
-	CARGO_TARGET_DIR=$(MATURIN_TARGET) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zig links it)
+	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' ziglang
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --zig --target-dir $(MATURIN_TARGET) --out dist
 
 wheel-test: ## Builds the wheel and tests it in clean environments
 	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run

@@ -109,25 +109,37 @@ def store_weights(model: ir.Model) -> None:
     is removed.
 
     Raises:
-        ValueError: a W or B that is no float32 constant or not finite, naming the node.
+        ValueError: a W or B that is no float32 constant or not finite, or parameters that do not fit the layer's
+            size, naming the node.
     """
     stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
     for node in list(optical_nodes(model)):
         bits = node.attributes["weight_bits"].as_int()
         weight = _float_constant(model, node, 1, "weight")
+        bias = _float_constant(model, node, 3, "bias") if len(node.inputs) > 3 else None
+        _check(node, weight, bias)
         key = (bits, weight.shape, hashlib.sha256(weight.data).digest())
         if key not in stored:
             stored[key] = _store(model, node, bits, weight)
         values = list(stored[key])
-        if len(node.inputs) > 3 and node.inputs[3] is not None:
-            bias = _float_constant(model, node, 3, "bias")
+        if bias is not None:
             source = node.inputs[3]
+            assert source is not None
             values.append(source if source.is_initializer() else _add(model, f"{node.name}.bias", bias))
         if bits in PACKED_BITS:
             node.attributes["in_features"] = ir.AttrInt64("in_features", weight.shape[1])
         for index, value in enumerate(values, start=1):
             node.replace_input_with(index, value)
     ir.passes.common.RemoveUnusedNodesPass()(model)
+
+
+def _check(node: ir.Node, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
+    """Refuses here what a session would refuse when it loads the file."""
+    values = {name: attribute.value for name, attribute in node.attributes.items() if name != "seed"}
+    try:
+        lumina_kernel.PreparedLayer(lumina_kernel.Params(**values), weight, bias)
+    except ValueError as error:
+        raise ValueError(f"{node.name}: {error}") from error
 
 
 def _store(model: ir.Model, node: ir.Node, bits: int, weight: NDArray[np.float32]) -> tuple[ir.Value, ir.Value]:
@@ -138,10 +150,7 @@ def _store(model: ir.Model, node: ir.Node, bits: int, weight: NDArray[np.float32
     if bits == 0:
         scale = np.ones(len(weight), dtype=np.float32)
     else:
-        try:
-            codes, scale = lumina_kernel.quantize_weight(weight, bits)
-        except ValueError as error:
-            raise ValueError(f"{node.name}: {error}") from error
+        codes, scale = lumina_kernel.quantize_weight(weight, bits)
     if 1 <= bits <= 8:
         stored = lumina_kernel.pack_weight(codes.astype(np.int8), bits) if bits in PACKED_BITS else codes
         value = _add(model, f"{base}_int{bits}", stored)

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import json
-import logging
 import os
-import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
-from torch.utils import _pytree as pytree
 
 import lumina_kernel
 from lumina_onnx import nn as optical
 from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
 
 from . import nodes, packing
+from .capture import ExportError, capture
 from .inspection import stored_bytes
-from .onnx_schema import register
 from .report import ExportReport, Left
 from .targets import Target, resolve
 
@@ -35,10 +28,6 @@ __all__ = ["ExportError", "export"]
 
 _MAXIMUM_PROTOBUF = 2**31 - 2**20
 """Larger models keep their data beside the .onnx file: protobuf ends at 2 GiB."""
-
-
-class ExportError(RuntimeError):
-    """torch could not export the model; its own error is the cause, and follows in the text."""
 
 
 def export(
@@ -90,15 +79,7 @@ def export(
     runtime = resolve(target)
     file = _destination(path)
     arguments = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    batched = dynamic_shapes is None and dynamic_batch
-    if batched:
-        arguments, dynamic_shapes = _batched(model, arguments)
-
-    register()
-    program = _capture(model, arguments, dynamic_shapes, runtime)
-    if batched:
-        _name_batch(program)
-    graph = program.model
+    graph = capture(model, arguments, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, opset=runtime.opset)
     ir.passes.common.InlinePass()(graph)
     modules = _name_nodes(graph)
     if not modules:
@@ -140,151 +121,6 @@ def _destination(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
-    """Example inputs and their dynamic shapes, dimension 0 of each tensor being the batch.
-
-    torch takes a size of 0 or 1 for a constant, so that such an example becomes one of 2.
-    """
-    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor) and leaf.ndim}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"args: dimension 0 of the inputs has sizes {sorted(sizes)}, and dynamic_batch = True makes it one batch; "
-            "allowed are equal sizes, dynamic_batch=False, or dynamic_shapes"
-        )
-    batch = torch.export.Dim("batch")
-
-    def widen(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] < 2:
-            return leaf.new_zeros((2, *leaf.shape[1:])) if leaf.shape[0] == 0 else torch.cat([leaf, leaf])
-        return leaf
-
-    arguments = pytree.tree_map(widen, arguments)
-    shapes = pytree.tree_map(
-        lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.ndim else None, arguments
-    )
-    if not (arguments and isinstance(arguments[-1], dict)):
-        return arguments, shapes
-    # With keyword arguments torch wants the shapes by name.
-    names = list(inspect.signature(model.forward).parameters)
-    return arguments, dict(zip(names, shapes[:-1], strict=False)) | shapes[-1]
-
-
-def _name_batch(program: torch.onnx.ONNXProgram) -> None:
-    """Calls dimension 0 of every input "batch", whatever symbol torch gave it.
-
-    Where forward fixes a size, torch may export that size without a word.
-    """
-    symbols: dict[str | ir.SymbolicDim, str] = {}
-    for value in program.model.graph.inputs:
-        if not value.shape:
-            continue
-        dimension = value.shape[0]
-        if isinstance(dimension, ir.SymbolicDim):
-            symbols[str(dimension.value)] = "batch"
-        else:
-            raise ValueError(
-                f"dynamic_batch = True: forward works only where dimension 0 of input {value.name!r} is {dimension}; "
-                "allowed are dynamic_batch=False and dynamic_shapes"
-            )
-    program.rename_axes(symbols)
-
-
-def _translate(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stream: Any,
-    seed: int,
-    input_bits: int,
-    weight_bits: int,
-    output_bits: int,
-    input_range: float,
-    output_range: Sequence[float],
-    noise_relative: float,
-    noise_additive: float,
-    noise_shot: float,
-    bias_stage: str,
-) -> Any:
-    """`lumina::optical_linear` of torch as a node with W in float32; `packing.store_weights` stores it.
-
-    The stream stays behind: in ONNX Runtime it is the node's invocation counter.
-    """
-    opset = onnxscript.values.Opset(DOMAIN, VERSION)
-    ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))
-    scale = onnxscript.opset18.Constant(value=ones)
-    inputs = [x, weight, scale] + ([] if bias is None else [bias])
-    return opset.OpticalLinear(
-        *inputs,
-        input_bits=input_bits,
-        weight_bits=weight_bits,
-        output_bits=output_bits,
-        input_range=input_range,
-        output_range=list(output_range),
-        noise_relative=noise_relative,
-        noise_additive=noise_additive,
-        noise_shot=noise_shot,
-        bias_stage=bias_stage,
-        seed=seed,
-    )
-
-
-def _capture(
-    model: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any, runtime: Target
-) -> torch.onnx.ONNXProgram:
-    with _eval(model), optical.noise(model, on=True), _quiet():
-        try:
-            program = torch.onnx.export(
-                model,
-                arguments,
-                dynamo=True,
-                dynamic_shapes=dynamic_shapes,
-                opset_version=runtime.opset,
-                custom_translation_table={torch.ops.lumina.optical_linear.default: _translate},
-                optimize=False,
-                verbose=False,
-            )
-        except Exception as error:
-            advice = (
-                "; where a fixed size follows from dimension 0, give dynamic_batch=False or dynamic_shapes"
-                if dynamic_shapes is not None
-                else ""
-            )
-            raise ExportError(
-                f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: "
-                + re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-            ) from error
-    assert program is not None
-    return program
-
-
-@contextlib.contextmanager
-def _eval(model: torch.nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what torch's exporter tells its own developers."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
-            warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _scopes(node: ir.Node) -> list[str]:
     """The modules that a node was called from, outermost first, as paths."""
     text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
@@ -316,7 +152,8 @@ def _what_there_is(model: torch.nn.Module) -> str:
     return f"it holds {count} nn.Linear" if count else "it holds no nn.Linear either"
 
 
-_WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
+# Where the weights of an operator stand among its inputs.
+_WEIGHTED = dict.fromkeys(("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"), 1)
 
 
 def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Left]:

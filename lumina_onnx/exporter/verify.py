@@ -220,13 +220,11 @@ def _is_exact(
         notes.append(
             f"torch may differ in {', '.join(sorted(others))}: operators whose last bits are an implementation's own"
         )
-        return False
     seeds = {module.seed for module in reference.modules() if isinstance(module, optical.OpticalLinear)}
     own = [node.name for node in layers if node.attributes["seed"] not in seeds]
     if own and _is_noisy(layers):
         notes.append(f"torch draws other noise for {', '.join(own)}: in the file they have seeds of their own")
-        return False
-    return True
+    return not notes
 
 
 def _run_torch(model: torch.nn.Module, arrays: list[NDArray[Any]], stream: int, *, noisy: bool) -> list[NDArray[Any]]:
@@ -235,14 +233,11 @@ def _run_torch(model: torch.nn.Module, arrays: list[NDArray[Any]], stream: int, 
 
     from lumina_onnx import nn as optical
 
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad(), optical.noise(model, on=noisy, stream=stream if noisy else None):
-            result = model(*(torch.from_numpy(np.array(array)) for array in arrays))
-    finally:
-        for module in training:
-            module.training = True
+    from .capture import evaluating
+
+    fixed = optical.noise(model, on=noisy, stream=stream if noisy else None)
+    with torch.no_grad(), evaluating(model), fixed:
+        result = model(*(torch.from_numpy(np.array(array)) for array in arrays))
     return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 

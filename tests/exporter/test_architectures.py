@@ -227,6 +227,21 @@ def test_what_is_left_is_reported_with_its_reason(prover: Any, noisy: OpticalPro
     assert [reason for _, reason in left.values()] == ["a product with a constant that belongs to no Linear"]
 
 
+def test_a_recurrent_layer_is_left_and_reported(prover: Any, noisy: OpticalProfile) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0])
+
+    model = optical.convert(Recurrent(), noisy)
+    report = prover.export(model, torch.randn(2, 3, 4))
+    assert [(left.name, left.kind, left.reason) for left in report.left] == [("rnn", "LSTM", "no Linear")]
+    assert verify(prover.path, reference=model).ok
+
+
 def test_training_mode_and_weights_are_left_alone(prover: Any, noisy: OpticalProfile) -> None:
     model = optical.convert(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.Linear(4, 2)), noisy)
     model.train()

@@ -58,7 +58,7 @@ def test_what_is_no_module(tmp_path: Path) -> None:
 
 
 def test_noise(tmp_path: Path, model: nn.Module) -> None:
-    with refused(ValueError, "noise = 'on': allowed is \"keep\", \"off\""):
+    with refused(ValueError, 'noise = \'on\': allowed is "keep", "off"'):
         export(model, X, tmp_path / "model.onnx", noise="on")  # type: ignore[arg-type]
 
 
@@ -69,7 +69,9 @@ def test_fallback(tmp_path: Path, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("target", ["1.16", "2", "newest", "", 1.17, None])
 def test_target(tmp_path: Path, model: nn.Module, target: Any) -> None:
-    message = f"target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of \"1.17\", "
+    message = (
+        f'target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of "1.17", '
+    )
     with refused(ValueError, message):
         export(model, X, tmp_path / "model.onnx", target=target)
 
@@ -110,6 +112,17 @@ def test_a_forward_that_fixes_the_batch(tmp_path: Path, noisy: OpticalProfile) -
         export(optical.convert(nn.Linear(4, 2), noisy), torch.zeros(4), tmp_path / "model.onnx")
 
 
+def test_a_forward_that_fixes_a_dimension_that_was_to_be_dynamic(tmp_path: Path, noisy: OpticalProfile) -> None:
+    model = optical.convert(nn.Linear(4, 2), noisy)
+    shapes = ({0: torch.export.Dim("rows"), 1: torch.export.Dim("columns")},)
+    message = (
+        "dynamic_shapes names 2 dimensions, but forward works with 1 dynamic ones alone: input [rows, 4]; allowed are"
+    )
+    with refused(ValueError, message):
+        export(model, X, tmp_path / "model.onnx", dynamic_shapes=shapes)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_forward_that_torch_cannot_capture(tmp_path: Path, model: nn.Module) -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
@@ -147,6 +160,22 @@ def test_what_is_not_finite(tmp_path: Path, model: nn.Module, name: str, at: str
         parameter[(1, 2) if name == "weight" else 1] = bad
     with refused(ValueError, f"2: {name}{at} = {bad}; allowed is a finite number"):
         export(model, X, tmp_path / "model.onnx")
+
+
+def test_what_a_session_would_refuse(tmp_path: Path) -> None:
+    class Function(nn.Module):
+        def __init__(self, k: int, profile: OpticalProfile) -> None:
+            super().__init__()
+            self.weight, self.profile = nn.Parameter(torch.ones(2, k)), profile
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.optical_linear(x, self.weight, None, self.profile)
+
+    three = OpticalProfile(output_range=(1.0, 2.0, 3.0))
+    with refused(ValueError, "optical_linear: output_range has 3 elements: allowed is 1, or one for each of the N = 2"):
+        export(Function(4, three), X, tmp_path / "model.onnx")
+    with refused(ValueError, "optical_linear: K (columns of weight) = 131073: allowed is at most 131072 where"):
+        export(Function(131073, OpticalProfile()), torch.zeros(2, 131073), tmp_path / "model.onnx")
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path, model: nn.Module) -> None:

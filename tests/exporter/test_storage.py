@@ -17,7 +17,7 @@ from torch import nn
 import lumina_onnx
 from lumina_onnx import nn as optical
 from lumina_onnx import reference
-from lumina_onnx.exporter import inspect, torch_export, verify
+from lumina_onnx.exporter import Layer, inspect, torch_export, verify
 from lumina_onnx.profile import OpticalProfile
 
 
@@ -25,18 +25,30 @@ def initializers(path: Path) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
 
 
-@pytest.mark.parametrize("bits", range(17))
 @pytest.mark.parametrize("bias", [True, False])
-def test_weights_at_every_number_of_bits(prover: Any, bits: int, bias: bool) -> None:
-    model = optical.convert(nn.Linear(13, 5, bias=bias), OpticalProfile(weight_bits=bits, noise_relative=0.1))
-    report = prover.export(model, torch.randn(2, 13))
-    weight = model.weight.detach().numpy()
-    node = onnx.load(prover.path).graph.node[0]
-    tensors = [initializers(prover.path)[name] for name in node.input[1:]]
+def test_weights_at_every_number_of_bits(prover: Any, bias: bool) -> None:
+    """One model with a layer of each number of bits, one after another."""
+    layers = nn.ModuleList(
+        optical.OpticalLinear(13, 13, bias, profile=OpticalProfile(weight_bits=bits, noise_relative=0.1))
+        for bits in range(17)
+    )
+    report = prover.export(nn.Sequential(*layers), torch.randn(2, 13))
+    assert [layer.weight_bits for layer in report.layers] == list(range(17))
+    for layer, module in zip(report.layers, layers, strict=True):
+        check_storage(prover.path, layer, module)
+    assert len(initializers(prover.path)) == 17 * (3 if bias else 2)
+    prover.equal(nn.Sequential(*layers), torch.randn(3, 13))
+
+
+def check_storage(path: Path, layer: Layer, module: optical.OpticalLinear) -> None:
+    bits = layer.weight_bits
+    weight = module.weight.detach().numpy()
+    (node,) = (node for node in onnx.load(path).graph.node if node.name == layer.name)
+    tensors = [initializers(path)[name] for name in node.input[1:]]
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     if bits == 0:
         np.testing.assert_array_equal(tensors[0], weight)
-        np.testing.assert_array_equal(tensors[1], np.ones(5, np.float32))
+        np.testing.assert_array_equal(tensors[1], np.ones(13, np.float32))
     else:
         codes, scale = reference.quantize_weight(weight, bits)
         np.testing.assert_array_equal(tensors[1].view(np.uint32), scale.view(np.uint32))
@@ -47,12 +59,10 @@ def test_weights_at_every_number_of_bits(prover: Any, bits: int, bias: bool) -> 
             assert tensors[0].dtype == (np.int8 if bits <= 8 else np.float32)
             np.testing.assert_array_equal(tensors[0], codes if bits <= 8 else weight)
     assert attributes.get("in_features") == (13 if bits in (1, 2, 4) else None)
-    assert len(tensors) == (3 if bias else 2)
-    if bias:
-        np.testing.assert_array_equal(tensors[2], model.bias.detach().numpy())
-    assert len(initializers(prover.path)) == len(tensors)
-    assert (report.float_bytes, report.stored_bytes) == (13 * 5 * 4, tensors[0].nbytes + 5 * 4)
-    prover.equal(model, torch.randn(3, 13))
+    assert len(tensors) == (2 if module.bias is None else 3)
+    if module.bias is not None:
+        np.testing.assert_array_equal(tensors[2], module.bias.detach().numpy())
+    assert (layer.float_bytes, layer.stored_bytes) == (13 * 13 * 4, tensors[0].nbytes + 13 * 4)
 
 
 @pytest.mark.parametrize(

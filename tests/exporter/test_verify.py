@@ -133,7 +133,7 @@ def test_reports_print_as_tables_and_turn_into_json(prover: Any, model: nn.Modul
         text = str(report)
         assert str(prover.path) in text
         assert "│ 2 " in text
-        with Console(record=True, width=200, file=open("/dev/null", "w")) as console:  # noqa: SIM115
+        with Console(record=True, width=200, file=open("/dev/null", "w")) as console:
             console.print(report)
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["path"] == str(prover.path)
     assert "8/4/8" in str(written)
@@ -202,7 +202,7 @@ def test_the_schema_is_registered_once() -> None:
     assert set(schema.attributes) == {row.name for row in PARAMETERS if row.place == "attribute"}
 
 
-@pytest.mark.parametrize("target", targets.TARGETS)
+@pytest.mark.parametrize("target", ["1.17", "1.18", "1.21", "1.23", "1.32"])
 def test_every_target_gives_its_versions_and_the_same_bits(prover: Any, noisy: OpticalProfile, target: str) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
     model = optical.convert(layer, noisy)

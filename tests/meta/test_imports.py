@@ -18,8 +18,8 @@ ORDER = ["", "nn", "exporter", "cli"]
 # What a part may import at the head of a module, beside numpy, the kernel and the standard library.
 ALLOWED = {
     "": set(),
-    "nn": {"torch"},
-    "exporter": {"torch", "onnx", "onnxscript", "onnx_ir"},
+    "nn": {"torch", "rich"},
+    "exporter": {"torch", "onnx", "onnxscript", "onnx_ir", "rich"},
     "cli": {"typer", "rich"},
 }
 HEAVY = {"torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "typer", "rich", "sklearn", "mlxtend"}

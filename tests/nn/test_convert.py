@@ -181,7 +181,7 @@ def test_what_is_left_and_why():
 
 
 def test_a_model_without_linear_layers():
-    with pytest.warns(UserWarning, match=r"no layer was converted"):
+    with pytest.warns(UserWarning, match=r"no layer of the model was converted"):
         net = convert(nn.Conv1d(1, 1, 1), CLEAN)
     assert str(report(net)).startswith("0 converted, 1 left (1 Conv1d)")
 

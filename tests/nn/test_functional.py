@@ -45,6 +45,28 @@ def test_training_equals_the_reference(case: Case):
             assert_same_bits(leaf.grad, expected)
 
 
+@pytest.mark.parametrize("bits", [4, 8, 9])
+def test_training_of_wide_layers_equals_the_reference(bits):
+    generator = torch.Generator().manual_seed(0)
+    m, k, n = 5, 600, 37
+    case = Case(
+        profile=OpticalProfile(bits, bits, bits, 1.5, 20.0, noise_additive=0.1),
+        x=torch.randn(m, k, generator=generator),
+        weight=torch.randn(n, k, generator=generator),
+        bias=torch.randn(n, generator=generator),
+        grad=torch.randn(m, n, generator=generator),
+        seed=1,
+        stream=2,
+    )
+    leaves = case.leaves()
+    y = optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream)
+    assert_same_bits(y, case.reference())
+    y.backward(case.grad)
+    for leaf, expected in zip(leaves, case.reference_gradients(), strict=True):
+        assert_same_bits(leaf.grad, expected)
+        assert bool((leaf.grad != 0).any())
+
+
 @given(cases(), st.lists(st.booleans(), min_size=3, max_size=3))
 def test_each_gradient_alone(case: Case, wanted: list[bool]):
     leaves = [

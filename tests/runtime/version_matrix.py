@@ -2,8 +2,9 @@
 
     python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
 
-Small models of this folder's tests must give the reference's bits; models/*.onnx must give what this environment's
-ONNX Runtime gives. Needs a network (or pip's settings for a mirror) and, for 1.17, Python 3.12 or older.
+Small models of this folder's tests must give the reference's bits, exported models torch's; models/*.onnx must give
+what this environment's ONNX Runtime gives. Needs a network (or pip's settings for a mirror) and, for 1.17, Python 3.12
+or older.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+sys.path.append(str(ROOT / "tests" / "exporter"))
 RUNS = 3
 
 
@@ -26,16 +28,24 @@ def write_cases(folder: Path) -> None:
     """Models, inputs and expected outputs, one run after another, for `version_matrix_child.py`."""
     import numpy as np
     import onnxruntime
+    from exported_models import exported_models
     from op_model import make_session, random_layer, run
 
     import lumina_onnx
 
-    def write(name: str, model: bytes, feeds: dict[str, Any], outputs: list[list[Any]], shape: list[Any]) -> None:
+    def write(
+        name: str,
+        model: bytes,
+        feeds: dict[str, Any],
+        outputs: list[list[Any]],
+        shape: list[Any],
+        tolerance: float = 0.0,
+    ) -> None:
         (folder / f"{name}.onnx").write_bytes(model)
         np.savez(folder / f"{name}.inputs.npz", **feeds)
         runs = {f"{run}_{index}": y for run, ys in enumerate(outputs) for index, y in enumerate(ys)}
         np.savez(folder / f"{name}.outputs.npz", **runs)
-        (folder / f"{name}.json").write_text(json.dumps({"runs": len(outputs), "shape": shape}))
+        (folder / f"{name}.json").write_text(json.dumps({"runs": len(outputs), "shape": shape, "tolerance": tolerance}))
 
     noise = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
     layers = {
@@ -53,6 +63,9 @@ def write_cases(folder: Path) -> None:
         outputs = [[layer.expected(x, stream)] for stream in range(RUNS)]
         write(name, layer.model(x_shape=["batch", 65]), {"X": x}, outputs, ["batch", 70])
 
+    for case in exported_models(RUNS):
+        write(case.name, case.model, case.feeds, case.outputs, case.shape, case.tolerance)
+
     rng = np.random.default_rng(1)
     for path in sorted((ROOT / "models").glob("*.onnx")):
         session = lumina_onnx.load(path)
@@ -66,7 +79,7 @@ def write_cases(folder: Path) -> None:
 
     (folder / "wrong.onnx").write_bytes(random_layer(3, 4, output_bits=99).model())
     assert run(make_session(layers["float"].model(), lumina_onnx.library_path()), x).shape == (100, 70)
-    print(f"expected outputs: reference and onnxruntime {onnxruntime.__version__}")
+    print(f"expected outputs: reference, torch and onnxruntime {onnxruntime.__version__}")
 
 
 def make_environment(folder: Path, version: str) -> Path:

@@ -30,7 +30,9 @@ def check(folder, library):
             assert shape == expected["shape"], f"{case.stem}: shape {shape} instead of {expected['shape']}"
             for run in range(expected["runs"]):
                 for index, y in enumerate(made.run(None, feeds)):
-                    same = y.tobytes() == outputs[f"{run}_{index}"].tobytes()
+                    right = outputs[f"{run}_{index}"]
+                    tolerance = expected["tolerance"]
+                    same = np.allclose(y, right, 0, tolerance) if tolerance else y.tobytes() == right.tobytes()
                     assert same, f"{case.stem}: output {index} of run {run} on {threads} threads differs"
     try:
         session(folder / "wrong.onnx", library)

@@ -28,6 +28,7 @@ def main(output: str, *models: str) -> None:
     for module in (lumina_onnx.__file__, lumina_onnx.library_path()):
         assert checkout not in Path(module).parents, f"{module} is the checkout's, not the wheel's"
     assert importlib.util.find_spec("torch") is None, "torch is installed"
+    assert lumina_onnx.OpticalProfile.presets(), "the presets are not installed"
     results = {}
     for model in models:
         first, second = lumina_onnx.load(model), lumina_onnx.load(Path(model).read_bytes())

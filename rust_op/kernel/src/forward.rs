@@ -13,7 +13,9 @@ use crate::microkernel::epilogue::{Epilogue, padded};
 use crate::microkernel::float_env::FloatEnv;
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::product::{Product, Staged};
-use crate::microkernel::tile::{FloatRows, IntRows};
+use crate::microkernel::tile::PANEL;
+use crate::microkernel::tile::float::FloatRows;
+use crate::microkernel::tile::int::IntRows;
 use crate::params::{BiasStage, Params};
 use crate::quantize;
 use crate::rng::{self, NoiseKey};
@@ -235,7 +237,7 @@ impl Call<'_> {
             rows: staging.rows(m, tier.float_tile_rows()),
             x_step: &steps,
         };
-        let panels = layer.product_bias.len() / crate::microkernel::tile::PANEL;
+        let panels = layer.product_bias.len() / PANEL;
         product.into_columns(tier, executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
 
         let finished = y.chunks_mut(STEP_ROWS * n).zip(steps.chunks(STEP_ROWS)).zip(masks).enumerate();

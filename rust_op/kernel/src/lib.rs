@@ -1,7 +1,7 @@
 //! The kernel of the `OpticalLinear` operator: `y = ADC(DAC(x) . W + b + noise)`.
 //!
 //! The way of the data: [`schema`] (names, bounds) -> [`params`] (checked) -> [`rng`], [`noise`],
-//! [`quantize`], [`pack`] -> [`microkernel`] -> [`forward`], [`backward`]. [`reference`] is the
+//! [`quantize`], [`pack`] -> [`microkernel`] -> [`forward`], [`backward`](mod@backward). [`reference`](mod@reference) is the
 //! definition that all of it must equal bit for bit. No thread is started here: see [`executor`].
 
 pub mod error;

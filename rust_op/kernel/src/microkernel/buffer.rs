@@ -1,7 +1,8 @@
 //! Memory for panels and scratch: aligned to cache lines, reused, never handed out uninitialised.
 
+use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -25,22 +26,24 @@ pub(crate) struct Buffer<T> {
     _element: PhantomData<T>,
 }
 
-/// Buffers that were given back, of at most [`KEPT_BYTES`] together.
-static KEPT: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+/// Buffers that were given back, oldest first: at most [`KEPT_BUFFERS`] of [`KEPT_BYTES`] together.
+static KEPT: Mutex<VecDeque<Vec<Line>>> = Mutex::new(VecDeque::new());
+const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 64 << 20;
 
-fn bytes(lines: &[Line]) -> usize {
-    size_of_val(lines)
+fn kept() -> MutexGuard<'static, VecDeque<Vec<Line>>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<T: Plain> Buffer<T> {
     /// Takes a kept buffer that is large enough but not wasteful, or makes one.
     pub(crate) fn new(len: usize) -> Self {
         let count = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let fits = |lines: &Vec<Line>| (count..=2 * count + 64).contains(&lines.len());
-        let found = kept.iter().rposition(fits).map(|index| kept.swap_remove(index));
-        drop(kept);
+        let found = {
+            let mut kept = kept();
+            kept.iter().rposition(fits).and_then(|index| kept.remove(index))
+        };
         let lines = found.unwrap_or_else(|| vec![Line([0; 64]); count]);
         Buffer { lines, len, _element: PhantomData }
     }
@@ -59,9 +62,14 @@ impl<T: Plain> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !lines.is_empty() && kept.iter().map(|kept| bytes(kept)).sum::<usize>() + bytes(&lines) <= KEPT_BYTES {
-            kept.push(lines);
+        if lines.is_empty() || size_of_val(&lines[..]) > KEPT_BYTES {
+            return;
+        }
+        let mut kept = kept();
+        kept.push_back(lines);
+        while kept.len() > KEPT_BUFFERS || kept.iter().map(|lines| size_of_val(&lines[..])).sum::<usize>() > KEPT_BYTES
+        {
+            kept.pop_front();
         }
     }
 }

@@ -91,11 +91,17 @@ pub(crate) fn fill_row<S: Isa>(isa: S, call_key: u64, row: u64, out: &mut [f32])
     for (block, columns) in out.chunks_mut(rng::BLOCK).enumerate() {
         let mut gauss = Gauss::new(isa, rng::block_key(call_key, row, block as u64));
         for group in columns.chunks_mut(2 * LANES) {
-            let mut values = [[0.0; LANES]; 2];
             let [first, second] = gauss.group();
-            isa.store(&mut values[0], first);
-            isa.store(&mut values[1], second);
-            group.copy_from_slice(&values.as_flattened()[..group.len()]);
+            if let Some((whole, _)) = group.split_first_chunk_mut::<{ 2 * LANES }>() {
+                let (halves, _) = whole.as_chunks_mut::<LANES>();
+                isa.store(&mut halves[0], first);
+                isa.store(&mut halves[1], second);
+            } else {
+                let mut values = [[0.0; LANES]; 2];
+                isa.store(&mut values[0], first);
+                isa.store(&mut values[1], second);
+                group.copy_from_slice(&values.as_flattened()[..group.len()]);
+            }
         }
     }
 }

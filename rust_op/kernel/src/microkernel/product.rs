@@ -3,9 +3,10 @@
 use super::Tier;
 use super::buffer::Buffer;
 use super::isa::{Isa, Vectorized};
-use super::tile::{
-    BLOCK_BYTES, Finish, FloatRows, IntRows, PANEL, Scaling, SharedRows, Target, float_panel, int_panel, unpack_panel,
-};
+use super::tile::float::{Finish, FloatRows, float_panel};
+use super::tile::int::{IntRows, int_panel, unpack_panel};
+use super::tile::target::{SharedRows, Target};
+use super::tile::{BLOCK_BYTES, PANEL, Scaling, Storage};
 use crate::executor::{Executor, run};
 use crate::weights::{Panels, Weights};
 
@@ -52,7 +53,7 @@ impl Product<'_> {
                 let (storage, bytes) = if storage.bits < 8 && self.x_step.len() > PACKED_ROWS {
                     let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
                     unpack_panel(isa, *storage, bytes, groups, unpacked.as_mut_slice());
-                    (super::tile::Storage { bits: 8 }, unpacked.as_slice())
+                    (Storage { bits: 8 }, unpacked.as_slice())
                 } else {
                     (*storage, bytes)
                 };

@@ -1,0 +1,107 @@
+//! Memory that tiles and tasks write at places of their own.
+
+use std::marker::PhantomData;
+
+use super::PANEL;
+use crate::microkernel::isa::{Isa, LANES};
+
+/// Where a panel's results go: up to [`PANEL`] columns of rows `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pointer: *mut f32,
+    stride: usize,
+    columns: usize,
+}
+
+impl Target {
+    /// # Safety
+    /// Until the target is dropped, `pointer` is valid for reads and writes of `columns` elements of each row that
+    /// a product is asked for, and nothing else reads or writes them.
+    pub(crate) unsafe fn new(pointer: *mut f32, stride: usize, columns: usize) -> Self {
+        Target { pointer, stride, columns: columns.min(PANEL) }
+    }
+
+    /// Elements of row `row` in `vector`, and where they start.
+    #[inline(always)]
+    fn at(&self, row: usize, vector: usize) -> (*mut f32, usize) {
+        // SAFETY: only formed, not read; rows and columns are those of the contract of `new`.
+        let pointer = unsafe { self.pointer.add(row * self.stride) }.wrapping_add(vector * LANES);
+        (pointer, self.columns.saturating_sub(vector * LANES).min(LANES))
+    }
+
+    /// # Safety
+    /// `row` is one of the rows of the contract of [`Target::new`].
+    #[inline(always)]
+    pub(super) unsafe fn store<S: Isa>(&self, isa: S, row: usize, vector: usize, value: S::F) {
+        let (pointer, count) = self.at(row, vector);
+        // SAFETY: `count` elements from `pointer` on are ours.
+        unsafe {
+            if count == LANES {
+                isa.store_ptr(pointer, value);
+            } else if count > 0 {
+                let mut lanes = [0.0; LANES];
+                isa.store(&mut lanes, value);
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), pointer, count);
+            }
+        }
+    }
+
+    /// # Safety
+    /// `row` is one of the rows of the contract of [`Target::new`].
+    #[inline(always)]
+    pub(super) unsafe fn load<S: Isa>(&self, isa: S, row: usize, vector: usize) -> S::F {
+        let (pointer, count) = self.at(row, vector);
+        // SAFETY: `count` elements from `pointer` on are ours.
+        unsafe {
+            if count == LANES {
+                isa.load_ptr(pointer)
+            } else {
+                let mut lanes = [0.0; LANES];
+                std::ptr::copy_nonoverlapping(pointer, lanes.as_mut_ptr(), count);
+                isa.load(&lanes)
+            }
+        }
+    }
+}
+
+/// Rows of memory, `stride` apart, that several tasks write at disjoint places.
+pub(crate) struct SharedRows<'a> {
+    pointer: *mut f32,
+    stride: usize,
+    length: usize,
+    _borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: reaching the memory is unsafe, and asks for disjoint places.
+unsafe impl Send for SharedRows<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedRows<'_> {}
+
+impl<'a> SharedRows<'a> {
+    pub(crate) fn new(memory: &'a mut [f32], stride: usize) -> Self {
+        SharedRows { pointer: memory.as_mut_ptr(), stride, length: memory.len(), _borrowed: PhantomData }
+    }
+
+    /// Element `column` of row `row`.
+    ///
+    /// # Safety
+    /// The element exists; whoever writes through the pointer writes what no other task reads or writes.
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        debug_assert!(row * self.stride + column < self.length);
+        // SAFETY: the element exists.
+        unsafe { self.pointer.add(row * self.stride + column) }
+    }
+
+    /// `count` elements of row `row` from `column` on.
+    ///
+    /// # Safety
+    /// The elements exist, and no other task reads or writes them while the slice lives.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "that is what is unsafe about it")]
+    pub(crate) unsafe fn slice(&self, row: usize, column: usize, count: usize) -> &mut [f32] {
+        debug_assert!(row * self.stride + column + count <= self.length);
+        // SAFETY: the elements exist, and are this task's.
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, column), count) }
+    }
+}
