@@ -94,6 +94,7 @@ def test_the_table_the_page_and_the_plot_show_every_row(outputs: Path, measured:
     for text in (page, table):
         assert measured["machine"]["cpu"] in text
         assert f"torch {torch.__version__}" in text
+    assert "](b.png)" in page
     for name in {row["group"] for row in measured["rows"]}:
         assert f"## {name}\n" in page
     assert (outputs / "b.png").read_bytes().startswith(b"\x89PNG")
