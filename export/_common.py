@@ -1,0 +1,165 @@
+"""What the recipes share: train in float, calibrate, train with the noise, export, verify, and write the models' cards.
+
+A recipe runs from the checkout, and `--check` says whether models/ holds what the cards state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from rich.progress import Progress
+
+import lumina_onnx
+from lumina_onnx import OpticalProfile, exporter
+from lumina_onnx import nn as optical
+from lumina_onnx.cli import classifier
+from lumina_onnx.cli.classifier import Estimate
+
+MODELS = Path(__file__).parents[1] / "models"
+CARDS = MODELS / "README.md"
+DRAWS = 20
+METADATA = "lumina.recipe."
+HEAD = """# Models
+
+Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file needs
+nothing but ONNX Runtime and the operator's library:
+
+```python
+import lumina_onnx
+
+session = lumina_onnx.load("models/digits-4bit.onnx")
+logits = session.run(None, {session.get_inputs()[0].name: images})[0]
+```
+
+Inputs are float32 `[batch, pixels]` in 0..1, outputs one number per digit. Every accuracy below is that of the file
+itself in ONNX Runtime on the test images, except the one in float, which its training measured. The noise is in the
+file: each run draws its own. This page is written by the recipes (`python export/NAME.py`); `--check` compares it with
+the files.
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one file of models/ is made."""
+
+    name: str
+    """The file's name, without .onnx."""
+    data: str
+    """A key of `classifier.DATA`."""
+    profile: OpticalProfile
+    """Bits and noise; the full scales come from calibration."""
+    epochs: int = 30
+    """Of each of the two trainings."""
+    seed: int = 0
+
+
+def main(script: str, recipes: Sequence[Recipe]) -> None:
+    """The command line of a recipe: makes its models and the cards, or checks them."""
+    parser = argparse.ArgumentParser(description=f"Makes {', '.join(recipe.name for recipe in recipes)} in models/.")
+    parser.add_argument("--check", action="store_true", help="only compare models/ with its cards")
+    if not parser.parse_args().check:
+        for recipe in recipes:
+            make(recipe, Path(script).name, MODELS / f"{recipe.name}.onnx")
+        CARDS.write_text(page(), encoding="utf-8")
+        print(f"wrote {CARDS}")
+    elif CARDS.read_text(encoding="utf-8") != page():
+        sys.exit(f"{CARDS.name} does not state what the files are: run {Path(script).name} without --check")
+
+
+def make(recipe: Recipe, script: str, path: Path) -> None:
+    """Trains, exports to `path` and verifies.
+
+    Raises:
+        RuntimeError: ONNX Runtime, the reference and PyTorch do not agree bit for bit.
+    """
+    data = classifier.DATA[recipe.data]()
+    plain = classifier.perceptron(data.pixels, recipe.seed)
+    with Progress() as progress:
+        task = progress.add_task(recipe.name, total=2 * recipe.epochs)
+
+        def fit(model: torch.nn.Module) -> None:
+            classifier.fit(
+                model, data, epochs=recipe.epochs, seed=recipe.seed, after_epoch=lambda: progress.advance(task)
+            )
+
+        fit(plain)
+        model = optical.convert(plain, recipe.profile, seed=recipe.seed)
+        ranges = optical.calibrate(model, data.train_x.split(500), method="mse", progress=False)
+        fit(model)
+    print(ranges)
+    print(exporter.export(model, (data.test_x[:2],), path))
+    _state(
+        path,
+        script=script,
+        data=recipe.data,
+        float_accuracy=repr(classifier.accuracy(classifier.outputs(plain, data.test_x)[0], data.test_y)),
+        trained_with=f"torch {torch.__version__.partition('+')[0]}, lumina-onnx {lumina_onnx.__version__}",
+    )
+    report = exporter.verify(path, inputs=[data.test_x[:50].numpy()], reference=model)
+    print(report)
+    if not report.ok:
+        raise RuntimeError(f"{path} does not verify")
+
+
+def _state(path: Path, **facts: str) -> None:
+    """Keeps what only the training knew in the file's metadata."""
+    model = onnx.load(path)
+    for key, value in facts.items():
+        model.metadata_props.add(key=METADATA + key, value=value)
+    onnx.save(model, path)
+
+
+def page() -> str:
+    """models/README.md as the files say it should be."""
+    return "\n".join([HEAD, *map(card, sorted(MODELS.glob("*.onnx")))])
+
+
+def card(path: Path) -> str:
+    """A model's card: everything in it is read from the file or measured with it."""
+    facts = {
+        entry.key.removeprefix(METADATA): entry.value
+        for entry in onnx.load(path).metadata_props
+        if entry.key.startswith(METADATA)
+    }
+    data = classifier.DATA[facts["data"]]()
+    layers = exporter.inspect(path).layers
+    noisy, quiet = accuracies(path, data)
+    sizes = [layers[0].in_features, *(layer.out_features for layer in layers)]
+    content = path.read_bytes()
+    rows = {
+        "recipe": f"`python export/{facts['script']}`, {facts['trained_with']}",
+        "data": f"{data.title}: {len(data.train_x):,} to train, {len(data.test_x):,} to test",
+        "network": f"{'-'.join(map(str, sizes))}, ReLU between the layers",
+        "optics": f"bits of input/weight/output {layers[0].bits}, fixed full scales; noise: {layers[0].noise}",
+        "accuracy in float": Estimate(float(facts["float_accuracy"]), 0.0, 1).percent(),
+        "accuracy quantised, without noise": quiet.percent(),
+        f"accuracy quantised, with noise ({noisy.count} draws, ± standard error)": noisy.percent(),
+        "size": f"{len(content):,} bytes (weights in float32: {sum(layer.float_bytes for layer in layers):,})",
+        "sha256": f"`{hashlib.sha256(content).hexdigest()}`",
+    }
+    return "\n".join([f"## {path.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""])
+
+
+def accuracies(path: Path, data: classifier.Data) -> tuple[Estimate, Estimate]:
+    """Accuracy on the test images in ONNX Runtime: with the file's noise, and with the noise taken out."""
+    noisy = onnx.load(path)
+    quiet = onnx.ModelProto()
+    quiet.CopyFrom(noisy)
+    for node in quiet.graph.node:
+        kept = [attribute for attribute in node.attribute if not attribute.name.startswith("noise_")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return _accuracy(noisy, data, DRAWS), _accuracy(quiet, data, 1)
+
+
+def _accuracy(model: onnx.ModelProto, data: classifier.Data, draws: int) -> Estimate:
+    session = lumina_onnx.load(model.SerializeToString())
+    feeds = {session.get_inputs()[0].name: data.test_x.numpy()}
+    return Estimate.of([classifier.accuracy(session.run(None, feeds)[0], data.test_y) for _ in range(draws)])

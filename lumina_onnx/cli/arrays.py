@@ -1,0 +1,136 @@
+"""A model's inputs: read from a file, or drawn; its outputs: written to a file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lumina_onnx.cli.console import Failure
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from numpy.typing import NDArray
+
+Arrays = dict[str, "NDArray[Any]"]
+
+_DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+    **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
+    **{f"tensor(u{name})": np.dtype(f"u{name}") for name in ("int8", "int16", "int32", "int64")},
+}
+
+
+def load_model(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A session on the CPU; 0 threads leaves their number to ONNX Runtime.
+
+    Raises:
+        Failure: ONNX Runtime is missing or cannot load the file.
+    """
+    from lumina_onnx.cli.console import need
+
+    need("train", "onnxruntime")
+    import onnxruntime
+
+    import lumina_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Errors come as exceptions; the log would say them a second time.
+    options.log_severity_level = 4
+    try:
+        return lumina_onnx.load(path, sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise Failure(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+
+def feeds(session: onnxruntime.InferenceSession, source: Path | None, *, batch: int, seed: int) -> Arrays:
+    """The arrays of a .npz by input name, the single one of a .npy, or, without a file, random ones.
+
+    Raises:
+        Failure: The file does not fit the model; the message says what does.
+    """
+    wanted = {value.name: value for value in session.get_inputs()}
+    if source is None:
+        generator = np.random.default_rng(seed)
+        return {name: _random(generator, value, batch) for name, value in wanted.items()}
+    arrays = read(source, list(wanted))
+    if set(arrays) != set(wanted):
+        raise Failure(f"{source}: holds {_names(arrays)}; the model's inputs are {_names(wanted)}")
+    for name, value in wanted.items():
+        dtype = _dtype(value)
+        if arrays[name].dtype != dtype:
+            raise Failure(f"{source}: {name!r} has dtype {arrays[name].dtype}; the model takes {dtype}")
+        if not _fits(arrays[name].shape, value.shape):
+            raise Failure(f"{source}: {name!r} has shape {list(arrays[name].shape)}; the model takes {_shape(value)}")
+    return arrays
+
+
+def read(source: Path, names: list[str]) -> Arrays:
+    """The arrays of a .npz, or that of a .npy under the only name there is.
+
+    Raises:
+        Failure: It is neither, or a .npy for several inputs.
+    """
+    try:
+        content = np.load(source, allow_pickle=False)
+        if not isinstance(content, np.ndarray):
+            with content:
+                return {name: content[name] for name in content.files}
+    except Exception as error:
+        raise Failure(f"{source}: not a readable .npy or .npz file ({error})") from error
+    if len(names) != 1:
+        raise Failure(f"{source}: one array, but the model has {len(names)} inputs ({_names(names)}): use a .npz")
+    return {names[0]: content}
+
+
+def write(target: Path, arrays: Arrays) -> None:
+    """Writes a .npz by name, or the only array as .npy."""
+    if target.suffix == ".npy":
+        if len(arrays) != 1:
+            raise Failure(f"{target}: the model has {len(arrays)} outputs ({_names(arrays)}): use a .npz")
+        np.save(target, next(iter(arrays.values())))
+    else:
+        # np.savez takes the names as keywords, among which some are its own.
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def shape_text(value: Any) -> str:
+    """Name, type and shape of an input or output of a session."""
+    return f"{value.name} {value.type.removeprefix('tensor(').removesuffix(')')}{_shape(value)}"
+
+
+def _names(names: Any) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
+
+
+def _shape(value: Any) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in value.shape) + "]"
+
+
+def _fits(shape: tuple[int, ...], allowed: list[Any]) -> bool:
+    return len(shape) == len(allowed) and all(
+        not isinstance(want, int) or size == want for size, want in zip(shape, allowed, strict=True)
+    )
+
+
+def _dtype(value: Any) -> np.dtype[Any]:
+    if value.type not in _DTYPES:
+        raise Failure(f"input {value.name!r} is {value.type}: allowed are {', '.join(_DTYPES)}")
+    return np.dtype(_DTYPES[value.type])
+
+
+def _random(generator: np.random.Generator, value: Any, batch: int) -> NDArray[Any]:
+    shape = [size if isinstance(size, int) else batch for size in value.shape]
+    dtype = _dtype(value)
+    if np.issubdtype(dtype, np.floating):
+        return np.asarray(generator.standard_normal(shape)).astype(dtype)
+    return np.asarray(generator.integers(0, 2, shape)).astype(dtype)

@@ -1,0 +1,127 @@
+"""What the commands share: their consoles, options, errors, and how they find optional packages."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A .onnx file.", exists=True, dir_okay=False, readable=True)
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Size of the model's symbolic dimensions in random inputs.")]
+
+# Where nobody set a width and nothing is a terminal, tables keep their columns whole.
+_FILE_WIDTH = 160
+
+
+class Failure(Exception):
+    """An error that the user can act on; its message is one line."""
+
+
+def command(function: _Function) -> _Function:
+    """Turns an exception of a command into one line on stderr and exit code 1; with --debug it is left alone."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **arguments: Any) -> None:
+        try:
+            function(*args, **arguments)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:
+            if arguments.get("debug"):
+                raise
+            fail(_one_line(error))
+
+    return wrapper  # type: ignore[return-value]
+
+
+def fail(message: str) -> None:
+    """Ends the command with exit code 1 and one line on stderr."""
+    errors().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if text and isinstance(error, (Failure, ValueError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def output() -> Console:
+    """For results."""
+    return _console(stderr=False)
+
+
+def errors() -> Console:
+    """For progress and errors: stdout stays clean."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
+    return console
+
+
+def show(renderable: RenderableType, facts: Mapping[str, Any], as_json: bool) -> None:
+    """Prints a result for people, or `facts` as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    else:
+        output().print(renderable)
+
+
+def need(extra: str, *packages: str) -> None:
+    """Imports packages that the base installation lacks.
+
+    Raises:
+        Failure: One is missing; the message names it and the extra that brings it.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise Failure(
+                f"this command needs the Python package {package}, which cannot be imported ({error}): "
+                f'pip install "lumina-onnx[{extra}]"'
+            ) from error
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors()) as bar:
+        yield bar
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people."""
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
+
+
+def time_text(seconds: float) -> str:
+    """A latency for people."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,0 +1,85 @@
+"""`lumina info`: what a bug report needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+import lumina_kernel
+import lumina_onnx
+from lumina_onnx.cli.console import Debug, Json, command, show
+
+EPILOG = "Example: lumina info --json > report.json"
+
+PACKAGES = ("numpy", "onnxruntime", "torch", "onnx", "onnxscript", "scikit-learn", "mlxtend", "typer", "rich")
+VARIABLES = ("LUMINA_ISA", "OMP_NUM_THREADS")
+
+
+@command
+def info(as_json: Json = False, debug: Debug = False) -> None:
+    """Versions, instruction-set tier, threads and library path: what a bug report needs."""
+    facts = collect()
+    table = Table("what", "value", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            for inner, text in value.items():
+                table.add_row(Text(inner), Text(str(text if text is not None else "-")))
+        else:
+            table.add_row(Text(name), Text(", ".join(value) if isinstance(value, list) else str(value)))
+    show(table, facts, as_json)
+
+
+def collect() -> dict[str, Any]:
+    """The facts; what fails is told in words in its place."""
+    return {
+        "lumina": lumina_onnx.__version__,
+        "tier": _told(lumina_kernel.isa),
+        "tiers of this processor": lumina_kernel.available_isas(),
+        "threads": lumina_kernel.num_threads(),
+        "library": _told(lumina_onnx.library_path),
+        "library in ONNX Runtime": _told(_registers),
+        "processor": _processor(),
+        "cores usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def _told(question: Callable[[], str]) -> str:
+    try:
+        return question()
+    except Exception as error:
+        return f"FAILS: {error}"
+
+
+def _registers() -> str:
+    import onnxruntime
+
+    onnxruntime.SessionOptions().register_custom_ops_library(lumina_onnx.library_path())
+    return f"loads in onnxruntime {onnxruntime.__version__}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown'} ({platform.machine()})"

@@ -1,0 +1,162 @@
+"""Help, exit codes, errors; profiles and info."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import lumina_kernel
+import lumina_onnx
+from lumina_onnx import OpticalProfile
+from lumina_onnx.cli import console, info
+
+COMMANDS = ("demo", "inspect", "verify", "run", "bench", "profiles", "info")
+
+
+def test_help_names_every_command_and_has_examples(lumina) -> None:
+    result = lumina("--help")
+    assert result.exit_code == 0
+    for name in COMMANDS:
+        assert f" {name} " in result.stdout
+    assert "lumina run model.onnx --input x.npy" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_has_an_example_and_the_common_options(lumina, name) -> None:
+    result = lumina(name, "--help")
+    assert result.exit_code == 0
+    for words in (f"Example: lumina {name}", "--json", "--debug"):
+        assert words in result.stdout
+
+
+def test_version(lumina) -> None:
+    assert lumina("--version").stdout == f"lumina {lumina_onnx.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("inspect",),
+        ("inspect", "missing.onnx"),
+        ("inspect", "."),
+        ("run", "missing.onnx"),
+        ("bench", "missing.onnx"),
+        ("profiles", "nonsense"),
+        ("profiles", "--nonsense"),
+        ("demo", "--epochs", "0"),
+        ("demo", "--output", "digits.txt"),
+    ],
+)
+def test_wrong_usage_exits_with_2(lumina, arguments) -> None:
+    result = lumina(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("option", ["--batch", "--threads"])
+def test_sizes_start_at_1(lumina, model, option) -> None:
+    assert lumina("bench", model, option, 0).exit_code == 2
+
+
+def test_exit_codes_of_the_process(process, model, tmp_path) -> None:
+    assert process("inspect", model).returncode == 0
+    assert process("inspect", "missing.onnx").returncode == 2
+    (tmp_path / "text.onnx").write_text("no model")
+    failed = process("run", "text.onnx")
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("error: text.onnx: ONNX Runtime cannot load it: ")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(process, tmp_path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    failed = process("inspect", "text.onnx", "--debug")
+    assert failed.returncode == 1
+    assert "Traceback (most recent call last)" in failed.stderr
+    assert "not a readable ONNX model" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("inspect", "onnx", "train"), ("verify", "onnx", "train"), ("run", "onnxruntime", "train")],
+)
+def test_a_missing_package_is_named_with_its_extra(process, model, name, package, extra) -> None:
+    failed = process(name, model, hide=(package,))
+    assert failed.returncode == 1
+    assert f"needs the Python package {package}" in failed.stderr
+    assert f'pip install "lumina-onnx[{extra}]"' in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxscript", "sklearn"])
+def test_demo_names_what_it_lacks(process, package) -> None:
+    failed = process("demo", hide=(package,))
+    assert failed.returncode == 1
+    assert f"needs the Python package {package}" in failed.stderr
+    assert 'pip install "lumina-onnx[demo]"' in failed.stderr
+
+
+def test_what_needs_no_torch_runs_without_it(process, model) -> None:
+    hide = ("torch", "onnx", "onnxscript", "sklearn")
+    for arguments in (("run", model), ("bench", model, "--seconds", 0), ("profiles",), ("info",), ("--help",)):
+        result = process(*arguments, hide=hide)
+        assert result.returncode == 0, result.stderr
+    result = process("inspect", model, hide=("torch", "onnxscript"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_error_without_words_is_called_by_its_type() -> None:
+    assert console._one_line(RuntimeError()) == "RuntimeError"
+    assert console._one_line(RuntimeError("two\nlines")) == "RuntimeError: two lines"
+    assert console._one_line(ValueError("why")) == "why"
+
+
+def test_profiles_lists_every_preset(lumina) -> None:
+    listed = json.loads(lumina("profiles", "--json").stdout)["profiles"]
+    assert [row["name"] for row in listed] == list(OpticalProfile.presets())
+    text = lumina("profiles").stdout
+    for name in OpticalProfile.presets():
+        assert name in text
+
+
+@pytest.mark.parametrize("name", list(OpticalProfile.presets()))
+def test_one_profile_in_full(lumina, name) -> None:
+    facts = json.loads(lumina("profiles", name, "--json").stdout)
+    preset = OpticalProfile.presets()[name]
+    assert OpticalProfile.from_json(json.dumps(facts["profile"])) == preset.profile
+    page = " ".join(lumina("profiles", name).stdout.split())
+    assert f'OpticalProfile.preset("{name}")' in page
+    assert f"(grade {preset.grade})" in page
+
+
+def test_an_unknown_profile_lists_the_known(lumina) -> None:
+    result = lumina("profiles", "nonsense")
+    assert result.exit_code == 2
+    for name in OpticalProfile.presets():
+        assert name in result.stderr
+
+
+def test_info(lumina) -> None:
+    facts = json.loads(lumina("info", "--json").stdout)
+    assert facts["lumina"] == lumina_onnx.__version__
+    assert facts["tier"] == lumina_kernel.isa()
+    assert facts["library"] == lumina_onnx.library_path()
+    assert facts["library in ONNX Runtime"].startswith("loads in onnxruntime ")
+    assert facts["packages"]["torch"]
+    assert set(facts["environment"]) == set(info.VARIABLES)
+    text = lumina("info").stdout
+    assert lumina_onnx.library_path() in text
+
+
+def test_info_tells_what_fails(process) -> None:
+    result = process("info", "--json", hide=("onnxruntime",), LUMINA_ISA="nonsense")
+    assert result.returncode == 0
+    facts = json.loads(result.stdout)
+    assert facts["tier"].startswith("FAILS: ")
+    assert "nonsense" in facts["tier"]
+    assert facts["library in ONNX Runtime"].startswith("FAILS: ")
+    assert facts["environment"]["LUMINA_ISA"] == "nonsense"

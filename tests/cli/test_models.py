@@ -1,0 +1,185 @@
+"""inspect, verify, run and bench on small models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import lumina_onnx
+from lumina_onnx.cli import bench
+
+
+def write(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_inspect_lists_the_layers(lumina, model) -> None:
+    result = lumina("inspect", model)
+    assert result.exit_code == 0
+    assert "4/4/4" in result.stdout
+    assert "additive 0.1" in result.stdout
+    assert "1 Relu" in result.stdout
+
+
+def test_inspect_as_json(lumina, model) -> None:
+    facts = json.loads(lumina("inspect", model, "--json").stdout)
+    assert [(layer["in_features"], layer["out_features"]) for layer in facts["layers"]] == [(6, 5), (5, 3)]
+    assert facts["file_bytes"] == model.stat().st_size
+
+
+def test_verify_passes(lumina, model) -> None:
+    result = lumina("verify", model)
+    assert result.exit_code == 0
+    assert "ok: every bit as promised" in result.stdout
+
+
+def test_verify_takes_inputs(lumina, model, tmp_path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((7, 6), np.float32))
+    facts = json.loads(lumina("verify", model, "--input", tmp_path / "x.npy", "--json").stdout)
+    assert facts["ok"] is True
+    assert facts["inputs"] == {"input": [7, 6]}
+    assert all(row["shape"][0] == 7 for row in facts["comparisons"])
+
+
+def test_verify_fails_with_1_where_bits_differ(lumina, model, monkeypatch) -> None:
+    from lumina_onnx import reference
+
+    right = reference.optical_linear
+    monkeypatch.setattr(reference, "optical_linear", lambda *args, **options: -right(*args, **options))
+    result = lumina("verify", model)
+    assert result.exit_code == 1
+    assert "DIFFERENT" in result.stdout
+    assert json.loads(lumina("verify", model, "--json").stdout)["ok"] is False
+
+
+def test_verify_without_optical_layers(lumina, tmp_path) -> None:
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "relu.onnx")
+    result = lumina("verify", tmp_path / "relu.onnx")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: path = '{tmp_path / 'relu.onnx'}': the model has no lumina::OpticalLinear node to verify\n"
+    )
+
+
+def test_run_writes_what_onnxruntime_computes(lumina, model, tmp_path) -> None:
+    x = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+    expected = lumina_onnx.load(model).run(None, {"input": x})[0]
+    np.save(tmp_path / "x.npy", x)
+    write(tmp_path / "x.npz", input=x)
+    for source, target in (("x.npy", "y.npz"), ("x.npz", "y.npy")):
+        result = lumina("run", model, "--input", tmp_path / source, "--output", tmp_path / target)
+        assert result.exit_code == 0
+        assert "written to" in result.stdout
+        content = np.load(tmp_path / target)
+        got = content if target == "y.npy" else content["output"]
+        np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+def test_run_draws_inputs_of_the_models_shapes(lumina, model) -> None:
+    facts = json.loads(lumina("run", model, "--batch", 5, "--json").stdout)
+    assert [(row["kind"], row["shape"]) for row in facts["tensors"]] == [("input", [5, 6]), ("output", [5, 3])]
+    assert facts["written"] is None
+    first, again, other = (lumina("run", model, "--seed", seed, "--json").stdout for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_run_with_several_inputs_and_outputs(lumina, two, tmp_path) -> None:
+    ones = np.ones((3, 4), np.float32)
+    source = write(tmp_path / "in.npz", left=ones, right=ones)
+    result = lumina("run", two, "--input", source, "--output", tmp_path / "out.npz")
+    assert result.exit_code == 0
+    session = lumina_onnx.load(two)
+    expected = session.run(None, {"left": ones, "right": ones})
+    with np.load(tmp_path / "out.npz") as got:
+        for value, array in zip(session.get_outputs(), expected, strict=True):
+            np.testing.assert_array_equal(got[value.name], array)
+
+
+def test_run_shows_values_that_are_not_finite(lumina, model, tmp_path) -> None:
+    np.save(tmp_path / "x.npy", np.full((1, 6), np.nan, np.float32))
+    facts = json.loads(lumina("run", model, "--input", tmp_path / "x.npy", "--json").stdout)
+    assert [row["finite"] for row in facts["tensors"]] == [False, False]
+
+
+@pytest.mark.parametrize("name", ["run", "verify"])
+def test_wrong_inputs_are_named(lumina, model, two, tmp_path, name) -> None:
+    def message(net: Path, source: Path) -> str:
+        result = lumina(name, net, "--input", source)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1
+        return result.stderr.removeprefix(f"error: {source}: ").rstrip("\n")
+
+    right = np.zeros((2, 6), np.float32)
+    assert message(model, write(tmp_path / "a.npz", x=right)) == "holds 'x'; the model's inputs are 'input'"
+    assert (
+        message(model, write(tmp_path / "b.npz", input=right.astype(np.float64)))
+        == "'input' has dtype float64; the model takes float32"
+    )
+    assert (
+        message(model, write(tmp_path / "c.npz", input=right[:, :5].copy()))
+        == "'input' has shape [2, 5]; the model takes [batch, 6]"
+    )
+    assert (
+        message(model, write(tmp_path / "d.npz", input=right[0])) == "'input' has shape [6]; the model takes [batch, 6]"
+    )
+    np.save(tmp_path / "e.npy", right)
+    assert message(two, tmp_path / "e.npy") == "one array, but the model has 2 inputs ('left', 'right'): use a .npz"
+    (tmp_path / "f.npy").write_text("no array")
+    assert message(model, tmp_path / "f.npy").startswith("not a readable .npy or .npz file (")
+    np.save(tmp_path / "g.npy", np.array([{}]), allow_pickle=True)
+    assert "allow_pickle=False" in message(model, tmp_path / "g.npy")
+
+
+def test_run_refuses_npy_for_several_outputs(lumina, two, tmp_path) -> None:
+    result = lumina("run", two, "--output", tmp_path / "y.npy")
+    assert result.exit_code == 1
+    assert "the model has 2 outputs" in result.stderr
+    assert not (tmp_path / "y.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("y.txt", "ends neither in .npz nor in .npy"), ("no/y.npz", "there is no folder")]
+)
+def test_run_refuses_other_targets(lumina, model, target, words, tmp_path) -> None:
+    result = lumina("run", model, "--output", tmp_path / target)
+    assert result.exit_code == 2
+    assert words.split() == [word for word in result.stderr.replace("│", " ").split() if word in words.split()]
+
+
+@pytest.mark.parametrize("name", ["run", "bench", "verify", "inspect"])
+def test_a_file_that_is_no_model(lumina, tmp_path, name) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    result = lumina(name, tmp_path / "text.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.count("error: ") == 1
+    assert "text.onnx" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bench_measures_each_number_of_threads(lumina, model) -> None:
+    facts = json.loads(lumina("bench", model, "--threads", 3, "--seconds", 0, "--json").stdout)
+    assert [row["threads"] for row in facts["rows"]] == [1, 2, 3]
+    assert facts["bytes"] == model.stat().st_size
+    for row in facts["rows"]:
+        assert 0 < row["p50"] <= row["p90"] <= row["p99"]
+        assert row["runs"] >= bench.MINIMUM_RUNS
+
+
+def test_bench_as_a_table(lumina, model) -> None:
+    result = lumina("bench", model, "--threads", 1, "--seconds", 0, "--batch", 4)
+    assert result.exit_code == 0
+    for words in ("symbolic sizes = 4", "p50", "p90", "p99", "input float[batch, 6]"):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (3, [1, 2, 3]), (8, [*range(1, 9)]), (12, [1, 2, 4, 8, 12])])
+def test_thread_counts(most, counts) -> None:
+    assert bench.thread_counts(most) == counts
