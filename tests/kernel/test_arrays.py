@@ -247,6 +247,18 @@ def test_training_refuses_what_does_not_fit() -> None:
             ValueError,
             "packed[0, 1] = 9: allowed is 0 in the bits that fill up a row",
         ),
+        (
+            "unpack_weight",
+            (np.ones((1, 1), np.uint8), 4, 2**62 + 2),
+            ValueError,
+            "in_features = 4611686018427387906: allowed is 1..2 where a row has 1 bytes",
+        ),
+        (
+            "unpack_weight",
+            (np.ones((1, 0), np.uint8), 4, 2**62),
+            ValueError,
+            "in_features = 4611686018427387904: allowed is",
+        ),
         ("code_stride", (0,), ValueError, "k = 0: allowed is an integer >= 1"),
         ("mask_stride", (-1,), ValueError, "columns = -1: allowed is an integer >= 1"),
     ],
@@ -254,3 +266,19 @@ def test_training_refuses_what_does_not_fit() -> None:
 def test_storage_refuses(function: str, arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         getattr(lumina_kernel, function)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "error"),
+    [
+        (np.broadcast_to(np.float32(0), (0,)).reshape(0, 1), np.zeros((2, 1), np.float32), None),
+        (np.empty((0, 2**58, 1), np.float32), np.zeros((64, 1), np.float32), ValueError),
+        (np.zeros((2**25, 1), np.float32), np.zeros((2**25, 1), np.float32), MemoryError),
+    ],
+)
+def test_a_result_that_memory_cannot_hold(x: np.ndarray, weight: np.ndarray, error: type[Exception] | None) -> None:
+    if error is None:
+        assert lumina_kernel.optical_linear_forward(x, weight, None, 0.0, 8).shape == (0, 2)
+        return
+    with pytest.raises(error):
+        lumina_kernel.optical_linear_forward(x, weight, None, 0.0, 8)

@@ -15,7 +15,7 @@ import pytest
 import lumina_kernel
 
 GENERATOR = np.random.default_rng(0)
-X = GENERATOR.standard_normal((37, 300)).astype(np.float32)
+X = GENERATOR.standard_normal((150, 300)).astype(np.float32)
 W = GENERATOR.standard_normal((130, 300)).astype(np.float32)
 
 PRELUDE = """
@@ -23,7 +23,7 @@ import os, zlib, sys
 import numpy as np
 import lumina_kernel
 generator = np.random.default_rng(0)
-x = generator.standard_normal((37, 300)).astype(np.float32)
+x = generator.standard_normal((150, 300)).astype(np.float32)
 w = generator.standard_normal((130, 300)).astype(np.float32)
 def run(**more):
     return lumina_kernel.optical_linear_forward(x, w, None, 0.1, 8, input_bits=8, weight_bits=8, **more)
@@ -194,11 +194,12 @@ def test_manual_seed_restarts_the_noise() -> None:
         lumina_kernel.manual_seed(-1)
 
 
-def test_a_tier_that_the_processor_lacks_is_an_error() -> None:
+@pytest.mark.parametrize(("name", "shown"), [("sse9", "sse9"), ("", ""), ("\udcff", "\ufffd")])
+def test_a_tier_that_the_processor_lacks_is_an_error(name: str, shown: str) -> None:
     for call in ("lumina_kernel.isa()", "run()"):
-        result = python(call, LUMINA_ISA="sse9")
+        result = python(call, LUMINA_ISA=name, PYTHONIOENCODING="utf-8")
         assert result.returncode != 0
-        assert "ValueError: LUMINA_ISA = sse9: this processor has portable" in result.stderr
+        assert f"ValueError: LUMINA_ISA = {shown}: this processor has portable" in result.stderr
 
 
 @pytest.mark.parametrize("tier", lumina_kernel.available_isas())

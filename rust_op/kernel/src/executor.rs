@@ -29,7 +29,7 @@ impl Executor for Serial {
 }
 
 /// Runs tasks of about `work_ns` nanoseconds together, each in the canonical floating-point environment.
-pub(crate) fn run(executor: &dyn Executor, work_ns: u64, count: usize, task: &(dyn Fn(usize) + Sync)) {
+fn run(executor: &dyn Executor, work_ns: u64, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let task = |index| {
         let _environment = FloatEnv::canonical();
         task(index);

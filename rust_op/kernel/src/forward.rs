@@ -135,11 +135,16 @@ impl Layer {
             codes.check("x_codes", m, k, self.params.input_bits)?;
         }
         length("x_step", saved.x_step.len(), m)?;
-        if let Some(mask) = &saved.adc_mask {
-            length("adc_mask", mask.len(), m * mask_stride(n))?;
-        }
-        if let Some(mask) = &saved.dac_mask {
-            length("dac_mask", mask.len(), m * mask_stride(k))?;
+        let masks = [
+            ("adc_mask", &saved.adc_mask, n, self.params.adc_can_saturate(), "none where the ADC cannot saturate"),
+            ("dac_mask", &saved.dac_mask, k, self.params.input_range.is_some(), "none where the DAC cannot saturate"),
+        ];
+        for (name, mask, columns, can_saturate, allowed) in masks {
+            let Some(mask) = mask else { continue };
+            if !can_saturate {
+                return Err(Error::value(name, format!("{} bytes", mask.len()), allowed));
+            }
+            length(name, mask.len(), m * mask_stride(columns))?;
         }
         Ok(())
     }

@@ -59,9 +59,9 @@ impl Tier {
     /// `LUMINA_ISA` names a tier that this processor lacks.
     pub fn selected() -> Result<Tier, Error> {
         let available = Tier::available();
-        match std::env::var("LUMINA_ISA") {
-            Err(_) => Ok(*available.last().expect("the portable tier")),
-            Ok(name) => available.iter().find(|tier| tier.name() == name).copied().ok_or_else(|| Error::Tier {
+        match std::env::var_os("LUMINA_ISA").map(|name| name.to_string_lossy().into_owned()) {
+            None => Ok(*available.last().expect("the portable tier")),
+            Some(name) => available.iter().find(|tier| tier.name() == name).copied().ok_or_else(|| Error::Tier {
                 name,
                 available: available.iter().map(|tier| tier.name()).collect::<Vec<_>>().join(", "),
             }),

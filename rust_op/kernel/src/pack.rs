@@ -6,9 +6,9 @@ use crate::quantize::levels;
 /// Bits whose codes are packed several to a byte.
 pub const PACKED_BITS: [u32; 3] = [1, 2, 4];
 
-/// Bytes of one row of `k` codes of `bits` bits.
+/// Bytes of one row of `k` codes of 1, 2 or 4 bits, for any `k`: it may come from a file.
 pub const fn packed_row_bytes(bits: u32, k: usize) -> usize {
-    (k * bits as usize).div_ceil(8)
+    k.div_ceil(8 / bits as usize)
 }
 
 /// The stored form of `code`: c + 2^(b-1), with one bit 0 for -1 and 1 for +1.

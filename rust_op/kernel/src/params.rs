@@ -1,6 +1,7 @@
 //! Parameters as a caller gives them ([`Spec`]) and as the kernels read them, checked ([`Params`]).
 
 use crate::error::Error;
+use crate::microkernel::float_env::FloatEnv;
 use crate::quantize::levels;
 use crate::schema::{self, Kind};
 
@@ -178,6 +179,8 @@ impl Params {
     /// A value outside its bounds, or a parameter that the others would make meaningless. What
     /// depends on the layer's shape is checked by [`Params::check_shape`].
     pub fn new(spec: &Spec) -> Result<Self, Error> {
+        // A denormal range is no 0, even where the caller's processor takes it for one.
+        let _environment = FloatEnv::canonical();
         let params = Params {
             input_bits: bits("input_bits", spec.input_bits, Some(1))?,
             weight_bits: bits("weight_bits", spec.weight_bits, None)?,

@@ -216,10 +216,14 @@ pub fn two_dimensions(name: &str, shape: &[usize], meaning: &str) -> PyResult<(u
     }
 }
 
-/// A new `shape` of float32 of the kind of `like`: a tensor beside a tensor, else a numpy array.
+/// A new `shape` of float32 of the kind of `like`: a tensor beside a tensor, else a numpy array. What does not fit
+/// into memory is Python's error, for which numpy is asked in Python: its C API would have to be unwrapped.
 pub fn new_like<'py>(like: &Bound<'py, PyAny>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
     if is_tensor(like)? {
         return like.call_method1("new_empty", (PyTuple::new(like.py(), shape)?,));
     }
-    Ok(PyArrayDyn::<f32>::zeros(like.py(), shape, false).into_any())
+    static EMPTY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = like.py();
+    let empty = EMPTY.get_or_try_init(py, || py.import("numpy")?.getattr("empty").map(Bound::unbind))?;
+    empty.bind(py).call1((PyTuple::new(py, shape)?, numpy::dtype::<f32>(py)))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -31,19 +31,29 @@ static KEPT: Mutex<VecDeque<Vec<Line>>> = Mutex::new(VecDeque::new());
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 64 << 20;
 
-fn kept() -> MutexGuard<'static, VecDeque<Vec<Line>>> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+/// Attempts to get at the kept buffers, each some cycles apart: far more than a holder of the lock takes.
+const ATTEMPTS: usize = 1000;
+
+/// The kept buffers; `None` where they cannot be had soon. In the child of a fork they never can if another thread
+/// of the parent's was just at them: that thread is not in the child.
+fn kept() -> Option<MutexGuard<'static, VecDeque<Vec<Line>>>> {
+    for _ in 0..ATTEMPTS {
+        match KEPT.try_lock() {
+            Ok(kept) => return Some(kept),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+        }
+    }
+    None
 }
 
 impl<T: Plain> Buffer<T> {
     /// Takes a kept buffer that is large enough but not wasteful, or makes one.
     pub(crate) fn new(len: usize) -> Self {
-        let count = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's bytes can be counted");
+        let count = bytes.div_ceil(size_of::<Line>());
         let fits = |lines: &Vec<Line>| (count..=2 * count + 64).contains(&lines.len());
-        let found = {
-            let mut kept = kept();
-            kept.iter().rposition(fits).and_then(|index| kept.remove(index))
-        };
+        let found = kept().and_then(|mut kept| kept.iter().rposition(fits).and_then(|index| kept.remove(index)));
         let lines = found.unwrap_or_else(|| vec![Line([0; 64]); count]);
         Buffer { lines, len, _element: PhantomData }
     }
@@ -65,7 +75,7 @@ impl<T> Drop for Buffer<T> {
         if lines.is_empty() || size_of_val(&lines[..]) > KEPT_BYTES {
             return;
         }
-        let mut kept = kept();
+        let Some(mut kept) = kept() else { return };
         kept.push_back(lines);
         while kept.len() > KEPT_BUFFERS || kept.iter().map(|lines| size_of_val(&lines[..])).sum::<usize>() > KEPT_BYTES
         {
@@ -85,5 +95,29 @@ impl<T: Plain> Clone for Buffer<T> {
 impl<T: Plain + std::fmt::Debug> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Buffer").field("len", &self.len).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_nobody_will_release_stops_nothing() {
+        let held = KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let made = std::thread::spawn(|| {
+            let mut buffer = Buffer::<i32>::new(1000);
+            buffer.as_mut_slice().fill(7);
+            (buffer.as_slice().len(), buffer.as_slice()[999])
+        });
+        assert_eq!(made.join().expect("no panic"), (1000, 7));
+        drop(held);
+    }
+
+    #[test]
+    #[should_panic(expected = "a buffer's bytes can be counted")]
+    fn a_length_that_overflows_is_not_wrapped() {
+        // 2^62 + 16 floats would wrap to 64 bytes.
+        Buffer::<f32>::new((1 << 62) + 16);
     }
 }

@@ -7,7 +7,7 @@ use super::tile::float::{Finish, FloatRows, float_panel};
 use super::tile::int::{IntRows, int_panel, unpack_panel};
 use super::tile::target::{SharedRows, Target};
 use super::tile::{BLOCK_BYTES, PANEL, Scaling, Storage};
-use crate::executor::{Executor, run};
+use crate::executor::{Executor, run_each};
 use crate::weights::{Panels, Weights};
 
 /// Rows up to which packed panels are read as they are; for more, unpacking once pays.
@@ -98,11 +98,13 @@ impl Product<'_> {
         assert_eq!(z.len(), self.x_step.len() * n);
         let panels = n.div_ceil(PANEL);
         let shared = SharedRows::new(z, n);
-        run(executor, work_ns, panels.div_ceil(together), &|task| {
-            let columns =
-                Columns { product: self, z: &shared, panels: task * together..panels.min((task + 1) * together) };
-            tier.vectorize(columns);
-        });
+        let panels_of = |first: usize| first..panels.min(first + together);
+        let tasks: Vec<_> = (0..panels)
+            .step_by(together)
+            .map(|first| Columns { product: self, z: &shared, panels: panels_of(first) })
+            .collect();
+        // Each task runs once, whatever the executor does: two at the same columns would race.
+        run_each(executor, work_ns, tasks, |task| tier.vectorize(task));
     }
 }
 

@@ -109,8 +109,7 @@ fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result
     }
     let k = in_features
         .ok_or_else(|| Failure::invalid("attribute in_features is missing: it must be K where W is packed in uint8"))?;
-    // K comes from a file: K * b could overflow.
-    let bytes = k.div_ceil(8 / bits as usize);
+    let bytes = pack::packed_row_bytes(bits, k);
     if bytes == columns {
         Ok((n, k))
     } else {

@@ -117,8 +117,9 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
                 }
             }
         }
-        let values = rows.values.as_ptr().add(first);
-        let panel = panel.as_ptr().add(vector * LANES);
+        // With a depth of 0 there may be no element to point to.
+        let values = rows.values.as_ptr().wrapping_add(first);
+        let panel = panel.as_ptr().wrapping_add(vector * LANES);
         let sums = float_tile::<S, MR, NV>(isa, values, rows.row_step, rows.k_step, panel, depth, start);
         for i in 0..MR {
             for v in 0..NV {

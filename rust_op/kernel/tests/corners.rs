@@ -1,0 +1,232 @@
+//! Numbers at the ends of the range, and sizes at the ends of blocks: every tier equals the reference bit for bit.
+
+mod common;
+
+use common::{Case, Reversed, Storage, any_bits, assert_same, bits};
+use lumina_kernel::backward::{Inputs, Operand, Outputs, backward};
+use lumina_kernel::executor::Serial;
+use lumina_kernel::params::OutputRange;
+use lumina_kernel::weights::code_stride;
+use lumina_kernel::{NoiseKey, Params, Spec, Tier, reference};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const EXTREMES: &[f32] = &[
+    0.0,
+    -0.0,
+    f32::from_bits(1),
+    -1e-42,
+    f32::MIN_POSITIVE,
+    1e-20,
+    0.5,
+    -0.5,
+    1.5,
+    2.5,
+    127.0,
+    -127.5,
+    1e20,
+    3e37,
+    -3e37,
+    f32::MAX,
+];
+
+fn value(special: bool) -> BoxedStrategy<f32> {
+    let finite =
+        prop_oneof![3 => select(EXTREMES), 3 => -2.0f32..2.0, 1 => (-8i32..8).prop_map(|half| half as f32 / 2.0)];
+    if !special {
+        return finite.boxed();
+    }
+    prop_oneof![60 => finite, 1 => select(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY][..])].boxed()
+}
+
+/// Weights whose channels have a size of their own; none so large that it leaves no full scale.
+fn weights(n: usize, k: usize) -> impl Strategy<Value = Vec<f32>> {
+    let channel = (select(&[1.0f32, 1.0, 1e-44, 1e-38, 1e-20, 1e20, 1e34][..]), any::<bool>());
+    let channels = proptest::collection::vec((channel, proptest::collection::vec(-1.0f32..1.0, k)), n);
+    channels.prop_map(|channels| {
+        let scaled = |((size, halves), w): ((f32, bool), Vec<f32>)| {
+            // Multiples of an eighth meet the ties of the quantiser.
+            w.into_iter().map(move |w| size * if halves { (w * 8.0).round() / 8.0 } else { w })
+        };
+        channels.into_iter().flat_map(scaled).collect()
+    })
+}
+
+fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Spec> {
+    const RANGES: &[f32] = &[1e-45, 1e-38, 1e-36, 0.5, 1.0, 127.0, 1e30, f32::MAX];
+    const LEVELS: &[f32] = &[0.0, 0.0, -0.0, 1e-45, 0.1, 1e10, f32::MAX];
+    let input_range = prop_oneof![Just(0.0f32), Just(-0.0), select(RANGES)];
+    let output_range = prop_oneof![
+        Just(vec![0.0f32]),
+        select(RANGES).prop_map(|range| vec![range]),
+        Just(vec![]).prop_map(move |_: Vec<f32>| { (0..n).map(|n| RANGES[n % RANGES.len()]).collect() })
+    ];
+    let output_bits = select(&[0i64, 2, 3, 8, 15, 16][..]);
+    let stage = select(&["analog", "digital"][..]);
+    (output_bits, input_range, output_range, select(LEVELS), select(LEVELS), select(LEVELS), stage).prop_map(
+        move |(output_bits, input_range, output_range, noise_relative, noise_additive, noise_shot, stage)| Spec {
+            input_bits,
+            weight_bits,
+            output_bits,
+            input_range: if input_bits == 0 { 0.0 } else { input_range },
+            output_range,
+            noise_relative,
+            noise_additive,
+            noise_shot,
+            bias_stage: stage.to_owned(),
+        },
+    )
+}
+
+fn case(m: usize, n: usize, k: usize, special: bool) -> impl Strategy<Value = Case> {
+    use proptest::collection::vec;
+    any_bits().prop_flat_map(move |(input_bits, weight_bits)| {
+        let bias = proptest::option::of(vec(value(false), n));
+        let parts = (spec(n, input_bits, weight_bits), vec(value(special), m * k), weights(n, k), bias);
+        (parts, select(&[0u64, 1, i64::MAX as u64][..]), select(&[0u64, 1, i64::MAX as u64][..])).prop_map(
+            move |((spec, x, w, bias), seed, stream)| Case {
+                m,
+                n,
+                k,
+                spec,
+                storage: Storage::F32,
+                x,
+                w,
+                bias,
+                key: NoiseKey { seed, stream },
+            },
+        )
+    })
+}
+
+fn check_backward(case: &Case, dy: &[f32]) {
+    let params = case.params();
+    let weight = case.reference_weight();
+    let forward = reference::forward(&params, &weight, case.bias.as_deref(), &case.x, case.k, case.key);
+    let expected = reference::backward(&params, &weight, &forward, dy, case.k);
+    // The masks are the forward pass's own, which `Case::check` compares.
+    let mask = |bits: &[bool], columns: usize| {
+        let mut out = vec![0u8; case.m * lumina_kernel::forward::mask_stride(columns)];
+        let stride = lumina_kernel::forward::mask_stride(columns);
+        for (index, _) in bits.iter().enumerate().filter(|(_, bit)| **bit) {
+            out[index / columns * stride + index % columns / 8] |= 1 << (index % columns % 8);
+        }
+        out
+    };
+    let padded = |values: &[f32]| -> Vec<i16> {
+        let row = |row: &[f32]| {
+            let mut codes: Vec<i16> = row.iter().map(|code| *code as i16).collect();
+            codes.resize(code_stride(case.k), 0);
+            codes
+        };
+        values.chunks(case.k).flat_map(row).collect()
+    };
+    let narrow = |codes: &[i16]| -> Vec<i8> { codes.iter().map(|code| *code as i8).collect() };
+    let (x16, w16) = (padded(&forward.x_values), padded(&weight.values));
+    let (x8, w8) = (narrow(&x16), narrow(&w16));
+    let adc = params.adc_can_saturate().then(|| mask(&forward.adc_saturated, case.n));
+    let dac = params.input_range.is_some().then(|| mask(&forward.dac_saturated, case.k));
+    let inputs = Inputs {
+        dy,
+        x: match params.input_bits {
+            0 => Operand::F32(&case.x),
+            1..=8 => Operand::I8(&x8),
+            _ => Operand::I16(&x16),
+        },
+        x_step: &forward.x_step,
+        weight: match params.weight_bits {
+            0 => Operand::F32(&case.w),
+            1..=8 => Operand::I8(&w8),
+            _ => Operand::I16(&w16),
+        },
+        weight_scale: &weight.scale,
+        adc_mask: adc.as_deref(),
+        dac_mask: dac.as_deref(),
+        k: case.k,
+    };
+    for tier in Tier::available() {
+        let (mut dx, mut dw, mut db) = (vec![7.0; case.m * case.k], vec![7.0; case.n * case.k], vec![7.0; case.n]);
+        let outputs = Outputs { x: Some(&mut dx), weight: Some(&mut dw), bias: Some(&mut db) };
+        backward(tier, &Serial, &params, &inputs, outputs).expect("a valid call");
+        let place = || format!("{} {case:?}", tier.name());
+        assert_same("dx", &bits(&dx), &bits(&expected.x), &place);
+        assert_same("dw", &bits(&dw), &bits(&expected.weight), &place);
+        assert_same("db", &bits(&db), &bits(&expected.bias), &place);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn extreme_numbers(
+        (case, dy) in (select(&[1usize, 2, 5, 13][..]), select(&[1usize, 3, 17, 33, 40][..]), select(&[1usize, 3, 4, 17, 66][..]), any::<bool>())
+            .prop_flat_map(|(m, n, k, special)| (case(m, n, k, special), proptest::collection::vec(value(special), m * n)))
+    ) {
+        case.check_all();
+        check_backward(&case, &dy);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+    /// Rows of codes change their stride at 512 and then every 128; noise its key every 1024 columns.
+    #[test]
+    fn ends_of_blocks(
+        case in (select(&[1usize, 2, 5][..]), select(&[(33usize, 511usize), (3, 512), (31, 513), (17, 576), (33, 577), (2, 640), (3, 641), (1023, 7), (1024, 5), (1025, 4), (2049, 3)][..]))
+            .prop_flat_map(|(m, (n, k))| common::case(m, n, k, false))
+    ) {
+        for tier in Tier::available() {
+            case.check(tier, &Reversed);
+        }
+    }
+}
+
+/// A sample's result does not depend on the rows beside it, nor on how many there are: the noise goes with the row.
+#[test]
+fn a_batch_begins_as_a_shorter_one() {
+    let (n, k) = (1100, 600);
+    let mut random = common::small_random(8);
+    let spec = Spec { input_bits: 8, weight_bits: 4, noise_relative: 0.1, noise_shot: 0.1, ..Spec::default() };
+    let mut case = Case {
+        m: 70,
+        n,
+        k,
+        spec,
+        storage: Storage::F32,
+        x: (0..70 * k).map(|_| random()).collect(),
+        w: (0..n * k).map(|_| random()).collect(),
+        bias: None,
+        key: NoiseKey { seed: 1, stream: 2 },
+    };
+    for tier in Tier::available() {
+        case.m = 70;
+        let whole = case.run(tier, &Serial).y;
+        let mut shorter = case.clone();
+        for m in [1, 5, 64, 65] {
+            (shorter.m, shorter.x) = (m, case.x[..m * k].to_vec());
+            assert_same("y", &shorter.run(tier, &Serial).y, &whole[..m * n], &|| format!("{} m = {m}", tier.name()));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_denormal_range_is_a_range_where_the_caller_flushes_denormals() {
+    use std::arch::asm;
+    let set = |word: u32| {
+        #[allow(unsafe_code, reason = "no safe way sets the register")]
+        // SAFETY: only flush bits change, and they are restored below.
+        unsafe {
+            asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags));
+        }
+    };
+    let spec = Spec { input_bits: 8, input_range: 1e-41, output_range: vec![1e-41], ..Spec::default() };
+    set(0x1F80 | 0x8000 | 0x40);
+    let params = Params::new(&spec);
+    set(0x1F80);
+    let params = params.expect("valid");
+    assert_eq!(params.input_range, Some(1e-41));
+    assert_eq!(params.output_range, OutputRange::Layer(1e-41));
+}

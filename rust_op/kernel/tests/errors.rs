@@ -1,0 +1,312 @@
+//! What is refused, by its message; what an executor may not do.
+
+mod common;
+
+use lumina_kernel::backward::{Inputs, Operand, Outputs, backward};
+use lumina_kernel::executor::{Executor, Serial};
+use lumina_kernel::forward::{Saved, mask_stride};
+use lumina_kernel::weights::{CodesMut, code_stride};
+use lumina_kernel::{Error, Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights, pack};
+
+fn spec() -> Spec {
+    Spec { input_bits: 8, weight_bits: 4, ..Spec::default() }
+}
+
+fn tier() -> Tier {
+    *Tier::available().last().expect("a tier")
+}
+
+#[track_caller]
+fn refused<T>(result: Result<T, Error>, message: &str) {
+    match result {
+        Ok(_) => panic!("was not refused: {message}"),
+        Err(error) => {
+            assert_eq!(error.to_string(), message);
+            assert!(message.starts_with(error.argument()), "{message}: {}", error.argument());
+        }
+    }
+}
+
+#[test]
+fn parameters() {
+    let zero_to_16 = "allowed is 0 (analog), 2..16";
+    let cases = [
+        (Spec { input_bits: 1, ..spec() }, format!("input_bits = 1: {zero_to_16}")),
+        (Spec { input_bits: 17, ..spec() }, format!("input_bits = 17: {zero_to_16}")),
+        (Spec { input_bits: i64::MIN, ..spec() }, format!("input_bits = {}: {zero_to_16}", i64::MIN)),
+        (Spec { weight_bits: 17, ..spec() }, "weight_bits = 17: allowed is 0 (analog), 1..16".into()),
+        (
+            Spec { weight_bits: (1 << 32) + 4, ..spec() },
+            "weight_bits = 4294967300: allowed is 0 (analog), 1..16".into(),
+        ),
+        (Spec { output_bits: 1, ..spec() }, "output_bits = 1: allowed is 0 (no ADC), 2..16".into()),
+        (Spec { input_range: -1.0, ..spec() }, "input_range = -1: allowed is a finite number >= 0".into()),
+        (Spec { input_range: f32::NAN, ..spec() }, "input_range = NaN: allowed is a finite number >= 0".into()),
+        (
+            Spec { input_bits: 0, input_range: 2.0, ..spec() },
+            "input_range = 2 would be ignored: with input_bits 0 there is no DAC".into(),
+        ),
+        (
+            Spec { output_range: vec![], ..spec() },
+            "output_range has 0 elements: allowed is a single 0 (dynamic), or 1 or N finite numbers > 0".into(),
+        ),
+        (
+            Spec { output_range: vec![1.0, 0.0], ..spec() },
+            "output_range[1] = 0: allowed is a single 0 (dynamic), or 1 or N finite numbers > 0".into(),
+        ),
+        (
+            Spec { output_range: vec![f32::INFINITY], ..spec() },
+            "output_range[0] = inf: allowed is a single 0 (dynamic), or 1 or N finite numbers > 0".into(),
+        ),
+        (
+            Spec { noise_relative: f32::INFINITY, ..spec() },
+            "noise_relative = inf: allowed is a finite number >= 0".into(),
+        ),
+        (Spec { noise_additive: -0.1, ..spec() }, "noise_additive = -0.1: allowed is a finite number >= 0".into()),
+        (Spec { noise_shot: f32::NAN, ..spec() }, "noise_shot = NaN: allowed is a finite number >= 0".into()),
+        (
+            Spec { bias_stage: "optical".into(), ..spec() },
+            "bias_stage = \"optical\": allowed is \"analog\", \"digital\"".into(),
+        ),
+    ];
+    for (spec, message) in cases {
+        refused(Params::new(&spec), &message);
+    }
+}
+
+#[test]
+fn shapes() {
+    let params = Params::new(&spec()).expect("valid");
+    refused(params.check_shape(0, 3), "N (rows of weight) = 0: allowed is at least 1");
+    refused(params.check_shape(3, 0), "K (columns of weight) = 0: allowed is at least 1");
+    refused(
+        params.check_shape(1, 131_073),
+        "K (columns of weight) = 131073: allowed is at most 131072 where input_bits (8) and weight_bits (4) are both \
+         1..8, so that the sum is exact in 32 bits",
+    );
+    assert_eq!(params.check_shape(1, 131_072), Ok(()));
+    let wide = Params::new(&Spec { input_bits: 9, ..spec() }).expect("valid");
+    assert_eq!(wide.check_shape(1, 131_073), Ok(()));
+    let ranges = Params::new(&Spec { output_range: vec![1.0; 3], ..spec() }).expect("valid");
+    refused(
+        ranges.check_shape(2, 3),
+        "output_range has 3 elements: allowed is 1, or one for each of the N = 2 outputs",
+    );
+}
+
+#[test]
+fn weights() {
+    let build = |bits, source: WeightSource<'_>, scale: Option<&[f32]>| {
+        let params = Params::new(&Spec { weight_bits: bits, ..spec() }).expect("valid");
+        Weights::new(tier(), &Serial, &params, (2, 3), source, scale, None)
+    };
+    let scale_allowed = "a finite number >= 0 whose full scale (weight_scale * L) is finite in 32 bits";
+    let w = [0.5f32; 6];
+    let codes = [1i8; 6];
+    refused(build(4, WeightSource::F32(&w[1..]), None), "weight has 5 elements: allowed is 6 for N = 2, K = 3");
+    refused(
+        build(4, WeightSource::Codes(&codes[1..]), Some(&[1.0])),
+        "weight has 5 elements: allowed is 6 for N = 2, K = 3",
+    );
+    refused(
+        build(4, WeightSource::Packed(&[0x11; 3]), Some(&[1.0])),
+        "weight has 3 elements: allowed is 4 for N = 2, K = 3",
+    );
+    refused(
+        build(0, WeightSource::F32(&w), Some(&[1.0])),
+        "weight_scale = [1.0] would be ignored: with weight_bits 0 the weights are analog",
+    );
+    refused(
+        build(4, WeightSource::F32(&w), Some(&[1.0; 3])),
+        "weight_scale has 3 elements: allowed is 1, or one for each of the N = 2 outputs",
+    );
+    refused(
+        build(4, WeightSource::F32(&w), Some(&[1.0, -1.0])),
+        &format!("weight_scale[1] = -1: allowed is {scale_allowed}"),
+    );
+    refused(
+        build(4, WeightSource::F32(&w), Some(&[f32::NAN])),
+        &format!("weight_scale[0] = NaN: allowed is {scale_allowed}"),
+    );
+    // Finite, but the full scale is not.
+    refused(
+        build(8, WeightSource::F32(&w), Some(&[1e37])),
+        &format!("weight_scale[0] = 10000000000000000000000000000000000000: allowed is {scale_allowed}"),
+    );
+    refused(
+        build(1, WeightSource::F32(&[0.0, 0.0, 0.0, f32::MAX, f32::MAX, f32::MAX]), None),
+        &format!("weight_scale[1] = inf: allowed is {scale_allowed}"),
+    );
+    refused(
+        build(4, WeightSource::Codes(&codes), None),
+        "weight_scale = none: allowed is 1 or N numbers where the weights are codes",
+    );
+    refused(
+        build(9, WeightSource::Codes(&codes), Some(&[1.0])),
+        "weight_bits = 9: allowed is 1..8 where the weights are int8 codes",
+    );
+    refused(
+        build(8, WeightSource::Packed(&[0; 6]), Some(&[1.0])),
+        "weight_bits = 8: allowed is 1, 2 or 4 where the weights are packed in uint8",
+    );
+    let in_range = "a code -L..L with L = 2^(weight_bits-1)-1 (-1 or +1 with weight_bits 1)";
+    for (bits, code) in [(8, -128), (4, -8), (4, 8), (2, -2), (1, 0), (1, -2)] {
+        let mut codes = [1i8; 6];
+        codes[4] = code;
+        refused(
+            build(bits, WeightSource::Codes(&codes), Some(&[1.0])),
+            &format!("weight[1, 1] = {code}: allowed is {in_range}"),
+        );
+    }
+    refused(
+        build(4, WeightSource::Packed(&[0x11, 0x01, 0x01, 0x01]), Some(&[1.0])),
+        "weight[1, 1] = -8: allowed is a code -L..L with L = 2^(weight_bits-1)-1",
+    );
+    refused(
+        build(1, WeightSource::Packed(&[0x07, 0x08]), Some(&[1.0])),
+        "weight[1, 3] = 1: allowed is 0 in the bits that fill up a row",
+    );
+    for bits in [0, 1, 4, 8, 16] {
+        for (bad, shown) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+            let mut w = w;
+            w[5] = bad;
+            refused(
+                build(bits, WeightSource::F32(&w), None),
+                &format!("weight[1, 2] = {shown}: allowed is a finite number"),
+            );
+        }
+    }
+}
+
+/// The first of several bad channels is named, whichever task finds one first.
+#[test]
+fn the_first_bad_weight_is_named() {
+    let params = Params::new(&spec()).expect("valid");
+    let (n, k) = (640, 512);
+    let mut w = vec![0.5f32; n * k];
+    for row in [37, 300, 639] {
+        w[row * k + 5] = f32::NAN;
+    }
+    for executor in [&Serial as &dyn Executor, &common::Reversed, &common::Threads::new(3)] {
+        let built = Weights::new(tier(), executor, &params, (n, k), WeightSource::F32(&w), None, None);
+        refused(built, "weight[37, 5] = NaN: allowed is a finite number");
+    }
+}
+
+fn layer(spec: &Spec) -> Layer {
+    let params = Params::new(spec).expect("valid");
+    let weights = Weights::new(tier(), &Serial, &params, (2, 3), WeightSource::F32(&[0.5; 6]), None, None);
+    Layer::new(params, weights.expect("valid"), None).expect("valid")
+}
+
+#[test]
+fn layers_and_calls() {
+    let params = Params::new(&spec()).expect("valid");
+    let weights =
+        Weights::new(tier(), &Serial, &params, (2, 3), WeightSource::F32(&[0.5; 6]), None, None).expect("valid");
+    let with_bias = |bias| Layer::new(params.clone(), weights.clone(), Some(bias));
+    refused(with_bias(vec![0.0; 3]), "bias has 3 elements: allowed is N = 2");
+    refused(with_bias(vec![0.0, f32::INFINITY]), "bias[1] = inf: allowed is a finite number");
+
+    let layer = layer(&spec());
+    let call = |x: &[f32], y: &mut [f32]| layer.forward(tier(), &Serial, x, NoiseKey::default(), y, None);
+    refused(call(&[0.0; 4], &mut [0.0; 2]), "input has 4 elements: allowed is a multiple of K = 3");
+    refused(call(&[0.0; 6], &mut [0.0; 3]), "out has 3 elements: allowed is M * N = 2 * 2");
+}
+
+#[test]
+fn what_is_saved() {
+    let fixed = Spec { input_range: 1.0, output_range: vec![1.0], ..spec() };
+    let save = |spec: &Spec, codes: Option<CodesMut<'_>>, steps: usize, adc: Option<usize>, dac: Option<usize>| {
+        let (mut x_step, mut adc, mut dac) = (vec![0.0; steps], adc.map(|n| vec![0; n]), dac.map(|n| vec![0; n]));
+        let saved =
+            Saved { x_codes: codes, x_step: &mut x_step, adc_mask: adc.as_deref_mut(), dac_mask: dac.as_deref_mut() };
+        layer(spec).forward(tier(), &Serial, &[0.0; 3], NoiseKey::default(), &mut [0.0; 2], Some(saved))
+    };
+    let kinds = "int8 for codes of 1..8 bits, int16 for 9..16, none where analog";
+    let (mut narrow, mut wide) = (vec![0i8; code_stride(3)], vec![0i16; code_stride(3)]);
+    assert_eq!(save(&fixed, Some(CodesMut::I8(&mut narrow)), 1, Some(2), Some(2)), Ok(()));
+    refused(
+        save(&fixed, Some(CodesMut::I16(&mut wide)), 1, None, None),
+        &format!("x_codes = of 8 bits: allowed is {kinds}"),
+    );
+    let analog = Spec { input_bits: 0, ..spec() };
+    refused(
+        save(&analog, Some(CodesMut::I8(&mut narrow)), 1, None, None),
+        &format!("x_codes = of 0 bits: allowed is {kinds}"),
+    );
+    refused(
+        save(&fixed, Some(CodesMut::I8(&mut narrow[1..])), 1, None, None),
+        "x_codes has 3 elements: allowed is 1 rows * 4",
+    );
+    refused(save(&fixed, None, 2, None, None), "x_step has 2 elements: allowed is 1");
+    refused(save(&fixed, None, 1, Some(1), None), "adc_mask has 1 elements: allowed is 2");
+    refused(save(&fixed, None, 1, None, Some(3)), "dac_mask has 3 elements: allowed is 2");
+    // A mask that nothing would fill.
+    let adc = "adc_mask = 2 bytes: allowed is none where the ADC cannot saturate";
+    refused(save(&spec(), None, 1, Some(2), None), adc);
+    refused(save(&Spec { output_bits: 0, ..fixed.clone() }, None, 1, Some(2), None), adc);
+    refused(save(&spec(), None, 1, None, Some(2)), "dac_mask = 2 bytes: allowed is none where the DAC cannot saturate");
+}
+
+#[test]
+fn gradients() {
+    let params = Params::new(&Spec { input_bits: 0, weight_bits: 0, ..Spec::default() }).expect("valid");
+    let (x, w) = ([0.0f32; 6], [0.0f32; 3]);
+    let inputs = Inputs {
+        dy: &[0.0; 2],
+        x: Operand::F32(&x),
+        x_step: &[1.0; 2],
+        weight: Operand::F32(&w),
+        weight_scale: &[1.0],
+        adc_mask: None,
+        dac_mask: None,
+        k: 3,
+    };
+    let run = |inputs: &Inputs<'_>| backward(tier(), &Serial, &params, inputs, Outputs::default());
+    assert_eq!(run(&inputs), Ok(()));
+    refused(run(&Inputs { dy: &[0.0; 3], ..inputs }), "grad_output has 3 elements: allowed is 2");
+    refused(run(&Inputs { x: Operand::F32(&x[1..]), ..inputs }), "x has 5 elements: allowed is 6");
+    refused(run(&Inputs { x: Operand::I8(&[0; 6]), ..inputs }), "x has 6 elements: allowed is 8");
+    refused(run(&Inputs { weight: Operand::I16(&[0; 3]), ..inputs }), "weight has 3 elements: allowed is 4");
+    refused(run(&Inputs { adc_mask: Some(&[0; 3]), ..inputs }), "adc_mask has 3 elements: allowed is 4");
+    refused(run(&Inputs { dac_mask: Some(&[0; 2]), ..inputs }), "dac_mask has 2 elements: allowed is 4");
+    refused(run(&Inputs { k: 0, ..inputs }), "K (columns of weight) = 0: allowed is at least 1");
+    refused(run(&Inputs { weight_scale: &[], ..inputs }), "N (rows of weight) = 0: allowed is at least 1");
+    let out = |outputs: Outputs<'_>| backward(tier(), &Serial, &params, &inputs, outputs);
+    refused(out(Outputs { x: Some(&mut [0.0; 5]), ..Outputs::default() }), "grad_x has 5 elements: allowed is 6");
+    refused(
+        out(Outputs { weight: Some(&mut [0.0; 2]), ..Outputs::default() }),
+        "grad_weight has 2 elements: allowed is 3",
+    );
+    refused(out(Outputs { bias: Some(&mut [0.0; 2]), ..Outputs::default() }), "grad_bias has 2 elements: allowed is 1");
+}
+
+#[test]
+fn packed_rows_of_any_length() {
+    assert_eq!([1, 8, 9].map(|k| pack::packed_row_bytes(1, k)), [1, 1, 2]);
+    assert_eq!([1, 4, 5].map(|k| pack::packed_row_bytes(2, k)), [1, 1, 2]);
+    assert_eq!([1, 2, 3].map(|k| pack::packed_row_bytes(4, k)), [1, 1, 2]);
+    assert_eq!([1, 2, 4].map(|bits| pack::packed_row_bytes(bits, usize::MAX)), [1 << 61, 1 << 62, 1 << 63]);
+    assert_eq!(mask_stride(usize::MAX), 1 << 61);
+}
+
+/// Runs every task twice.
+struct Twice;
+
+impl Executor for Twice {
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..2 * count).for_each(|index| task(index / 2));
+    }
+}
+
+/// Two runs of one task at the same time would write the same memory.
+#[test]
+#[should_panic(expected = "each task runs once")]
+fn columns_are_computed_once() {
+    let (n, k) = (1100, 600);
+    let params = Params::new(&spec()).expect("valid");
+    let weights = Weights::new(tier(), &Serial, &params, (n, k), WeightSource::F32(&vec![0.5; n * k]), None, None);
+    let layer = Layer::new(params, weights.expect("valid"), None).expect("valid");
+    let _ = layer.forward(tier(), &Twice, &vec![1.0; k], NoiseKey::default(), &mut vec![0.0; n], None);
+}
