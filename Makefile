@@ -54,7 +54,7 @@ format: $(VENV)/dev.stamp ## Formats and fixes what can be fixed
 	$(BIN)/python -m ruff format
 
 bench: $(VENV)/dev.stamp ## Benchmarks (BENCH_ARGS='...' for the runner)
-	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
 	$(BIN)/python docs/generate.py

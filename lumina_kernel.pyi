@@ -25,6 +25,7 @@ __all__ = [
     "isa",
     "manual_seed",
     "mask_stride",
+    "noise",
     "num_threads",
     "optical_linear_forward",
     "pack_weight",
@@ -120,6 +121,21 @@ def manual_seed(seed: SupportsIndex) -> None:
     """Restarts the noise of calls without a seed: after it the same calls draw the same noise.
 
     Until the first call of this function the seed comes from the operating system.
+    """
+
+def noise(
+    seed: SupportsIndex, stream: SupportsIndex, rows: SupportsIndex, columns: SupportsIndex, out: _Array | None = None
+) -> Any:
+    """The standard normals eps [M, N] that a call with this seed and stream adds, as a numpy array.
+
+    The value at (m, n) depends on seed, stream, m and n alone.
+
+    Args:
+        seed: 0..2^63-1.
+        stream: 0..2^63-1.
+        rows: M, may be 0.
+        columns: N, may be 0.
+        out: [M, N] to write the result into, and to return.
     """
 
 def schema() -> list[_Parameter]:

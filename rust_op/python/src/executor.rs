@@ -8,6 +8,7 @@ use std::mem;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lumina_kernel::{Executor, Serial};
 use pyo3::exceptions::PyRuntimeError;
@@ -16,6 +17,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::numbers::Int;
 
+/// Work, in nanoseconds of one thread, below which handing it to a worker gains nothing.
+const WORTHWHILE_NS: u64 = 20_000;
+/// How long a caller without work waits awake for the workers' last tasks.
+const PATIENCE: Duration = Duration::from_micros(200);
 /// More threads than this is taken for a slip.
 const MAX_THREADS: usize = 4096;
 
@@ -103,7 +108,7 @@ impl Executor for Threads {
         let Some(pool) = self.pool.as_ref().filter(|_| count > 1) else {
             return Serial.run(count, task);
         };
-        let next = AtomicUsize::new(0);
+        let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
@@ -111,6 +116,7 @@ impl Executor for Threads {
                     break;
                 }
                 task(index);
+                finished.fetch_add(1, Ordering::Release);
             }
         };
         pool.in_place_scope(|scope| {
@@ -118,6 +124,16 @@ impl Executor for Threads {
                 scope.spawn(|_| work());
             }
             work();
+            // The scope would put this thread to sleep until the others are done, and to be woken costs more than most
+            // of these waits last.
+            let patience = Instant::now();
+            while finished.load(Ordering::Acquire) < count && patience.elapsed() < PATIENCE {
+                std::hint::spin_loop();
+            }
         });
+    }
+
+    fn worthwhile_ns(&self) -> u64 {
+        WORTHWHILE_NS
     }
 }

@@ -25,7 +25,7 @@ mod module {
     #[pymodule_export]
     use super::layer::{PyPreparedLayer, pack_weight, quantize_weight, unpack_weight};
     #[pymodule_export]
-    use super::noise::manual_seed;
+    use super::noise::{manual_seed, noise};
     #[pymodule_export]
     use super::params::PyParams;
     #[pymodule_export]

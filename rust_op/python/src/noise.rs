@@ -1,12 +1,21 @@
-//! The noise of calls that give no seed: a process-wide seed and a counter of calls.
+//! The noise by itself, and that of calls that give no seed: a process-wide seed and a counter of calls.
 
 use std::sync::{Mutex, PoisonError};
 
-use lumina_kernel::NoiseKey;
+use lumina_kernel::microkernel::fill_noise_row;
+use lumina_kernel::rng::call_key;
+use lumina_kernel::{Executor, NoiseKey};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::arrays::Arguments;
+use crate::executor::Threads;
+use crate::forward::run;
 use crate::numbers::Int;
+use crate::schema::tier;
+
+/// Normals of one task, at least: some microseconds of work.
+const TASK: usize = 32_768;
 
 const LARGEST: u64 = i64::MAX as u64;
 
@@ -71,4 +80,53 @@ fn fresh() -> PyResult<NoiseKey> {
     let key = state.key;
     state.key.stream = (state.key.stream + 1) & LARGEST;
     Ok(key)
+}
+
+/// The standard normals that a call with this seed and stream adds.
+///
+/// The value at (m, n) depends on seed, stream, m and n alone: not on the tier, the threads or the shape.
+///
+/// Args:
+///     seed: 0..2^63-1.
+///     stream: 0..2^63-1.
+///     rows: M.
+///     columns: N.
+///     out: float32 [M, N] to write the result into.
+///
+/// Returns:
+///     eps, float32 [M, N]; `out` where that is given.
+#[pyfunction]
+#[pyo3(signature = (seed, stream, rows, columns, out=None))]
+pub fn noise<'py>(
+    py: Python<'py>,
+    seed: Int,
+    stream: Int,
+    rows: Int,
+    columns: Int,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let key = call_key(NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? });
+    let size = |name, value: &Int| value.checked(name, "an integer >= 0", |value| usize::try_from(value).ok());
+    let shape = [size("rows", &rows)?, size("columns", &columns)?];
+    let result = match out {
+        Some(out) => out.clone(),
+        // numpy itself says when there is not the memory.
+        None => py.import("numpy")?.call_method1("empty", ((shape[0], shape[1]), "float32"))?,
+    };
+    let mut eps = Arguments::default().write_shaped::<f32>("out", &result, &shape, "(rows, columns)")?;
+    let (tier, threads) = (tier()?, Threads::current(py)?);
+    let eps = eps.as_slice_mut()?;
+    if !eps.is_empty() {
+        let together = TASK.div_ceil(shape[1]);
+        run(py, eps.len(), || {
+            let tasks: Vec<Mutex<&mut [f32]>> = eps.chunks_mut(together * shape[1]).map(Mutex::new).collect();
+            threads.run(tasks.len(), &|index| {
+                let mut rows = tasks[index].lock().unwrap_or_else(PoisonError::into_inner);
+                for (row, eps) in rows.chunks_exact_mut(shape[1]).enumerate() {
+                    fill_noise_row(tier, key, (index * together + row) as u64, eps);
+                }
+            });
+        });
+    }
+    Ok(result)
 }

@@ -1,0 +1,1 @@
+"""How fast, against what, and how near to what the machine can do: `python -m benchmarks`, from the checkout."""

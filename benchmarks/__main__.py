@@ -1,0 +1,132 @@
+"""The one runner: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import lumina_kernel
+from benchmarks import report as reports
+from benchmarks.context import Context
+from benchmarks.groups import GROUPS
+from benchmarks.machine import machine
+from benchmarks.peaks import ROOT, Missing, Peaks
+from benchmarks.results import Row
+from benchmarks.timing import Effort
+
+progress = Console(stderr=True)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    listing = "\n".join(f"  {name:9} {group.about}" for name, group in GROUPS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="How fast the kernel is: ratios to what else could be used, beside this machine's peaks.",
+        epilog=f"groups:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="GROUP", nargs="+", choices=list(GROUPS), help="measure these groups alone")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? Its figures mean nothing")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything measured")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write a page, as docs/benchmarks.md")
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the ratios (needs matplotlib)")
+    parser.add_argument("--in-process", action="store_true", help="measure in this process and on this tier alone")
+    return parser.parse_args(argv)
+
+
+def peaks_of(context: Context, report: reports.Report) -> None:
+    """Measures what the processor can do; says why where it cannot."""
+    try:
+        context.peaks = Peaks()
+    except Missing as reason:
+        report.skipped["peaks"] = str(reason)
+        return
+    context.rates = context.peaks.rates(context.effort)
+    report.operations_per_second = context.rates
+    caches = context.machine.caches
+    sizes = [caches.get("L1d", 2**15) // 2, caches.get("L2", 2**20) // 2]
+    if not context.quick:
+        last = max(caches.values(), default=2**25)
+        sizes += [size for size in (2**23, 2**26) if 2 * sizes[1] < size < last] + [min(4 * last, 2**30)]
+    effort = Effort(rounds=3, burst=5e-3, settle=0.0)
+    bandwidth = context.peaks.bandwidth(sizes, effort)
+    report.read_bytes_per_second = {reports.size_text(size): rate for size, rate in bandwidth.items()}
+
+
+def child(groups: list[str], quick: bool, tier: str | None) -> list[Row]:
+    """Rows that another process measures: one of its own, or one of another tier."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "benchmarks", "--in-process", "--json", str(path), "--only", *groups]
+        environment = os.environ | ({"LUMINA_ISA": tier} if tier else {})
+        result = subprocess.run(
+            command + ["--quick"] * quick, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [Row.from_dict(row) for row in rows]
+
+
+def measure(options: argparse.Namespace) -> reports.Report:
+    """Runs the groups."""
+    here = machine()
+    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    report = reports.Report(here.as_dict(), options.quick, started)
+    context = Context(here, options.quick)
+    begin = time.monotonic()
+    names = options.only or list(GROUPS)
+    with progress.status("peaks") as status:
+        if here.load > 0.5:
+            progress.print(
+                f"Other work runs here (load {here.load:.1f}): the figures will be disturbed.", style="yellow"
+            )
+        peaks_of(context, report)
+        for name in GROUPS:
+            if name not in names:
+                continue
+            status.update(f"{name}: {GROUPS[name].about}")
+            before = time.monotonic()
+            if GROUPS[name].alone and not options.in_process:
+                report.rows += child([name], options.quick, None)
+            else:
+                report.rows += GROUPS[name].run(context)
+            progress.print(f"{name}: {time.monotonic() - before:.0f} s", style="dim")
+        # The fastest tier is the processor's own; the slowest, portable, is not meant to be fast.
+        several = [name for name in names if GROUPS[name].every_tier]
+        if several and not options.in_process and "LUMINA_ISA" not in os.environ:
+            for tier in lumina_kernel.available_isas()[-2:0:-1]:
+                status.update(f"tier {tier}: {', '.join(several)}")
+                report.rows += child(several, options.quick, tier)
+    report.seconds = time.monotonic() - begin
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    options = arguments(argv)
+    report = measure(options)
+    console = Console() if sys.stdout.isatty() else Console(width=190)
+    reports.show(report, console)
+    if options.json:
+        options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(reports.markdown(report), encoding="utf-8")
+    if options.plot:
+        reports.plot(report, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

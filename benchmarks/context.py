@@ -1,0 +1,65 @@
+"""What every group of measurements is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from benchmarks.machine import Machine
+from benchmarks.peaks import DOT, FMA, Peaks
+from benchmarks.results import Shape
+from benchmarks.timing import FULL, QUICK, Effort
+
+#: M, K, N.
+SHAPES: tuple[Shape, ...] = (
+    (32, 1024, 1024),
+    (256, 1024, 1024),
+    (1024, 1024, 1024),
+    (256, 256, 256),
+    (128, 784, 512),
+    (4096, 64, 1024),
+    (512, 384, 1536),
+)
+TINY_SHAPES: tuple[Shape, ...] = ((8, 64, 48), (17, 32, 64))
+
+
+@dataclass
+class Context:
+    """What a group is told.
+
+    Attributes:
+        machine: This machine.
+        quick: Tiny sizes and few rounds: whether the runner runs, not how fast anything is.
+        peaks: The library that measures peaks, or None where it cannot be built.
+        rates: Operations a second of one core, by instruction.
+    """
+
+    machine: Machine
+    quick: bool = False
+    peaks: Peaks | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def effort(self) -> Effort:
+        """How long to measure."""
+        return QUICK if self.quick else FULL
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes of forward passes and training steps."""
+        return TINY_SHAPES if self.quick else SHAPES
+
+    @property
+    def threads(self) -> int:
+        """The most threads that are compared."""
+        return min(2, self.machine.cores)
+
+    def goal(self, **by_kind: float) -> float | None:
+        """The goal for this kind of machine; `any` is for all kinds. None with tiny sizes."""
+        if self.quick:
+            return None
+        kind = (self.machine.kind or "").removesuffix("-avx512")
+        return by_kind.get(kind, by_kind.get("any"))
+
+    def rate(self, peak: str) -> float | None:
+        """Operations a second that one core reaches with the tier's instruction for "dot" (8-bit codes) or "fma"."""
+        return self.rates.get({"dot": DOT, "fma": FMA}[peak].get(self.machine.tier, ""))

@@ -1,0 +1,41 @@
+"""The groups of measurements: each is a function from a :class:`~benchmarks.context.Context` to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.context import Context
+from benchmarks.groups import forward, gemm, noise, scaling, session, stream, training
+from benchmarks.results import Row
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group.
+
+    Attributes:
+        about: What it measures, for a list.
+        run: Measures it, row by row.
+        alone: It needs a process in which PyTorch has not run.
+        every_tier: It is worth a look on each instruction-set tier of the processor, not on the fastest alone.
+    """
+
+    about: str
+    run: Callable[[Context], Iterator[Row]]
+    alone: bool = False
+    every_tier: bool = False
+
+
+GROUPS: dict[str, Group] = {
+    "forward": Group("fused forward, weights quantised in each call, against eager PyTorch", forward.relative),
+    "additive": Group("the same with noise of a fixed sigma", forward.additive),
+    "prepared": Group("fused forward, weights quantised beforehand on both sides", forward.prepared),
+    "seed": Group("analog inputs and weights, noise, ADC, against three lines of PyTorch", forward.seed),
+    "training": Group("a training step through autograd, against eager PyTorch", training.run),
+    "noise": Group("Gaussian noise, against torch.randn", noise.run, every_tier=True),
+    "gemm": Group("products alone, against the processor's peak and PyTorch", gemm.run, every_tier=True),
+    "session": Group("one layer in ONNX Runtime, against its own operators", session.run),
+    "stream": Group("4-bit weights from memory, against read bandwidth", stream.run),
+    "scaling": Group("two threads against one", scaling.run, alone=True),
+}

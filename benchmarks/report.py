@@ -1,0 +1,187 @@
+"""The report: a table on the terminal, JSON, Markdown, a plot."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.results import Row, Time
+
+FORMAT = "lumina-benchmarks/1"
+HEAD = ("measured", "against", "M x K x N", "threads", "ours, us", "theirs, us", "ratio", "of peak", "goal")
+
+METHOD = (
+    "Both sides run in turn in one process, on the same number of threads, each burst after an untimed call. A time is "
+    "the median of all samples, in brackets the minimum; a ratio is the median over the rounds of theirs / ours, in "
+    "brackets its quartiles. Of peak: what a call reaches of the processor's peak, measured in the same process (dot, "
+    "fma: its product instruction on every thread, for the time of the whole call; read: reading as many bytes as the "
+    "weights have). Full scales are dynamic."
+)
+
+
+@dataclass
+class Report:
+    """Everything that a run of the benchmarks found out."""
+
+    machine: dict[str, Any]
+    quick: bool
+    started: str
+    seconds: float = 0.0
+    operations_per_second: dict[str, float] = field(default_factory=dict)
+    read_bytes_per_second: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "format": FORMAT,
+            "machine": self.machine,
+            "quick": self.quick,
+            "started": self.started,
+            "seconds": self.seconds,
+            "peaks": {
+                "operations_per_second": self.operations_per_second,
+                "read_bytes_per_second": self.read_bytes_per_second,
+            },
+            "rows": [row.as_dict() for row in self.rows],
+            "skipped": self.skipped,
+        }
+
+    def head(self) -> list[str]:
+        """The machine and its peaks, a line each."""
+        machine = self.machine
+        caches = ", ".join(f"{level} {size_text(size)}" for level, size in machine["caches"].items())
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        rates = ", ".join(f"{name} {rate / 1e9:.0f} G" for name, rate in self.operations_per_second.items())
+        reads = ", ".join(f"{size} {rate / 1e9:.1f}" for size, rate in self.read_bytes_per_second.items())
+        lines = [
+            f"{machine['cpu']}: {machine['cores']} cores, {caches}; load {machine['load']:.1f} at the start",
+            f"Tier {machine['tier']}; {versions}",
+        ]
+        if rates:
+            lines.append(f"Peaks of a core, operations a second: {rates}; read bandwidth, GB/s: {reads}")
+        if self.quick:
+            lines.append("Quick: tiny sizes and few rounds; the figures say nothing about speed")
+        lines.append(f"{self.started}, {self.seconds:.0f} s")
+        lines += [f"Not measured: {name}: {why}" for name, why in self.skipped.items()]
+        return lines
+
+    def by_group(self) -> Iterable[tuple[str, list[Row]]]:
+        """The rows, group by group."""
+        for name, rows in itertools.groupby(self.rows, key=lambda row: row.group):
+            yield name, list(rows)
+
+
+def size_text(size: int) -> str:
+    """Bytes as 24 KiB, 1 MiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.4g} {name}"
+    return f"{size} B"
+
+
+def _time(time: Time | None) -> str:
+    if time is None:
+        return ""
+    median, least = (
+        f"{value * 1e6:#.3g}".rstrip(".") if value < 1e-3 else f"{value * 1e6:.0f}"
+        for value in (time.median, time.minimum)
+    )
+    return f"{median} ({least})"
+
+
+def _ratio(value: float, unit: str) -> str:
+    return f"{100 * value:.0f} %" if unit == "peak" else f"{value:.2f}x"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table as text."""
+    shape = "geometric mean" if row.shape is None else " x ".join(map(str, row.shape))
+    spread = f"{_ratio(row.ratio, row.unit)} ({_ratio(row.low, row.unit)} - {_ratio(row.high, row.unit)})"
+    peak = "" if row.of_peak is None else f"{100 * row.of_peak:.0f} % {row.peak}"
+    goal = "" if row.goal is None else f">= {_ratio(row.goal, row.unit)}"
+    if goal and row.or_of_peak is not None:
+        goal += f" or {100 * row.or_of_peak:.0f} % of peak"
+    what = f"{row.what} [{row.tier}]"
+    return (what, row.against, shape, str(row.threads), _time(row.ours), _time(row.theirs), spread, peak, goal)
+
+
+def show(report: Report, console: Console) -> None:
+    """The table, what reaches its goal in green, what does not in red."""
+    for line in report.head():
+        console.print(Text(line))
+    table = Table(show_lines=False, header_style="bold", pad_edge=False)
+    for index, name in enumerate(HEAD):
+        table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+    for name, rows in report.by_group():
+        table.add_row(Text(name, style="bold cyan"))
+        previous: tuple[str, ...] = ("", "")
+        for row in rows:
+            texts = cells(row)
+            colour = {True: "green", False: "red", None: ""}[row.met]
+            style = "bold" if row.shape is None else ""
+            shown = [
+                "" if index < 2 and texts[: index + 1] == previous[: index + 1] else text
+                for index, text in enumerate(texts)
+            ]
+            previous = texts[:2]
+            table.add_row(
+                *(Text(text, style=colour if index in (6, 8) else "") for index, text in enumerate(shown)), style=style
+            )
+        table.add_section()
+    console.print(table)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def markdown(report: Report) -> str:
+    """The same as a page."""
+    lines = ["# Benchmarks", "", "Written by `python -m benchmarks --markdown FILE` (`make bench`).", "", METHOD, ""]
+    lines += [f"- {line}" for line in report.head()]
+    for name, rows in report.by_group():
+        lines += ["", f"## {name}", "", "| " + " | ".join((*HEAD, "reached")) + " |", "|---" * (len(HEAD) + 1) + "|"]
+        for row in rows:
+            reached = {True: "yes", False: "no", None: ""}[row.met]
+            lines.append("| " + " | ".join(map(_escape, (*cells(row), reached))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: Report, path: Path) -> None:
+    """The speed-ups as bars, their goals as marks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in report.rows if row.unit == "times"]
+    names = []
+    for row in rows:
+        shape = "geometric mean" if row.shape is None else "x".join(map(str, row.shape))
+        names.append(f"{row.group}: {shape}, {row.threads} thr., against {row.against}")
+    colours = {True: "tab:green", False: "tab:red", None: "tab:blue"}
+    figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.2 * len(rows)), layout="constrained")
+    places = range(len(rows))
+    spread = [[max(row.ratio - row.low, 0) for row in rows], [max(row.high - row.ratio, 0) for row in rows]]
+    axes.barh(places, [row.ratio for row in rows], xerr=spread, color=[colours[row.met] for row in rows], height=0.7)
+    goals = [(place, row.goal) for place, row in enumerate(rows) if row.goal is not None]
+    axes.plot([goal for _, goal in goals], [place for place, _ in goals], "k|", markersize=9, label="goal")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(places, names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast")
+    axes.set_title(f"{report.machine['cpu']}, tier {report.machine['tier']}", fontsize=9)
+    if goals:
+        axes.legend(loc="lower right")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

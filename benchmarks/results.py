@@ -1,0 +1,140 @@
+"""What a measurement comes to: rows with a ratio, its spread and its goal."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from benchmarks.timing import Samples
+
+Shape = tuple[int, ...]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of one side's call: its median, its minimum, and its quartiles."""
+
+    median: float
+    minimum: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(samples: Samples) -> Time:
+        """All samples of all rounds."""
+        low, median, high = quartiles(samples.seconds)
+        return Time(median, min(samples.seconds), low, high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        group: The group that measures it.
+        what: What ran on our side.
+        against: The other side.
+        shape: M, K, N, or rows and columns of noise; None for a geometric mean over shapes.
+        threads: Threads of both sides.
+        tier: Our instruction-set tier.
+        ratio: How many times as fast we are; of `unit` "peak" the part of the peak that we reach. The median over
+            rounds of the quotient of the two sides' medians in a round.
+        low: The quotients' first quartile.
+        high: The third.
+        unit: "times" or "peak".
+        ours: Our time; None for a mean.
+        theirs: Theirs.
+        of_peak: The part that we reach of what the processor can do at most in this work; None where that says little.
+        peak: Which peak that is.
+        goal: What `ratio` should be at least; None where nothing is asked.
+        or_of_peak: What `of_peak` may be instead.
+    """
+
+    group: str
+    what: str
+    against: str
+    shape: Shape | None
+    threads: int
+    tier: str
+    ratio: float
+    low: float
+    high: float
+    unit: str = "times"
+    ours: Time | None = None
+    theirs: Time | None = None
+    of_peak: float | None = None
+    peak: str | None = None
+    goal: float | None = None
+    or_of_peak: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it reaches its goal; None where it has none."""
+        if self.goal is None:
+            return None
+        return self.ratio >= self.goal or (
+            self.or_of_peak is not None and self.of_peak is not None and self.of_peak >= self.or_of_peak
+        )
+
+    def with_goal(self, goal: float | None) -> Row:
+        """The same with another goal."""
+        return replace(self, goal=goal)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"met": self.met}
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> Row:
+        """What :meth:`as_dict` made."""
+        fields = {name: value for name, value in fields.items() if name != "met"}
+        fields["shape"] = tuple(fields["shape"]) if fields["shape"] else None
+        for side in ("ours", "theirs"):
+            fields[side] = Time(**fields[side]) if fields[side] else None
+        return Row(**fields)
+
+
+def quotients(ours: Samples, theirs: Samples, scale: float = 1.0) -> tuple[float, float, float]:
+    """Quartiles over rounds of `scale * theirs / ours`, as low, median, high."""
+    pairs = zip(ours.medians, theirs.medians, strict=True)
+    return quartiles([scale * other / own for own, other in pairs])
+
+
+def compare(ours: Samples, theirs: Samples, *, scale: float = 1.0, **fields: Any) -> Row:
+    """A row of two sides that were measured in turn; the ratio is `scale * theirs / ours`."""
+    low, ratio, high = quotients(ours, theirs, scale)
+    return Row(ratio=ratio, low=low, high=high, ours=Time.of(ours), theirs=Time.of(theirs), **fields)
+
+
+def geometric_mean(rows: Iterable[Row], goal: float | None) -> Row:
+    """The mean over the shapes of rows that are alike otherwise."""
+    rows = list(rows)
+    first = rows[0]
+
+    def mean(values: list[float]) -> float:
+        return math.exp(statistics.fmean(map(math.log, values)))
+
+    return Row(
+        group=first.group,
+        what=first.what,
+        against=first.against,
+        shape=None,
+        threads=first.threads,
+        tier=first.tier,
+        ratio=mean([row.ratio for row in rows]),
+        low=mean([row.low for row in rows]),
+        high=mean([row.high for row in rows]),
+        unit=first.unit,
+        goal=goal,
+    )

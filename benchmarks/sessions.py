@@ -1,0 +1,169 @@
+"""One layer as a model of its own: with our operator, and in the ways that ONNX Runtime itself offers.
+
+Models are made node by node, and each runs in a session of one thread with its input and output bound, so that what
+is compared is the operators. No bias; weights [N, K] are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+import lumina_kernel
+import lumina_onnx
+from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
+
+Floats = NDArray[np.float32]
+Array = NDArray[np.generic]
+
+OPSET = 18
+
+
+def model(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array], m: int, k: int, n: int) -> bytes:
+    """A model from X [m, k] to Y [m, n]."""
+    graph = helper.make_graph(
+        list(nodes),
+        "layer",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [m, k])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [m, n])],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    domains = [("", OPSET), ("com.microsoft", 1), (DOMAIN, VERSION)]
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains]
+    proto = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    return bytes(proto.SerializeToString())
+
+
+def node(operator: str, inputs: str, output: str, domain: str = "", **attributes: Any) -> onnx.NodeProto:
+    """A node; its inputs stand in one string."""
+    return helper.make_node(operator, inputs.split(), [output], domain=domain, **attributes)
+
+
+def optical(weight: Floats, m: int, bits: int, *, noise_relative: float = 0.0) -> bytes:
+    """Our operator: 8-bit DAC and ADC, weights packed at `bits`."""
+    n, k = weight.shape
+    codes, scale = lumina_kernel.quantize_weight(weight, bits)
+    packed = bits in (1, 2, 4)
+    stored = lumina_kernel.pack_weight(codes, bits) if packed else codes
+    attributes = {"input_bits": 8, "weight_bits": bits, "output_bits": 8, "noise_relative": noise_relative, "seed": 1}
+    if packed:
+        attributes["in_features"] = k
+    return model([node(OPERATOR, "X W S", "Y", DOMAIN, **attributes)], {"W": stored, "S": scale}, m, k, n)
+
+
+def mat_mul(weight: Floats, m: int) -> bytes:
+    """MatMul in float32."""
+    n, k = weight.shape
+    return model([node("MatMul", "X W", "Y")], {"W": weight.T}, m, k, n)
+
+
+def integer_chain(weight: Floats, m: int) -> bytes:
+    """DynamicQuantizeLinear, MatMulInteger and the scaling, which ONNX Runtime fuses; one scale a channel."""
+    n, k = weight.shape
+    codes, scale = lumina_kernel.quantize_weight(weight, 8)
+    quantize = helper.make_node("DynamicQuantizeLinear", ["X"], ["q", "s", "z"])
+    nodes = [
+        quantize,
+        node("MatMulInteger", "q W z W_zero", "i"),
+        node("Cast", "i", "f", to=TensorProto.FLOAT),
+        node("Mul", "s S", "scale"),
+        node("Mul", "f scale", "Y"),
+    ]
+    return model(nodes, {"W": codes.T, "W_zero": np.zeros(n, np.int8), "S": scale}, m, k, n)
+
+
+def n_bits(weight: Floats, m: int, bits: int, block: int) -> bytes:
+    """MatMulNBits on 8-bit integers (accuracy level 4): one scale for each `block` weights of a row."""
+    n, k = weight.shape
+    if k % block:
+        raise ValueError(f"block = {block}: allowed is a divisor of K = {k}")
+    blocks = weight.reshape(n, k // block, block)
+    top = 2 ** (bits - 1)
+    scale = np.abs(blocks).max(-1, keepdims=True) / max(top - 1, 1)
+    codes = np.clip(np.rint(blocks / scale) + top, 0, 2 * top - 1).astype(np.uint8)
+    per_byte = 8 // bits
+    parts = codes.reshape(n, k // block, block // per_byte, per_byte)
+    packed = np.zeros(parts.shape[:-1], np.uint8)
+    for index in range(per_byte):
+        packed |= parts[..., index] << (bits * index)
+    attributes = {"K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": 4}
+    constants: dict[str, Array] = {"W": packed, "S": scale.astype(np.float32).reshape(-1)}
+    return model([node("MatMulNBits", "X W S", "Y", "com.microsoft", **attributes)], constants, m, k, n)
+
+
+def standard_operators(weight: Floats, m: int, noise_relative: float, *, integer: bool) -> bytes:
+    """The semantics of our operator at 8/8/8 bits in standard operators, the weights quantised beforehand.
+
+    The product is one of floats, or with `integer` MatMulInteger's, of the codes.
+    """
+    n, k = weight.shape
+    codes, scale = lumina_kernel.quantize_weight(weight, 8)
+    constants: dict[str, Array] = {"L": np.array(127, np.float32), "last": np.array([-1], np.int64)}
+
+    def quantizer(source: str, target: str) -> list[onnx.NodeProto]:
+        return [
+            node("Abs", source, f"{target}_magnitude"),
+            node("ReduceMax", f"{target}_magnitude last", f"{target}_range"),
+            node("Div", f"{target}_range L", f"{target}_step"),
+            node("Div", f"{source} {target}_step", f"{target}_scaled"),
+            node("Round", f"{target}_scaled", f"{target}_code"),
+        ]
+
+    nodes = quantizer("X", "a")
+    if integer:
+        constants |= {"W": codes.T, "S": scale}
+        nodes += [
+            node("Cast", "a_code", "a_int", to=TensorProto.INT8),
+            node("MatMulInteger", "a_int W", "i"),
+            node("Cast", "i", "f", to=TensorProto.FLOAT),
+            node("Mul", "a_step S", "scale"),
+            node("Mul", "f scale", "z"),
+        ]
+    else:
+        constants["W"] = (codes * scale[:, None]).T.astype(np.float32)
+        nodes += [node("Mul", "a_code a_step", "a"), node("MatMul", "a W", "z")]
+    # onnxruntime aborts on a scale of 0.
+    if noise_relative:
+        nodes += [
+            node("RandomNormalLike", "z", "eps", scale=noise_relative),
+            node("Mul", "z eps", "noise"),
+            node("Add", "z noise", "v"),
+        ]
+    nodes += [*quantizer("v" if noise_relative else "z", "y"), node("Mul", "y_code y_step", "Y")]
+    return model(nodes, constants, m, k, n)
+
+
+def nothing() -> bytes:
+    """A model of one number: what running a session costs by itself."""
+    return model([node("Neg", "X", "Y")], {}, 1, 1, 1)
+
+
+class Bound:
+    """A session of one thread with its input and output bound; calling it runs it."""
+
+    def __init__(self, source: bytes, x: Floats) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = lumina_onnx.load(source, sess_options=options, providers=["CPUExecutionProvider"])
+        (y,) = self.session.get_outputs()
+        self._x = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+        self._y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(y.shape, np.float32)
+        binding = self.session.io_binding()
+        binding.bind_ortvalue_input("X", self._x)
+        binding.bind_ortvalue_output("Y", self._y)
+        self._run: Callable[[], None] = lambda: self.session.run_with_iobinding(binding)
+
+    def __call__(self) -> None:
+        self._run()
+
+    def output(self) -> Floats:
+        """Y, after a run."""
+        self._run()
+        return np.array(self._y.numpy())

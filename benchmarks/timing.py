@@ -1,0 +1,114 @@
+"""Timing two sides in turn, so that what else the machine does meets both."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+
+# Shorter calls are timed several at a time.
+SAMPLE_SECONDS = 100e-6
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        rounds: Bursts of each side.
+        burst: Seconds of one burst, about; a burst has at least one sample.
+        settle: Seconds of rest before a burst of more than one thread. OpenMP's threads spin for some 10 ms after
+            each call of PyTorch, and would take a core from the side that comes next.
+    """
+
+    rounds: int = 15
+    burst: float = 8e-3
+    settle: float = 15e-3
+
+
+FULL = Effort()
+QUICK = Effort(rounds=3, burst=1e-3, settle=0.0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the calls that are compared; `before` is run, untimed, ahead of each burst."""
+
+    call: Call
+    before: Call | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of a call, one list a round."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def seconds(self) -> list[float]:
+        """All of them."""
+        return [sample for samples in self.rounds for sample in samples]
+
+    @property
+    def medians(self) -> list[float]:
+        """The median of each round."""
+        return [statistics.median(samples) for samples in self.rounds]
+
+    def less(self, other: Samples) -> Samples:
+        """With each round's median of `other` taken off: what a session costs without work, say."""
+        return Samples(
+            tuple(
+                tuple(max(sample - overhead, 1e-9) for sample in samples)
+                for samples, overhead in zip(self.rounds, other.medians, strict=True)
+            )
+        )
+
+
+def _time(call: Call, calls: int) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter_ns() - start) * 1e-9 / calls
+
+
+def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, threads: int = 1) -> dict[str, Samples]:
+    """Measures the sides in turn, `effort.rounds` times, each round in the reverse order of the one before.
+
+    Args:
+        sides: What to call, by name.
+        effort: How long.
+        threads: How many threads the sides use: with more than one each burst waits for those of the last to rest.
+    """
+    prepared = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
+    plan: dict[str, tuple[int, int]] = {}
+    for name, side in prepared.items():
+        if side.before:
+            side.before()
+        side.call()
+        once = max(min(_time(side.call, 1) for _ in range(3)), 1e-9)
+        calls = max(1, math.ceil(SAMPLE_SECONDS / once))
+        plan[name] = calls, max(1, round(effort.burst / (calls * once)))
+    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in prepared}
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(effort.rounds):
+            order = list(prepared) if index % 2 == 0 else list(reversed(prepared))
+            for name in order:
+                side, (calls, samples) = prepared[name], plan[name]
+                if side.before:
+                    side.before()
+                if threads > 1 and effort.settle:
+                    time.sleep(effort.settle)
+                side.call()
+                rounds[name].append(tuple(_time(side.call, calls) for _ in range(samples)))
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: Samples(tuple(samples)) for name, samples in rounds.items()}

@@ -1,0 +1,310 @@
+"""The benchmarks run, say what they promise to, and compare like with like. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lumina_kernel
+from benchmarks import eager, peaks, report, sessions
+from benchmarks.context import Context
+from benchmarks.groups import GROUPS
+from benchmarks.machine import Machine
+from benchmarks.results import Row, Time, compare, geometric_mean
+from benchmarks.timing import Effort, Samples, Side, interleave
+from lumina_onnx import OpticalProfile
+from lumina_onnx.nn import functional
+
+ROOT = Path(__file__).parents[2]
+ROW_KEYS = {
+    *("group", "what", "against", "shape", "threads", "tier", "ratio", "low", "high", "unit"),
+    *("ours", "theirs", "of_peak", "peak", "goal", "or_of_peak", "met"),
+}
+
+
+def runner(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of all groups on tiny sizes writes."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    files = [
+        f"--{kind}={folder / name}" for kind, name in (("json", "b.json"), ("markdown", "b.md"), ("plot", "b.png"))
+    ]
+    result = runner("--quick", *files)
+    assert result.returncode == 0, result.stderr
+    (folder / "table.txt").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(outputs: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((outputs / "b.json").read_text())
+    return content
+
+
+def test_the_json_has_what_it_promises(measured: dict[str, Any]) -> None:
+    assert set(measured) == {"format", "machine", "quick", "started", "seconds", "peaks", "rows", "skipped"}
+    assert measured["format"] == report.FORMAT
+    assert measured["quick"] is True
+    assert measured["machine"]["cpu"]
+    assert measured["machine"]["tier"] == lumina_kernel.isa()
+    assert {"lumina", "torch", "onnxruntime", "numpy", "python"} <= set(measured["machine"]["versions"])
+    assert set(measured["peaks"]) == {"operations_per_second", "read_bytes_per_second"}
+    for row in measured["rows"]:
+        assert set(row) == ROW_KEYS
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert row["met"] is None, "tiny sizes have no goals"
+        assert (row["ours"] is None) == (row["theirs"] is None) == (row["shape"] is None)
+        if row["ours"]:
+            assert 0 < row["ours"]["minimum"] <= row["ours"]["median"]
+
+
+def test_every_group_and_every_tier_is_measured(measured: dict[str, Any]) -> None:
+    found = {(row["group"], row["tier"]) for row in measured["rows"]}
+    tier = lumina_kernel.isa()
+    expected = {(name, tier) for name in GROUPS}
+    if "peaks" in measured["skipped"]:
+        expected.remove(("stream", tier))
+    if measured["machine"]["cores"] < 2:
+        expected.remove(("scaling", tier))
+    vectors = lumina_kernel.available_isas()[1:]
+    expected |= {(name, other) for name, group in GROUPS.items() if group.every_tier for other in vectors}
+    assert found == expected
+
+
+def test_the_table_the_page_and_the_plot_show_every_row(outputs: Path, measured: dict[str, Any]) -> None:
+    page, table = (outputs / "b.md").read_text(), (outputs / "table.txt").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| measured")]
+    assert len(rows) == len(measured["rows"])
+    for text in (page, table):
+        assert measured["machine"]["cpu"] in text
+        assert f"torch {torch.__version__}" in text
+    for name in {row["group"] for row in measured["rows"]}:
+        assert f"## {name}\n" in page
+    assert (outputs / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_group_is_refused() -> None:
+    result = runner("--only", "everything")
+    assert result.returncode == 2
+    assert "invalid choice: 'everything'" in result.stderr
+
+
+def test_without_a_compiler_the_peaks_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(peaks.Missing, match="no rustc on the path"):
+        peaks.Peaks()
+
+
+# Timing and figures
+
+
+def test_sides_take_turns() -> None:
+    bursts: list[str] = []
+    calls = {"a": 0, "b": 0}
+
+    def side(name: str) -> Side:
+        def call() -> None:
+            calls[name] += 1
+
+        return Side(call, before=lambda: bursts.append(name))
+
+    times = interleave({"a": side("a"), "b": side("b")}, Effort(rounds=4, burst=1e-6, settle=0.0))
+    # To see how long they take, and then round by round.
+    assert "".join(bursts) == "ab" + "ab" + "ba" + "ab" + "ba"
+    for name in calls:
+        assert len(times[name].rounds) == 4
+        assert all(seconds > 0 for seconds in times[name].seconds)
+        assert calls[name] > len(times[name].seconds), "each burst begins with a call that is not timed"
+
+
+def samples(*medians: float) -> Samples:
+    return Samples(tuple((median,) for median in medians))
+
+
+FIELDS: dict[str, Any] = {"group": "g", "what": "w", "against": "a", "threads": 1, "tier": "t"}
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    row = compare(samples(1, 2, 4), samples(3, 4, 20), shape=(1, 2, 3), goal=3.0, **FIELDS)
+    assert (row.ratio, row.low, row.high) == (3.0, 2.5, 4.0)
+    assert row.ours == Time(median=2, minimum=1, low=1.5, high=3)
+    assert row.met
+    assert Row.from_dict(json.loads(json.dumps(row.as_dict()))) == row
+
+
+def test_an_empty_session_is_taken_off_round_by_round() -> None:
+    assert samples(5, 7).less(samples(1, 2)).medians == [4, 5]
+
+
+def test_goals() -> None:
+    def row(ratio: float, **more: Any) -> Row:
+        return compare(samples(1), samples(ratio), shape=(1,), **more, **FIELDS)
+
+    assert row(2.0).met is None
+    assert row(2.0, goal=2.0).met is True
+    assert row(1.9, goal=2.0).met is False
+    assert row(1.9, goal=2.0, or_of_peak=0.9, of_peak=0.95).met is True
+    assert row(1.9, goal=2.0, or_of_peak=0.9, of_peak=0.5).met is False
+    mean = geometric_mean([row(2.0), row(8.0)], goal=5.0)
+    assert mean.ratio == pytest.approx(4.0)
+    assert mean.met is False
+    assert mean.shape is None
+
+
+@pytest.mark.parametrize(
+    ("vendor", "tier", "goal"),
+    [
+        ("GenuineIntel", "avx512", 5.0),
+        ("AuthenticAMD", "avx512", 8.0),
+        ("GenuineIntel", "avx2", None),
+        ("aarch64", "portable", None),
+    ],
+)
+def test_goals_are_for_kinds_of_machines(vendor: str, tier: str, goal: float | None) -> None:
+    here = Machine("cpu", vendor, 2, {}, 0.0, tier, {})
+    assert Context(here).goal(intel=5.0, amd=8.0) == goal
+    assert Context(here).goal(any=1.5) == 1.5
+    assert Context(here, quick=True).goal(any=1.5) is None
+
+
+# Like with like
+
+dimensions = st.integers(1, 40)
+
+
+def tensors(m: int, k: int, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in ((m, k), (n, k), (n,)))
+    return x, weight, bias
+
+
+@given(dimensions, dimensions, dimensions, st.integers(0, 99), st.sampled_from([0, 3, 8]), st.sampled_from([0, 4, 8]))
+def test_eager_pytorch_is_the_same_without_an_adc(
+    m: int, k: int, n: int, seed: int, input_bits: int, weight_bits: int
+) -> None:
+    x, weight, bias = tensors(m, k, n, seed)
+    bits = {"input_bits": input_bits, "weight_bits": weight_bits}
+    expected = lumina_kernel.optical_linear_forward(x, weight, bias, 0.0, 0, **bits)
+    found = eager.optical_linear(x, weight, bias, output_bits=0, **bits)
+    scale = float(x.abs().max() * weight.abs().sum(-1).max() + bias.abs().max())
+    assert float((found - expected).abs().max()) <= 2e-6 * scale
+
+
+@given(dimensions, dimensions, dimensions, st.integers(0, 99))
+def test_eager_pytorch_is_within_a_step_of_the_adc(m: int, k: int, n: int, seed: int) -> None:
+    x, weight, bias = tensors(m, k, n, seed)
+    expected = functional.optical_linear(x, weight, bias, OpticalProfile())
+    step = expected.abs().amax(-1, keepdim=True) / 127
+    rivals = [eager.optical_linear(x, weight, bias)]
+    if k > 1:  # where torch._int_mm of torch 2.13 returns memory that it has not written
+        rivals.append(eager.optical_linear_int_mm(x, weight, bias))
+    for found in rivals:
+        assert bool(((found - expected).abs() <= 1.001 * step).all())
+    analog = lumina_kernel.optical_linear_forward(x, weight, bias, 0.0, 8)
+    step = analog.abs().amax(-1, keepdim=True) / 127
+    assert bool(((eager.three_lines(x, weight, bias, 0.0, 8) - analog).abs() <= 1.001 * step).all())
+
+
+def test_eager_pytorch_seldom_differs_at_all() -> None:
+    x, weight, bias = tensors(128, 256, 200, 1)
+    expected = functional.optical_linear(x, weight, bias, OpticalProfile())
+    step = expected.abs().amax(-1, keepdim=True) / 127
+    for found in (eager.optical_linear(x, weight, bias), eager.optical_linear_int_mm(x, weight, bias)):
+        assert float(((found - expected).abs() > 0.5 * step).float().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("law", ["noise_relative", "noise_additive"])
+def test_eager_pytorch_has_the_same_noise(law: str) -> None:
+    """Both sides' noise over its sigma is standard normal."""
+    torch.manual_seed(0)
+    x, weight, bias = tensors(300, 20, 300, 2)
+    bits = {"input_bits": 8, "weight_bits": 8}
+    clean = lumina_kernel.optical_linear_forward(x, weight, bias, 0.0, 0, **bits)
+    sigma = 0.05 * (clean.abs() if law == "noise_relative" else clean.abs().amax(-1, keepdim=True))
+    profile = OpticalProfile(output_bits=0, **{law: 0.05})
+    for noisy in (
+        eager.optical_linear(x, weight, bias, output_bits=0, **{law: 0.05}),
+        functional.optical_linear(x, weight, bias, profile, seed=3),
+    ):
+        eps = ((noisy - clean) / sigma).double()
+        assert abs(float(eps.mean())) < 5 / 300
+        assert abs(float(eps.var()) - 1) < 5 * 2**0.5 / 300
+
+
+def test_eager_pytorch_has_the_same_gradient() -> None:
+    grads = []
+    for forward in (
+        lambda *tensors: functional.optical_linear(*tensors, OpticalProfile()),
+        lambda *tensors: eager.optical_linear(*tensors),
+    ):
+        leaves = [tensor.requires_grad_() for tensor in tensors(33, 50, 40, 4)]
+        torch.manual_seed(1)
+        forward(*leaves).backward(torch.randn(33, 40))
+        grads.append([leaf.grad for leaf in leaves])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_two_noise_laws_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"relative = 0\.1 and additive = 0\.2: allowed is one law at a time"):
+        eager.add_noise(torch.ones(1, 1), 0.1, 0.2)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+@pytest.mark.parametrize("m", [1, 5])
+def test_sessions_compute_the_layer(m: int) -> None:
+    generator = np.random.default_rng(0)
+    x, weight = generator.standard_normal((m, 256), np.float32), generator.standard_normal((96, 256), np.float32)
+    exact = x @ weight.T
+    # What is left of the signal at so many bits: at 8 nearly all, at 4 most, then little.
+    least = {8: 0.999, 4: 0.98, 2: 0.5, 1: 0.7}
+    for bits, bound in least.items():
+        assert cosine(sessions.Bound(sessions.optical(weight, m, bits), x).output(), exact) > bound
+    for bits in (8, 4, 2):
+        for block in (32, 128):
+            found = sessions.Bound(sessions.n_bits(weight, m, bits, block), x).output()
+            assert cosine(found, exact) > least[bits]
+    assert cosine(sessions.Bound(sessions.mat_mul(weight, m), x).output(), exact) > 0.999999
+    assert cosine(sessions.Bound(sessions.integer_chain(weight, m), x).output(), exact) > 0.999
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 6), dimensions, dimensions, st.booleans())
+def test_standard_operators_are_the_operator_without_noise(m: int, k: int, n: int, integer: bool) -> None:
+    generator = np.random.default_rng(k)
+    x, weight = generator.standard_normal((m, k), np.float32), generator.standard_normal((n, k), np.float32)
+    expected = sessions.Bound(sessions.optical(weight, m, 8), x).output()
+    found = sessions.Bound(sessions.standard_operators(weight, m, 0.0, integer=integer), x).output()
+    step = np.abs(expected).max(-1, keepdims=True) / 127
+    assert (np.abs(found - expected) <= 1.001 * step).all()
+
+
+def test_standard_operators_have_the_noise() -> None:
+    x, weight = np.ones((1, 8), np.float32), np.ones((400, 8), np.float32)
+    for integer in (False, True):
+        session = sessions.Bound(sessions.standard_operators(weight, 1, 0.05, integer=integer), x)
+        eps = (np.concatenate([session.output() for _ in range(20)]) - 8) / (8 * 0.05)
+        assert 0.9 < eps.std() < 1.1
+
+
+def test_a_block_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="block = 32: allowed is a divisor of K = 40"):
+        sessions.n_bits(np.ones((4, 40), np.float32), 1, 4, 32)

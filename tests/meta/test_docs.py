@@ -1,0 +1,223 @@
+"""The pages: their examples run, what they name exists, and both languages say the same."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from lumina_onnx import OpticalProfile
+from lumina_onnx.schema import PARAMETERS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("tests/*/*.md")]
+)
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+# The Chinese page holds the English one's examples word for word.
+EXAMPLES = [ENGLISH, *sorted((ROOT / "docs").glob("guide-*.md"))]
+FOLDERS = ("benchmarks", "docs", "examples", "export", "lumina_onnx", "models", "rust_op", "tests")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of code."""
+
+    language: str
+    code: str
+    line: int
+    """Of its first line of code."""
+    follows: bool
+    """Whether nothing but empty lines stands between it and the block before."""
+
+
+def blocks(text: str) -> list[Block]:
+    found, end = [], 0
+    for match in re.finditer(r"^```(\S*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        between = text[end : match.start()]
+        line = text.count("\n", 0, match.start()) + 2
+        found.append(Block(match[1], match[2], line, bool(found) and not between.strip()))
+        end = match.end()
+    return found
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def named(pages: list[Path]) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+
+
+@pytest.mark.parametrize("page", named(EXAMPLES))
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python blocks of a page run one after another; a text block right after one is what it prints."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed = ""
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language == "python":
+            output = io.StringIO()
+            # The empty lines make a traceback name the page's own lines.
+            code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+            with contextlib.redirect_stdout(output):
+                exec(code, namespace)
+            printed = output.getvalue()
+        elif block.language == "text" and block.follows:
+            assert printed == block.code, f"{page.name}, line {block.line}"
+
+
+def test_a_wrong_output_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md, line 6"):
+        test_examples_run(page, tmp_path, monkeypatch)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if target.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_paths_exist(page: Path) -> None:
+    for span in re.findall(r"`([^`\n]+)`", prose(page.read_text(encoding="utf-8"))):
+        if re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]*", span):
+            assert list(ROOT.glob(span.rstrip("/"))), f"{page.name} names `{span}`"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_names_exist(page: Path) -> None:
+    text = prose(page.read_text(encoding="utf-8"))
+    for name in set(re.findall(r"\blumina_(?:kernel|onnx)(?:\.[A-Za-z_]\w*)+", text)):
+        if name.endswith((".pyi", ".json", ".so")):
+            continue
+        value: Any = importlib.import_module(name.split(".")[0])
+        path = value.__name__
+        for part in name.split(".")[1:]:
+            path = f"{path}.{part}"
+            with contextlib.suppress(ImportError):
+                importlib.import_module(path)
+            assert hasattr(value, part), f"{page.name} names {name}"
+            value = getattr(value, part)
+
+
+def commands(page: Path) -> str:
+    """The shell blocks and code spans of a page, one a line."""
+    text = page.read_text(encoding="utf-8")
+    shell = [block.code for block in blocks(text) if block.language in ("", "sh")]
+    return "\n".join(shell + re.findall(r"`([^`\n]+)`", prose(text)))
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_make_targets_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    asked = set(re.findall(r"^(?:[A-Z_]+=\S+ )*make ([a-z][a-z-]*)", commands(page), re.MULTILINE))
+    assert asked <= targets, f"{page.name} names make {asked - targets}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_commands_exist(page: Path) -> None:
+    app = importlib.import_module("lumina_onnx.cli").app
+    known = typer.main.get_command(app).commands
+    for line in re.findall(r"^lumina ([a-z].*)$", commands(page), re.MULTILINE):
+        name, *rest = line.partition(" # ")[0].split()
+        assert name in known, f"{page.name} names `lumina {name}`"
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        options |= {"--help"}
+        assert {word for word in rest if word.startswith("-")} <= options, f"{page.name}: `lumina {line}`"
+
+
+def rows(page: Path, head: str) -> list[list[str]]:
+    """The cells of the table whose first column is called `head`."""
+    found = re.search(rf"^\| {head} \|.*\n\|[-|]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None, f"{page.name} has no table of {head}"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
+
+
+@pytest.mark.parametrize(("page", "head"), [(ENGLISH, "parameter"), (CHINESE, "参数")])
+def test_the_table_of_parameters_is_the_operators(page: Path, head: str) -> None:
+    told = {}
+    for names, default, _ in rows(page, head):
+        for name in re.findall(r"`(\w+)`", names):
+            told[name] = default
+    wanted = {
+        row.name: "" if row.default is None else f"{row.default:g}" if row.type != "STRING" else row.default
+        for row in PARAMETERS
+        if row.name != "in_features"
+    }
+    assert told == wanted
+
+
+@pytest.mark.parametrize(("page", "head"), [(ENGLISH, "preset"), (CHINESE, "预设")])
+def test_the_table_of_presets_is_the_packages(page: Path, head: str) -> None:
+    def noise(profile: OpticalProfile) -> str:
+        laws = {law: getattr(profile, f"noise_{law}") for law in ("relative", "additive", "shot")}
+        return ", ".join(f"{law} {level:g}" for law, level in laws.items() if level) or "none"
+
+    told = {row[0].strip("`"): (*row[2:5], bool(row[5])) for row in rows(page, head)}
+    wanted = {}
+    for name, preset in OpticalProfile.presets().items():
+        profile = preset.profile
+        bits = "/".join(str(b or "-") for b in (profile.input_bits, profile.weight_bits, profile.output_bits))
+        wanted[name] = (bits, noise(profile), preset.grade, bool(preset.not_modelled))
+    assert told == wanted
+
+
+def skeleton(page: Path) -> list[tuple[str, Any]]:
+    """What both languages share: levels of headings, code, sizes of tables, links, list entries."""
+    text = page.read_text(encoding="utf-8").replace(ENGLISH.name, "THE OTHER").replace(CHINESE.name, "THE OTHER")
+    shape: list[tuple[str, Any]] = []
+    code = iter(blocks(text))
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            inside = not inside
+            if inside:
+                block = next(code)
+                shape.append((f"```{block.language}", without_comments(block)))
+        elif inside:
+            continue
+        elif heading := re.match(r"#+ ", line):
+            shape.append(("heading", heading[0]))
+        elif line.startswith("|"):
+            shape.append(("row", line.count("|")))
+        elif line.startswith("- "):
+            shape.append(("entry", ""))
+        shape.extend(("link", link) for link in re.findall(r"\]\(([^)]+)\)", line) if not inside)
+    return shape
+
+
+def without_comments(block: Block) -> str:
+    """The code; the figure and the comments are in the page's own language."""
+    if block.language == "text" and not block.follows:
+        return ""
+    lines = (re.sub(r"(^|\s+)# .*$", "", line) for line in block.code.splitlines())
+    return "\n".join(lines)
+
+
+def test_both_languages_correspond() -> None:
+    english, chinese = skeleton(ENGLISH), skeleton(CHINESE)
+    for index, (ours, theirs) in enumerate(zip(english, chinese, strict=False)):
+        assert ours == theirs, f"element {index}"
+    assert len(english) == len(chinese)
