@@ -211,12 +211,24 @@ impl Call<'_> {
     }
 
     fn by_rows(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
-        let cut = self.cut(TASK_ROWS, x, saved).into_iter().zip(y.chunks_mut(TASK_ROWS * self.layer.weights.n()));
-        let tasks: Vec<_> = cut
-            .enumerate()
-            .map(|(index, (rows, y))| RowTask { call: self, first: index * TASK_ROWS, rows, y })
-            .collect();
-        run_each(executor, self.work_ns, tasks, |task| tier.vectorize(task));
+        let (n, k) = (self.layer.weights.n(), self.layer.weights.k());
+        let cut = self.cut(TASK_ROWS, x, saved).into_iter().zip(y.chunks_mut(TASK_ROWS * n)).enumerate();
+        run_each(executor, self.work_ns, cut.collect(), |(index, (mut rows, y))| {
+            let count = rows.x.len() / k;
+            let mut steps = [0.0; TASK_ROWS];
+            let steps = &mut steps[..count];
+            let mut staging = self.staging(count);
+            let staged = staging.all();
+            tier.vectorize(ConvertTask { call: self, rows: &mut rows, staged, steps: &mut *steps });
+            self.product(&staging, steps, tier).into_rows(tier, y);
+            tier.vectorize(FinishTask { call: self, first: index * TASK_ROWS, y, steps, mask: rows.adc_mask });
+        });
+    }
+
+    fn product<'a>(&'a self, staging: &'a Staging, x_step: &'a [f32], tier: Tier) -> Product<'a> {
+        let layer = self.layer;
+        let rows = staging.rows(x_step.len(), tier.float_tile_rows());
+        Product { weights: &layer.weights, bias: &layer.product_bias, rows, x_step }
     }
 
     fn by_columns(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
@@ -236,12 +248,7 @@ impl Call<'_> {
         run_each(executor, (m * k / 4) as u64, converted, |task| tier.vectorize(task));
         let masks: Vec<_> = tasks.into_iter().map(|rows| rows.adc_mask).collect();
 
-        let product = Product {
-            weights: &layer.weights,
-            bias: &layer.product_bias,
-            rows: staging.rows(m, tier.float_tile_rows()),
-            x_step: &steps,
-        };
+        let product = self.product(&staging, &steps, tier);
         let panels = layer.product_bias.len() / PANEL;
         product.into_columns(tier, executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
 
@@ -358,38 +365,7 @@ impl Staging {
     }
 }
 
-/// All three steps for some rows.
-struct RowTask<'a> {
-    call: &'a Call<'a>,
-    first: usize,
-    rows: Rows<'a>,
-    y: &'a mut [f32],
-}
-
-impl Vectorized for RowTask<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        let RowTask { call, first, mut rows, y } = self;
-        let layer = call.layer;
-        let count = rows.x.len() / layer.weights.k();
-        let mut steps = [0.0; TASK_ROWS];
-        let steps = &mut steps[..count];
-        let mut staging = call.staging(count);
-        call.convert(isa, &mut rows, &mut staging.all(), steps);
-        let product = Product {
-            weights: &layer.weights,
-            bias: &layer.product_bias,
-            rows: staging.rows(count, S::FLOAT_TILE.0),
-            x_step: steps,
-        };
-        product.into_rows(isa, y);
-        call.finish(isa, first, y, steps, rows.adc_mask);
-    }
-}
-
-/// The step before the columns.
+/// The step before the product.
 struct ConvertTask<'a, 'b> {
     call: &'a Call<'a>,
     rows: &'a mut Rows<'b>,
@@ -406,7 +382,7 @@ impl Vectorized for ConvertTask<'_, '_> {
     }
 }
 
-/// The step after the columns.
+/// The step after the product.
 struct FinishTask<'a> {
     call: &'a Call<'a>,
     first: usize,

@@ -70,19 +70,11 @@ impl Product<'_> {
         }
     }
 
-    /// z of all rows and columns.
-    #[inline(always)]
-    pub(crate) fn into_rows<S: Isa>(&self, isa: S, z: &mut [f32]) {
+    /// z of all rows and columns, on the calling thread.
+    pub(crate) fn into_rows(&self, tier: Tier, z: &mut [f32]) {
         let n = self.weights.n();
         assert_eq!(z.len(), self.x_step.len() * n);
-        let mut unpacked = None;
-        for panel in 0..n.div_ceil(PANEL) {
-            // SAFETY: `z` holds as many rows of n, borrowed for as long as the target lives.
-            unsafe {
-                let target = Target::new(z.as_mut_ptr().add(panel * PANEL), n, n - panel * PANEL);
-                self.panel(isa, panel, &mut unpacked, target);
-            }
-        }
+        tier.vectorize(Columns { product: self, z: &SharedRows::new(z, n), panels: 0..n.div_ceil(PANEL) });
     }
 
     /// z of all rows and columns, in tasks of `together` panels each.
