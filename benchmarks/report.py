@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,12 +144,14 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def markdown(report: Report) -> str:
-    """The same as a page."""
+def markdown(report: Report, about: Mapping[str, str], picture: str | None = None) -> str:
+    """The same as a page, with a sentence about each group and, where there is one, a link to the plot."""
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks --markdown FILE` (`make bench`).", "", METHOD, ""]
     lines += [f"- {line}" for line in report.head()]
+    lines += ["", f"![Ratios and their goals]({picture})"] if picture else []
     for name, rows in report.by_group():
-        lines += ["", f"## {name}", "", "| " + " | ".join((*HEAD, "reached")) + " |", "|---" * (len(HEAD) + 1) + "|"]
+        lines += ["", f"## {name}", "", f"{about[name][0].upper()}{about[name][1:]}.", ""]
+        lines += ["| " + " | ".join((*HEAD, "reached")) + " |", "|---" * (len(HEAD) + 1) + "|"]
         for row in rows:
             reached = {True: "yes", False: "no", None: ""}[row.met]
             lines.append("| " + " | ".join(map(_escape, (*cells(row), reached))) + " |")
@@ -178,6 +180,7 @@ def plot(report: Report, path: Path) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(places, names, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("times as fast")
     axes.set_title(f"{report.machine['cpu']}, tier {report.machine['tier']}", fontsize=9)

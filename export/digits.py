@@ -5,8 +5,8 @@ from _common import Recipe, main
 from lumina_onnx import OpticalProfile
 
 RECIPES = (
-    Recipe("digits-8bit", "digits", OpticalProfile(8, 8, 8, noise_additive=0.02)),
-    Recipe("digits-4bit", "digits", OpticalProfile(4, 4, 4, noise_additive=0.05)),
+    Recipe("digits-8bit", "digits", OpticalProfile(8, 8, 8, noise_additive=0.02), epochs=60),
+    Recipe("digits-4bit", "digits", OpticalProfile(4, 4, 4, noise_additive=0.05), epochs=60),
 )
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def demo(
     ] = Path("lumina-demo/digits.onnx"),
     epochs: Annotated[
         int, typer.Option("--epochs", min=1, help="Passes over the data, of each of the two trainings.")
-    ] = 30,
+    ] = 60,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
