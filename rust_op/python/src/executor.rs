@@ -81,9 +81,6 @@ pub fn set_num_threads(py: Python<'_>, n: Int) -> PyResult<()> {
     Ok(())
 }
 
-/// Work, in nanoseconds of one thread, below which waking the pool costs more than it gains.
-const WORTHWHILE_NS: u64 = 16_000;
-
 /// An executor on the process's pool.
 pub struct Threads {
     pool: Option<Arc<ThreadPool>>,
