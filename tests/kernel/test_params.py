@@ -67,7 +67,7 @@ def test_refused_by_the_function_under_its_own_names(
             {"output_range": [1.0, 2.0]},
             "output_range has 2 elements: allowed is 1, or one for each of the N = 3 outputs",
         ),
-        ({"weight_scale": 1.0}, "weight_scale = [1.0] would be ignored: with weight_bits 0 the weights are analog"),
+        ({"weight_scale": 1.0}, "weight_scale = 1 would be ignored: with weight_bits 0 the weights are analog"),
         ({"weight_scale": [1, 2], "weight_bits": 4}, "weight_scale has 2 elements: allowed is 1, or one for each"),
         ({"weight_scale": np.inf, "weight_bits": 4}, "weight_scale[0] = inf: allowed is a finite number >= 0"),
         ({"seed": -1}, "seed = -1: allowed is 0..2^63-1"),

@@ -153,7 +153,8 @@ impl Layer {
     fn work_ns(&self, m: usize) -> u64 {
         let (n, k) = (self.weights.n(), self.weights.k());
         let products = (m * n * k) as u64 / if self.params.is_integer() { 256 } else { 64 };
-        products + (m * (n + k)) as u64 / 4
+        let noise = if self.params.noise.any() { (m * n) as u64 / 2 } else { 0 };
+        products + noise + (m * (n + k)) as u64 / 4
     }
 }
 

@@ -214,7 +214,10 @@ fn check_source(
         Some(scale) if bits == 0 => {
             return Err(Error::Ignored {
                 name: "weight_scale",
-                value: format!("{scale:?}"),
+                value: match scale {
+                    [one] => one.to_string(),
+                    more => format!("{} numbers", more.len()),
+                },
                 because: "with weight_bits 0 the weights are analog",
             });
         }

@@ -114,7 +114,7 @@ fn weights() {
     );
     refused(
         build(0, WeightSource::F32(&w), Some(&[1.0])),
-        "weight_scale = [1.0] would be ignored: with weight_bits 0 the weights are analog",
+        "weight_scale = 1 would be ignored: with weight_bits 0 the weights are analog",
     );
     refused(
         build(4, WeightSource::F32(&w), Some(&[1.0; 3])),
