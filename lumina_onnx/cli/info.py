@@ -27,7 +27,9 @@ VARIABLES = ("LUMINA_ISA", "OMP_NUM_THREADS")
 def info(as_json: Json = False, debug: Debug = False) -> None:
     """Versions, instruction-set tier, threads and library path: what a bug report needs."""
     facts = collect()
-    table = Table("what", "value", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         if isinstance(value, dict):
             for inner, text in value.items():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lumina_onnx import OpticalProfile
@@ -33,7 +33,7 @@ def profiles(
     if name is not None:
         show(_page(presets[name]), _facts(presets[name]), as_json)
         return
-    table = Table("name", "hardware", "bits in/w/out", "noise", "grade", "source")
+    table = Table(Column("name", no_wrap=True), "hardware", "bits in/w/out", "noise", "grade", "source")
     for preset in presets.values():
         source = preset.source
         table.add_row(

@@ -7,7 +7,8 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -126,7 +127,7 @@ class InspectReport(Report):
             "outputs: " + ", ".join(f"{name} {kind}" for name, kind in self.outputs.items()),
             *_operator_line(self.other_operators),
         ]
-        return Group(Text("\n".join(lines)), _layer_table(self.layers))
+        return Group(Text("\n".join(lines)), _LayerTable(self.layers))
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class ExportReport(Report):
             f"{len(self.layers)} OpticalLinear, weights {_size(self.float_bytes)} -> {_size(self.stored_bytes)}"
         )
         parts: list[RenderableType] = [Text("\n".join([head, *_operator_line(self.other_operators)]))]
-        parts.append(_layer_table(self.layers))
+        parts.append(_LayerTable(self.layers))
         if self.left:
             table = Table("name", "what", "why", title="Left as they are", title_justify="left")
             for left in self.left:
@@ -215,25 +216,49 @@ class VerifyReport(Report):
         return Group(*parts)
 
 
-def _layer_table(layers: list[Layer]) -> Table:
-    table = Table("layer", "K", "N", "bits in/w/out", "input range", "output range", "noise", "bias", "seed")
-    table.add_column("float32", justify="right")
-    table.add_column("stored", justify="right")
-    for layer in layers:
-        table.add_row(
-            Text(layer.name),
-            str(layer.in_features),
-            str(layer.out_features),
-            layer.bits,
-            f"{layer.input_range:g}" if layer.input_range else ("dynamic" if layer.input_bits else "-"),
-            _output_range(layer),
-            layer.noise,
-            layer.bias or "none",
-            str(layer.seed),
-            _size(layer.float_bytes),
-            Text(f"with {layer.shared_with}" if layer.shared_with else _size(layer.stored_bytes)),
-        )
-    return table
+_LAYER_COLUMNS = ("layer", "K", "N", "bits in/w/out", "input range", "output range", "noise", "bias", "seed")
+_LAYER_BYTES = ("float32", "stored")
+
+
+@dataclass(frozen=True)
+class _LayerTable:
+    """One row for each layer; where the console is too narrow for that, one paragraph, so that nothing is cut."""
+
+    layers: list[Layer]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = [_layer_row(layer) for layer in self.layers]
+        table = Table(*_LAYER_COLUMNS)
+        for name in _LAYER_BYTES:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        if Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum <= options.max_width:
+            yield table
+            return
+        names = (*_LAYER_COLUMNS, *_LAYER_BYTES)[1:]
+        for name, *values in rows:
+            facts = ", ".join(f"{what} {value}" for what, value in zip(names, values, strict=True))
+            yield Text.assemble((name, "bold"), f": {facts}", overflow="fold")
+
+
+_UNBOUNDED = 10**6
+
+
+def _layer_row(layer: Layer) -> tuple[str, ...]:
+    return (
+        layer.name,
+        str(layer.in_features),
+        str(layer.out_features),
+        layer.bits,
+        f"{layer.input_range:g}" if layer.input_range else ("dynamic" if layer.input_bits else "-"),
+        _output_range(layer),
+        layer.noise,
+        layer.bias or "none",
+        str(layer.seed),
+        _size(layer.float_bytes),
+        f"with {layer.shared_with}" if layer.shared_with else _size(layer.stored_bytes),
+    )
 
 
 def _output_range(layer: Layer) -> str:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import lumina_onnx
+from lumina_onnx import exporter
 from lumina_onnx.cli import bench
 
 
@@ -24,6 +25,16 @@ def test_inspect_lists_the_layers(lumina, model) -> None:
     assert "4/4/4" in result.stdout
     assert "additive 0.1" in result.stdout
     assert "1 Relu" in result.stdout
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_inspect_cuts_nothing_on_a_narrow_terminal(lumina, model, monkeypatch, columns) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = lumina("inspect", model).stdout
+    assert "…" not in text
+    for layer in exporter.inspect(model).layers:
+        for value in (layer.name, layer.seed, layer.bits, layer.noise, layer.in_features, layer.out_features):
+            assert str(value) in " ".join(text.split())
 
 
 def test_inspect_as_json(lumina, model) -> None:
