@@ -64,6 +64,7 @@ def export(
         What was written: layers with their storage, what was left and why. ``print`` shows tables.
 
     Raises:
+        TypeError: ``model`` is no module, or ``args`` neither a tensor nor a sequence.
         ValueError: an argument that is not allowed, or a model without optical layers.
         FileNotFoundError, IsADirectoryError: ``path`` cannot be written.
         ExportError: torch cannot export the model's forward.
@@ -78,7 +79,7 @@ def export(
         )
     runtime = resolve(target)
     file = _destination(path)
-    arguments = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    arguments = _arguments(args)
     graph = capture(model, arguments, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, opset=runtime.opset)
     ir.passes.common.InlinePass()(graph)
     modules = _name_nodes(graph)
@@ -108,6 +109,17 @@ def export(
         left=left,
         notes=notes,
     )
+
+
+def _arguments(args: torch.Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    if isinstance(args, torch.Tensor):
+        return (args,)
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(
+            f"args is a {type(args).__name__}; allowed is a torch.Tensor, or a tuple or list of forward's arguments; "
+            "a dict at its end holds keyword arguments"
+        )
+    return tuple(args)
 
 
 def _destination(path: str | os.PathLike[str]) -> Path:

@@ -230,3 +230,10 @@ def test_targets_are_releases_in_order() -> None:
     assert versions == sorted(versions)
     assert versions[0] == (1, 17)
     assert targets.resolve("1.17.3") == targets.resolve("1.17") == targets.Target("1.17", 20, 9)
+
+
+@pytest.mark.parametrize("args", [None, {"input": X}, X.numpy(), "x"])
+def test_args_that_are_neither_tensor_nor_sequence(model: nn.Module, tmp_path: Path, args: Any) -> None:
+    with refused(TypeError, f"args is a {type(args).__name__}; allowed is a torch.Tensor, or a tuple or list of"):
+        export(model, args, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
