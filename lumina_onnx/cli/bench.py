@@ -21,6 +21,8 @@ EPILOG = "Example: lumina bench model.onnx --batch 32 --threads 4"
 
 PERCENTILES = (50, 90, 99)
 MINIMUM_RUNS = 20
+# Sessions spin while they wait: a slip of the finger would start a million threads and take the machine with it.
+MAXIMUM_THREADS = 1024
 
 
 @command
@@ -28,7 +30,10 @@ def bench(
     model: Model,
     batch: Batch = 1,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="The most threads tried. [default: the usable cores]")
+        int | None,
+        typer.Option(
+            "--threads", min=1, max=MAXIMUM_THREADS, help="The most threads tried. [default: the usable cores]"
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Time to measure for each row.")] = 1.0,
     as_json: Json = False,

@@ -9,7 +9,7 @@ import pytest
 import lumina_kernel
 import lumina_onnx
 from lumina_onnx import OpticalProfile
-from lumina_onnx.cli import console, info
+from lumina_onnx.cli import bench, console, info
 
 COMMANDS = ("demo", "inspect", "verify", "run", "bench", "profiles", "info")
 
@@ -59,6 +59,12 @@ def test_wrong_usage_exits_with_2(lumina, arguments) -> None:
 @pytest.mark.parametrize("option", ["--batch", "--threads"])
 def test_sizes_start_at_1(lumina, model, option) -> None:
     assert lumina("bench", model, option, 0).exit_code == 2
+
+
+def test_bench_starts_no_million_threads(lumina, model) -> None:
+    result = lumina("bench", model, "--threads", bench.MAXIMUM_THREADS + 1)
+    assert result.exit_code == 2
+    assert str(bench.MAXIMUM_THREADS) in result.output
 
 
 def test_exit_codes_of_the_process(process, model, tmp_path) -> None:
@@ -160,3 +166,12 @@ def test_info_tells_what_fails(process) -> None:
     assert "nonsense" in facts["tier"]
     assert facts["library in ONNX Runtime"].startswith("FAILS: ")
     assert facts["environment"]["LUMINA_ISA"] == "nonsense"
+
+
+def test_a_narrow_terminal_cuts_no_name_and_no_path(process) -> None:
+    names = process("profiles", COLUMNS="80").stdout
+    for name in OpticalProfile.presets():
+        assert f" {name} " in names
+    text = process("info", COLUMNS="80").stdout
+    assert lumina_onnx.library_path() in "".join(line.strip() for line in text.splitlines())
+    assert "…" not in text
