@@ -6,6 +6,10 @@
 - ``lumina::draw_stream``: a fresh noise stream from torch's generator. It mutates a counter, so that
   torch.compile keeps two noisy calls on the same input apart.
 
+Going through torch's operator registry costs some 100 us a call in Python. A plain eager call, which nothing traces,
+compiles or transforms (:func:`is_plain`), runs the same functions without it: :func:`forward_now`, and
+:class:`TrainNow` under autograd.
+
 Every tensor is allocated by torch; the kernel reads and writes numpy views of them.
 """
 
@@ -76,6 +80,17 @@ def named(error: ValueError, layer: str) -> ValueError:
     return ValueError(f"{layer}: {error}") if layer else error
 
 
+def forward_now(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, seed: int, parameters: Sequence[Any]
+) -> Tensor:
+    """The forward pass alone."""
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    follow_torch_threads()
+    layer = lumina_kernel.PreparedLayer(params_of(parameters), view(weight), None if bias is None else view(bias))
+    layer.forward(view(x), seed, stream, out=y.numpy())
+    return y
+
+
 @torch.library.custom_op(
     "lumina::optical_linear",
     mutates_args=(),
@@ -85,11 +100,7 @@ def named(error: ValueError, layer: str) -> ValueError:
 def optical_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
 ) -> Tensor:
-    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    follow_torch_threads()
-    layer = lumina_kernel.PreparedLayer(params_of(parameters), view(weight), None if bias is None else view(bias))
-    layer.forward(view(x), seed, int(stream), out=y.numpy())
-    return y
+    return forward_now(x, weight, bias, int(stream), seed, parameters)
 
 
 @optical_linear.register_fake
@@ -134,16 +145,10 @@ def _present(tensor: Tensor) -> np.ndarray | None:
     return tensor.numpy() if tensor.shape[1] else None
 
 
-@torch.library.custom_op(
-    "lumina::optical_linear_train",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str layer, int seed, {_PARAMETERS_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def optical_linear_train(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
+def train_now(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, layer: str, seed: int, parameters: Sequence[Any]
 ) -> tuple[Tensor, ...]:
+    """The forward pass and what its gradient needs, as :func:`_train_outputs` lists it."""
     outputs = _train_outputs(x, weight, parameters)
     y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = outputs
     rows, k = _rows(x), weight.shape[1]
@@ -155,7 +160,7 @@ def optical_linear_train(
             view(weight),
             None if bias is None else view(bias),
             seed,
-            int(stream),
+            stream,
             y.numpy().reshape(rows, weight.shape[0]),
             _present(x_codes),
             x_step.numpy(),
@@ -169,11 +174,56 @@ def optical_linear_train(
     return outputs
 
 
+@torch.library.custom_op(
+    "lumina::optical_linear_train",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str layer, int seed, {_PARAMETERS_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def optical_linear_train(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
+) -> tuple[Tensor, ...]:
+    return train_now(x, weight, bias, int(stream), layer, seed, parameters)
+
+
 @optical_linear_train.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
 ) -> tuple[Tensor, ...]:
     return _train_outputs(x, weight, parameters)
+
+
+def backward_now(
+    grad: Tensor,
+    saved: Sequence[Tensor],
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    parameters: Sequence[Any],
+) -> tuple[Tensor, ...]:
+    """The gradients of x, weight and bias (of 0 elements where not needed), from what :func:`_saved` chose."""
+    x, x_step, weight, w_scale, adc_mask, dac_mask = saved
+    outputs = _gradients(grad, w_scale, k, need_x, need_weight, need_bias)
+    dx, dw, db = outputs
+    rows, n = _rows(grad), w_scale.shape[0]
+    follow_torch_threads()
+    lumina_kernel.backward(
+        params_of(parameters),
+        view(grad).reshape(rows, n),
+        view(x).reshape(rows, -1) if rows else view(x).reshape(0, x.shape[-1]),
+        view(x_step),
+        view(weight),
+        view(w_scale),
+        _present(adc_mask),
+        _present(dac_mask),
+        k,
+        dx.numpy().reshape(rows, k) if need_x else None,
+        dw.numpy() if need_weight else None,
+        db.numpy() if need_bias else None,
+    )
+    return tuple(outputs)
 
 
 @torch.library.custom_op(
@@ -197,25 +247,8 @@ def optical_linear_backward(
     need_bias: bool,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
-    outputs = _gradients(grad, w_scale, k, need_x, need_weight, need_bias)
-    dx, dw, db = outputs
-    rows, n = _rows(grad), w_scale.shape[0]
-    follow_torch_threads()
-    lumina_kernel.backward(
-        params_of(parameters),
-        view(grad).reshape(rows, n),
-        view(x).reshape(rows, -1) if rows else view(x).reshape(0, x.shape[-1]),
-        view(x_step),
-        view(weight),
-        view(w_scale),
-        _present(adc_mask),
-        _present(dac_mask),
-        k,
-        dx.numpy().reshape(rows, k) if need_x else None,
-        dw.numpy() if need_weight else None,
-        db.numpy() if need_bias else None,
-    )
-    return outputs
+    saved = (x, x_step, weight, w_scale, adc_mask, dac_mask)
+    return backward_now(grad, saved, k, need_x, need_weight, need_bias, parameters)
 
 
 def _gradients(grad: Tensor, w_scale: Tensor, k: int, need_x: bool, need_weight: bool, need_bias: bool) -> Any:
@@ -232,48 +265,111 @@ def _(grad: Tensor, x: Tensor, x_step: Tensor, weight: Tensor, w_scale: Tensor, 
     return _gradients(grad, w_scale, *rest[2:6])
 
 
+_NO_SECOND_DERIVATIVE = (
+    "optical_linear has no second derivative: its gradient is a straight-through estimate, which is not the "
+    "derivative of anything. Differentiate once, without create_graph=True."
+)
+
+
 def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(
-        "optical_linear has no second derivative: its gradient is a straight-through estimate, which is not the "
-        "derivative of anything. Differentiate once, without create_graph=True."
-    )
+    raise RuntimeError(_NO_SECOND_DERIVATIVE)
 
 
 optical_linear_backward.register_autograd(_second_derivative)
 
 
+def _saved(x: Tensor, weight: Tensor, outputs: Sequence[Tensor], parameters: Sequence[Any]) -> tuple[Tensor, ...]:
+    """What :func:`backward_now` reads: codes where there are, else the analog values."""
+    _y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = outputs
+    input_bits, weight_bits = parameters[:2]
+    return (x_codes if input_bits else x, x_step, w_codes if weight_bits else weight, w_scale, adc_mask, dac_mask)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, _stream, _layer, _seed, *parameters = inputs
-    _y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = output
-    input_bits, weight_bits = parameters[:2]
     ctx.set_materialize_grads(False)
     ctx.k = weight.shape[1]
     ctx.has_bias = bias is not None
     ctx.parameters = parameters
     # x_step and w_scale keep the history that makes a second derivative reach _second_derivative.
-    ctx.save_for_backward(
-        x_codes if input_bits else x,
-        x_step,
-        w_codes if weight_bits else weight,
-        w_scale,
-        adc_mask,
-        dac_mask,
-    )
+    ctx.save_for_backward(*_saved(x, weight, output, parameters))
+
+
+def _needs(ctx: Any) -> tuple[bool, bool, bool]:
+    need_x, need_weight, need_bias = (bool(need) for need in ctx.needs_input_grad[:3])
+    return need_x, need_weight, need_bias and ctx.has_bias
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     nothing: tuple[None, ...] = (None,) * (3 + len(PARAMETERS))
     if grad is None:
         return (None, None, None, *nothing)
-    need_x, need_weight, need_bias = (bool(need) for need in ctx.needs_input_grad[:3])
-    need_bias = need_bias and ctx.has_bias
-    dx, dw, db = optical_linear_backward(
-        grad, *ctx.saved_tensors, ctx.k, need_x, need_weight, need_bias, *ctx.parameters
-    )
-    return (dx if need_x else None, dw if need_weight else None, db if need_bias else None, *nothing)
+    needs = _needs(ctx)
+    gradients = optical_linear_backward(grad, *ctx.saved_tensors, ctx.k, *needs, *ctx.parameters)
+    return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
 optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
+
+
+class TrainNow(torch.autograd.Function):
+    """The forward pass and its gradient in a plain eager call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stream: int,
+        layer: str,
+        seed: int,
+        parameters: Sequence[Any],
+    ) -> Tensor:
+        outputs = train_now(x, weight, bias, stream, layer, seed, parameters)
+        ctx.set_materialize_grads(False)
+        ctx.k = weight.shape[1]
+        ctx.has_bias = bias is not None
+        ctx.parameters = parameters
+        ctx.save_for_backward(*_saved(x, weight, outputs, parameters))
+        return outputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 7
+        needs = _needs(ctx)
+        with torch.no_grad():
+            gradients = backward_now(grad, ctx.saved_tensors, ctx.k, *needs, ctx.parameters)
+        if torch.is_grad_enabled():
+            # create_graph: a gradient that requires one itself, and says why it has none when it is asked.
+            fail = torch._C._functions.DelayedError(_NO_SECOND_DERIVATIVE.encode(), len(gradients))
+            gradients = fail(*(gradient.detach().requires_grad_() for gradient in gradients))
+        return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *(None,) * 4)
+
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing watches this call: no tracing, compiling, dispatch mode, torch.func transform or subclass."""
+    return (
+        type(x) in _PLAIN_TYPES
+        and type(weight) in _PLAIN_TYPES
+        and (bias is None or type(bias) in _PLAIN_TYPES)
+        and x.device.type == weight.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.maybe_current_level() is None
+        and not torch._C._functorch.is_batchedtensor(x)
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def draw_now() -> int:
+    """A fresh noise stream from torch's generator: the one that :func:`draw_stream` would draw."""
+    return int(torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device="cpu"))
 
 
 @torch.library.custom_op(

@@ -62,8 +62,17 @@ def apply(
     check_weight(weight, bias)
     check_input(x, weight.shape[1])
     parameters = arguments(profile)
-    key = stream_tensor(profile, stream)
     check_counter("seed", seed)
+    if not torch.compiler.is_exporting() and _ops.is_plain(x, weight, bias):
+        number = stream_number(profile, stream)
+        if records_gradient(x, weight, bias):
+            y: Tensor = _ops.TrainNow.apply(x, weight, bias, number, layer, seed, parameters)  # type: ignore[no-untyped-call]
+            return y
+        try:
+            return _ops.forward_now(x, weight, bias, number, seed, parameters)
+        except ValueError as error:
+            raise _ops.named(error, layer) from None
+    key = stream_tensor(profile, stream)
     if torch.compiler.is_exporting():
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
     if records_gradient(x, weight, bias):
@@ -112,6 +121,16 @@ def check_is_profile(profile: object, name: str = "profile") -> None:
 def has_noise(profile: OpticalProfile) -> bool:
     """Whether the profile draws any noise."""
     return profile.noise_relative != 0 or profile.noise_additive != 0 or profile.noise_shot != 0
+
+
+def stream_number(profile: OpticalProfile, stream: int | Tensor | None) -> int:
+    """The stream of a plain eager call, drawn where it is None and the profile has noise."""
+    if stream is None:
+        return _ops.draw_now() if has_noise(profile) else 0
+    if isinstance(stream, Tensor):
+        return int(stream_tensor(profile, stream))
+    check_counter("stream", stream)
+    return stream
 
 
 def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
