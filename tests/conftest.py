@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 
@@ -11,6 +13,10 @@ hypothesis.settings.register_profile(
     "lumina", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("lumina")
+
+
+# pytest-xdist gives its workers the width of the terminal; output that is captured is to be as wide as it wants.
+os.environ.pop("COLUMNS", None)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
