@@ -287,12 +287,24 @@ def _saved(x: Tensor, weight: Tensor, outputs: Sequence[Tensor], parameters: Seq
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, _stream, _layer, _seed, *parameters = inputs
+    # x_step and w_scale keep the history that makes a second derivative reach _second_derivative.
+    _keep(ctx, x, weight, bias, output, parameters)
+
+
+def _keep(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: Sequence[Tensor],
+    parameters: Sequence[Any],
+) -> None:
+    """Leaves with `ctx` what the gradient is computed from."""
     ctx.set_materialize_grads(False)
     ctx.k = weight.shape[1]
     ctx.has_bias = bias is not None
     ctx.parameters = parameters
-    # x_step and w_scale keep the history that makes a second derivative reach _second_derivative.
-    ctx.save_for_backward(*_saved(x, weight, output, parameters))
+    ctx.save_for_backward(*_saved(x, weight, outputs, parameters))
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
@@ -327,11 +339,7 @@ class TrainNow(torch.autograd.Function):
         parameters: Sequence[Any],
     ) -> Tensor:
         outputs = train_now(x, weight, bias, stream, layer, seed, parameters)
-        ctx.set_materialize_grads(False)
-        ctx.k = weight.shape[1]
-        ctx.has_bias = bias is not None
-        ctx.parameters = parameters
-        ctx.save_for_backward(*_saved(x, weight, outputs, parameters))
+        _keep(ctx, x, weight, bias, outputs, parameters)
         return outputs[0]
 
     @staticmethod
