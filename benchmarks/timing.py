@@ -22,8 +22,8 @@ class Effort:
     Attributes:
         rounds: Bursts of each side.
         burst: Seconds of one burst, about; a burst has at least one sample.
-        settle: Seconds of rest before a burst of more than one thread. OpenMP's threads spin for some 10 ms after
-            each call of PyTorch, and would take a core from the side that comes next.
+        settle: Seconds of rest before a burst where the sides have threads of their own. Idle threads of a pool (of
+            OpenMP's, say, after a call of PyTorch) spin for some 10 ms, and would take a core from the other side.
     """
 
     rounds: int = 15
@@ -76,13 +76,14 @@ def _time(call: Call, calls: int) -> float:
     return (time.perf_counter_ns() - start) * 1e-9 / calls
 
 
-def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, threads: int = 1) -> dict[str, Samples]:
+def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, own_threads: bool = False) -> dict[str, Samples]:
     """Measures the sides in turn, `effort.rounds` times, each round in the reverse order of the one before.
 
     Args:
         sides: What to call, by name.
         effort: How long.
-        threads: How many threads the sides use: with more than one each burst waits for those of the last to rest.
+        own_threads: Whether the sides run on different pools of threads: then each burst waits for those of the last
+            to rest. PyTorch and our calls from Python share theirs.
     """
     prepared = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
     plan: dict[str, tuple[int, int]] = {}
@@ -104,7 +105,7 @@ def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, threads: int
                 side, (calls, samples) = prepared[name], plan[name]
                 if side.before:
                     side.before()
-                if threads > 1 and effort.settle:
+                if own_threads and effort.settle:
                     time.sleep(effort.settle)
                 side.call()
                 rounds[name].append(tuple(_time(side.call, calls) for _ in range(samples)))

@@ -48,7 +48,7 @@ def part_of_peak(rate: float | None, shape: Shape, time: Time | None, threads: i
 @torch.no_grad()
 def rows(context: Context, shape: Shape, sides: dict[str, Call], threads: int, **fields: Any) -> list[Row]:
     """Our side, the one called "ours", against each of the others."""
-    times = interleave(sides, context.effort, threads=threads)
+    times = interleave(sides, context.effort)
     ours = times.pop("ours")
     rate = context.rate(fields["peak"])
     fields |= {"shape": shape, "threads": threads, "tier": context.machine.tier}

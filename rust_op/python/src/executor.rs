@@ -1,4 +1,5 @@
-//! The threads under a call from Python: a pool of our own, made when a call first needs it.
+//! The threads under a call from Python: torch's own where torch is loaded, else a pool that is made when a call first
+//! needs it.
 //!
 //! The state is locked only by a thread that is attached to the interpreter and never across a release, so
 //! no other thread can hold the lock while Python forks. A child of a fork has none of its parent's threads:
@@ -16,6 +17,7 @@ use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::numbers::Int;
+use crate::openmp::OpenMp;
 
 /// Work, in nanoseconds of one thread, below which handing it to a worker gains nothing.
 const WORTHWHILE_NS: u64 = 20_000;
@@ -29,11 +31,21 @@ struct State {
     threads: usize,
     /// `threads - 1` workers: the caller is the last.
     pool: Option<Arc<ThreadPool>>,
-    /// The process that owns `pool`.
+    /// The process that owns `pool`, and may use `torch`.
     pid: u32,
+    /// The OpenMP runtime of torch, once torch is loaded.
+    torch: Option<OpenMp>,
+    /// Whether this process is a child of a fork: the runtime's threads stayed with the parent, and it would wait for
+    /// them for ever.
+    forked: bool,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { threads: 0, pool: None, pid: 0 });
+static STATE: Mutex<State> = Mutex::new(State { threads: 0, pool: None, pid: 0, torch: None, forked: false });
+
+/// Remembers the process: what is called in another one was forked from it.
+pub fn loaded(py: Python<'_>) {
+    drop(state(py));
+}
 
 fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,6 +53,7 @@ fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     if state.pid != pid {
         // Its threads are not in this process: to drop it would wait for locks that they may have held.
         mem::forget(state.pool.take());
+        state.forked = state.pid != 0;
         state.pid = pid;
     }
     if state.threads == 0 {
@@ -81,32 +94,51 @@ pub fn set_num_threads(py: Python<'_>, n: Int) -> PyResult<()> {
     Ok(())
 }
 
-/// An executor on the process's pool.
-pub struct Threads {
-    pool: Option<Arc<ThreadPool>>,
+/// The threads of one call.
+pub enum Threads {
+    /// The caller's alone.
+    One,
+    /// torch's.
+    Torch(OpenMp),
+    /// Our own workers, and the caller.
+    Pool(Arc<ThreadPool>),
 }
 
 impl Threads {
     /// The executor for one call.
     pub fn current(py: Python<'_>) -> PyResult<Self> {
         let mut state = state(py);
-        if state.pool.is_none() && state.threads > 1 {
-            let workers = state.threads - 1;
-            let pool = ThreadPoolBuilder::new()
-                .num_threads(workers)
-                .thread_name(|index| format!("lumina-{index}"))
-                .build()
-                .map_err(|error| PyRuntimeError::new_err(format!("cannot start {workers} threads: {error}")))?;
-            state.pool = Some(Arc::new(pool));
+        if state.threads == 1 {
+            return Ok(Threads::One);
         }
-        Ok(Threads { pool: state.pool.clone() })
+        if !state.forked {
+            if state.torch.is_none() {
+                state.torch = OpenMp::of_torch();
+            }
+            if let Some(torch) = state.torch.filter(|torch| torch.threads() == state.threads) {
+                return Ok(Threads::Torch(torch));
+            }
+        }
+        if let Some(pool) = &state.pool {
+            return Ok(Threads::Pool(Arc::clone(pool)));
+        }
+        let workers = state.threads - 1;
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|index| format!("lumina-{index}"))
+            .build()
+            .map_err(|error| PyRuntimeError::new_err(format!("cannot start {workers} threads: {error}")))?;
+        Ok(Threads::Pool(Arc::clone(state.pool.insert(Arc::new(pool)))))
     }
 }
 
 impl Executor for Threads {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        let Some(pool) = self.pool.as_ref().filter(|_| count > 1) else {
-            return Serial.run(count, task);
+        let pool = match self {
+            _ if count <= 1 => return Serial.run(count, task),
+            Threads::One => return Serial.run(count, task),
+            Threads::Torch(torch) => return torch.run(count, task),
+            Threads::Pool(pool) => pool,
         };
         let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {

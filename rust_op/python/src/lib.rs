@@ -7,6 +7,7 @@ mod forward;
 mod layer;
 mod noise;
 mod numbers;
+mod openmp;
 mod params;
 mod schema;
 mod training;
@@ -36,6 +37,7 @@ mod module {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::executor::loaded(module.py());
         module.add("__version__", lumina_kernel::VERSION)?;
         module.add("OP_DOMAIN", lumina_kernel::schema::DOMAIN)?;
         module.add("OP_NAME", lumina_kernel::schema::OPERATOR)?;

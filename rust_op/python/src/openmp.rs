@@ -1,0 +1,95 @@
+//! torch's own threads.
+//!
+//! torch runs its operators on the OpenMP runtime that its libraries bring along, and after each the threads of that
+//! runtime stay awake for some milliseconds, waiting for the next. Threads of ours would fight with them for the cores.
+//! So where torch is loaded, its runtime runs our tasks too: the module's one place that calls C functions.
+#![allow(unsafe_code, reason = "calls the OpenMP runtime that torch has loaded")]
+
+use std::any::Any;
+use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use lumina_kernel::Executor;
+
+/// The library that torch's operators are in. The runtime is found through it, since it may have any name.
+const TORCH: &CStr = c"libtorch_cpu.so";
+
+type Region = unsafe extern "C" fn(*mut c_void);
+
+/// The runtime's functions: the GNU ones, which LLVM's runtime has too.
+#[derive(Clone, Copy)]
+pub struct OpenMp {
+    /// Runs a function on every thread of a team, and returns when all have returned.
+    parallel: unsafe extern "C" fn(Region, *mut c_void, c_uint, c_uint),
+    /// How many threads the next team of this thread has.
+    max_threads: unsafe extern "C" fn() -> c_int,
+}
+
+impl OpenMp {
+    /// The runtime of a torch that this process has loaded, if there is one.
+    pub fn of_torch() -> Option<Self> {
+        // SAFETY: a string with its end; NOLOAD runs no initialiser.
+        let torch = unsafe { libc::dlopen(TORCH.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        if torch.is_null() {
+            return None;
+        }
+        // torch is never unloaded, so the handle is kept. SAFETY: a handle of dlopen's; dlsym searches what it depends on.
+        let find = |name: &CStr| Some(unsafe { libc::dlsym(torch, name.as_ptr()) }).filter(|found| !found.is_null());
+        let (parallel, max_threads) = (find(c"GOMP_parallel")?, find(c"omp_get_max_threads")?);
+        // SAFETY: the signatures that libgomp's ABI and the OpenMP specification give these names.
+        unsafe {
+            Some(OpenMp { parallel: std::mem::transmute(parallel), max_threads: std::mem::transmute(max_threads) })
+        }
+    }
+
+    /// The threads that a team started by this thread has.
+    pub fn threads(self) -> usize {
+        // SAFETY: has no precondition.
+        usize::try_from(unsafe { (self.max_threads)() }).unwrap_or(1)
+    }
+}
+
+/// What the threads of a team share.
+struct Shared<'a> {
+    task: &'a (dyn Fn(usize) + Sync),
+    count: usize,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Shared<'_> {
+    fn work(&self) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.count {
+                return;
+            }
+            (self.task)(index);
+        }
+    }
+}
+
+/// # Safety
+/// `data` is a [`Shared`] that outlives the call.
+unsafe extern "C" fn region(data: *mut c_void) {
+    // SAFETY: by contract.
+    let shared = unsafe { &*data.cast::<Shared<'_>>() };
+    // A panic must not unwind through the runtime's frames.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| shared.work())) {
+        shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+    }
+}
+
+impl Executor for OpenMp {
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        let mut shared = Shared { task, count, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        // As many threads as the runtime would take by itself (0): a team of another size is made anew each time.
+        // SAFETY: `region` gets a `Shared`, which lives until all threads of the team have returned from it.
+        unsafe { (self.parallel)(region, (&raw mut shared).cast(), 0, 0) };
+        if let Some(panic) = shared.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(panic);
+        }
+    }
+}
