@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,14 +18,16 @@ use lumina_kernel::Executor;
 const TORCH: &CStr = c"libtorch_cpu.so";
 
 type Region = unsafe extern "C" fn(*mut c_void);
+type Parallel = unsafe extern "C" fn(Region, *mut c_void, c_uint, c_uint);
+type MaxThreads = unsafe extern "C" fn() -> c_int;
 
 /// The runtime's functions: the GNU ones, which LLVM's runtime has too.
 #[derive(Clone, Copy)]
 pub struct OpenMp {
     /// Runs a function on every thread of a team, and returns when all have returned.
-    parallel: unsafe extern "C" fn(Region, *mut c_void, c_uint, c_uint),
+    parallel: Parallel,
     /// How many threads the next team of this thread has.
-    max_threads: unsafe extern "C" fn() -> c_int,
+    max_threads: MaxThreads,
 }
 
 impl OpenMp {
@@ -40,7 +43,10 @@ impl OpenMp {
         let (parallel, max_threads) = (find(c"GOMP_parallel")?, find(c"omp_get_max_threads")?);
         // SAFETY: the signatures that libgomp's ABI and the OpenMP specification give these names.
         unsafe {
-            Some(OpenMp { parallel: std::mem::transmute(parallel), max_threads: std::mem::transmute(max_threads) })
+            Some(OpenMp {
+                parallel: transmute::<*mut c_void, Parallel>(parallel),
+                max_threads: transmute::<*mut c_void, MaxThreads>(max_threads),
+            })
         }
     }
 
