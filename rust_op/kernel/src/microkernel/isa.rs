@@ -134,6 +134,18 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         lanes
     }
 
+    /// Asks for the cache line at `address`, which may be any: nothing is read.
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction of SSE, which x86-64 has; it faults at no address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
+
     /// The same byte everywhere.
     #[inline(always)]
     fn splat_byte(self, byte: u8) -> Self::I {

@@ -133,7 +133,8 @@ impl<S: Isa> Coder<S> {
     }
 }
 
-/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum.
+/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum. Meanwhile the row after `x` is fetched,
+/// of which the hardware's prefetchers know nothing until it is read.
 #[inline(always)]
 pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<S>) -> i32 {
     let mut sum = isa.splat_i(0);
@@ -141,8 +142,9 @@ pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<
     padding.fill(0);
     let (chunks, out_tail) = out.as_chunks_mut::<LANES>();
     let (x_chunks, x_tail) = x.as_chunks::<LANES>();
-    for (x, out) in x_chunks.iter().zip(chunks) {
-        let codes = coder.code(isa, isa.load(x));
+    for (row, out) in x_chunks.iter().zip(chunks) {
+        isa.prefetch(row.as_ptr().wrapping_add(x.len()));
+        let codes = coder.code(isa, isa.load(row));
         sum = isa.add_i(sum, codes);
         isa.store_i8(out, codes);
     }
