@@ -11,7 +11,7 @@ use crate::executor::{Executor, run_each};
 use crate::weights::{Panels, Weights};
 
 /// Rows up to which packed panels are read as they are; for more, unpacking once pays.
-const PACKED_ROWS: usize = 4;
+const PACKED_ROWS: usize = 24;
 
 /// Rows of X as the product reads them.
 #[derive(Clone, Copy)]

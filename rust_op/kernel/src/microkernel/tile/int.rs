@@ -58,10 +58,10 @@ unsafe fn int_panel_of<S: Isa, const BITS: u32>(
     unsafe {
         while row < count {
             let left = count - row;
-            // Packed panels of more rows are unpacked first: only the small tiles are worth compiling for them.
+            // Unpacking takes registers that 12 rows do not leave.
             row += if BITS == 8 && most >= 12 && left >= 12 {
                 int_rows::<S, BITS, 12, 1>(isa, rows, panel, groups, scaling, target, row)
-            } else if BITS == 8 && most >= 8 && left >= 8 {
+            } else if most >= 8 && left >= 8 {
                 int_rows::<S, BITS, 8, 1>(isa, rows, panel, groups, scaling, target, row)
             } else if left >= 4 {
                 int_rows::<S, BITS, 4, 1>(isa, rows, panel, groups, scaling, target, row)
@@ -126,7 +126,11 @@ unsafe fn int_vectors<S: Isa, const BITS: u32, const MR: usize, const NV: usize,
     unsafe {
         let codes = rows.codes.as_ptr().add(row * rows.stride);
         let panel = panel.as_ptr().add(vector * 4 * LANES);
-        let sums = int_tile::<S, BITS, MR, NV, U>(isa, codes, rows.stride, panel, groups, rows.zero, start);
+        let sums = if S::OFFSET_CODES && slot_chains::<BITS, MR>() && groups <= SLOT_CHAIN_GROUPS {
+            slot_tile::<S, BITS, MR, NV>(isa, codes, rows.stride, panel, groups, start)
+        } else {
+            int_tile::<S, BITS, MR, NV, U>(isa, codes, rows.stride, panel, groups, rows.zero, start)
+        };
         for i in 0..MR {
             for v in 0..NV {
                 let z = scaling.z(isa, row + i, vector + v, isa.to_float(sums[i][v]));
@@ -180,6 +184,17 @@ unsafe fn load_block<S: Isa, const NV: usize>(isa: S, block: *const u8) -> [S::I
         *vector = unsafe { isa.load_i_ptr(block.add(v * 4 * LANES)) };
     }
     vectors
+}
+
+/// How far ahead of its use a panel is fetched. Panels follow one another.
+const PREFETCH_BYTES: usize = 2048;
+
+/// Fetches the block that is [`PREFETCH_BYTES`] after `block`.
+#[inline(always)]
+fn prefetch_ahead<S: Isa>(isa: S, block: *const u8) {
+    for line in 0..BLOCK_BYTES / 64 {
+        isa.prefetch(block.wrapping_add(PREFETCH_BYTES + 64 * line));
+    }
 }
 
 /// Adds the products of one group.
@@ -238,7 +253,11 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
     unsafe {
         while group + blocks_at_once * slots <= groups {
             for index in 0..blocks_at_once {
-                let vectors = load_block::<S, NV>(isa, block.add(index * BLOCK_BYTES));
+                let block = block.add(index * BLOCK_BYTES);
+                if MR <= 8 {
+                    prefetch_ahead(isa, block);
+                }
+                let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
                     let at = codes.add(4 * (group + index * slots + s));
                     let chain = &mut sums[(index * slots + s) % U];
@@ -267,6 +286,102 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
         }
     }
     total
+}
+
+/// Groups up to which [`slot_tile`]'s sums fit: 255 * 127 * 4 * 2^14 < 2^31.
+const SLOT_CHAIN_GROUPS: usize = 1 << 14;
+
+/// Whether a tile of packed codes has few enough rows that its slots can have chains of their own.
+const fn slot_chains<const BITS: u32, const MR: usize>() -> bool {
+    BITS < 8 && MR * 8 / BITS as usize <= 8
+}
+
+/// [`int_tile`] for few rows of packed codes: a slot's codes are masked but left where they are in their bytes, times a
+/// power of two, and summed in a chain of the slot's own that is shifted at the end. With few rows the shifts
+/// would be as much work as the products.
+///
+/// # Safety
+/// As [`int_tile`].
+#[inline(always)]
+unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    codes: *const i8,
+    stride: usize,
+    panel: *const u8,
+    groups: usize,
+    start: [i32; MR],
+) -> [[S::I; NV]; MR] {
+    let slots = 8 / BITS as usize;
+    // Chains enough to hide the latency of a product.
+    let phases = if slots * MR < 4 { 2 } else { 1 };
+    let mut chains = [[[isa.splat_i(0); NV]; MR]; 8];
+    let unused = isa.splat_i(0);
+
+    let whole = groups / (slots * phases);
+    // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
+    unsafe {
+        for step in 0..whole {
+            for phase in 0..phases {
+                let index = step * phases + phase;
+                let block = panel.add(index * BLOCK_BYTES);
+                prefetch_ahead(isa, block);
+                let vectors = load_block::<S, NV>(isa, block);
+                for s in 0..slots {
+                    let vectors = masked::<S, BITS, NV>(isa, &vectors, s);
+                    let at = codes.add(4 * (index * slots + s));
+                    dot_group::<S, 8, MR, NV>(isa, &mut chains[phase * slots + s], &vectors, 0, at, stride, unused);
+                }
+            }
+        }
+        for index in whole * phases..groups.div_ceil(slots) {
+            let vectors = load_block::<S, NV>(isa, panel.add(index * BLOCK_BYTES));
+            for s in 0..slots.min(groups - index * slots) {
+                let vectors = masked::<S, BITS, NV>(isa, &vectors, s);
+                let at = codes.add(4 * (index * slots + s));
+                dot_group::<S, 8, MR, NV>(isa, &mut chains[s], &vectors, 0, at, stride, unused);
+            }
+        }
+    }
+
+    let mut total = [[isa.splat_i(0); NV]; MR];
+    for row in 0..MR {
+        for v in 0..NV {
+            let mut sum = isa.splat_i(0);
+            for (index, chain) in chains[..phases * slots].iter().enumerate() {
+                sum = isa.add_i(sum, shifted::<S, BITS>(isa, chain[row][v], index % slots));
+            }
+            // A single bit stands for 0 or 2.
+            let sum = if BITS == 1 { isa.shl::<1>(sum) } else { sum };
+            total[row][v] = isa.add_i(sum, isa.splat_i(start[row]));
+        }
+    }
+    total
+}
+
+/// The stored codes of group `slot` of a block, times 2^(BITS * slot).
+#[inline(always)]
+fn masked<S: Isa, const BITS: u32, const NV: usize>(isa: S, block: &[S::I; NV], slot: usize) -> [S::I; NV] {
+    let mask = ((1u32 << BITS) - 1) << (BITS as usize * slot);
+    let mut masked = *block;
+    for vector in &mut masked {
+        *vector = isa.and(*vector, isa.splat_byte(mask as u8));
+    }
+    masked
+}
+
+/// `sum` / 2^(BITS * slot).
+#[inline(always)]
+fn shifted<S: Isa, const BITS: u32>(isa: S, sum: S::I, slot: usize) -> S::I {
+    match BITS as usize * slot {
+        0 => sum,
+        1 => isa.sar::<1>(sum),
+        2 => isa.sar::<2>(sum),
+        3 => isa.sar::<3>(sum),
+        4 => isa.sar::<4>(sum),
+        5 => isa.sar::<5>(sum),
+        6 => isa.sar::<6>(sum),
+        _ => isa.sar::<7>(sum),
+    }
 }
 
 /// Unpacks a panel of fewer bits into one of 8 bits, whose codes keep their z.
