@@ -6,7 +6,10 @@
 #![allow(unsafe_code, reason = "calls the OpenMP runtime that torch has loaded")]
 
 use std::any::Any;
-use std::ffi::{CStr, c_int, c_uint, c_void};
+#[cfg(target_os = "linux")]
+use std::ffi::CStr;
+use std::ffi::{c_int, c_uint, c_void};
+#[cfg(target_os = "linux")]
 use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +17,8 @@ use std::sync::{Mutex, PoisonError};
 
 use lumina_kernel::Executor;
 
-/// The library that torch's operators are in. The runtime is found through it, since it may have any name.
+/// The library that torch's operators are in, on Linux. The runtime is found through it, since it may have any name.
+#[cfg(target_os = "linux")]
 const TORCH: &CStr = c"libtorch_cpu.so";
 
 type Region = unsafe extern "C" fn(*mut c_void);
@@ -32,6 +36,13 @@ pub struct OpenMp {
 
 impl OpenMp {
     /// The runtime of a torch that this process has loaded, if there is one.
+    #[cfg(not(target_os = "linux"))]
+    pub fn of_torch() -> Option<Self> {
+        None
+    }
+
+    /// The runtime of a torch that this process has loaded, if there is one.
+    #[cfg(target_os = "linux")]
     pub fn of_torch() -> Option<Self> {
         // SAFETY: a string with its end; NOLOAD runs no initialiser.
         let torch = unsafe { libc::dlopen(TORCH.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
