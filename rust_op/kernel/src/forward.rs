@@ -354,7 +354,7 @@ impl Staging {
         match self {
             Staging::Int { codes, sums } => {
                 let stride = codes.as_slice().len() / rows;
-                Staged::Int(IntRows { codes: codes.as_slice(), stride, sums: sums.as_slice(), zero: 0 })
+                Staged::Int(IntRows { codes: codes.as_slice(), stride, sums: sums.as_slice(), zero: 0, fetch: false })
             }
             Staging::Float { values, stride } => Staged::Float(FloatRows {
                 values: values.as_slice(),

@@ -13,6 +13,9 @@ use crate::weights::{Panels, Weights};
 /// Rows up to which packed panels are read as they are; for more, unpacking once pays.
 const PACKED_ROWS: usize = 24;
 
+/// Bytes of weights that a core's own caches hold, about. To fetch what is there already costs more than it saves.
+const NEAR_BYTES: usize = 3 << 19;
+
 /// Rows of X as the product reads them.
 #[derive(Clone, Copy)]
 pub(crate) enum Staged<'a> {
@@ -47,9 +50,10 @@ impl Product<'_> {
         match (self.weights.panels(), &self.rows) {
             (Panels::Int { storage, bytes }, Staged::Int(rows)) => {
                 let size = storage.panel_bytes(k);
+                let fetch = bytes.as_slice().len() > NEAR_BYTES;
                 let bytes = &bytes.as_slice()[panel * size..(panel + 1) * size];
                 let groups = k.div_ceil(4);
-                let rows = IntRows { zero: storage.zero(), ..*rows };
+                let rows = IntRows { zero: storage.zero(), fetch, ..*rows };
                 let (storage, bytes) = if storage.bits < 8 && self.x_step.len() > PACKED_ROWS {
                     let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
                     unpack_panel(isa, *storage, bytes, groups, unpacked.as_mut_slice());

@@ -13,6 +13,8 @@ pub(crate) struct IntRows<'a> {
     pub(crate) sums: &'a [i32],
     /// z of the weights that they meet.
     pub(crate) zero: i32,
+    /// Whether these weights are too many for a core's own caches, so that panels are fetched ahead.
+    pub(crate) fetch: bool,
 }
 
 /// z of `scaling.x_step.len()` rows of codes with one integer panel of `groups` groups.
@@ -129,7 +131,7 @@ unsafe fn int_vectors<S: Isa, const BITS: u32, const MR: usize, const NV: usize,
         let sums = if S::OFFSET_CODES && slot_chains::<BITS, MR>() && groups <= SLOT_CHAIN_GROUPS {
             slot_tile::<S, BITS, MR, NV>(isa, codes, rows.stride, panel, groups, start)
         } else {
-            int_tile::<S, BITS, MR, NV, U>(isa, codes, rows.stride, panel, groups, rows.zero, start)
+            int_tile::<S, BITS, MR, NV, U>(isa, codes, rows.stride, panel, groups, rows.fetch, rows.zero, start)
         };
         for i in 0..MR {
             for v in 0..NV {
@@ -236,6 +238,7 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
     stride: usize,
     panel: *const u8,
     groups: usize,
+    fetch: bool,
     zero: i32,
     start: [i32; MR],
 ) -> [[S::I; NV]; MR] {
@@ -254,7 +257,7 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
         while group + blocks_at_once * slots <= groups {
             for index in 0..blocks_at_once {
                 let block = block.add(index * BLOCK_BYTES);
-                if MR <= 8 {
+                if MR <= 8 && fetch {
                     prefetch_ahead(isa, block);
                 }
                 let vectors = load_block::<S, NV>(isa, block);
