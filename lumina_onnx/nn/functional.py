@@ -45,6 +45,7 @@ def optical_linear(
         TypeError: an argument of another type, dtype, layout or device.
         ValueError: shapes that do not fit, a value out of its bounds, a weight or bias that is not finite.
     """
+    check_counter("seed", seed)
     return apply(x, weight, bias, profile, seed, stream, "")
 
 
@@ -58,20 +59,49 @@ def apply(
     layer: str,
 ) -> Tensor:
     """:func:`optical_linear`; `layer` is named in errors about the weights."""
-    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
-    check_weight(weight, bias)
-    check_input(x, weight.shape[1])
-    parameters = arguments(profile)
-    check_counter("seed", seed)
-    if not torch.compiler.is_exporting() and _ops.is_plain(x, weight, bias):
-        number = stream_number(profile, stream)
+    if not _ops.is_plain(x, weight, bias):
+        x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
+        check_weight(weight, bias)
+        check_input(x, weight.shape[1])
+        if not _ops.is_plain(x, weight, bias):
+            return apply_registered(x, weight, bias, profile, seed, stream, layer)
+    return apply_now(x, weight, bias, profile, seed, stream, layer)
+
+
+def apply_now(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+    prepared: _ops.Prepared | None = None,
+) -> Tensor:
+    """:func:`apply` where :func:`_ops.is_plain` holds; `prepared` are the weights, where that was done before."""
+    check_is_profile(profile)
+    params = _ops.params_for(profile)
+    number = stream_number(profile, stream)
+    try:
         if records_gradient(x, weight, bias):
-            y: Tensor = _ops.TrainNow.apply(x, weight, bias, number, layer, seed, parameters)  # type: ignore[no-untyped-call]
+            y: Tensor = _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)
             return y
-        try:
-            return _ops.forward_now(x, weight, bias, number, seed, parameters)
-        except ValueError as error:
-            raise _ops.named(error, layer) from None
+        return _ops.forward_now(x, weight, bias, params, seed, number, prepared, False)[0]
+    except ValueError as error:
+        raise _ops.named(error, layer) from None
+
+
+def apply_registered(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+) -> Tensor:
+    """:func:`apply` through torch's operator registry, for tensors that were checked."""
+    parameters = arguments(profile)
     key = stream_tensor(profile, stream)
     if torch.compiler.is_exporting():
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
