@@ -51,12 +51,14 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
 def frozen(model: nn.Module) -> Iterator[None]:
     """Promises that the weights in `model` do not change inside: they are quantised and packed once.
 
-    For evaluation over many batches. Each layer's weight and bias are watched: a forward pass after one of them
-    changed (an optimiser's step, ``load_state_dict``, another tensor, another profile) raises. A change that torch
-    itself does not count, such as one through ``weight.data`` or through numpy, is not seen.
+    For evaluation over many batches, and for gradients that add up over several: passes that record a gradient share
+    the packed weights and their codes. Results and gradients have the same bits as outside. Each layer's weight and
+    bias are watched: a forward pass after one of them changed (an optimiser's step, ``load_state_dict``, another
+    tensor, another profile) raises. A change that torch itself does not count, such as one through
+    ``weight.data.mul_`` or through numpy, is not seen.
 
-    A pass that records a gradient, and one inside a ``torch.compile``d graph, read the weights as they are each
-    time; so does a layer whose weight is computed at each call (a parametrisation).
+    A pass inside a ``torch.compile``d graph or a ``torch.func`` transform reads the weights as they are each time; so
+    does a layer whose weight is computed at each call (a parametrisation). A copy of a model is not frozen.
 
     Blocks nest; leaving one, by an exception too, restores what was before.
 
@@ -114,7 +116,7 @@ class Frozen:
                 )
         self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
         self._prepared: dict[OpticalProfile, _ops.Prepared] = {}
-        self._prepare(layer, layer.profile, trains=False)
+        self._prepare(layer, layer.profile, functional.records_gradient(layer.weight, layer.bias))
 
     def _prepare(self, layer: OpticalLinear, profile: OpticalProfile, trains: bool) -> _ops.Prepared:
         prepared = self._prepared.get(profile)
@@ -138,5 +140,5 @@ class Frozen:
         x = functional.autocast(x)
         if not _ops.is_plain(x, weight, bias):
             return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
-        prepared = self._prepare(layer, profile, functional.records_gradient(x, weight, bias))
+        prepared = self._prepare(layer, profile, functional.records_gradient(weight, bias, x))
         return functional.apply_now(x, weight, bias, profile, layer.seed, stream, layer.label, prepared)

@@ -83,7 +83,7 @@ def apply_now(
     params = _ops.params_for(profile)
     number = stream_number(profile, stream)
     try:
-        if records_gradient(x, weight, bias):
+        if records_gradient(weight, bias, x):
             y: Tensor = _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)
             return y
         return _ops.forward_now(x, weight, bias, params, seed, number, prepared, False)[0]
@@ -105,7 +105,7 @@ def apply_registered(
     key = stream_tensor(profile, stream)
     if torch.compiler.is_exporting():
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
-    if records_gradient(x, weight, bias):
+    if records_gradient(weight, bias, x):
         return torch.ops.lumina.optical_linear_train(x, weight, bias, key, layer, seed, *parameters)[0]
     if torch.compiler.is_compiling() or not layer:
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
@@ -189,11 +189,13 @@ def check_counter(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value}: allowed is 0..2^63-1")
 
 
-def records_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd will ask for this call's gradient."""
-    return torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
+def records_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for the gradient of a call on these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def autocast(tensor: Tensor) -> Tensor:
