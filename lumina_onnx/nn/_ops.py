@@ -66,6 +66,13 @@ def params_for(profile: OpticalProfile) -> lumina_kernel.Params:
     return profile.params()
 
 
+def parameters_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
+    """The values of :data:`PARAMETERS`, as the operators take them."""
+    values = {name: getattr(source, name) for name in PARAMETERS}
+    ranges = values["output_range"]
+    return [*({**values, "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges]}.values())]
+
+
 def follow_torch_threads() -> None:
     """Makes the kernel use as many threads as torch does."""
     threads = torch.get_num_threads()
@@ -280,7 +287,7 @@ def backward_now(
     "lumina::optical_linear_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor history, int k, "
+    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor? w_saved, Tensor history, int k, "
     f"bool need_x, bool need_weight, bool need_bias, {_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_backward(
@@ -288,6 +295,7 @@ def optical_linear_backward(
     x: Tensor | None,
     weight: Tensor | None,
     saved: Tensor,
+    w_saved: Tensor | None,
     history: Tensor,
     k: int,
     need_x: bool,
@@ -296,7 +304,7 @@ def optical_linear_backward(
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     needs = (need_x, need_weight, need_bias)
-    gradients = backward_now(grad, (x, weight, saved, None), k, needs, params_of(parameters))
+    gradients = backward_now(grad, (x, weight, saved, w_saved), k, needs, params_of(parameters))
     return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -306,6 +314,7 @@ def _(
     x: Tensor | None,
     weight: Tensor | None,
     saved: Tensor,
+    w_saved: Tensor | None,
     history: Tensor,
     k: int,
     need_x: bool,
@@ -327,11 +336,39 @@ _NO_SECOND_DERIVATIVE = (
 )
 
 
+NO_FORWARD_MODE = (
+    "optical_linear has no forward-mode derivative (torch.func.jvp, torch.func.jacfwd, torch.autograd.forward_ad): its "
+    "gradient is a straight-through estimate. Use reverse mode: backward(), torch.func.grad, vjp or jacrev."
+)
+
+
 def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError(_NO_SECOND_DERIVATIVE)
 
 
 optical_linear_backward.register_autograd(_second_derivative)
+
+
+def _each_sample(operator: Any) -> None:
+    """Has `operator` run under ``torch.vmap`` sample by sample."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def sample(index: int) -> list[Any]:
+            return [
+                argument.select(dim, index) if isinstance(argument, Tensor) and dim is not None else argument
+                for argument, dim in zip(arguments, in_dims, strict=True)
+            ]
+
+        results = [operator(*sample(index)) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    operator.register_vmap(rule)
+
+
+for _operator in (optical_linear, optical_linear_train, optical_linear_backward):
+    _each_sample(_operator)
 
 
 def _analog(x: Tensor, weight: Tensor, params: lumina_kernel.Params) -> tuple[Tensor | None, Tensor | None]:
@@ -352,19 +389,66 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.parameters = parameters
     # `history` has no elements, but has x and weight behind it: through it a second derivative reaches
     # _second_derivative.
-    ctx.save_for_backward(*_analog(x, weight, params_of(parameters)), saved, history)
+    ctx.save_for_backward(*_analog(x, weight, params_of(parameters)), saved, None, history)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
     nothing: tuple[None, ...] = (None,) * (3 + len(PARAMETERS))
     if grad is None:
         return (None, None, None, *nothing)
     needs = _needs(ctx)
-    gradients = optical_linear_backward(grad, *ctx.saved_tensors, ctx.k, *needs, *ctx.parameters)
+    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *ctx.parameters)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return _gradients(ctx, grad, optical_linear_backward)
+
+
 optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _BackwardTransformed(torch.autograd.Function):
+    """``lumina::optical_linear_backward`` under the transforms of torch.func."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = optical_linear_backward(*arguments)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+
+class TrainTransformed(torch.autograd.Function):
+    """``lumina::optical_linear_train`` under the transforms of torch.func, which an operator's autograd has not."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = optical_linear_train(*arguments)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return _gradients(ctx, grad, _BackwardTransformed.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(NO_FORWARD_MODE)
 
 
 class TrainNow(torch.autograd.Function):
@@ -392,7 +476,15 @@ class TrainNow(torch.autograd.Function):
         if grad is None:
             return (None,) * 7
         k, params = ctx.call
-        dx, dw, db = backward_now(grad, ctx.saved_tensors, k, ctx.needs_input_grad, params)
+        needs = _needs(ctx)
+        dx: Tensor | None
+        if _is_dense_float(grad) and _dispatch_modes() == 0 and _transform() is None:
+            dx, dw, db = backward_now(grad, ctx.saved_tensors, k, needs, params)
+        else:
+            # Several gradients at once (is_grads_batched), or something that watches.
+            saved = (*ctx.saved_tensors, grad.new_empty(0))
+            outputs = optical_linear_backward(grad, *saved, k, *needs, *parameters_of(params))
+            dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if torch.is_grad_enabled():
             # create_graph: a gradient that requires one itself, and says why it has none when it is asked.
             fail = torch._C._functions.DelayedError(_NO_SECOND_DERIVATIVE.encode(), 1)
@@ -405,22 +497,35 @@ class TrainNow(torch.autograd.Function):
 apply_train_now = super(torch.autograd.Function, TrainNow).apply
 
 # Looked up once: each of these is asked in every call.
-_float32, _strided = torch.float32, torch.strided
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_float32 = torch.float32
+_has_storage = torch._C._has_storage
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.maybe_current_level
 
 
 def _is_dense_float(tensor: Tensor) -> bool:
+    """Whether this is a float32 tensor in the CPU's memory, and no wrapper of one."""
     return (
         (type(tensor) is Parameter or type(tensor) is Tensor)
         and tensor.dtype is _float32
         and tensor.is_cpu
-        and tensor.layout is _strided
-        and not _is_wrapped(tensor)
+        and _has_storage(tensor)
+        and not tensor.is_nested
         and not tensor._is_zerotensor()
     )
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func runs."""
+    return _transform() is not None
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode automatic differentiation asks for a derivative by one of the tensors."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -446,11 +551,16 @@ def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+def draw() -> Tensor:
+    """A fresh noise stream from torch's generator, as a tensor."""
+    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device="cpu")
+
+
 _scratch = threading.local()
 
 
 def draw_now() -> int:
-    """A fresh noise stream from torch's generator: the one that :func:`draw_stream` would draw."""
+    """The number that :func:`draw` would draw, in half its time."""
     try:
         number: Tensor = _scratch.number
     except AttributeError:
@@ -464,7 +574,7 @@ def draw_now() -> int:
 )
 def draw_stream(state: Tensor) -> Tensor:
     state.add_(1)
-    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device=state.device)
+    return draw()
 
 
 @draw_stream.register_fake

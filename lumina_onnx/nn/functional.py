@@ -63,6 +63,7 @@ def apply(
         x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
         check_weight(weight, bias)
         check_input(x, weight.shape[1])
+        check_devices(x, weight, bias)
         if not _ops.is_plain(x, weight, bias):
             return apply_registered(x, weight, bias, profile, seed, stream, layer)
     return apply_now(x, weight, bias, profile, seed, stream, layer)
@@ -101,10 +102,16 @@ def apply_registered(
     layer: str,
 ) -> Tensor:
     """:func:`apply` through torch's operator registry, for tensors that were checked."""
-    parameters = arguments(profile)
-    key = stream_tensor(profile, stream)
+    check_is_profile(profile)
+    parameters = _ops.parameters_of(profile)
     if torch.compiler.is_exporting():
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+        return torch.ops.lumina.optical_linear(x, weight, bias, stream_tensor(profile, stream), seed, *parameters)
+    if not torch.compiler.is_compiling() and _ops.has_tangent(x, weight, bias):
+        raise RuntimeError(_ops.NO_FORWARD_MODE)
+    key = stream_tensor(profile, stream)
+    if _ops.is_transformed() and not torch.compiler.is_compiling():
+        y: Tensor = _ops.TrainTransformed.apply(x, weight, bias, key, layer, seed, *parameters)[0]  # type: ignore[no-untyped-call]
+        return y
     if records_gradient(weight, bias, x):
         return torch.ops.lumina.optical_linear_train(x, weight, bias, key, layer, seed, *parameters)[0]
     if torch.compiler.is_compiling() or not layer:
@@ -113,23 +120,6 @@ def apply_registered(
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
     except ValueError as error:
         raise _ops.named(error, layer) from None
-
-
-def arguments(profile: OpticalProfile) -> list[object]:
-    """The profile as the operators take it."""
-    check_is_profile(profile)
-    ranges = profile.output_range
-    return [
-        profile.input_bits,
-        profile.weight_bits,
-        profile.output_bits,
-        float(profile.input_range),
-        list(ranges) if isinstance(ranges, tuple) else [float(ranges)],
-        float(profile.noise_relative),
-        float(profile.noise_additive),
-        float(profile.noise_shot),
-        profile.bias_stage,
-    ]
 
 
 def check_profile(profile: OpticalProfile, n: int) -> None:
@@ -168,6 +158,8 @@ def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tenso
     if stream is None:
         # In an exported graph the runtime counts the streams, so nothing is drawn there.
         if has_noise(profile) and not torch.compiler.is_exporting():
+            if not torch.compiler.is_compiling() and _ops.is_transformed():
+                return _ops.draw()  # which vmap's `randomness` applies to
             return torch.ops.lumina.draw_stream(_draws)
         return torch.zeros((), dtype=torch.int64, device="cpu")
     if isinstance(stream, Tensor):
@@ -217,6 +209,13 @@ def check_tensor(name: str, tensor: object) -> None:
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise TypeError(f"{name} is a {kind} tensor: allowed is a dense (strided) one")
+
+
+def check_devices(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses tensors that are partly on the CPU and partly on "meta"."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise TypeError(f"{name} is on {tensor.device} and x on {x.device}: allowed is one device for all")
 
 
 def check_input(x: Tensor, k: int) -> None:
