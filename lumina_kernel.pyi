@@ -317,3 +317,44 @@ def backward(
         dw: Out, [N, K], or None.
         db: Out, [N], or None.
     """
+
+# What follows is for `lumina_onnx.nn` alone: memory by address, 0 for none, which nothing checks.
+
+def _saved_bytes(params: Params, n: SupportsIndex, k: SupportsIndex) -> tuple[int, int]:
+    """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
+
+def _prepare_at(params: Params, n: int, k: int, weight: int, bias: int, w_saved: int) -> PreparedLayer:
+    """A `PreparedLayer`; `w_saved` receives what the gradient needs of the weights."""
+
+def _forward_at(
+    params: Params,
+    layer: PreparedLayer | None,
+    rows: int,
+    n: int,
+    k: int,
+    x: int,
+    weight: int,
+    bias: int,
+    seed: SupportsIndex,
+    stream: SupportsIndex,
+    y: int,
+    x_saved: int,
+    w_saved: int,
+) -> None:
+    """The forward pass; weight, bias and w_saved are used where there is no `layer`."""
+
+def _backward_at(
+    params: Params,
+    rows: int,
+    n: int,
+    k: int,
+    dy: int,
+    x: int,
+    weight: int,
+    x_saved: int,
+    w_saved: int,
+    dx: int,
+    dw: int,
+    db: int,
+) -> None:
+    """`backward`; x and weight are read where their side is analog."""

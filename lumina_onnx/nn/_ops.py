@@ -10,19 +10,25 @@ Going through torch's operator registry costs some 100 us a call in Python. A pl
 compiles or transforms (:func:`is_plain`), runs the same functions without it: :func:`forward_now`, and
 :class:`TrainNow` under autograd.
 
-Every tensor is allocated by torch; the kernel reads and writes numpy views of them.
+Every tensor is allocated by torch. The kernel reads and writes them by address: a numpy view of each would cost as
+much as the arithmetic of a small layer. So this module alone calls the functions of `lumina_kernel` that take
+addresses, on dense float32 tensors on the CPU, which :mod:`~lumina_onnx.nn.functional` checked, and on its own.
 """
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 import lumina_kernel
+from lumina_onnx.profile import OpticalProfile
 
 #: The layer's parameters as they stand in every operator's signature, in this order.
 PARAMETERS = (
@@ -54,6 +60,19 @@ def params_of(parameters: Sequence[Any]) -> lumina_kernel.Params:
     return _cached_params(*(tuple(value) if isinstance(value, list) else value for value in parameters))
 
 
+@functools.lru_cache(maxsize=1024)
+def params_for(profile: OpticalProfile) -> lumina_kernel.Params:
+    """The profile as the kernel takes it."""
+    return profile.params()
+
+
+def parameters_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
+    """The values of :data:`PARAMETERS`, as the operators take them."""
+    values = {name: getattr(source, name) for name in PARAMETERS}
+    ranges = values["output_range"]
+    return [*({**values, "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges]}.values())]
+
+
 def follow_torch_threads() -> None:
     """Makes the kernel use as many threads as torch does."""
     threads = torch.get_num_threads()
@@ -61,18 +80,32 @@ def follow_torch_threads() -> None:
         lumina_kernel.set_num_threads(threads)
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor with its elements in order and as they stand in memory."""
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.contiguous().resolve_neg()
+
+
 def view(tensor: Tensor) -> np.ndarray:
     """The memory of a CPU tensor as a C-ordered array (a copy only where the tensor is not contiguous)."""
-    array: np.ndarray = tensor.detach().contiguous().resolve_neg().numpy()
+    array: np.ndarray = _dense(tensor.detach()).numpy()
     return array
 
 
-def _rows(x: Tensor) -> int:
-    return math.prod(x.shape[:-1])
+def _empty(*shape: int) -> Tensor:
+    """A float32 tensor on the CPU. To be told so takes torch half as long again."""
+    tensor = torch.empty(*shape)
+    if tensor.dtype is torch.float32 and tensor.is_cpu:
+        return tensor
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def _code_dtype(bits: int) -> torch.dtype:
-    return torch.int8 if bits <= 8 else torch.int16
+def _bytes(count: int) -> Tensor:
+    tensor = torch.empty(count, dtype=torch.uint8)
+    return tensor if tensor.is_cpu else torch.empty(count, dtype=torch.uint8, device="cpu")
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def named(error: ValueError, layer: str) -> ValueError:
@@ -80,15 +113,75 @@ def named(error: ValueError, layer: str) -> ValueError:
     return ValueError(f"{layer}: {error}") if layer else error
 
 
-def forward_now(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, seed: int, parameters: Sequence[Any]
-) -> Tensor:
-    """The forward pass alone."""
-    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+@functools.lru_cache(maxsize=1024)
+def saved_bytes(params: lumina_kernel.Params, n: int, k: int) -> tuple[int, int]:
+    """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
+    return lumina_kernel._saved_bytes(params, n, k)
+
+
+class Prepared(NamedTuple):
+    """Weights, quantised and packed, and what a gradient needs of them where one was asked for."""
+
+    layer: lumina_kernel.PreparedLayer
+    w_saved: Tensor | None
+
+
+def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None, trains: bool) -> Prepared:
+    """Quantises and packs weights."""
+    n, k = weight.shape
+    w_saved = _bytes(saved_bytes(params, n, k)[0]) if trains else None
+    weight, bias = _dense(weight), None if bias is None else _dense(bias)
     follow_torch_threads()
-    layer = lumina_kernel.PreparedLayer(params_of(parameters), view(weight), None if bias is None else view(bias))
-    layer.forward(view(x), seed, stream, out=y.numpy())
-    return y
+    layer = lumina_kernel._prepare_at(params, n, k, weight.data_ptr(), _address(bias), _address(w_saved))
+    return Prepared(layer, w_saved)
+
+
+def forward_now(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    params: lumina_kernel.Params,
+    seed: int,
+    stream: int,
+    prepared: Prepared | None,
+    trains: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The forward pass: y, and where it `trains` what its gradient needs.
+
+    That is one tensor of bytes: of W, then of X; with `prepared` weights it is X's alone, and theirs is the third.
+    """
+    n, k = weight.shape
+    rows = x.numel() // k
+    y = _empty(*x.shape[:-1], n)
+    x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
+    follow_torch_threads()
+    layer = saved = w_saved = None
+    w_address = x_address = 0
+    if prepared is not None:
+        layer, w_saved = prepared
+    if trains:
+        w_bytes, row_bytes = saved_bytes(params, n, k)
+        if layer is not None:
+            w_bytes = 0
+        saved = _bytes(w_bytes + rows * row_bytes)
+        w_address = saved.data_ptr()
+        x_address = w_address + w_bytes
+    lumina_kernel._forward_at(
+        params,
+        layer,
+        rows,
+        n,
+        k,
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        seed,
+        stream,
+        y.data_ptr(),
+        x_address,
+        w_address,
+    )
+    return y, saved, w_saved
 
 
 @torch.library.custom_op(
@@ -100,7 +193,7 @@ def forward_now(
 def optical_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
 ) -> Tensor:
-    return forward_now(x, weight, bias, int(stream), seed, parameters)
+    return forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, False)[0]
 
 
 @optical_linear.register_fake
@@ -118,141 +211,118 @@ def _inference_only(ctx: Any, *gradients: Tensor) -> None:
 optical_linear.register_autograd(_inference_only)
 
 
-def _train_outputs(x: Tensor, weight: Tensor, parameters: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Empty tensors: y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask (of 0 elements where not needed)."""
-    input_bits, weight_bits, output_bits, input_range, output_range = parameters[:5]
-    m, k, n = _rows(x), weight.shape[1], weight.shape[0]
-
-    def empty(needed: bool, rows: Any, columns: int, dtype: torch.dtype) -> Tensor:
-        return x.new_empty((rows, columns) if needed else (0, 0), dtype=dtype)
-
-    stride, mask_stride = lumina_kernel.code_stride, lumina_kernel.mask_stride
-    adc_saturates = output_bits > 0 and list(output_range) != [0.0]
-    dac_saturates = input_bits > 0 and input_range > 0.0
-    return (
-        x.new_empty((*x.shape[:-1], n)),
-        empty(input_bits > 0, m, stride(k), _code_dtype(input_bits)),
-        x.new_empty((m,)),
-        empty(weight_bits > 0, n, stride(k), _code_dtype(weight_bits)),
-        x.new_empty((n,)),
-        empty(adc_saturates, m, mask_stride(n), torch.uint8),
-        empty(dac_saturates, m, mask_stride(k), torch.uint8),
-    )
-
-
-def _present(tensor: Tensor) -> np.ndarray | None:
-    """The memory of an output that is needed; needed ones have columns, whatever the number of rows."""
-    return tensor.numpy() if tensor.shape[1] else None
-
-
-def train_now(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, layer: str, seed: int, parameters: Sequence[Any]
-) -> tuple[Tensor, ...]:
-    """The forward pass and what its gradient needs, as :func:`_train_outputs` lists it."""
-    outputs = _train_outputs(x, weight, parameters)
-    y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = outputs
-    rows, k = _rows(x), weight.shape[1]
-    follow_torch_threads()
-    try:
-        lumina_kernel.forward_train(
-            params_of(parameters),
-            view(x).reshape(rows, k),
-            view(weight),
-            None if bias is None else view(bias),
-            seed,
-            stream,
-            y.numpy().reshape(rows, weight.shape[0]),
-            _present(x_codes),
-            x_step.numpy(),
-            _present(w_codes),
-            w_scale.numpy(),
-            _present(adc_mask),
-            _present(dac_mask),
-        )
-    except ValueError as error:
-        raise named(error, layer) from None
-    return outputs
-
-
 @torch.library.custom_op(
     "lumina::optical_linear_train",
     mutates_args=(),
     device_types="cpu",
     schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str layer, int seed, {_PARAMETERS_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_train(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
 ) -> tuple[Tensor, ...]:
-    return train_now(x, weight, bias, int(stream), layer, seed, parameters)
+    try:
+        y, saved, _ = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, True)
+    except ValueError as error:
+        raise named(error, layer) from None
+    assert saved is not None
+    return y, saved, y.new_empty(0)
 
 
 @optical_linear_train.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
 ) -> tuple[Tensor, ...]:
-    return _train_outputs(x, weight, parameters)
+    n, k = weight.shape
+    w_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k))
+    rows = math.prod(x.shape[:-1])
+    return (
+        x.new_empty((*x.shape[:-1], n)),
+        x.new_empty((w_bytes + rows * row_bytes,), dtype=torch.uint8),
+        x.new_empty(0),
+    )
 
 
 def backward_now(
     grad: Tensor,
-    saved: Sequence[Tensor],
+    saved: Sequence[Tensor | None],
     k: int,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-    parameters: Sequence[Any],
-) -> tuple[Tensor, ...]:
-    """The gradients of x, weight and bias (of 0 elements where not needed), from what :func:`_saved` chose."""
-    x, x_step, weight, w_scale, adc_mask, dac_mask = saved
-    outputs = _gradients(grad, w_scale, k, need_x, need_weight, need_bias)
-    dx, dw, db = outputs
-    rows, n = _rows(grad), w_scale.shape[0]
+    needs: Sequence[bool],
+    params: lumina_kernel.Params,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias (None where not needed), from what :func:`_saved` chose."""
+    x, weight, x_saved, w_saved = saved
+    n = grad.shape[-1]
+    rows = grad.numel() // n
+    dx = _empty(*grad.shape[:-1], k) if needs[0] else None
+    dw = _empty(n, k) if needs[1] else None
+    db = _empty(n) if needs[2] else None
+    grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
+    assert x_saved is not None
+    x_address = x_saved.data_ptr()
+    if w_saved is None:
+        w_address = x_address
+        x_address += saved_bytes(params, n, k)[0]
+    else:
+        w_address = w_saved.data_ptr()
     follow_torch_threads()
-    lumina_kernel.backward(
-        params_of(parameters),
-        view(grad).reshape(rows, n),
-        view(x).reshape(rows, -1) if rows else view(x).reshape(0, x.shape[-1]),
-        view(x_step),
-        view(weight),
-        view(w_scale),
-        _present(adc_mask),
-        _present(dac_mask),
+    lumina_kernel._backward_at(
+        params,
+        rows,
+        n,
         k,
-        dx.numpy().reshape(rows, k) if need_x else None,
-        dw.numpy() if need_weight else None,
-        db.numpy() if need_bias else None,
+        grad.data_ptr(),
+        0 if x is None else x.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        x_address,
+        w_address,
+        0 if dx is None else dx.data_ptr(),
+        0 if dw is None else dw.data_ptr(),
+        0 if db is None else db.data_ptr(),
     )
-    return tuple(outputs)
+    return dx, dw, db
 
 
 @torch.library.custom_op(
     "lumina::optical_linear_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad, Tensor x, Tensor x_step, Tensor weight, Tensor w_scale, Tensor adc_mask, Tensor dac_mask, "
-    f"int k, bool need_x, bool need_weight, bool need_bias, {_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor? w_saved, Tensor history, int k, "
+    f"bool need_x, bool need_weight, bool need_bias, {_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_backward(
     grad: Tensor,
-    x: Tensor,
-    x_step: Tensor,
-    weight: Tensor,
-    w_scale: Tensor,
-    adc_mask: Tensor,
-    dac_mask: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    saved: Tensor,
+    w_saved: Tensor | None,
+    history: Tensor,
     k: int,
     need_x: bool,
     need_weight: bool,
     need_bias: bool,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
-    saved = (x, x_step, weight, w_scale, adc_mask, dac_mask)
-    return backward_now(grad, saved, k, need_x, need_weight, need_bias, parameters)
+    needs = (need_x, need_weight, need_bias)
+    gradients = backward_now(grad, (x, weight, saved, w_saved), k, needs, params_of(parameters))
+    return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _gradients(grad: Tensor, w_scale: Tensor, k: int, need_x: bool, need_weight: bool, need_bias: bool) -> Any:
-    n = w_scale.shape[0]
+@optical_linear_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    saved: Tensor,
+    w_saved: Tensor | None,
+    history: Tensor,
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:
+    n = grad.shape[-1]
     return (
         grad.new_empty((*grad.shape[:-1], k) if need_x else (0,)),
         grad.new_empty((n, k) if need_weight else (0,)),
@@ -260,14 +330,15 @@ def _gradients(grad: Tensor, w_scale: Tensor, k: int, need_x: bool, need_weight:
     )
 
 
-@optical_linear_backward.register_fake
-def _(grad: Tensor, x: Tensor, x_step: Tensor, weight: Tensor, w_scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _gradients(grad, w_scale, *rest[2:6])
-
-
 _NO_SECOND_DERIVATIVE = (
     "optical_linear has no second derivative: its gradient is a straight-through estimate, which is not the "
     "derivative of anything. Differentiate once, without create_graph=True."
+)
+
+
+NO_FORWARD_MODE = (
+    "optical_linear has no forward-mode derivative (torch.func.jvp, torch.func.jacfwd, torch.autograd.forward_ad): its "
+    "gradient is a straight-through estimate. Use reverse mode: backward(), torch.func.grad, vjp or jacrev."
 )
 
 
@@ -278,50 +349,106 @@ def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
 optical_linear_backward.register_autograd(_second_derivative)
 
 
-def _saved(x: Tensor, weight: Tensor, outputs: Sequence[Tensor], parameters: Sequence[Any]) -> tuple[Tensor, ...]:
-    """What :func:`backward_now` reads: codes where there are, else the analog values."""
-    _y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask = outputs
-    input_bits, weight_bits = parameters[:2]
-    return (x_codes if input_bits else x, x_step, w_codes if weight_bits else weight, w_scale, adc_mask, dac_mask)
+def _each_sample(operator: Any) -> None:
+    """Has `operator` run under ``torch.vmap`` sample by sample."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def sample(index: int) -> list[Any]:
+            return [
+                argument.select(dim, index) if isinstance(argument, Tensor) and dim is not None else argument
+                for argument, dim in zip(arguments, in_dims, strict=True)
+            ]
+
+        results = [operator(*sample(index)) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    operator.register_vmap(rule)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, _stream, _layer, _seed, *parameters = inputs
-    # x_step and w_scale keep the history that makes a second derivative reach _second_derivative.
-    _keep(ctx, x, weight, bias, output, parameters)
+for _operator in (optical_linear, optical_linear_train, optical_linear_backward):
+    _each_sample(_operator)
 
 
-def _keep(
-    ctx: Any,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    outputs: Sequence[Tensor],
-    parameters: Sequence[Any],
-) -> None:
-    """Leaves with `ctx` what the gradient is computed from."""
-    ctx.set_materialize_grads(False)
-    ctx.k = weight.shape[1]
-    ctx.has_bias = bias is not None
-    ctx.parameters = parameters
-    ctx.save_for_backward(*_saved(x, weight, outputs, parameters))
+def _analog(x: Tensor, weight: Tensor, params: lumina_kernel.Params) -> tuple[Tensor | None, Tensor | None]:
+    """x and weight, which the gradient reads where they are analog, else None."""
+    return None if params.input_bits else x, None if params.weight_bits else weight
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
-    need_x, need_weight, need_bias = (bool(need) for need in ctx.needs_input_grad[:3])
-    return need_x, need_weight, need_bias and ctx.has_bias
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    return need_x, need_weight, need_bias
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _bias, _stream, _layer, _seed, *parameters = inputs
+    _y, saved, history = output
+    ctx.set_materialize_grads(False)
+    ctx.k = weight.shape[1]
+    ctx.parameters = parameters
+    # `history` has no elements, but has x and weight behind it: through it a second derivative reaches
+    # _second_derivative.
+    ctx.save_for_backward(*_analog(x, weight, params_of(parameters)), saved, None, history)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
     nothing: tuple[None, ...] = (None,) * (3 + len(PARAMETERS))
     if grad is None:
         return (None, None, None, *nothing)
     needs = _needs(ctx)
-    gradients = optical_linear_backward(grad, *ctx.saved_tensors, ctx.k, *needs, *ctx.parameters)
+    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *ctx.parameters)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return _gradients(ctx, grad, optical_linear_backward)
+
+
 optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _BackwardTransformed(torch.autograd.Function):
+    """``lumina::optical_linear_backward`` under the transforms of torch.func."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = optical_linear_backward(*arguments)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+
+class TrainTransformed(torch.autograd.Function):
+    """``lumina::optical_linear_train`` under the transforms of torch.func, which an operator's autograd has not."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = optical_linear_train(*arguments)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return _gradients(ctx, grad, _BackwardTransformed.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(NO_FORWARD_MODE)
 
 
 class TrainNow(torch.autograd.Function):
@@ -333,51 +460,113 @@ class TrainNow(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stream: int,
-        layer: str,
+        params: lumina_kernel.Params,
         seed: int,
-        parameters: Sequence[Any],
+        stream: int,
+        prepared: Prepared | None,
     ) -> Tensor:
-        outputs = train_now(x, weight, bias, stream, layer, seed, parameters)
-        _keep(ctx, x, weight, bias, outputs, parameters)
-        return outputs[0]
+        y, saved, w_saved = forward_now(x, weight, bias, params, seed, stream, prepared, True)
+        ctx.set_materialize_grads(False)
+        ctx.call = (weight.shape[1], params)
+        ctx.save_for_backward(*_analog(x, weight, params), saved, w_saved)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * 7
+        k, params = ctx.call
         needs = _needs(ctx)
-        with torch.no_grad():
-            gradients = backward_now(grad, ctx.saved_tensors, ctx.k, *needs, ctx.parameters)
+        dx: Tensor | None
+        if _is_dense_float(grad) and _dispatch_modes() == 0 and _transform() is None:
+            dx, dw, db = backward_now(grad, ctx.saved_tensors, k, needs, params)
+        else:
+            # Several gradients at once (is_grads_batched), or something that watches.
+            saved = (*ctx.saved_tensors, grad.new_empty(0))
+            outputs = optical_linear_backward(grad, *saved, k, *needs, *parameters_of(params))
+            dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if torch.is_grad_enabled():
             # create_graph: a gradient that requires one itself, and says why it has none when it is asked.
-            fail = torch._C._functions.DelayedError(_NO_SECOND_DERIVATIVE.encode(), len(gradients))
-            gradients = fail(*(gradient.detach().requires_grad_() for gradient in gradients))
-        return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *(None,) * 4)
+            fail = torch._C._functions.DelayedError(_NO_SECOND_DERIVATIVE.encode(), 1)
+            dx, dw, db = (None if g is None else fail(g.detach().requires_grad_()) for g in (dx, dw, db))
+        return dx, dw, db, None, None, None, None
 
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+#: ``TrainNow.apply`` without its look for torch.func's wrappers, which takes longer than the rest of it:
+#: :func:`is_plain` has looked.
+apply_train_now = super(torch.autograd.Function, TrainNow).apply
+
+# Looked up once: each of these is asked in every call.
+_float32 = torch.float32
+_has_storage = torch._C._has_storage
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.maybe_current_level
 
 
-def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing watches this call: no tracing, compiling, dispatch mode, torch.func transform or subclass."""
+def _is_dense_float(tensor: Tensor) -> bool:
+    """Whether this is a float32 tensor in the CPU's memory, and no wrapper of one."""
     return (
-        type(x) in _PLAIN_TYPES
-        and type(weight) in _PLAIN_TYPES
-        and (bias is None or type(bias) in _PLAIN_TYPES)
-        and x.device.type == weight.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.maybe_current_level() is None
-        and not torch._C._functorch.is_batchedtensor(x)
-        and torch.autograd.forward_ad._current_level < 0
+        (type(tensor) is Parameter or type(tensor) is Tensor)
+        and tensor.dtype is _float32
+        and tensor.is_cpu
+        and _has_storage(tensor)
+        and not tensor.is_nested
+        and not tensor._is_zerotensor()
     )
 
 
+def is_transformed() -> bool:
+    """Whether a transform of torch.func runs."""
+    return _transform() is not None
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode automatic differentiation asks for a derivative by one of the tensors."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call can go straight to the kernel.
+
+    It can where nothing watches it (no tracing, compiling, dispatch mode, torch.func transform or subclass) and its
+    tensors are what the kernel takes. What is wrong with others is said by the checks that they go through instead.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    if not (_is_dense_float(x) and _is_dense_float(weight) and (bias is None or _is_dense_float(bias))):
+        return False
+    if weight.dim() != 2 or x.dim() == 0:
+        return False
+    n, k = weight.shape
+    return (
+        x.size(-1) == k > 0 < n
+        and (bias is None or (bias.dim() == 1 and len(bias) == n))
+        and _tracing_state() is None
+        and _dispatch_modes() == 0
+        and _transform() is None
+        and forward_ad._current_level < 0
+    )
+
+
+def draw() -> Tensor:
+    """A fresh noise stream from torch's generator, as a tensor."""
+    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device="cpu")
+
+
+_scratch = threading.local()
+
+
 def draw_now() -> int:
-    """A fresh noise stream from torch's generator: the one that :func:`draw_stream` would draw."""
-    return int(torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device="cpu"))
+    """The number that :func:`draw` would draw, in half its time."""
+    try:
+        number: Tensor = _scratch.number
+    except AttributeError:
+        with torch.inference_mode(False):
+            number = _scratch.number = torch.empty((), dtype=torch.int64, device="cpu")
+    return int(number.random_(0, STREAMS - 1).item())
 
 
 @torch.library.custom_op(
@@ -385,7 +574,7 @@ def draw_now() -> int:
 )
 def draw_stream(state: Tensor) -> Tensor:
     state.add_(1)
-    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device=state.device)
+    return draw()
 
 
 @draw_stream.register_fake

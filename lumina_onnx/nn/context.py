@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-import lumina_kernel
 from lumina_onnx.nn import _ops, functional
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile
@@ -52,12 +51,14 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
 def frozen(model: nn.Module) -> Iterator[None]:
     """Promises that the weights in `model` do not change inside: they are quantised and packed once.
 
-    For evaluation over many batches. Each layer's weight and bias are watched: a forward pass after one of them
-    changed (an optimiser's step, ``load_state_dict``, another tensor, another profile) raises. A change that torch
-    itself does not count, such as one through ``weight.data`` or through numpy, is not seen.
+    For evaluation over many batches, and for gradients that add up over several: passes that record a gradient share
+    the packed weights and their codes. Results and gradients have the same bits as outside. Each layer's weight and
+    bias are watched: a forward pass after one of them changed (an optimiser's step, ``load_state_dict``, another
+    tensor, another profile) raises. A change that torch itself does not count, such as one through
+    ``weight.data.mul_`` or through numpy, is not seen.
 
-    A pass that records a gradient, and one inside a ``torch.compile``d graph, read the weights as they are each
-    time; so does a layer whose weight is computed at each call (a parametrisation).
+    A pass inside a ``torch.compile``d graph or a ``torch.func`` transform reads the weights as they are each time; so
+    does a layer whose weight is computed at each call (a parametrisation). A copy of a model is not frozen.
 
     Blocks nest; leaving one, by an exception too, restores what was before.
 
@@ -114,36 +115,30 @@ class Frozen:
                     "load or convert the model outside of it"
                 )
         self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
-        self._prepared: dict[OpticalProfile, lumina_kernel.PreparedLayer] = {}
-        self._prepare(layer, layer.profile)
+        self._prepared: dict[OpticalProfile, _ops.Prepared] = {}
+        self._prepare(layer, layer.profile, functional.records_gradient(layer.weight, layer.bias))
 
-    def _prepare(self, layer: OpticalLinear, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
-        if profile not in self._prepared:
+    def _prepare(self, layer: OpticalLinear, profile: OpticalProfile, trains: bool) -> _ops.Prepared:
+        prepared = self._prepared.get(profile)
+        if prepared is None or (trains and prepared.w_saved is None):
             weight, bias = (watched.tensor for watched in self._watched)
             assert weight is not None
             functional.check_weight(weight, bias)
             try:
-                self._prepared[profile] = lumina_kernel.PreparedLayer(
-                    _ops.params_of(functional.arguments(profile)),
-                    _ops.view(weight),
-                    None if bias is None else _ops.view(bias),
-                )
+                prepared = _ops.prepare(_ops.params_for(profile), weight, bias, trains)
             except ValueError as error:
                 raise _ops.named(error, layer.label) from None
-        return self._prepared[profile]
+            self._prepared[profile] = prepared
+        return prepared
 
     def forward(self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None) -> Tensor:
-        for watched, tensor in zip(self._watched, (layer.weight, layer.bias), strict=True):
+        weight, bias = layer.weight, layer.bias
+        for watched, tensor in zip(self._watched, (weight, bias), strict=True):
             watched.check(tensor, layer.label)
         if layer.profile != self._profile:
             raise RuntimeError(f"{layer.label}: profile was changed inside frozen(): leave the block before it changes")
         x = functional.autocast(x)
-        functional.check_input(x, layer.in_features)
-        if functional.records_gradient(x, layer.weight, layer.bias) or x.device.type != "cpu":
-            return functional.apply(x, layer.weight, layer.bias, profile, layer.seed, stream, layer.label)
-        prepared = self._prepare(layer, profile)
-        y = x.new_empty((*x.shape[:-1], layer.out_features))
-        _ops.follow_torch_threads()
-        key = functional.stream_tensor(profile, stream)
-        prepared.forward(_ops.view(x), layer.seed, int(key), out=y.numpy())
-        return y
+        if not _ops.is_plain(x, weight, bias):
+            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
+        prepared = self._prepare(layer, profile, functional.records_gradient(weight, bias, x))
+        return functional.apply_now(x, weight, bias, profile, layer.seed, stream, layer.label, prepared)

@@ -45,6 +45,7 @@ def optical_linear(
         TypeError: an argument of another type, dtype, layout or device.
         ValueError: shapes that do not fit, a value out of its bounds, a weight or bias that is not finite.
     """
+    check_counter("seed", seed)
     return apply(x, weight, bias, profile, seed, stream, "")
 
 
@@ -58,24 +59,60 @@ def apply(
     layer: str,
 ) -> Tensor:
     """:func:`optical_linear`; `layer` is named in errors about the weights."""
-    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
-    check_weight(weight, bias)
-    check_input(x, weight.shape[1])
-    parameters = arguments(profile)
-    check_counter("seed", seed)
-    if not torch.compiler.is_exporting() and _ops.is_plain(x, weight, bias):
-        number = stream_number(profile, stream)
-        if records_gradient(x, weight, bias):
-            y: Tensor = _ops.TrainNow.apply(x, weight, bias, number, layer, seed, parameters)  # type: ignore[no-untyped-call]
+    if not _ops.is_plain(x, weight, bias):
+        x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
+        check_weight(weight, bias)
+        check_input(x, weight.shape[1])
+        check_devices(x, weight, bias)
+        if not _ops.is_plain(x, weight, bias):
+            return apply_registered(x, weight, bias, profile, seed, stream, layer)
+    return apply_now(x, weight, bias, profile, seed, stream, layer)
+
+
+def apply_now(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+    prepared: _ops.Prepared | None = None,
+) -> Tensor:
+    """:func:`apply` where :func:`_ops.is_plain` holds; `prepared` are the weights, where that was done before."""
+    check_is_profile(profile)
+    params = _ops.params_for(profile)
+    number = stream_number(profile, stream)
+    try:
+        if records_gradient(weight, bias, x):
+            y: Tensor = _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)
             return y
-        try:
-            return _ops.forward_now(x, weight, bias, number, seed, parameters)
-        except ValueError as error:
-            raise _ops.named(error, layer) from None
-    key = stream_tensor(profile, stream)
+        return _ops.forward_now(x, weight, bias, params, seed, number, prepared, False)[0]
+    except ValueError as error:
+        raise _ops.named(error, layer) from None
+
+
+def apply_registered(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+) -> Tensor:
+    """:func:`apply` through torch's operator registry, for tensors that were checked."""
+    check_is_profile(profile)
+    parameters = _ops.parameters_of(profile)
     if torch.compiler.is_exporting():
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
-    if records_gradient(x, weight, bias):
+        return torch.ops.lumina.optical_linear(x, weight, bias, stream_tensor(profile, stream), seed, *parameters)
+    if not torch.compiler.is_compiling() and _ops.has_tangent(x, weight, bias):
+        raise RuntimeError(_ops.NO_FORWARD_MODE)
+    key = stream_tensor(profile, stream)
+    if _ops.is_transformed() and not torch.compiler.is_compiling():
+        y: Tensor = _ops.TrainTransformed.apply(x, weight, bias, key, layer, seed, *parameters)[0]  # type: ignore[no-untyped-call]
+        return y
+    if records_gradient(weight, bias, x):
         return torch.ops.lumina.optical_linear_train(x, weight, bias, key, layer, seed, *parameters)[0]
     if torch.compiler.is_compiling() or not layer:
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
@@ -83,23 +120,6 @@ def apply(
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
     except ValueError as error:
         raise _ops.named(error, layer) from None
-
-
-def arguments(profile: OpticalProfile) -> list[object]:
-    """The profile as the operators take it."""
-    check_is_profile(profile)
-    ranges = profile.output_range
-    return [
-        profile.input_bits,
-        profile.weight_bits,
-        profile.output_bits,
-        float(profile.input_range),
-        list(ranges) if isinstance(ranges, tuple) else [float(ranges)],
-        float(profile.noise_relative),
-        float(profile.noise_additive),
-        float(profile.noise_shot),
-        profile.bias_stage,
-    ]
 
 
 def check_profile(profile: OpticalProfile, n: int) -> None:
@@ -138,6 +158,8 @@ def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tenso
     if stream is None:
         # In an exported graph the runtime counts the streams, so nothing is drawn there.
         if has_noise(profile) and not torch.compiler.is_exporting():
+            if not torch.compiler.is_compiling() and _ops.is_transformed():
+                return _ops.draw()  # which vmap's `randomness` applies to
             return torch.ops.lumina.draw_stream(_draws)
         return torch.zeros((), dtype=torch.int64, device="cpu")
     if isinstance(stream, Tensor):
@@ -159,11 +181,13 @@ def check_counter(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value}: allowed is 0..2^63-1")
 
 
-def records_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd will ask for this call's gradient."""
-    return torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
+def records_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for the gradient of a call on these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def autocast(tensor: Tensor) -> Tensor:
@@ -185,6 +209,13 @@ def check_tensor(name: str, tensor: object) -> None:
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise TypeError(f"{name} is a {kind} tensor: allowed is a dense (strided) one")
+
+
+def check_devices(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses tensors that are partly on the CPU and partly on "meta"."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise TypeError(f"{name} is on {tensor.device} and x on {x.device}: allowed is one device for all")
 
 
 def check_input(x: Tensor, k: int) -> None:

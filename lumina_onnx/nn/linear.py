@@ -127,7 +127,12 @@ class OpticalLinear(nn.Linear):
         profile = self._profile if on else self._quiet
         if self._frozen is not None and not torch.compiler.is_compiling():
             return self._frozen.forward(self, input, profile, stream)
-        return functional.apply(input, self.weight, self.bias, profile, self.seed, stream, self.label)
+        # Past nn.Module's search for attributes, which takes a microsecond a layer. A parametrised or pruned weight is
+        # no parameter but an attribute.
+        parameters = self._parameters
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        return functional.apply(input, weight, bias, profile, self.seed, stream, self.label)
 
     @property
     def label(self) -> str:

@@ -1,5 +1,9 @@
 """The context managers `noise` and `frozen`."""
 
+import copy
+import pickle
+import threading
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -101,6 +105,60 @@ def test_a_frozen_layer_equals_the_reference(case: Case):
         assert_same_bits(layer(case.x), case.reference())
 
 
+@given(cases())
+def test_a_frozen_layer_trains_as_the_reference(case: Case):
+    layer = OpticalLinear.from_linear(linear(case), case.profile, seed=case.seed)
+    with frozen(layer), noise(layer, True, stream=case.stream):
+        for _ in range(2):
+            x = case.x.clone().requires_grad_()
+            layer.zero_grad()
+            y = layer(x)
+            assert_same_bits(y, case.reference())
+            y.backward(case.grad)
+            for tensor, expected in zip((x, layer.weight, layer.bias), case.reference_gradients(), strict=True):
+                if tensor is not None:
+                    assert_same_bits(tensor.grad, expected)
+
+
+def saved_by(y):
+    """Addresses and sizes of the bytes that a layer's call saved."""
+    return [(t.data_ptr(), t.numel()) for t in y.grad_fn.saved_tensors if t is not None and t.dtype == torch.uint8]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 9, 16])
+def test_calls_of_a_frozen_layer_share_its_codes(bits):
+    k, n = 40, 30
+    layer = OpticalLinear(k, n, profile=NOISY.replace(weight_bits=bits))
+    x = torch.randn(4, k)
+    alone = saved_by(layer(x))
+    with frozen(layer):
+        calls = [saved_by(layer(x)) for _ in range(3)]
+    rows, weights = zip(*calls, strict=True)
+    assert len(set(rows)) == 3
+    assert len(set(weights)) == 1
+    assert len(alone) == 1
+    assert rows[0][1] + weights[0][1] == alone[0][1]
+    assert weights[0][1] >= n * k * (1 if bits <= 8 else 2)
+
+
+def test_backward_after_frozen_and_after_the_weights_changed():
+    """The gradient is that of the weights of the forward pass, as outside of frozen."""
+    net = model()
+    gradients = []
+    for context in (frozen(net), noise(net, True)):
+        torch.manual_seed(3)
+        net.zero_grad()
+        with context:
+            loss = net(X).square().sum()
+        state = {name: value.clone() for name, value in net.state_dict().items()}
+        with torch.no_grad():
+            net[0].weight.mul_(2)
+        loss.backward()
+        gradients.append([parameter.grad for parameter in net.parameters()])
+        net.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def linear(case):
     n, k = case.weight.shape
     layer = nn.Linear(k, n, case.bias is not None)
@@ -112,19 +170,18 @@ def linear(case):
 
 def test_frozen_prepares_once(monkeypatch):
     made = []
-    prepare = lumina_kernel.PreparedLayer
-    monkeypatch.setattr(lumina_kernel, "PreparedLayer", lambda *args: made.append(1) or prepare(*args))
+    prepare = lumina_kernel._prepare_at
+    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
     net = model().eval()
     with torch.no_grad():
         with frozen(net):
             assert len(made) == 2
-            with frozen(net):
+            with frozen(net), torch.inference_mode():
                 for _ in range(5):
                     net(X)
             net(X)
-            assert len(made) == 2
         net(X)
-        assert len(made) == 4
+    assert len(made) == 2
 
 
 def test_noise_inside_frozen():
@@ -162,6 +219,59 @@ def test_gradients_inside_frozen():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_frozen_prepares_once_for_gradients(monkeypatch, grad):
+    made = []
+    prepare = lumina_kernel._prepare_at
+    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
+    net = model()
+    with torch.set_grad_enabled(grad), frozen(net):
+        assert len(made) == 2
+        with torch.enable_grad():
+            for _ in range(3):
+                net(X).sum().backward()
+                with torch.no_grad():
+                    net(X)
+    # Where no gradient was expected, once more for each layer.
+    assert len(made) == (2 if grad else 4)
+
+
+def test_threads_in_a_frozen_model():
+    net = model()
+    with frozen(net), noise(net, True, stream=1):
+        expected = [net(X).detach(), torch.autograd.grad(net(X).sum(), list(net.parameters()))]
+        wrong = []
+
+        def work():
+            for _ in range(20):
+                gradients = torch.autograd.grad(net(X).sum(), list(net.parameters()))
+                same = torch.equal(net(X), expected[0]) and all(map(torch.equal, gradients, expected[1]))
+                if not same:
+                    wrong.append(1)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_of_a_frozen_model_is_not_frozen(duplicate):
+    net = model()
+    with frozen(net):
+        net(X)
+        other = duplicate(net)
+        step(other)
+        assert not torch.equal(other[0].weight, net[0].weight)
+        with noise(other), torch.no_grad():
+            assert not torch.equal(other(X), net(X))
+        net(X)
+        with frozen(other):
+            other(X)
+
+
 def step(net):
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     net(X).sum().backward()
@@ -176,6 +286,10 @@ def set_profile(net):
     net[2].profile = NOISY.replace(noise_additive=0.2)
 
 
+def swap_data(net):
+    net[2].weight.data = net[2].weight.data.clone()
+
+
 def change_bias(net):
     with torch.no_grad():
         net[2].bias.add_(1)
@@ -187,6 +301,7 @@ def change_bias(net):
     [
         (step, "layer '0': weight was changed in place inside frozen"),
         (lambda net: net.load_state_dict(net.state_dict()), "layer '0': weight was changed in place inside frozen"),
+        (swap_data, "layer '2': weight was changed in place inside frozen"),
         (change_bias, "layer '2': bias was changed in place inside frozen"),
         (replace_parameter, "layer '2': weight was replaced inside frozen"),
         (set_profile, "layer '2': profile was changed inside frozen"),

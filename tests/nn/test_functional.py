@@ -249,7 +249,7 @@ def test_checkpointing_repeats_the_noise():
 )
 def test_operators_are_registered_soundly(grad, profile):
     x, weight, bias = (tensor.requires_grad_(grad) for tensor in layer())
-    parameters = functional.arguments(profile)
+    parameters = _ops.parameters_of(profile)
     stream = torch.tensor(3)
     if grad:
         torch.library.opcheck(
@@ -268,7 +268,7 @@ def test_the_drawing_operator_is_registered_soundly():
 
 def test_the_inference_operator_has_no_gradient():
     x, weight, bias = layer()
-    arguments = functional.arguments(CLEAN)
+    arguments = _ops.parameters_of(CLEAN)
     y = torch.ops.lumina.optical_linear(x, weight.requires_grad_(), bias, torch.tensor(0), 0, *arguments)
     with pytest.raises(RuntimeError, match=r"is the operator for inference and export"):
         y.sum().backward()

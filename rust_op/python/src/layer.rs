@@ -26,7 +26,7 @@ use crate::schema::tier;
 /// Raises:
 ///     TypeError, ValueError: as optical_linear_forward; also a weight or bias that is not finite.
 #[pyclass(frozen, name = "PreparedLayer", module = "lumina_kernel")]
-pub struct PyPreparedLayer(Layer);
+pub struct PyPreparedLayer(pub(crate) Layer);
 
 #[pymethods]
 impl PyPreparedLayer {

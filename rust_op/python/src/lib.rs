@@ -1,5 +1,6 @@
 //! The Python module `lumina_kernel`: checks arguments, finds threads, and calls the kernel.
 
+mod addresses;
 mod arrays;
 mod error;
 mod executor;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 /// The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors.
 #[pymodule(name = "lumina_kernel")]
 mod module {
+    #[pymodule_export]
+    use super::addresses::{backward_at, forward_at, prepare_at, saved_bytes};
     #[pymodule_export]
     use super::executor::{num_threads, set_num_threads};
     #[pymodule_export]

@@ -1,0 +1,331 @@
+//! The passes on memory that is given by address: what `lumina_onnx.nn` calls on torch's tensors.
+//!
+//! A numpy view of a tensor costs torch some 0.7 microseconds and each pass has six, as much as all the arithmetic
+//! of a small layer. So `lumina_onnx/nn/_ops.py`, which allocates every result itself and knows what each tensor is,
+//! hands over addresses and sizes. Nothing else may: whoever gives a wrong one has given memory away. For everyone
+//! else there are the functions that take arrays and check them.
+
+#![allow(unsafe_code, reason = "the fence: memory by address is read and written here and nowhere else")]
+
+use std::slice;
+
+use lumina_kernel::backward::{Inputs, Operand, Outputs};
+use lumina_kernel::forward::mask_stride;
+use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
+use lumina_kernel::{Layer, NoiseKey, Params, Saved, Tier, Weights};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::error::{renamed, to_python};
+use crate::executor::Threads;
+use crate::forward::{cost, run};
+use crate::layer::PyPreparedLayer;
+use crate::numbers::Int;
+use crate::params::PyParams;
+use crate::schema::tier;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Memory at an address, not yet cut into slices. 0 is no memory.
+struct Memory {
+    name: &'static str,
+    next: usize,
+}
+
+impl Memory {
+    fn new(name: &'static str, address: usize) -> Self {
+        Memory { name, next: address }
+    }
+
+    /// Checks that there may be `count` elements of `T` from here on, and moves past them.
+    fn take<T>(&mut self, count: usize) -> PyResult<usize> {
+        let address = self.next;
+        let end = count.checked_mul(size_of::<T>()).and_then(|bytes| address.checked_add(bytes));
+        match end {
+            Some(end) if count == 0 || (address != 0 && address.is_multiple_of(align_of::<T>())) => {
+                self.next = end;
+                Ok(address)
+            }
+            _ => Err(PyValueError::new_err(format!(
+                "{} is {count} elements of {} bytes at address {address:#x}: allowed is memory that is there, aligned",
+                self.name,
+                size_of::<T>()
+            ))),
+        }
+    }
+
+    /// The next `count` elements, to be read.
+    ///
+    /// # Safety
+    /// They are initialised, and stay as they are while the slice lives.
+    unsafe fn read<'a, T>(&mut self, count: usize) -> PyResult<&'a [T]> {
+        let address = self.take::<T>(count)?;
+        if count == 0 {
+            return Ok(&[]);
+        }
+        // SAFETY: not null and aligned, see `take`; the rest is the caller's.
+        Ok(unsafe { slice::from_raw_parts(address as *const T, count) })
+    }
+
+    /// The next `count` elements, to be written.
+    ///
+    /// # Safety
+    /// Any bytes are a `T`, and nobody else reads or writes these while the slice lives.
+    unsafe fn write<'a, T>(&mut self, count: usize) -> PyResult<&'a mut [T]> {
+        let address = self.take::<T>(count)?;
+        if count == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: not null and aligned, see `take`; the rest is the caller's.
+        Ok(unsafe { slice::from_raw_parts_mut(address as *mut T, count) })
+    }
+
+    /// Memory for `rows` rows of `k` codes; none where `bits` is 0.
+    ///
+    /// # Safety
+    /// As [`Memory::write`].
+    unsafe fn codes<'a>(&mut self, bits: u32, rows: usize, k: usize) -> PyResult<Option<CodesMut<'a>>> {
+        let count = rows * code_stride(k);
+        // SAFETY: the caller's.
+        Ok(unsafe {
+            match bits {
+                0 => None,
+                1..=8 => Some(CodesMut::I8(self.write(count)?)),
+                _ => Some(CodesMut::I16(self.write(count)?)),
+            }
+        })
+    }
+
+    /// The codes of `rows` rows of `k`, or where `bits` is 0 the values at `analog`.
+    ///
+    /// # Safety
+    /// As [`Memory::read`].
+    unsafe fn operand<'a>(&mut self, analog: &mut Self, bits: u32, rows: usize, k: usize) -> PyResult<Operand<'a>> {
+        let count = rows * code_stride(k);
+        // SAFETY: the caller's.
+        Ok(unsafe {
+            match bits {
+                0 => Operand::F32(analog.read(rows * k)?),
+                1..=8 => Operand::I8(self.read(count)?),
+                _ => Operand::I16(self.read(count)?),
+            }
+        })
+    }
+}
+
+/// Bytes of a row of codes.
+fn code_bytes(bits: u32, k: usize) -> usize {
+    match bits {
+        0 => 0,
+        1..=8 => code_stride(k),
+        _ => 2 * code_stride(k),
+    }
+}
+
+/// Bytes of all codes of W and the scale.
+fn weight_bytes(params: &Params, n: usize, k: usize) -> usize {
+    n * (code_bytes(params.weight_bits, k) + size_of::<f32>())
+}
+
+/// Bytes of a row of the masks of ADC and DAC.
+fn mask_bytes(params: &Params, n: usize, k: usize) -> (usize, usize) {
+    let bytes = |saturates, columns| if saturates { mask_stride(columns) } else { 0 };
+    (bytes(params.adc_can_saturate(), n), bytes(params.input_range.is_some(), k))
+}
+
+/// Bytes of W that a forward pass saves for the gradient, and bytes for each row of X.
+///
+/// W's are all its codes, then the scale, filled up to whole cache lines; X's all codes, then all steps s_x, then the
+/// masks of the ADC and of the DAC. A row of codes is a multiple of 4 bytes, so that all of it is aligned.
+#[pyfunction]
+#[pyo3(name = "_saved_bytes")]
+pub fn saved_bytes(params: &Bound<'_, PyAny>, n: Int, k: Int) -> PyResult<(usize, usize)> {
+    let params = PyParams::of(params)?;
+    let (n, k) = (n.size("n")?, k.size("k")?);
+    let (adc, dac) = mask_bytes(params, n, k);
+    let rows = code_bytes(params.input_bits, k) + size_of::<f32>() + adc + dac;
+    Ok((weight_bytes(params, n, k).next_multiple_of(LINE), rows))
+}
+
+/// Weights to be prepared, and where what the gradient needs of them goes.
+struct Source<'a> {
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    saved: Option<(Option<CodesMut<'a>>, &'a mut [f32])>,
+}
+
+impl<'a> Source<'a> {
+    /// # Safety
+    /// As [`Memory::read`] and, for `saved`, [`Memory::write`].
+    unsafe fn at(params: &Params, (n, k): (usize, usize), weight: usize, bias: usize, saved: usize) -> PyResult<Self> {
+        // SAFETY: the caller's.
+        unsafe {
+            let weight = Memory::new("weight", weight).read(n * k)?;
+            let bias = if bias == 0 { None } else { Some(Memory::new("bias", bias).read(n)?) };
+            let mut memory = Memory::new("w_saved", saved);
+            let saved = match saved {
+                0 => None,
+                _ => {
+                    let (codes, scale) = (memory.codes(params.weight_bits, n, k)?, memory.write(n)?);
+                    let padding = weight_bytes(params, n, k).next_multiple_of(LINE) - weight_bytes(params, n, k);
+                    memory.write::<u8>(padding)?.fill(0);
+                    Some((codes, scale))
+                }
+            };
+            Ok(Source { weight, bias, saved })
+        }
+    }
+
+    fn prepare(
+        self,
+        tier: Tier,
+        threads: &Threads,
+        params: &Params,
+        shape: (usize, usize),
+    ) -> Result<Layer, lumina_kernel::Error> {
+        let (codes, scale) = self.saved.map_or((None, None), |(codes, scale)| (codes, Some(scale)));
+        let weights = Weights::new(tier, threads, params, shape, WeightSource::F32(self.weight), None, codes)?;
+        if let Some(scale) = scale {
+            scale.copy_from_slice(weights.scale());
+        }
+        Layer::new(params.clone(), weights, self.bias.map(<[f32]>::to_vec))
+    }
+}
+
+/// A `PreparedLayer`, from addresses; `w_saved` receives what the gradient needs of the weights, unless it is 0.
+#[pyfunction]
+#[pyo3(name = "_prepare_at")]
+pub fn prepare_at(
+    py: Python<'_>,
+    params: &Bound<'_, PyAny>,
+    n: usize,
+    k: usize,
+    weight: usize,
+    bias: usize,
+    w_saved: usize,
+) -> PyResult<PyPreparedLayer> {
+    let params = PyParams::of(params)?;
+    params.check_shape(n, k).map_err(to_python)?;
+    // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
+    let source = unsafe { Source::at(params, (n, k), weight, bias, w_saved)? };
+    let (tier, threads) = (tier()?, Threads::current(py)?);
+    run(py, cost(0, n, k, true), || source.prepare(tier, &threads, params, (n, k)))
+        .map(PyPreparedLayer)
+        .map_err(to_python)
+}
+
+/// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight`, `bias` and `w_saved` are not
+/// read. `w_saved` and `x_saved` receive what the gradient needs, unless they are 0.
+#[pyfunction]
+#[pyo3(name = "_forward_at")]
+#[allow(clippy::too_many_arguments, reason = "one for each tensor")]
+pub fn forward_at(
+    py: Python<'_>,
+    params: &Bound<'_, PyAny>,
+    layer: Option<&Bound<'_, PyPreparedLayer>>,
+    rows: usize,
+    n: usize,
+    k: usize,
+    x: usize,
+    weight: usize,
+    bias: usize,
+    seed: Int,
+    stream: Int,
+    y: usize,
+    x_saved: usize,
+    w_saved: usize,
+) -> PyResult<()> {
+    let params = PyParams::of(params)?;
+    params.check_shape(n, k).map_err(to_python)?;
+    let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
+    // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
+    let (x, y, saved) = unsafe {
+        let x: &[f32] = Memory::new("x", x).read(rows * k)?;
+        let y: &mut [f32] = Memory::new("y", y).write(rows * n)?;
+        (x, y, if x_saved == 0 { None } else { Some(saved_rows(x_saved, params, (rows, n, k))?) })
+    };
+    let (tier, threads) = (tier()?, Threads::current(py)?);
+    match layer {
+        Some(layer) => {
+            let layer = &layer.get().0;
+            run(py, cost(rows, n, k, false), || layer.forward(tier, &threads, x, key, y, saved))
+        }
+        None => {
+            // SAFETY: as above.
+            let source = unsafe { Source::at(params, (n, k), weight, bias, w_saved)? };
+            run(py, cost(rows, n, k, true), || {
+                source.prepare(tier, &threads, params, (n, k))?.forward(tier, &threads, x, key, y, saved)
+            })
+        }
+    }
+    .map_err(|error| renamed(error, &[("input", "x")]))
+}
+
+/// The memory at `address` as a forward pass fills it.
+///
+/// # Safety
+/// As [`Memory::write`].
+unsafe fn saved_rows<'a>(address: usize, params: &Params, (m, n, k): (usize, usize, usize)) -> PyResult<Saved<'a>> {
+    let mut saved = Memory::new("x_saved", address);
+    let (adc, dac) = mask_bytes(params, n, k);
+    // SAFETY: the caller's.
+    unsafe {
+        Ok(Saved {
+            x_codes: saved.codes(params.input_bits, m, k)?,
+            x_step: saved.write(m)?,
+            adc_mask: if adc > 0 { Some(saved.write(m * adc)?) } else { None },
+            dac_mask: if dac > 0 { Some(saved.write(m * dac)?) } else { None },
+        })
+    }
+}
+
+/// `backward`, on addresses. `x` and `weight` are read where their side is analog; `dx`, `dw` and `db` are 0 where
+/// they are not asked for.
+#[pyfunction]
+#[pyo3(name = "_backward_at")]
+#[allow(clippy::too_many_arguments, reason = "one for each tensor")]
+pub fn backward_at(
+    py: Python<'_>,
+    params: &Bound<'_, PyAny>,
+    rows: usize,
+    n: usize,
+    k: usize,
+    dy: usize,
+    x: usize,
+    weight: usize,
+    x_saved: usize,
+    w_saved: usize,
+    dx: usize,
+    dw: usize,
+    db: usize,
+) -> PyResult<()> {
+    let params = PyParams::of(params)?;
+    params.check_shape(n, k).map_err(to_python)?;
+    let m = rows;
+    let (adc, dac) = mask_bytes(params, n, k);
+    let (mut x_saved, mut w_saved) = (Memory::new("x_saved", x_saved), Memory::new("w_saved", w_saved));
+    // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
+    let (inputs, outputs) = unsafe {
+        let wanted = |name, address, count| {
+            if address == 0 { Ok::<_, PyErr>(None) } else { Memory::new(name, address).write::<f32>(count).map(Some) }
+        };
+        let inputs = Inputs {
+            dy: Memory::new("dy", dy).read(m * n)?,
+            x: x_saved.operand(&mut Memory::new("x", x), params.input_bits, m, k)?,
+            x_step: x_saved.read(m)?,
+            weight: w_saved.operand(&mut Memory::new("weight", weight), params.weight_bits, n, k)?,
+            weight_scale: w_saved.read(n)?,
+            adc_mask: if adc > 0 { Some(x_saved.read(m * adc)?) } else { None },
+            dac_mask: if dac > 0 { Some(x_saved.read(m * dac)?) } else { None },
+            k,
+        };
+        let outputs =
+            Outputs { x: wanted("dx", dx, m * k)?, weight: wanted("dw", dw, n * k)?, bias: wanted("db", db, n)? };
+        (inputs, outputs)
+    };
+    let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
+    let (tier, threads) = (tier()?, Threads::current(py)?);
+    run(py, products * cost(m, n, k, false), || lumina_kernel::backward(tier, &threads, params, &inputs, outputs))
+        .map_err(to_python)
+}
