@@ -221,14 +221,14 @@ impl Call<'_> {
             let mut staging = self.staging(count);
             let staged = staging.all();
             tier.vectorize(ConvertTask { call: self, rows: &mut rows, staged, steps: &mut *steps });
-            self.product(&staging, steps, tier).into_rows(tier, y);
+            self.product(&staging, steps).into_rows(tier, y);
             tier.vectorize(FinishTask { call: self, first: index * TASK_ROWS, y, steps, mask: rows.adc_mask });
         });
     }
 
-    fn product<'a>(&'a self, staging: &'a Staging, x_step: &'a [f32], tier: Tier) -> Product<'a> {
+    fn product<'a>(&'a self, staging: &'a Staging, x_step: &'a [f32]) -> Product<'a> {
         let layer = self.layer;
-        let rows = staging.rows(x_step.len(), tier.float_tile_rows());
+        let rows = staging.rows(x_step.len());
         Product { weights: &layer.weights, bias: &layer.product_bias, rows, x_step }
     }
 
@@ -249,7 +249,7 @@ impl Call<'_> {
         run_each(executor, (m * k / 4) as u64, converted, |task| tier.vectorize(task));
         let masks: Vec<_> = tasks.into_iter().map(|rows| rows.adc_mask).collect();
 
-        let product = self.product(&staging, &steps, tier);
+        let product = self.product(&staging, &steps);
         let panels = layer.product_bias.len() / PANEL;
         product.into_columns(tier, executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
 
@@ -350,18 +350,15 @@ impl Staging {
         }
     }
 
-    fn rows(&self, rows: usize, tile_rows: usize) -> Staged<'_> {
+    fn rows(&self, rows: usize) -> Staged<'_> {
         match self {
             Staging::Int { codes, sums } => {
                 let stride = codes.as_slice().len() / rows;
                 Staged::Int(IntRows { codes: codes.as_slice(), stride, sums: sums.as_slice(), zero: 0, fetch: false })
             }
-            Staging::Float { values, stride } => Staged::Float(FloatRows {
-                values: values.as_slice(),
-                row_step: *stride,
-                k_step: 1,
-                tile_step: tile_rows * stride,
-            }),
+            Staging::Float { values, stride } => {
+                Staged::Float(FloatRows { values: values.as_slice(), stride: *stride })
+            }
         }
     }
 }

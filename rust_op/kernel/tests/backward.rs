@@ -113,12 +113,19 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 4, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 4, ..ProptestConfig::default() })]
 
     /// Sums cut into several blocks, several tasks of rows.
     #[test]
     fn long_sums_continue_their_chains(
-        case in prop_oneof![case(1500, 20, 40, false), case(30, 1300, 36, false), case(900, 400, 3, true)],
+        case in prop_oneof![
+            case(1500, 20, 40, false),
+            case(30, 1300, 36, false),
+            case(900, 400, 3, true),
+            // Several tasks that share a strip, one row left over.
+            case(193, 390, 70, true),
+            case(26, 33, 1700, false),
+        ],
         dy_seed in any::<u64>(),
     ) {
         check(&case, dy_seed, &[&Threads::new(3), &Reversed]);

@@ -182,6 +182,17 @@ impl Isa for Avx2 {
         unsafe { (_mm256_movemask_ps(mask.0) | _mm256_movemask_ps(mask.1) << 8) as u16 }
     }
     #[inline(always)]
+    fn mask(self, bits: u16) -> Self::M {
+        // Bit n becomes the top bit of lane n.
+        // SAFETY: `self` proves the instruction.
+        unsafe {
+            let bits = _mm256_set1_epi32(i32::from(bits));
+            let low = _mm256_sllv_epi32(bits, _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
+            let high = _mm256_sllv_epi32(bits, _mm256_setr_epi32(23, 22, 21, 20, 19, 18, 17, 16));
+            I(low, high)
+        }
+    }
+    #[inline(always)]
     fn negative(self, a: Self::I) -> Self::M {
         a
     }

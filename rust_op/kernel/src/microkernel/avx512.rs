@@ -141,6 +141,10 @@ impl Isa for Avx512 {
         mask
     }
     #[inline(always)]
+    fn mask(self, bits: u16) -> Self::M {
+        bits
+    }
+    #[inline(always)]
     fn negative(self, a: Self::I) -> Self::M {
         // SAFETY: `self` proves the instruction.
         unsafe { _mm512_movepi32_mask(a) }

@@ -1,18 +1,22 @@
 //! The straight-through gradient.
 
+mod pack;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use crate::error::Error;
 use crate::executor::{Executor, run_each};
 use crate::forward::mask_stride;
 use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
-use crate::microkernel::isa::{Isa, LANES, Vectorized};
-use crate::microkernel::rows;
+use crate::microkernel::isa::{Isa, Vectorized};
 use crate::microkernel::tile::PANEL;
-use crate::microkernel::tile::float::{Finish, FloatRows, float_panel};
-use crate::microkernel::tile::target::{SharedRows, Target};
+use crate::microkernel::tile::gradient::{Finish, Floats, Left, gradient_panels, tile_stride};
+use crate::microkernel::tile::target::SharedRows;
 use crate::params::{BiasStage, Params};
-use crate::reference::NAN;
 use crate::weights::code_stride;
+use pack::{Bias, pack_for_weight, pack_for_x};
 
 /// One side of the product as the forward pass left it.
 #[derive(Clone, Copy, Debug)]
@@ -32,45 +36,6 @@ impl Operand<'_> {
             Operand::F32(values) => (values.len(), rows * k),
             Operand::I8(codes) => (codes.len(), rows * code_stride(k)),
             Operand::I16(codes) => (codes.len(), rows * code_stride(k)),
-        }
-    }
-
-    /// Columns `column..column + PANEL` (those that there are) of row `row`, as floats; zeros elsewhere.
-    #[inline(always)]
-    fn widen<S: Isa>(&self, isa: S, row: usize, column: usize, k: usize, out: &mut [f32; PANEL]) {
-        let (halves, _) = out.as_chunks_mut::<LANES>();
-        let count = PANEL.min(k - column);
-        match self {
-            Operand::F32(values) => {
-                let values = &values[row * k + column..row * k + column + count];
-                if count < PANEL {
-                    out.fill(0.0);
-                }
-                out[..count].copy_from_slice(values);
-            }
-            Operand::I8(codes) => {
-                let codes = &codes[row * code_stride(k) + column..][..count];
-                let mut padded = [0; PANEL];
-                let codes = match codes.first_chunk::<PANEL>() {
-                    Some(codes) => codes,
-                    None => {
-                        padded[..count].copy_from_slice(codes);
-                        &padded
-                    }
-                };
-                let (codes, _) = codes.as_chunks::<LANES>();
-                for (codes, half) in codes.iter().zip(halves) {
-                    isa.store(half, isa.to_float(isa.load_i8(codes)));
-                }
-            }
-            Operand::I16(codes) => {
-                let mut padded = [0; PANEL];
-                padded[..count].copy_from_slice(&codes[row * code_stride(k) + column..][..count]);
-                let (codes, _) = padded.as_chunks::<LANES>();
-                for (codes, half) in codes.iter().zip(halves) {
-                    isa.store(half, isa.to_float(isa.load_i16(codes)));
-                }
-            }
         }
     }
 }
@@ -120,99 +85,31 @@ pub fn backward(
 ) -> Result<(), Error> {
     let (m, n, k) = (inputs.x_step.len(), inputs.weight_scale.len(), inputs.k);
     check(params, inputs, &outputs)?;
-    let Outputs { x: dx, weight: dw, bias: mut db } = outputs;
-    let tile_rows = tier.float_tile_rows();
-    let product_ns = |wanted: bool| if wanted { (m * n * k) as u64 / 64 } else { 0 };
-    let work_ns = product_ns(dx.is_some()) + product_ns(dw.is_some());
+    let Outputs { x: dx, weight: dw, bias: db } = outputs;
+    let unmasked_bias = params.bias_stage == BiasStage::Digital;
+    let products = usize::from(dx.is_some()) + usize::from(dw.is_some());
+    let work = products * m * n * k;
 
-    // dY is read once: into rows of g * weight_scale for dX, and into tiles of g * s_x for dW.
-    let mut for_x = Buffer::<f32>::new(if dx.is_some() { m * row_stride(n) } else { 0 });
-    let mut for_weight = Buffer::<f32>::new(if dw.is_some() { n.next_multiple_of(COLUMNS) * m } else { 0 });
-    {
-        let shared_x = SharedRows::new(for_x.as_mut_slice(), row_stride(n));
-        let weight_tiles = for_weight.as_mut_slice().chunks_mut((COLUMNS * m).max(1));
-        let mut weight_tiles: Vec<_> = weight_tiles.map(Some).collect();
-        weight_tiles.resize_with(n.div_ceil(COLUMNS), || None);
-        let mut bias_chunks: Vec<_> =
-            db.as_mut().map_or_else(Vec::new, |db| db.chunks_mut(COLUMNS).map(Some).collect());
-        bias_chunks.resize_with(n.div_ceil(COLUMNS), || None);
-        let tasks: Vec<_> = weight_tiles
-            .into_iter()
-            .zip(bias_chunks)
-            .enumerate()
-            .map(|(index, (tiles, bias))| Prepare {
-                inputs,
-                digital_bias: params.bias_stage == BiasStage::Digital,
-                column: index * COLUMNS,
-                tile_rows,
-                rows: dx.is_some().then_some(&shared_x),
-                tiles,
-                bias,
-            })
-            .collect();
-        run_each(executor, (m * n) as u64, tasks, |task| tier.vectorize(task));
-    }
-
-    let mut tasks = Vec::new();
+    let dx = dx.map(|dx| SharedRows::new(dx, k));
+    let dw = dw.map(|dw| SharedRows::new(dw, k));
+    let mut for_x = Vec::new();
+    let mut for_weight = Vec::new();
     if let Some(dx) = &dx {
-        debug_assert_eq!(dx.len(), m * k);
-    }
-    let shared_dx = dx.map(|dx| SharedRows::new(dx, k));
-    let shared_dw = dw.map(|dw| SharedRows::new(dw, k));
-    for column in (0..k).step_by(PANEL) {
-        if let Some(target) = &shared_dx {
-            for first in (0..m).step_by(PRODUCT_ROWS) {
-                tasks.push(Gradient {
-                    left: FloatRows {
-                        values: &for_x.as_slice()[first * row_stride(n)..],
-                        row_step: row_stride(n),
-                        k_step: 1,
-                        tile_step: tile_rows * row_stride(n),
-                    },
-                    right: inputs.weight,
-                    depth: n,
-                    k,
-                    column,
-                    rows: first..m.min(first + PRODUCT_ROWS),
-                    mask: inputs.dac_mask,
-                    target,
-                });
-            }
-        }
-        if let Some(target) = &shared_dw {
-            for first in (0..n).step_by(PRODUCT_ROWS) {
-                tasks.push(Gradient {
-                    left: FloatRows {
-                        values: &for_weight.as_slice()[first * m..],
-                        row_step: 1,
-                        k_step: tile_rows,
-                        tile_step: tile_rows * m,
-                    },
-                    right: inputs.x,
-                    depth: m,
-                    k,
-                    column,
-                    rows: first..n.min(first + PRODUCT_ROWS),
-                    mask: None,
-                    target,
-                });
-            }
+        for rows in strips(m) {
+            for_x.extend(Strip::cut(inputs, Side::X, rows, Some(dx), work, None, unmasked_bias));
         }
     }
-    run_each(executor, work_ns, tasks, |task| tier.vectorize(task));
+    if dw.is_some() || db.is_some() {
+        let mut bias = db;
+        for rows in strips(n) {
+            let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("N elements"));
+            for_weight.extend(Strip::cut(inputs, Side::Weight, rows, dw.as_ref(), work, bias, unmasked_bias));
+        }
+    }
+    // In turn, since the first task of a strip packs it and the others wait for that.
+    let tasks = interleave(for_x, for_weight);
+    run_each(executor, (work / 64 + m * n) as u64, tasks, |task| task.run(tier));
     Ok(())
-}
-
-/// Columns of dY that a task prepares: whole tiles of 4, 6 or 12 and whole vectors.
-const COLUMNS: usize = 96;
-/// Rows of a gradient that a task computes: whole tiles of 4, 6 or 12.
-const PRODUCT_ROWS: usize = 384;
-/// Terms of a sum whose panel is widened at a time: it stays in the second-level cache.
-const PRODUCT_DEPTH: usize = 1024;
-
-/// Floats from one row of g to the next: an odd number of cache lines.
-const fn row_stride(n: usize) -> usize {
-    (n.div_ceil(LANES) | 1) * LANES
 }
 
 fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<(), Error> {
@@ -242,131 +139,235 @@ fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<
     Ok(())
 }
 
-/// Reads up to [`COLUMNS`] columns of dY: masks them, scales them for both products, sums them for the bias.
-struct Prepare<'a> {
+/// Rows of a strip at most.
+const STRIP_ROWS: usize = 192;
+/// Whole tiles of 4, 6 or 12 rows, whole vectors.
+const STRIP_UNIT: usize = 48;
+/// Terms of a sum whose operands are packed at a time: a panel of them stays in the second-level cache.
+const BLOCK_TERMS: usize = 1024;
+/// Lanes of panels that a task widens at a time: they stay in the second-level cache.
+const PANEL_LANES: usize = 1 << 16;
+
+/// Cuts `rows` rows of a gradient into strips of whole tiles and vectors, of similar size.
+fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let strips = rows.div_ceil(STRIP_ROWS).max(1);
+    let together = rows.div_ceil(strips).next_multiple_of(STRIP_UNIT).max(1);
+    (0..rows).step_by(together).map(move |first| first..rows.min(first + together))
+}
+
+/// Panels of a task of a strip of `rows` rows and sums of `depth` terms, in a call of `work` multiply-adds: some 64
+/// microseconds of it, or less where that leaves fewer than 32 tasks.
+fn task_panels(rows: usize, depth: usize, work: usize) -> usize {
+    let task = (work / 32).clamp(1 << 20, 1 << 23);
+    (task / (rows * depth.max(1) * PANEL)).max(1)
+}
+
+/// One of `first`, one of `second`, and so on; then the rest.
+fn interleave<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
+    let mut both = Vec::with_capacity(first.len() + second.len());
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    loop {
+        let before = both.len();
+        both.extend(first.next());
+        both.extend(second.next());
+        if both.len() == before {
+            return both;
+        }
+    }
+}
+
+/// Which gradient.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    X,
+    Weight,
+}
+
+/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand: the
+/// first one packs it, block by block, the last one frees it.
+struct Strip<'a> {
     inputs: &'a Inputs<'a>,
-    digital_bias: bool,
-    column: usize,
-    tile_rows: usize,
-    rows: Option<&'a SharedRows<'a>>,
-    tiles: Option<&'a mut [f32]>,
-    bias: Option<&'a mut [f32]>,
-}
-
-impl Vectorized for Prepare<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(mut self, isa: S) {
-        const VECTORS: usize = COLUMNS / LANES;
-        let inputs = self.inputs;
-        let (m, n) = (inputs.x_step.len(), inputs.weight_scale.len());
-        let count = COLUMNS.min(n - self.column);
-        let scales = &inputs.weight_scale[self.column..self.column + count];
-        let mut sums = [isa.splat(0.0); VECTORS];
-        for row in 0..m {
-            let dy = &inputs.dy[row * n + self.column..][..count];
-            let step = isa.splat(inputs.x_step[row]);
-            let mut for_weight = [0.0; COLUMNS];
-            for (v, sum) in sums.iter_mut().enumerate().take(count.div_ceil(LANES)) {
-                let unmasked = rows::vector(isa, dy, v);
-                let mut g = unmasked;
-                if let Some(mask) = inputs.adc_mask {
-                    let at = row * mask_stride(n) + (self.column + v * LANES) / 8;
-                    let word = u16::from_le_bytes([mask[at], mask[at + 1]]);
-                    if word != 0 {
-                        g = cleared(isa, g, word);
-                    }
-                }
-                *sum = isa.add(*sum, if self.digital_bias { unmasked } else { g });
-                if let Some(rows) = self.rows {
-                    let scaled = isa.mul(g, rows::vector(isa, scales, v));
-                    // SAFETY: this task alone has these columns; a row has room for whole vectors.
-                    unsafe { isa.store_ptr(rows.at(row, self.column + v * LANES), scaled) };
-                }
-                rows::set_vector(isa, &mut for_weight, v, isa.mul(g, step));
-            }
-            if let Some(tiles) = &mut self.tiles {
-                let tile = self.tile_rows;
-                for (index, values) in for_weight[..count.next_multiple_of(tile)].chunks_exact(tile).enumerate() {
-                    tiles[(index * m + row) * tile..][..tile].copy_from_slice(values);
-                }
-            }
-        }
-        if let Some(bias) = self.bias {
-            for (v, sum) in sums.iter().enumerate().take(count.div_ceil(LANES)) {
-                rows::set_vector(isa, bias, v, canonical(isa, *sum));
-            }
-        }
-    }
-}
-
-/// `values` with 0 where a bit of `word` is set.
-#[inline(always)]
-fn cleared<S: Isa>(isa: S, values: S::F, word: u16) -> S::F {
-    let mut lanes = [0.0; LANES];
-    isa.store(&mut lanes, values);
-    for (lane, value) in lanes.iter_mut().enumerate() {
-        if word >> lane & 1 == 1 {
-            *value = 0.0;
-        }
-    }
-    isa.load(&lanes)
-}
-
-#[inline(always)]
-fn canonical<S: Isa>(isa: S, value: S::F) -> S::F {
-    isa.select(isa.is_nan(value), isa.splat(NAN), value)
-}
-
-/// Some rows of one gradient in the columns of one panel.
-struct Gradient<'a> {
-    /// The scaled g, from the first of `rows` on.
-    left: FloatRows<'a>,
-    /// `[depth, k]`.
-    right: Operand<'a>,
+    side: Side,
+    rows: Range<usize>,
+    /// Terms of the sums.
     depth: usize,
-    k: usize,
-    column: usize,
-    rows: std::ops::Range<usize>,
-    mask: Option<&'a [u8]>,
-    target: &'a SharedRows<'a>,
+    /// Tasks of this strip.
+    users: usize,
+    blocks: Vec<Mutex<Block>>,
+    /// Where the bias's gradient of these rows goes.
+    bias: Mutex<Option<&'a mut [f32]>>,
+    /// Whether that passes where the ADC saturated.
+    unmasked_bias: bool,
 }
 
-impl Vectorized for Gradient<'_> {
+/// [`BLOCK_TERMS`] terms of a strip.
+#[derive(Default)]
+struct Block {
+    packed: Option<Arc<Buffer<f32>>>,
+    /// Tasks that are through with it.
+    released: usize,
+}
+
+impl<'a> Strip<'a> {
+    /// The tasks of a strip.
+    fn cut(
+        inputs: &'a Inputs<'a>,
+        side: Side,
+        rows: Range<usize>,
+        target: Option<&'a SharedRows<'a>>,
+        work: usize,
+        bias: Option<&'a mut [f32]>,
+        unmasked_bias: bool,
+    ) -> impl Iterator<Item = Gradient<'a>> {
+        let depth = if side == Side::X { inputs.weight_scale.len() } else { inputs.x_step.len() };
+        let panels = inputs.k.div_ceil(PANEL);
+        let together = if target.is_some() { task_panels(rows.len(), depth, work) } else { panels };
+        let blocks = Self::blocks(depth).map(|_| Mutex::default()).collect();
+        let users = panels.div_ceil(together);
+        let strip = Strip { inputs, side, rows, depth, users, blocks, bias: Mutex::new(bias), unmasked_bias };
+        let strip = Arc::new(strip);
+        (0..panels).step_by(together).map(move |first| Gradient {
+            strip: strip.clone(),
+            panels: first..panels.min(first + together),
+            target,
+        })
+    }
+
+    /// The terms of each block; without a term, of an empty one.
+    fn blocks(depth: usize) -> impl Iterator<Item = Range<usize>> {
+        (0..depth.max(1)).step_by(BLOCK_TERMS).map(move |start| start..depth.min(start + BLOCK_TERMS))
+    }
+
+    /// The packed left operand of the block `index`, of `terms`.
+    fn acquire(&self, tier: Tier, index: usize, terms: &Range<usize>) -> Arc<Buffer<f32>> {
+        let mut block = lock(&self.blocks[index]);
+        let packed = block.packed.get_or_insert_with(|| {
+            let lanes =
+                self.rows.len().div_ceil(tier.float_tile_rows()) * tile_stride(tier.float_tile_rows(), terms.len());
+            let mut packed = Buffer::new(lanes);
+            tier.vectorize(Pack { strip: self, terms: terms.clone(), packed: Some(packed.as_mut_slice()) });
+            Arc::new(packed)
+        });
+        packed.clone()
+    }
+
+    /// Counts a task that is through with the block `index`.
+    fn release(&self, index: usize) {
+        let mut block = lock(&self.blocks[index]);
+        block.released += 1;
+        if block.released == self.users {
+            block.packed = None;
+        }
+    }
+}
+
+/// A task that panicked leaves nothing half done that another one reads: the call panics as a whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Packs a block of a strip and adds it to the bias's gradient.
+struct Pack<'s, 'a> {
+    strip: &'s Strip<'a>,
+    terms: Range<usize>,
+    packed: Option<&'s mut [f32]>,
+}
+
+impl Vectorized for Pack<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let count = self.rows.len();
-        let mut panel = Buffer::<f32>::new(self.depth.min(PRODUCT_DEPTH) * PANEL);
-        // SAFETY: no other task has these rows and columns.
-        let target = unsafe { Target::new(self.target.at(self.rows.start, self.column), self.k, self.k - self.column) };
-        for start in (0..self.depth.max(1)).step_by(PRODUCT_DEPTH) {
-            let depth = PRODUCT_DEPTH.min(self.depth - start);
-            let (rows, _) = panel.as_mut_slice().as_chunks_mut::<PANEL>();
-            for (index, row) in rows[..depth].iter_mut().enumerate() {
-                self.right.widen(isa, start + index, self.column, self.k, row);
-            }
-            let left = FloatRows { values: &self.left.values[start * self.left.k_step..], ..self.left };
-            let finish = Finish::Sum { continued: start > 0 };
-            // SAFETY: the target has `count` rows.
-            unsafe { float_panel(isa, &left, count, panel.as_slice(), depth, &finish, target) };
-        }
-        for row in self.rows.clone() {
-            for v in 0..PANEL.min(self.k - self.column).div_ceil(LANES) {
-                let column = self.column + v * LANES;
-                // SAFETY: no other task has these rows and columns.
-                let values = unsafe { self.target.slice(row, column, LANES.min(self.k - column)) };
-                let mut value = canonical(isa, rows::vector(isa, values, 0));
-                if let Some(mask) = self.mask {
-                    let at = row * mask_stride(self.k) + column / 8;
-                    let word = u16::from_le_bytes([mask[at], mask[at + 1]]);
-                    if word != 0 {
-                        value = cleared(isa, value, word);
-                    }
+        let Strip { inputs, rows, .. } = self.strip;
+        match (self.strip.side, self.packed) {
+            (Side::X, Some(packed)) => pack_for_x(isa, Floats, inputs, rows.clone(), self.terms, packed),
+            (Side::X, None) => {}
+            (Side::Weight, packed) => {
+                let mut bias = lock(&self.strip.bias);
+                if self.terms.start == 0
+                    && let Some(bias) = bias.as_deref_mut()
+                {
+                    bias.fill(0.0);
                 }
-                rows::set_vector(isa, values, 0, value);
+                let bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: self.strip.unmasked_bias });
+                pack_for_weight(isa, Floats, inputs, rows.clone(), self.terms, packed, bias);
+            }
+        }
+    }
+}
+
+/// A strip's rows of one gradient in the columns of some panels; without a target its bias's gradient alone.
+struct Gradient<'a> {
+    strip: Arc<Strip<'a>>,
+    panels: Range<usize>,
+    target: Option<&'a SharedRows<'a>>,
+}
+
+impl Gradient<'_> {
+    fn run(self, tier: Tier) {
+        let blocks = Strip::blocks(self.strip.depth);
+        let Some(target) = self.target else {
+            let terms = 0..self.strip.depth;
+            return tier.vectorize(Pack { strip: &self.strip, terms, packed: None });
+        };
+        for (index, terms) in blocks.enumerate() {
+            let left = self.strip.acquire(tier, index, &terms);
+            tier.vectorize(Product {
+                strip: &self.strip,
+                left: left.as_slice(),
+                terms,
+                panels: self.panels.clone(),
+                target,
+            });
+            drop(left);
+            self.strip.release(index);
+        }
+    }
+}
+
+/// One block of the sums of a [`Gradient`].
+struct Product<'s, 'a> {
+    strip: &'s Strip<'a>,
+    left: &'s [f32],
+    terms: Range<usize>,
+    panels: Range<usize>,
+    target: &'s SharedRows<'a>,
+}
+
+impl Vectorized for Product<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let Strip { inputs, side, rows, depth, .. } = self.strip;
+        let k = inputs.k;
+        let (right, mask) = match side {
+            Side::X => (&inputs.weight, inputs.dac_mask),
+            Side::Weight => (&inputs.x, None),
+        };
+        let steps = self.terms.len();
+        let left = Left { values: self.left, rows: rows.len(), steps };
+        let panel_lanes = steps * PANEL;
+        let together = (PANEL_LANES / panel_lanes.max(1)).clamp(1, self.panels.len());
+        let mut widened = Buffer::<f32>::new(together * panel_lanes);
+        for first in self.panels.clone().step_by(together) {
+            let panels = first..self.panels.end.min(first + together);
+            for (panel, lanes) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(panel_lanes.max(1))) {
+                right.widen(isa, Floats, self.terms.clone(), panel * PANEL, k, lanes);
+            }
+            let column = panels.start * PANEL;
+            let finish = Finish {
+                continued: self.terms.start > 0,
+                last: self.terms.end == *depth,
+                mask,
+                mask_stride: mask_stride(k),
+                origin: (rows.start, column),
+            };
+            let columns = k.min(panels.end * PANEL) - column;
+            // SAFETY: the target has rows of k for every row of the strip, and no other task has these columns.
+            unsafe {
+                let target = self.target.at(rows.start, column);
+                gradient_panels(isa, Floats, &left, widened.as_slice(), columns, &finish, target, k);
             }
         }
     }

@@ -66,6 +66,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
     /// Bit n is lane n.
     fn mask_bits(self, mask: Self::M) -> u16;
+    /// The lanes whose bits are set.
+    fn mask(self, bits: u16) -> Self::M;
     /// The lanes whose top bit is set.
     fn negative(self, a: Self::I) -> Self::M;
 

@@ -131,6 +131,10 @@ impl Isa for Portable {
         mask.iter().enumerate().fold(0, |bits, (lane, set)| bits | u16::from(*set) << lane)
     }
     #[inline(always)]
+    fn mask(self, bits: u16) -> Self::M {
+        std::array::from_fn(|lane| bits >> lane & 1 == 1)
+    }
+    #[inline(always)]
     fn negative(self, a: Self::I) -> Self::M {
         map(a, |a| a < 0)
     }

@@ -3,7 +3,7 @@
 use super::Tier;
 use super::buffer::Buffer;
 use super::isa::{Isa, Vectorized};
-use super::tile::float::{Finish, FloatRows, float_panel};
+use super::tile::float::{FloatRows, float_panel};
 use super::tile::int::{IntRows, int_panel, unpack_panel};
 use super::tile::target::{SharedRows, Target};
 use super::tile::{BLOCK_BYTES, PANEL, Scaling, Storage};
@@ -66,9 +66,8 @@ impl Product<'_> {
             }
             (Panels::Float(values), Staged::Float(rows)) => {
                 let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
-                let finish = Finish::Scale(scaling);
                 // SAFETY: passed on.
-                unsafe { float_panel(isa, rows, self.x_step.len(), values, k, &finish, target) };
+                unsafe { float_panel(isa, rows, self.x_step.len(), values, k, &scaling, target) };
             }
             _ => unreachable!("rows are staged for the weights that they meet"),
         }

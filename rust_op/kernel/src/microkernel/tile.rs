@@ -1,4 +1,4 @@
-//! Products of a few rows with a panel of [`PANEL`] columns: [`int`], [`float`], and the memory of their results, [`target`].
+//! Products of a few rows with a panel of [`PANEL`] columns: [`int`], [`float`], [`gradient`], and the memory of their results, [`target`].
 //!
 //! An integer panel is `[blocks][PANEL][4]` bytes: four consecutive k of a column side by side (a *group*),
 //! as a four-way dot product wants them, and in each byte the stored codes c + z of 8/b consecutive groups,
@@ -6,6 +6,7 @@
 //! sum a c = sum a (c + z) - z sum a. A float panel is `[K][PANEL]`.
 
 pub(crate) mod float;
+pub(crate) mod gradient;
 pub(crate) mod int;
 pub(crate) mod target;
 

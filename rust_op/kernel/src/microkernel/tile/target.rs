@@ -92,16 +92,4 @@ impl<'a> SharedRows<'a> {
         // SAFETY: the element exists.
         unsafe { self.pointer.add(row * self.stride + column) }
     }
-
-    /// `count` elements of row `row` from `column` on.
-    ///
-    /// # Safety
-    /// The elements exist, and no other task reads or writes them while the slice lives.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref, reason = "that is what is unsafe about it")]
-    pub(crate) unsafe fn slice(&self, row: usize, column: usize, count: usize) -> &mut [f32] {
-        debug_assert!(row * self.stride + column + count <= self.length);
-        // SAFETY: the elements exist, and are this task's.
-        unsafe { std::slice::from_raw_parts_mut(self.at(row, column), count) }
-    }
 }

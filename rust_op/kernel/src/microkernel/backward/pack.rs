@@ -1,0 +1,242 @@
+//! The operands of the backward products, packed: the scaled gradient on the left, codes on the right.
+
+use std::ops::Range;
+
+use super::{Inputs, Operand};
+use crate::forward::mask_stride;
+use crate::microkernel::isa::{Isa, LANES};
+use crate::microkernel::rows;
+use crate::microkernel::tile::PANEL;
+use crate::microkernel::tile::gradient::{Form, tile_height, tile_stride};
+use crate::reference::NAN;
+use crate::weights::code_stride;
+
+/// Rows of dY that are fetched ahead of their use where its columns are read a strip at a time.
+const ROWS_AHEAD: usize = 8;
+
+/// Bits `column..column + 16` of a row of mask bits; those behind its end are 0.
+#[inline(always)]
+fn mask_word(row: &[u8], column: usize) -> u16 {
+    let bytes = &row[column / 8..];
+    let word = match bytes.first_chunk::<4>() {
+        Some(bytes) => u32::from_le_bytes(*bytes),
+        None => {
+            let mut padded = [0; 4];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            u32::from_le_bytes(padded)
+        }
+    };
+    (word >> (column % 8)) as u16
+}
+
+/// A row of dY, and which of its elements the ADC stops.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    dy: &'a [f32],
+    mask: Option<&'a [u8]>,
+}
+
+impl<'a> Row<'a> {
+    #[inline(always)]
+    fn new(inputs: &Inputs<'a>, row: usize) -> Self {
+        let n = inputs.weight_scale.len();
+        let stride = mask_stride(n);
+        let mask = inputs.adc_mask.map(|mask| &mask[row * stride..(row + 1) * stride]);
+        Row { dy: &inputs.dy[row * n..(row + 1) * n], mask }
+    }
+
+    /// g of 16 elements from `column` on; zeros behind the row's end.
+    #[inline(always)]
+    fn passed<S: Isa>(&self, isa: S, column: usize) -> S::F {
+        let dy = match self.dy[column..].first_chunk::<LANES>() {
+            Some(dy) => isa.load(dy),
+            None => rows::vector(isa, &self.dy[column..], 0),
+        };
+        match self.mask {
+            Some(mask) => isa.select(isa.mask(mask_word(mask, column)), isa.splat(0.0), dy),
+            None => dy,
+        }
+    }
+}
+
+/// Packs g * weight_scale: rows `rows` of g are rows, columns `terms` the terms of sums.
+#[inline(always)]
+pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
+    isa: S,
+    form: F,
+    inputs: &Inputs<'_>,
+    rows: Range<usize>,
+    terms: Range<usize>,
+    packed: &mut [f32],
+) {
+    let (most, _) = S::FLOAT_TILE;
+    let steps = terms.len().div_ceil(F::TERMS);
+    for (tile, packed) in packed.chunks_exact_mut(tile_stride(most, steps)).enumerate() {
+        let first = rows.start + tile * most;
+        let height = tile_height(most, rows.end - first);
+        for start in (0..steps).step_by(LANES) {
+            let column = terms.start + start * F::TERMS;
+            let mut vectors = [isa.splat_i(0); LANES];
+            for (row, vector) in (first..rows.end).zip(vectors.iter_mut().take(height)) {
+                let row = Row::new(inputs, row);
+                let mut halves = [isa.splat(0.0); 2];
+                for (half, lanes) in halves.iter_mut().enumerate().take(F::TERMS) {
+                    let column = column + half * LANES;
+                    if column < terms.end {
+                        let scales = rows::vector(isa, &inputs.weight_scale[column..], 0);
+                        *lanes = isa.mul(row.passed(isa, column), scales);
+                    }
+                }
+                *vector = isa.bits(form.join(isa, halves[0], halves[1]));
+            }
+            for (step, lanes) in (start..steps).zip(isa.transpose(vectors)) {
+                // What exceeds the tile's rows is overwritten by the next step's.
+                isa.store(lanes_at(packed, step * height), isa.from_bits(lanes));
+            }
+        }
+    }
+}
+
+/// The bias's gradient in some columns.
+pub(super) struct Bias<'a> {
+    pub(super) sums: &'a mut [f32],
+    /// Whether it passes where the ADC saturated.
+    pub(super) unmasked: bool,
+}
+
+impl Bias<'_> {
+    /// Adds the elements of `row` from `column` on.
+    #[inline(always)]
+    fn add<S: Isa>(&mut self, isa: S, row: Row<'_>, column: usize) {
+        let row = if self.unmasked { Row { mask: None, ..row } } else { row };
+        let (sums, tail) = self.sums.as_chunks_mut::<LANES>();
+        for (v, sum) in sums.iter_mut().enumerate() {
+            isa.store(sum, isa.add(isa.load(sum), row.passed(isa, column + v * LANES)));
+        }
+        if !tail.is_empty() {
+            let sum = isa.add(rows::vector(isa, tail, 0), row.passed(isa, column + sums.len() * LANES));
+            rows::set_vector(isa, tail, 0, sum);
+        }
+    }
+}
+
+/// Packs g * s_x: columns `rows` of g are rows, rows `terms` the terms of sums. Adds them to the bias's gradient.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
+pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
+    isa: S,
+    form: F,
+    inputs: &Inputs<'_>,
+    rows: Range<usize>,
+    terms: Range<usize>,
+    mut packed: Option<&mut [f32]>,
+    mut bias: Option<Bias<'_>>,
+) {
+    let (most, _) = S::FLOAT_TILE;
+    let steps = terms.len().div_ceil(F::TERMS);
+    let stride = tile_stride(most, steps);
+    for step in 0..steps {
+        let row = terms.start + step * F::TERMS;
+        let first = Row::new(inputs, row);
+        let second = if F::TERMS == 2 && row + 1 < terms.end { Some(Row::new(inputs, row + 1)) } else { None };
+        if let Some(bias) = &mut bias {
+            bias.add(isa, first, rows.start);
+            if let Some(second) = second {
+                bias.add(isa, second, rows.start);
+            }
+        }
+        let Some(packed) = &mut packed else { continue };
+        let steps_of_rows =
+            [isa.splat(inputs.x_step[row]), isa.splat(if second.is_some() { inputs.x_step[row + 1] } else { 0.0 })];
+        let (whole, last) = (rows.len() / most, tile_height(most, rows.len() % most));
+        for (tile, packed) in packed.chunks_exact_mut(stride).enumerate() {
+            let column = rows.start + tile * most;
+            let height = if tile < whole { most } else { last };
+            isa.prefetch(first.dy.as_ptr().wrapping_add(column + ROWS_AHEAD * first.dy.len()));
+            let first = isa.mul(first.passed(isa, column), steps_of_rows[0]);
+            let second = match second {
+                Some(second) => isa.mul(second.passed(isa, column), steps_of_rows[1]),
+                None => isa.splat(0.0),
+            };
+            // What exceeds the tile's rows is overwritten by the next step's.
+            isa.store(lanes_at(packed, step * height), form.zip(isa, first, second));
+        }
+    }
+    if let Some(bias) = bias {
+        for sum in bias.sums.iter_mut().filter(|sum| sum.is_nan()) {
+            *sum = NAN;
+        }
+    }
+}
+
+#[inline(always)]
+fn lanes_at(values: &mut [f32], at: usize) -> &mut [f32; LANES] {
+    values[at..].first_chunk_mut().expect("each tile has slack behind it")
+}
+
+impl Operand<'_> {
+    /// Columns `column..column + PANEL` (those that there are) of rows `terms`, as a panel; zeros elsewhere.
+    #[inline(always)]
+    pub(super) fn widen<S: Isa, F: Form<S>>(
+        &self,
+        isa: S,
+        form: F,
+        terms: Range<usize>,
+        column: usize,
+        k: usize,
+        panel: &mut [f32],
+    ) {
+        let (panel, _) = panel.as_chunks_mut::<PANEL>();
+        for (step, lanes) in panel.iter_mut().enumerate() {
+            let row = terms.start + step * F::TERMS;
+            let first = self.row(isa, row, column, k);
+            let second = if F::TERMS == 2 && row + 1 < terms.end {
+                self.row(isa, row + 1, column, k)
+            } else {
+                [isa.splat(0.0); 2]
+            };
+            let (halves, _) = lanes.as_chunks_mut::<LANES>();
+            for (half, lanes) in halves.iter_mut().enumerate() {
+                isa.store(lanes, form.zip(isa, first[half], second[half]));
+            }
+        }
+    }
+
+    /// A panel's columns of one row, as floats.
+    #[inline(always)]
+    fn row<S: Isa>(&self, isa: S, row: usize, column: usize, k: usize) -> [S::F; 2] {
+        let count = PANEL.min(k - column);
+        match self {
+            Operand::F32(values) => {
+                let values = &values[row * k + column..][..count];
+                [
+                    rows::vector(isa, values, 0),
+                    if count > LANES { rows::vector(isa, values, 1) } else { isa.splat(0.0) },
+                ]
+            }
+            Operand::I8(codes) => {
+                let codes = padded(&codes[row * code_stride(k) + column..][..count]);
+                let (halves, _) = codes.as_chunks::<LANES>();
+                [isa.to_float(isa.load_i8(&halves[0])), isa.to_float(isa.load_i8(&halves[1]))]
+            }
+            Operand::I16(codes) => {
+                let codes = padded(&codes[row * code_stride(k) + column..][..count]);
+                let (halves, _) = codes.as_chunks::<LANES>();
+                [isa.to_float(isa.load_i16(&halves[0])), isa.to_float(isa.load_i16(&halves[1]))]
+            }
+        }
+    }
+}
+
+/// A panel's columns of codes, filled up with zeros.
+#[inline(always)]
+fn padded<T: Copy + Default>(codes: &[T]) -> [T; PANEL] {
+    match codes.first_chunk::<PANEL>() {
+        Some(codes) => *codes,
+        None => {
+            let mut padded = [T::default(); PANEL];
+            padded[..codes.len()].copy_from_slice(codes);
+            padded
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Tiles of a gradient: both operands packed, one chain of fused multiply-adds an output.
+//!
+//! Terms of a sum are taken in *steps*, a lane of 32 bits each ([`Form`] says what a lane holds). The left operand lies
+//! in tiles of [`Left`], `[steps][rows]` each; the right one in panels of `[steps][PANEL]`.
+
+use super::PANEL;
+use super::target::Target;
+use crate::microkernel::isa::{Isa, LANES};
+use crate::reference::NAN;
+
+/// What the lanes of packed operands hold, and how they are multiplied.
+pub(crate) trait Form<S: Isa>: Copy {
+    /// Terms of a sum in a lane: a lane of `TERMS` 1 holds a float, one of `TERMS` 2 a pair.
+    const TERMS: usize;
+    /// Lane i holds `first[i]` and, where lanes are pairs, `second[i]`.
+    fn zip(self, isa: S, first: S::F, second: S::F) -> S::F;
+    /// The lanes hold the elements of `first` and, where lanes are pairs, of `second` in their order.
+    fn join(self, isa: S, first: S::F, second: S::F) -> S::F;
+    /// `sum` and the products of the lanes' terms.
+    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F;
+}
+
+/// Lanes are floats, products and sums fused and rounded once: the contract's arithmetic.
+#[derive(Clone, Copy)]
+pub(crate) struct Floats;
+
+impl<S: Isa> Form<S> for Floats {
+    const TERMS: usize = 1;
+
+    #[inline(always)]
+    fn zip(self, _isa: S, first: S::F, _second: S::F) -> S::F {
+        first
+    }
+    #[inline(always)]
+    fn join(self, _isa: S, first: S::F, _second: S::F) -> S::F {
+        first
+    }
+    #[inline(always)]
+    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F {
+        isa.fma(left, right, sum)
+    }
+}
+
+/// Rows of the left operand, packed in tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) steps: usize,
+}
+
+/// Lanes behind each tile of the left operand: packing stores whole vectors.
+const SLACK: usize = LANES;
+
+/// Lanes from one tile of `most` rows of the left operand to the next.
+pub(crate) const fn tile_stride(most: usize, steps: usize) -> usize {
+    most * steps + SLACK
+}
+
+/// Rows of the tile that comes next where `left` rows are left and tiles have at most `most`: the smallest tile for the
+/// last rows, whose absent ones are zeros.
+pub(crate) const fn tile_height(most: usize, left: usize) -> usize {
+    if left >= most || left > 8 {
+        most
+    } else {
+        let height = left.next_power_of_two();
+        if height > most { most } else { height }
+    }
+}
+
+/// What becomes of a gradient's sums.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    /// The target holds the sums of the terms before.
+    pub(crate) continued: bool,
+    /// All terms are in the sum: NaN becomes canonical, masked elements 0.
+    pub(crate) last: bool,
+    /// Bit k of row r is in byte `r * mask_stride + k / 8`.
+    pub(crate) mask: Option<&'a [u8]>,
+    pub(crate) mask_stride: usize,
+    /// The first row and column of the target, as the mask counts them.
+    pub(crate) origin: (usize, usize),
+}
+
+impl Finish<'_> {
+    /// The finished vector at row `row` of the target and column `column` of the mask.
+    #[inline(always)]
+    fn apply<S: Isa>(&self, isa: S, row: usize, column: usize, sum: S::F) -> S::F {
+        if !self.last {
+            return sum;
+        }
+        let value = isa.select(isa.is_nan(sum), isa.splat(NAN), sum);
+        let Some(mask) = self.mask else { return value };
+        let at = (self.origin.0 + row) * self.mask_stride + column / 8;
+        // The panel's last vector may have no column at all.
+        match mask[at..].first_chunk::<2>() {
+            Some(bits) => isa.select(isa.mask(u16::from_le_bytes(*bits)), isa.splat(0.0), value),
+            None => value,
+        }
+    }
+}
+
+/// Products of `left` with consecutive panels of the right operand.
+///
+/// # Safety
+/// `target` is that of the first panel and holds the rows of `left`; the memory of `columns` columns from its first on is
+/// as [`Target::new`] asks.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
+pub(crate) unsafe fn gradient_panels<S: Isa, F: Form<S>>(
+    isa: S,
+    form: F,
+    left: &Left<'_>,
+    panels: &[f32],
+    columns: usize,
+    finish: &Finish<'_>,
+    target: *mut f32,
+    stride: usize,
+) {
+    let (most, _) = S::FLOAT_TILE;
+    assert!(left.values.len() >= left.rows.div_ceil(most) * tile_stride(most, left.steps));
+    assert!(panels.len() >= columns.div_ceil(PANEL) * left.steps * PANEL);
+    let mut row = 0;
+    while row < left.rows {
+        let height = tile_height(most, left.rows - row);
+        for column in (0..columns).step_by(PANEL) {
+            // SAFETY: rows and columns of the target, by this function's contract; tile and panel are those asserted.
+            unsafe {
+                let target = Target::new(target.add(column), stride, columns - column);
+                let panel = panels.as_ptr().add(column * left.steps);
+                let tile = Tile { left, panel, finish, target, row, column };
+                match height {
+                    12 if most == 12 => tile.run::<S, F, 12>(isa, form),
+                    8 if most >= 8 => tile.run::<S, F, 8>(isa, form),
+                    6 if most == 6 => tile.run::<S, F, 6>(isa, form),
+                    4 => tile.run::<S, F, 4>(isa, form),
+                    2 => tile.run::<S, F, 2>(isa, form),
+                    _ => tile.run::<S, F, 1>(isa, form),
+                }
+            }
+        }
+        row += height;
+    }
+}
+
+/// Some rows of the left operand and a panel of the right one.
+struct Tile<'a> {
+    left: &'a Left<'a>,
+    panel: *const f32,
+    finish: &'a Finish<'a>,
+    target: Target,
+    row: usize,
+    column: usize,
+}
+
+impl Tile<'_> {
+    /// # Safety
+    /// The left operand holds a tile of MR rows at `row`, the panel its steps, the target the rows that there are.
+    #[inline(always)]
+    unsafe fn run<S: Isa, F: Form<S>, const MR: usize>(&self, isa: S, form: F) {
+        // SAFETY: passed on.
+        unsafe {
+            if S::FLOAT_TILE.1 == 2 {
+                self.vectors::<S, F, MR, 2>(isa, form, 0);
+            } else {
+                self.vectors::<S, F, MR, 1>(isa, form, 0);
+                self.vectors::<S, F, MR, 1>(isa, form, 1);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`].
+    #[inline(always)]
+    unsafe fn vectors<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(&self, isa: S, form: F, vector: usize) {
+        let (most, _) = S::FLOAT_TILE;
+        let rows = MR.min(self.left.rows - self.row);
+        let mut sums = [[isa.splat(0.0); NV]; MR];
+        // SAFETY: rows and steps that there are, by contract.
+        unsafe {
+            let left = self.left.values.as_ptr().add(self.row / most * tile_stride(most, self.left.steps));
+            let panel = self.panel.add(vector * LANES);
+            if self.finish.continued {
+                for (i, sums) in sums.iter_mut().enumerate().take(rows) {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = self.target.load(isa, self.row + i, vector + v);
+                    }
+                }
+            }
+            let sums = products::<S, F, MR, NV>(isa, form, left, panel, self.left.steps, sums);
+            for (i, sums) in sums.iter().enumerate().take(rows) {
+                for (v, sum) in sums.iter().enumerate() {
+                    let row = self.row + i;
+                    let column = self.finish.origin.1 + self.column + (vector + v) * LANES;
+                    self.target.store(isa, row, vector + v, self.finish.apply(isa, row, column, *sum));
+                }
+            }
+        }
+    }
+}
+
+/// The sums of MR rows with NV vectors of columns, which continue `sums`.
+///
+/// # Safety
+/// `left` is valid for `steps` times MR lanes, `panel` for `steps` rows of [`PANEL`], of which NV vectors are read.
+#[inline(always)]
+unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
+    isa: S,
+    form: F,
+    left: *const f32,
+    panel: *const f32,
+    steps: usize,
+    sums: [[S::F; NV]; MR],
+) -> [[S::F; NV]; MR] {
+    let mut sums = sums;
+    for step in 0..steps {
+        // SAFETY: row `step` of the panel and of the tile.
+        unsafe {
+            let mut right = [isa.splat(0.0); NV];
+            for (v, right) in right.iter_mut().enumerate() {
+                *right = isa.load_ptr(panel.add(step * PANEL + v * LANES));
+            }
+            for row in 0..MR {
+                let lane = isa.splat(*left.add(step * MR + row));
+                for v in 0..NV {
+                    sums[row][v] = form.multiply_add(isa, lane, right[v], sums[row][v]);
+                }
+            }
+        }
+    }
+    sums
+}
