@@ -525,7 +525,7 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether forward-mode automatic differentiation asks for a derivative by one of the tensors."""
     if forward_ad._current_level < 0:
         return False
-    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
 def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -130,8 +130,12 @@ class OpticalLinear(nn.Linear):
         # Past nn.Module's search for attributes, which takes a microsecond a layer. A parametrised or pruned weight is
         # no parameter but an attribute.
         parameters = self._parameters
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
+        weight: Tensor | None = parameters.get("weight")
+        if weight is None:
+            weight = self.weight
+        bias: Tensor | None = parameters.get("bias")
+        if bias is None:
+            bias = self.bias
         return functional.apply(input, weight, bias, profile, self.seed, stream, self.label)
 
     @property

@@ -12,7 +12,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx import reference  # noqa: E402
-from lumina_onnx.nn import _ops, functional  # noqa: E402
+from lumina_onnx.nn import _ops  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 

@@ -232,6 +232,7 @@ unsafe fn dot_group<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
 /// `codes` is valid for `MR` rows, `stride` apart, of `4 * groups` bytes; `panel` for the blocks of `groups`
 /// groups, of which the NV vectors from `panel` on are read.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "an inlined part of one function")]
 unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, const U: usize>(
     isa: S,
     codes: *const i8,
