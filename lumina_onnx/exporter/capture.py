@@ -82,9 +82,7 @@ def _check_forward(model: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model(*positional, **keywords)
     except Exception as error:
-        raise ExportError(
-            f"{type(model).__name__}.forward fails on args: {type(error).__name__}: {error}"
-        ) from error
+        raise ExportError(f"{type(model).__name__}.forward fails on args: {type(error).__name__}: {error}") from error
 
 
 def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:

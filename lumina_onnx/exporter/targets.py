@@ -34,7 +34,9 @@ TARGETS: dict[str, Target] = {
 
 
 def resolve(target: str) -> Target:
-    """What an ONNX Runtime release such as ``"1.17"`` or ``"1.17.3"`` reads; of later ones than the table has, its last row.
+    """What an ONNX Runtime release such as ``"1.17"`` or ``"1.17.3"`` reads.
+
+    A release after the table's last reads what that does.
 
     Raises:
         ValueError: a release before the table's first, or no release.

@@ -67,7 +67,9 @@ def test_fallback(tmp_path: Path, model: nn.Module) -> None:
         export(model, X, tmp_path / "model.onnx", fallback=True)
 
 
-@pytest.mark.parametrize("target", ["1.16", "1.9", "2", "2.0", "1", "1.", "1.x", "1.17rc1", " 1.17", "newest", "", 1.17, None])
+@pytest.mark.parametrize(
+    "target", ["1.16", "1.9", "2", "2.0", "1", "1.", "1.x", "1.17rc1", " 1.17", "newest", "", 1.17, None]
+)
 def test_target(tmp_path: Path, model: nn.Module, target: Any) -> None:
     message = (
         f'target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, "1.17" or newer'
