@@ -44,15 +44,6 @@ mod module {
         module.add("__version__", lumina_kernel::VERSION)?;
         module.add("OP_DOMAIN", lumina_kernel::schema::DOMAIN)?;
         module.add("OP_NAME", lumina_kernel::schema::OPERATOR)?;
-        module.add("OP_VERSION", lumina_kernel::schema::VERSION)?;
-        // What starts with one underscore is for lumina_onnx.nn, not for `import *`.
-        let public = module.index()?;
-        for index in (0..public.len()).rev() {
-            let name: String = public.get_item(index)?.extract()?;
-            if name.starts_with('_') && !name.starts_with("__") {
-                public.del_item(index)?;
-            }
-        }
-        Ok(())
+        module.add("OP_VERSION", lumina_kernel::schema::VERSION)
     }
 }
