@@ -50,7 +50,7 @@ def rows(context: Context, shape: Shape, sides: dict[str, Call], threads: int, *
     """Our side, the one called "ours", against each of the others."""
     times = interleave(sides, context.effort)
     ours = times.pop("ours")
-    rate = context.rate(fields["peak"])
+    rate = context.rate(fields["peak"]) if fields["peak"] else None
     fields |= {"shape": shape, "threads": threads, "tier": context.machine.tier}
     fields["of_peak"] = part_of_peak(rate, shape, Time.of(ours), threads, fields.pop("products", 1))
     return [compare(ours, other, against=name, **fields) for name, other in times.items()]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -55,6 +57,20 @@ def verify(model: Model, source: Input = None, as_json: Json = False, debug: Deb
         raise typer.Exit(1)
 
 
+def _tensors(kind: str, rows: list[tuple[str, ...]]) -> Table:
+    """A table that stays readable on 80 columns: a long name goes on in the next line, the first values are cut."""
+    header = (kind, "dtype and shape", "minimum", "mean", "maximum", "first values")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    table.add_column(header[0], overflow="fold", min_width=min(widths[0], 12))
+    for name, width in zip(header[1:-1], widths[1:-1], strict=True):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column(header[-1], no_wrap=True, overflow="ellipsis")
+    for name, *cells in rows:
+        table.add_row(Text(name), *cells)
+    return table
+
+
 @command
 def run(
     model: Model,
@@ -82,15 +98,15 @@ def run(
         raise Failure(f"{model}: ONNX Runtime cannot run it: {error}") from error
     if target is not None:
         arrays.write(target, results)
-    table = Table("tensor", "", "shape", "dtype", "minimum", "mean", "maximum", "first values")
-    facts = []
+    tables, facts = [], []
     for kind, group in (("input", feeds), ("output", results)):
+        rows = []
         for name, value in group.items():
             numbers = value.astype(np.float64).ravel()
             spread = [float(f(numbers)) for f in (np.min, np.mean, np.max)] if numbers.size else []
-            shown = [f"{number:.5g}" for number in spread] or ["-"] * 3
-            first = " ".join(f"{number:.4g}" for number in numbers[:5]) + (" ..." if numbers.size > 5 else "")
-            table.add_row(Text(name), kind, str(list(value.shape)), str(value.dtype), *shown, first)
+            shown = [f"{number:.4g}" for number in spread] or ["-"] * 3
+            first = " ".join(f"{number:.3g}" for number in numbers[:3]) + (" ..." if numbers.size > 3 else "")
+            rows.append((name, f"{value.dtype} {list(value.shape)}", *shown, first))
             finite = spread if np.isfinite(spread).all() else []
             facts.append(
                 {
@@ -102,7 +118,8 @@ def run(
                     "finite": bool(np.isfinite(numbers).all()),
                 }
             )
+        tables.append(_tensors(kind, rows))
     written = None if target is None else str(target)
     if written:
-        table.caption = Text(f"written to {written}")
-    show(table, {"model": str(model), "tensors": facts, "written": written}, as_json)
+        tables[-1].caption = Text(f"written to {written}")
+    show(Group(*tables), {"model": str(model), "tensors": facts, "written": written}, as_json)

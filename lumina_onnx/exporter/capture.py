@@ -55,6 +55,7 @@ def capture(
                 verbose=False,
             )
         except Exception as error:
+            _check_forward(model, arguments)
             advice = (
                 "; where a fixed size follows from dimension 0, give dynamic_batch=False or dynamic_shapes"
                 if batched
@@ -70,6 +71,18 @@ def capture(
     else:
         _check_dynamic(program, dynamic_shapes)
     return program.model
+
+
+def _check_forward(model: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Says in the model's own words what is wrong with the example inputs, where forward fails on them without torch's
+    exporter too."""
+    keywords = arguments[-1] if arguments and isinstance(arguments[-1], dict) else {}
+    positional = arguments[:-1] if keywords else arguments
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*positional, **keywords)
+    except Exception as error:
+        raise ExportError(f"{type(model).__name__}.forward fails on args: {type(error).__name__}: {error}") from error
 
 
 def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:

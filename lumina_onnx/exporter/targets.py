@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 __all__ = ["TARGETS", "Target", "resolve"]
@@ -33,17 +34,23 @@ TARGETS: dict[str, Target] = {
 
 
 def resolve(target: str) -> Target:
-    """The row of :data:`TARGETS` for an ONNX Runtime release such as ``"1.17"`` or ``"1.17.3"``.
+    """What an ONNX Runtime release such as ``"1.17"`` or ``"1.17.3"`` reads.
+
+    A release after the table's last reads what that does.
 
     Raises:
-        ValueError: a release that is not in the table.
+        ValueError: a release before the table's first, or no release.
     """
-    allowed = ", ".join(f'"{name}"' for name in TARGETS)
-    if isinstance(target, str):
-        release = ".".join(target.split(".")[:2])
+    found = re.fullmatch(r"(1\.(\d+))(\.\d+)*", target) if isinstance(target, str) else None
+    if found:
+        release, minor = found[1], int(found[2])
+        *_, newest = TARGETS.values()
         if release in TARGETS:
             return TARGETS[release]
+        if minor > int(newest.onnxruntime.split(".")[1]):
+            return newest._replace(onnxruntime=release)
+    first = next(iter(TARGETS))
     raise ValueError(
-        f"target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of {allowed}"
-        " (newer releases read these files too)"
+        f'target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, "{first}" or '
+        "newer (newer releases read these files too)"
     )

@@ -18,7 +18,7 @@ addresses, on dense float32 tensors on the CPU, which :mod:`~lumina_onnx.nn.func
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -494,7 +494,7 @@ class TrainNow(torch.autograd.Function):
 
 #: ``TrainNow.apply`` without its look for torch.func's wrappers, which takes longer than the rest of it:
 #: :func:`is_plain` has looked.
-apply_train_now = super(torch.autograd.Function, TrainNow).apply
+apply_train_now: Callable[..., Tensor] = super(torch.autograd.Function, TrainNow).apply
 
 # Looked up once: each of these is asked in every call.
 _float32 = torch.float32
@@ -525,7 +525,10 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether forward-mode automatic differentiation asks for a derivative by one of the tensors."""
     if forward_ad._current_level < 0:
         return False
-    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
+    return any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+        for tensor in tensors
+    )
 
 
 def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

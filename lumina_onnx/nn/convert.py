@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,11 +37,13 @@ def convert(
     """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
 
     Parameters, hooks, names and sharing stay as they are: tied weights stay tied, a module used twice stays one
-    module. Each layer gets a noise seed of its own from `seed` and its name.
+    module. Each layer gets a noise seed of its own from `seed` and its name. So two models with layers of the same
+    names share their noise (of a fixed stream) unless they are converted with different seeds.
 
     Converting again changes nothing. A layer that is optical already takes `profile` (or its override) and keeps its
-    seed and, where the new profile leaves a range dynamic, the static range it has; so a calibrated model can be
-    given other bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.)
+    seed and, where the new profile leaves a range dynamic, the static range it has; so a calibrated model can be given
+    other bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.) Of layers with the same seed, as
+    copies have, the first keeps it.
 
     Left as they are, with the reason in the report: layers named by `skip`; subclasses of ``nn.Linear`` with a
     forward of their own; parametrised and lazy layers; the ``out_proj`` of ``nn.MultiheadAttention``, which reads
@@ -87,7 +89,7 @@ def convert(
         elif not skips and _why_left(entry) is None:
             chosen = [override for pattern, override in overrides.items() if entry.matches(pattern)]
             plan.append((entry, _profile_for(entry, chosen[-1] if chosen else profile)))
-    _apply(plan, skipped, seed)
+    _apply(plan, skipped, layers, seed)
     _close_fast_paths(model)
     if not any(isinstance(module, OpticalLinear) for module in model.modules()):
         warnings.warn(
@@ -270,10 +272,15 @@ def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
     return profile
 
 
-def _apply(plan: list[tuple[_Entry, OpticalProfile]], skipped: dict[nn.Module, str], seed: int) -> None:
+def _apply(
+    plan: list[tuple[_Entry, OpticalProfile]], skipped: dict[nn.Module, str], layers: list[_Entry], seed: int
+) -> None:
     for module, pattern in skipped.items():
         setattr(module, _SKIPPED, pattern)
-    used = {entry.module.seed for entry, _ in plan if isinstance(entry.module, OpticalLinear)}
+    owners: dict[int, nn.Module] = {}
+    for entry in layers:
+        if isinstance(entry.module, OpticalLinear):
+            owners.setdefault(entry.module.seed, entry.module)
     for entry, profile in plan:
         module, name = entry.module, entry.names[0]
         assert isinstance(module, nn.Linear)
@@ -281,12 +288,20 @@ def _apply(plan: list[tuple[_Entry, OpticalProfile]], skipped: dict[nn.Module, s
         if isinstance(module, OpticalLinear):
             module.profile = profile
             module.name = name
-            continue
-        layer_seed = _layer_seed(seed, name)
-        while layer_seed in used:
-            layer_seed = (layer_seed + 1) % _ops.STREAMS
-        used.add(layer_seed)
-        become_optical(module, profile, layer_seed, name)
+            if owners[module.seed] is not module:
+                module.seed = _free_seed(seed, name, owners)
+                owners[module.seed] = module
+        else:
+            layer_seed = _free_seed(seed, name, owners)
+            become_optical(module, profile, layer_seed, name)
+            owners[layer_seed] = module
+
+
+def _free_seed(seed: int, name: str, taken: Container[int]) -> int:
+    layer_seed = _layer_seed(seed, name)
+    while layer_seed in taken:
+        layer_seed = (layer_seed + 1) % _ops.STREAMS
+    return layer_seed
 
 
 def _layer_seed(seed: int, name: str) -> int:

@@ -85,8 +85,7 @@ def apply_now(
     number = stream_number(profile, stream)
     try:
         if records_gradient(weight, bias, x):
-            y: Tensor = _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)  # type: ignore[no-untyped-call]
-            return y
+            return _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)
         return _ops.forward_now(x, weight, bias, params, seed, number, prepared, False)[0]
     except ValueError as error:
         raise _ops.named(error, layer) from None

@@ -113,6 +113,17 @@ def test_run_with_several_inputs_and_outputs(lumina, two, tmp_path) -> None:
             np.testing.assert_array_equal(got[value.name], array)
 
 
+@pytest.mark.parametrize("columns", [70, 80, 160])
+def test_run_shows_its_numbers_on_a_narrow_terminal(lumina, model, monkeypatch, columns) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = [line.split() for line in lumina("run", model).stdout.splitlines()]
+    facts = json.loads(lumina("run", model, "--json").stdout)["tensors"]
+    for row in facts:
+        numbers = [f"{row[name]:.4g}" for name in ("minimum", "mean", "maximum")]
+        shape = [f"[{row['shape'][0]},", f"{row['shape'][1]}]"]
+        assert any(line[:7] == [row["name"], row["dtype"], *shape, *numbers] for line in lines)
+
+
 def test_run_shows_values_that_are_not_finite(lumina, model, tmp_path) -> None:
     np.save(tmp_path / "x.npy", np.full((1, 6), np.nan, np.float32))
     facts = json.loads(lumina("run", model, "--input", tmp_path / "x.npy", "--json").stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -147,9 +148,54 @@ def test_two_calls_of_one_module_do_not_share_noise(prover: Any, noisy: OpticalP
     assert (a != b).mean() > 0.5
     checked = verify(prover.path, reference=model)
     assert checked.ok
-    assert checked.notes == ["torch draws other noise for layer_2: in the file they have seeds of their own"]
+    assert checked.notes == []
+    assert [row.required for row in checked.comparisons if row.against == "torch"] == [True] * 4
+    assert model.layer.seed == first.seed
+    # The comparison can fail: other weights.
+    with torch.no_grad():
+        model.layer.weight.neg_()
+    assert not verify(prover.path, reference=model).ok
+    with torch.no_grad():
+        model.layer.weight.neg_()
     prover.export(model, torch.randn(2, 64), noise="off")
     prover.equal(model, torch.randn(3, 64))
+
+
+def test_copies_of_a_layer_do_not_share_noise(prover: Any, noisy: OpticalProfile) -> None:
+    layer = optical.convert(nn.Linear(64, 64), noisy)
+    model = nn.Sequential(layer, copy.deepcopy(layer), nn.ReLU(), copy.deepcopy(layer))
+    report = prover.export(model, torch.randn(2, 64))
+    seeds = [layer.seed for layer in report.layers]
+    assert len(set(seeds)) == 3
+    assert len(report.notes) == 2
+    checked = verify(prover.path, reference=model)
+    assert checked.ok
+    assert checked.notes == []
+    assert all(row.equal and row.required for row in checked.comparisons)
+    # Converted together they are apart from the start.
+    model = optical.convert(model, noisy)
+    report = prover.export(model, torch.randn(2, 64))
+    assert report.notes == []
+    prover.equal(model, torch.randn(3, 64))
+
+
+def test_a_layer_whose_call_is_not_in_the_file(prover: Any, noisy: OpticalProfile) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = optical.convert(nn.Linear(8, 8), noisy)
+            self.copy, self.unused = copy.deepcopy(self.layer), copy.deepcopy(self.layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.unused(x)
+            result: Tensor = self.copy(self.layer(x))
+            return result
+
+    model = Model()
+    prover.export(model, torch.randn(2, 8))
+    checked = verify(prover.path, reference=model)
+    assert checked.ok
+    assert checked.notes == ["torch draws other noise for copy: in the file they have seeds of their own"]
 
 
 def test_the_function_on_computed_weights(prover: Any, noisy: OpticalProfile) -> None:

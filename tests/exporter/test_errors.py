@@ -67,10 +67,12 @@ def test_fallback(tmp_path: Path, model: nn.Module) -> None:
         export(model, X, tmp_path / "model.onnx", fallback=True)
 
 
-@pytest.mark.parametrize("target", ["1.16", "2", "newest", "", 1.17, None])
+@pytest.mark.parametrize(
+    "target", ["1.16", "1.9", "2", "2.0", "1", "1.", "1.x", "1.17rc1", " 1.17", "newest", "", 1.17, None]
+)
 def test_target(tmp_path: Path, model: nn.Module, target: Any) -> None:
     message = (
-        f'target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, one of "1.17", '
+        f'target = {target!r}: allowed is the oldest ONNX Runtime release that the file must load in, "1.17" or newer'
     )
     with refused(ValueError, message):
         export(model, X, tmp_path / "model.onnx", target=target)
@@ -230,6 +232,31 @@ def test_targets_are_releases_in_order() -> None:
     assert versions == sorted(versions)
     assert versions[0] == (1, 17)
     assert targets.resolve("1.17.3") == targets.resolve("1.17") == targets.Target("1.17", 20, 9)
+
+
+@pytest.mark.parametrize("target", ["1.33", "1.33.1", "1.100"])
+def test_a_release_after_the_newest_known_takes_what_that_reads(tmp_path: Path, model: nn.Module, target: str) -> None:
+    newest = list(targets.TARGETS.values())[-1]
+    report = export(model, X, tmp_path / "model.onnx", target=target)
+    assert report.target == ".".join(target.split(".")[:2])
+    assert (report.opset, report.ir_version) == newest[1:]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (X.double(), "TypeError: x is torch.float64: allowed is torch.float32; convert it with .float()"),
+        (X.half(), "TypeError: x is torch.float16: allowed is torch.float32"),
+        (X[:, :3], "ValueError: x has shape [2, 3]: allowed is [..., 4], as weight has 4 columns"),
+        ((X, X), "TypeError: "),
+        ((X, {"other": X}), "TypeError: "),
+    ],
+)
+def test_args_that_forward_does_not_take(tmp_path: Path, model: nn.Module, args: Any, message: str) -> None:
+    before = torch.get_rng_state()
+    with refused(ExportError, f"{type(model).__name__}.forward fails on args: {message}"):
+        export(model, args, tmp_path / "model.onnx")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("args", [None, {"input": X}, X.numpy(), "x"])

@@ -205,6 +205,35 @@ def test_training_refuses_what_does_not_fit() -> None:
             lumina_kernel.backward(**{**gradient, **change})
 
 
+def test_addresses_that_cannot_be_are_refused() -> None:
+    """Nothing is read or written before all of a call's addresses were looked at."""
+    params = lumina_kernel.Params(input_bits=8, weight_bits=4)
+    x, weight, bias, y = (array.ctypes.data for array in (X, W, B, np.empty((5, 3), np.float32)))
+    allowed = "allowed is memory that is there, aligned"
+    for call, message in [
+        (lambda: lumina_kernel._prepare_at(params, 3, 2, 0, bias, 0), "weight is 6 elements of 4 bytes at address 0x0"),
+        (lambda: lumina_kernel._prepare_at(params, 3, 2, weight, 2, 0), "bias is 3 elements of 4 bytes at address 0x2"),
+        (
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, 0, weight, bias, 0, 0, y, 0, 0),
+            "x is 10 elements of 4 bytes at address 0x0",
+        ),
+        (
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y + 1, 0, 0),
+            f"y is 15 elements of 4 bytes at address {y + 1:#x}",
+        ),
+        (
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y, 2, 0),
+            "x_saved is 5 elements of 4 bytes at address 0x16",
+        ),
+        (
+            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, 0, 0, x, 0, 0),
+            "x_saved is 20 elements of 1 bytes at address 0x0",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message) + ".*: " + allowed):
+            call()
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "error", "message"),
     [
@@ -257,7 +286,7 @@ def test_training_refuses_what_does_not_fit() -> None:
             "unpack_weight",
             (np.ones((1, 0), np.uint8), 4, 2**62),
             ValueError,
-            "in_features = 4611686018427387904: allowed is",
+            "packed has rows of 0 bytes: allowed is at least 1",
         ),
         ("code_stride", (0,), ValueError, "k = 0: allowed is an integer >= 1"),
         ("mask_stride", (-1,), ValueError, "columns = -1: allowed is an integer >= 1"),

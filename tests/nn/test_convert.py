@@ -100,6 +100,35 @@ def test_seeds():
     assert not set(seeds(convert(Net(), CLEAN, seed=1))) & set(first)
 
 
+def test_copies_in_one_model_get_seeds_of_their_own():
+    first = convert(Net(), NOISY)
+    net = nn.ModuleDict({"a": first, "b": copy.deepcopy(first), "c": nn.ModuleDict({"head": nn.Linear(8, 3)})})
+    net = convert(net, NOISY)
+    seeds = [layer.seed for layer in report(net).converted]
+    assert len(set(seeds)) == len(seeds) == 7
+    assert seeds[:3] == [layer.seed for layer in report(first).converted]
+    assert [layer.seed for layer in report(convert(net, NOISY)).converted] == seeds
+    assert [layer.seed for layer in report(convert(net, CLEAN, seed=4)).converted] == seeds
+
+
+def test_a_copy_beside_a_skipped_layer_gets_a_seed_of_its_own():
+    first = convert(nn.Linear(8, 8), NOISY)
+    net = convert(nn.Sequential(first, copy.deepcopy(first)), CLEAN, skip="0")
+    assert net[0].seed == first.seed != net[1].seed
+
+
+def test_models_converted_with_different_seeds_do_not_share_their_noise():
+    x = torch.randn(4, 8)
+    nets = [nn.Linear(8, 8)]
+    nets = [convert(nets[0], NOISY, seed=seed) for seed in (0, 0, 1)]
+    results = []
+    for net in nets:
+        with noise(net, True, stream=3):
+            results.append(net(x))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
 def test_converting_again_changes_nothing():
     net = convert(Net(), NOISY, seed=3, overrides={"head": FINE})
     calibrate(net, [torch.randn(16, 8)], progress=False)

@@ -202,10 +202,13 @@ pub fn unpack_weight<'py>(
     let bits = packed_bits(&bits)?;
     let packed = Arguments::default().read::<u8>("packed", packed)?;
     let (n, columns) = arrays::two_dimensions("packed", packed.shape(), "[N, ceil(K * bits / 8)]")?;
+    if columns == 0 {
+        return Err(PyValueError::new_err("packed has rows of 0 bytes: allowed is at least 1"));
+    }
     let per_byte = 8 / bits as usize;
     let allowed = format!(
         "{}..{} where a row has {columns} bytes of {per_byte} codes",
-        (columns.max(1) - 1) * per_byte + 1,
+        (columns - 1) * per_byte + 1,
         columns * per_byte
     );
     let k = in_features.checked("in_features", &allowed, |k| {
