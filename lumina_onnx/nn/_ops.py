@@ -16,7 +16,7 @@ Every tensor is allocated by torch; the kernel reads and writes numpy views of t
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -194,6 +194,15 @@ def _(
     return _train_outputs(x, weight, parameters)
 
 
+def gradient_precision() -> Literal["highest", "high", "medium"]:
+    """The precision that torch asks of float32 products on a CPU at this moment.
+
+    ``torch.set_float32_matmul_precision`` sets it, and so does ``torch.backends``: then the former's getter raises.
+    """
+    asked: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"
+
+
 def backward_now(
     grad: Tensor,
     saved: Sequence[Tensor],
@@ -222,6 +231,7 @@ def backward_now(
         dx.numpy().reshape(rows, k) if need_x else None,
         dw.numpy() if need_weight else None,
         db.numpy() if need_bias else None,
+        gradient_precision(),
     )
     return tuple(outputs)
 
