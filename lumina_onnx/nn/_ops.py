@@ -19,7 +19,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -243,6 +243,15 @@ def _(
     )
 
 
+def gradient_precision() -> Literal["highest", "high", "medium"]:
+    """The precision that torch asks of float32 products on a CPU at this moment.
+
+    ``torch.set_float32_matmul_precision`` sets it, and so does ``torch.backends``: then the former's getter raises.
+    """
+    asked: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"
+
+
 def backward_now(
     grad: Tensor,
     saved: Sequence[Tensor | None],
@@ -279,6 +288,7 @@ def backward_now(
         0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(),
         0 if db is None else db.data_ptr(),
+        gradient_precision(),
     )
     return dx, dw, db
 

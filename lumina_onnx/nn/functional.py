@@ -25,8 +25,14 @@ def optical_linear(
 
     The forward pass equals :func:`lumina_onnx.reference.optical_linear` bit for bit. The gradient is that of the
     same linear map with its quantised operands: it is 0 where a DAC or ADC with a static range saturated, passes
-    the quantisers otherwise, and takes the noise for a constant. It is computed in float32 with the accuracy of
-    ``torch.set_float32_matmul_precision("highest")``. There is no second derivative: asking for one raises.
+    the quantisers otherwise, and takes the noise for a constant. There is no second derivative: asking for one raises.
+
+    The gradient is as exact as ``torch.set_float32_matmul_precision`` asks when it is computed; the forward pass does
+    not depend on it. ``"highest"``, torch's default, is float32 with the reference's bits. ``"high"`` is the same here.
+    ``"medium"`` rounds the scaled output gradient to bfloat16 where that is faster (on AMD processors from Zen 5 on,
+    with codes of up to 8 bits): an element of a gradient, a sum of T products of a gradient g, a step s and a code c,
+    is then off by at most ``(2**-8 + (T + 2) * 2**-23) * sum(abs(g * s * c))``. ``lumina_kernel.backward`` has the
+    bound in full.
 
     Args:
         x: float32 ``[..., K]`` or ``[K]``, on the CPU. Made contiguous where it is not.

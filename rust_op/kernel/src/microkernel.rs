@@ -11,6 +11,7 @@ pub(crate) mod buffer;
 pub(crate) mod dac;
 pub(crate) mod epilogue;
 pub(crate) mod float_env;
+pub(crate) mod form;
 pub(crate) mod gauss;
 pub(crate) mod isa;
 pub(crate) mod panels;
@@ -25,6 +26,10 @@ mod portable;
 pub(crate) mod product;
 
 use crate::error::Error;
+#[cfg(target_arch = "x86_64")]
+use avx512::Bf16;
+#[cfg(not(target_arch = "x86_64"))]
+use form::Bf16;
 use isa::{Isa, Vectorized};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +81,20 @@ impl Tier {
             Token::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Token::Avx512(_) => "avx512",
+        }
+    }
+
+    /// Whether the tier multiplies bf16, on this processor faster than floats.
+    pub fn multiplies_bf16(self) -> bool {
+        self.bf16().is_some()
+    }
+
+    /// The permission to multiply bf16, where that is faster than floats.
+    pub(crate) fn bf16(self) -> Option<Bf16> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(isa) => Bf16::new(isa),
+            _ => None,
         }
     }
 

@@ -2,95 +2,24 @@
 
 mod common;
 
-use common::{Case, Reversed, Threads, assert_same, bits, case, small_random};
-use lumina_kernel::backward::{Inputs, Operand, Outputs, backward};
+use common::{Backward, Case, Reversed, Storage, Threads, case, small_random};
+use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::{Executor, Serial};
-use lumina_kernel::forward::mask_stride;
-use lumina_kernel::weights::code_stride;
-use lumina_kernel::{Tier, reference};
+use lumina_kernel::reference::Gradients;
+use lumina_kernel::{NoiseKey, Spec, Tier};
 use proptest::prelude::*;
 
-/// What the forward pass saves, laid out as it is.
-struct SavedCase {
-    x8: Vec<i8>,
-    x16: Vec<i16>,
-    w8: Vec<i8>,
-    w16: Vec<i16>,
-    adc: Option<Vec<u8>>,
-    dac: Option<Vec<u8>>,
-}
-
-fn pad<T: Copy + Default>(values: &[f32], k: usize, convert: impl Fn(f32) -> T) -> Vec<T> {
-    let mut out = Vec::new();
-    for row in values.chunks(k) {
-        out.extend(row.iter().map(|value| convert(*value)));
-        out.resize(out.len() + code_stride(k) - k, T::default());
-    }
-    out
-}
-
-fn mask(bits: &[bool], columns: usize) -> Vec<u8> {
-    let mut out = Vec::new();
-    for row in bits.chunks(columns) {
-        let mut bytes = vec![0u8; mask_stride(columns)];
-        row.iter().enumerate().for_each(|(i, bit)| bytes[i / 8] |= u8::from(*bit) << (i % 8));
-        out.extend(bytes);
-    }
-    out
-}
-
 fn check(case: &Case, dy_seed: u64, executors: &[&dyn Executor]) {
-    let params = case.params();
-    let weight = case.reference_weight();
-    let forward = reference::forward(&params, &weight, case.bias.as_deref(), &case.x, case.k, case.key);
-    let mut random = small_random(dy_seed);
-    let dy: Vec<f32> = (0..case.m * case.n).map(|_| random()).collect();
-    let expected = reference::backward(&params, &weight, &forward, &dy, case.k);
-
-    let (xb, wb) = (params.input_bits, params.weight_bits);
-    let wide = |bits: u32| bits > 8;
-    let saved = SavedCase {
-        x8: if (1..=8).contains(&xb) { pad(&forward.x_values, case.k, |c| c as i8) } else { Vec::new() },
-        x16: if wide(xb) { pad(&forward.x_values, case.k, |c| c as i16) } else { Vec::new() },
-        w8: if (1..=8).contains(&wb) { pad(&weight.values, case.k, |c| c as i8) } else { Vec::new() },
-        w16: if wide(wb) { pad(&weight.values, case.k, |c| c as i16) } else { Vec::new() },
-        adc: params.adc_can_saturate().then(|| mask(&forward.adc_saturated, case.n)),
-        dac: params.input_range.is_some().then(|| mask(&forward.dac_saturated, case.k)),
-    };
-    let operand = |bits, f32s, i8s, i16s| match bits {
-        0 => Operand::F32(f32s),
-        1..=8 => Operand::I8(i8s),
-        _ => Operand::I16(i16s),
-    };
-    let inputs = Inputs {
-        dy: &dy,
-        x: operand(xb, &case.x, &saved.x8, &saved.x16),
-        x_step: &forward.x_step,
-        weight: operand(wb, &case.w, &saved.w8, &saved.w16),
-        weight_scale: &weight.scale,
-        adc_mask: saved.adc.as_deref(),
-        dac_mask: saved.dac.as_deref(),
-        k: case.k,
-    };
+    let pass = Backward::seeded(case, dy_seed);
+    let expected = pass.expected();
     for tier in Tier::available() {
         for executor in executors {
-            let place = || format!("{} {}x{}x{} {:?}", tier.name(), case.m, case.k, case.n, case.spec);
-            let (mut dx, mut dw, mut db) = (vec![7.0; case.m * case.k], vec![7.0; case.n * case.k], vec![7.0; case.n]);
-            let outputs = Outputs { x: Some(&mut dx), weight: Some(&mut dw), bias: Some(&mut db) };
-            backward(tier, *executor, &params, &inputs, outputs).expect("a valid call");
-            assert_same("dx", &bits(&dx), &bits(&expected.x), &place);
-            assert_same("dw", &bits(&dw), &bits(&expected.weight), &place);
-            assert_same("db", &bits(&db), &bits(&expected.bias), &place);
-
-            // Each output alone.
-            let (mut dx, mut dw, mut db) = (vec![7.0; case.m * case.k], vec![7.0; case.n * case.k], vec![7.0; case.n]);
-            let run = |outputs| backward(tier, *executor, &params, &inputs, outputs).expect("a valid call");
-            run(Outputs { x: Some(&mut dx), ..Outputs::default() });
-            run(Outputs { weight: Some(&mut dw), ..Outputs::default() });
-            run(Outputs { bias: Some(&mut db), ..Outputs::default() });
-            assert_same("dx alone", &bits(&dx), &bits(&expected.x), &place);
-            assert_same("dw alone", &bits(&dw), &bits(&expected.weight), &place);
-            assert_same("db alone", &bits(&db), &bits(&expected.bias), &place);
+            let run = |wanted| pass.run(tier, *executor, Precision::Highest, wanted);
+            pass.assert_same(tier.name(), &run([true; 3]), &expected);
+            let (x, weight, bias) = (run([true, false, false]), run([false, true, false]), run([false, false, true]));
+            let alone = Gradients { x: x.x, weight: weight.weight, bias: bias.bias };
+            pass.assert_same(&format!("{} each alone", tier.name()), &alone, &expected);
+            assert!(x.weight.iter().chain(&x.bias).chain(&bias.x).chain(&bias.weight).all(|value| *value == 7.0));
         }
     }
 }
@@ -130,4 +59,182 @@ proptest! {
     ) {
         check(&case, dy_seed, &[&Threads::new(3), &Reversed]);
     }
+}
+
+/// A product's exact elements, the sums of their terms' magnitudes, their terms, and the largest right operand.
+struct Exact {
+    sums: Vec<f64>,
+    magnitudes: Vec<f64>,
+    terms: usize,
+    largest: f64,
+}
+
+/// Products of `left` `[terms][rows]` and `right` `[terms][k]`, in f64.
+fn exact(left: impl Fn(usize, usize) -> f64, right: &[f32], (terms, rows, k): (usize, usize, usize)) -> Exact {
+    let (mut sums, mut magnitudes) = (vec![0.0; rows * k], vec![0.0; rows * k]);
+    for row in 0..rows {
+        for term in 0..terms {
+            for column in 0..k {
+                let product = left(term, row) * f64::from(right[term * k + column]);
+                sums[row * k + column] += product;
+                // An overflow reaches the sum even where the code is 0.
+                let overflows = left(term, row).abs() > 1e38;
+                magnitudes[row * k + column] += if overflows { f64::INFINITY } else { product.abs() };
+            }
+        }
+    }
+    let largest = right.iter().fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())));
+    Exact { sums, magnitudes, terms, largest }
+}
+
+impl Exact {
+    /// Asserts that `got` is within the bound of `Precision`'s documentation, of relative error `r`, and returns the largest
+    /// error relative to the terms' magnitudes.
+    fn check(&self, name: &str, got: &[f32], masked: &[bool], r: f64) -> f64 {
+        let (t, epsilon) = (self.terms as f64, 2f64.powi(-23));
+        let mut worst = 0.0f64;
+        for (index, got) in got.iter().enumerate() {
+            if masked.get(index) == Some(&true) {
+                assert_eq!(got.to_bits(), 0, "{name}[{index}] is masked");
+                continue;
+            }
+            let (sum, magnitude) = (self.sums[index], self.magnitudes[index]);
+            assert!(got.is_nan() || !sum.is_nan(), "{name}[{index}] = {got}, exact {sum}");
+            if magnitude.is_nan() || magnitude > 1e38 {
+                continue;
+            }
+            let error = (f64::from(*got) - sum).abs();
+            let bound = (r + (t + 2.0) * epsilon) * magnitude + t * 2f64.powi(-125) * (1.0 + self.largest);
+            assert!(error <= bound, "{name}[{index}] = {got:e}, exact {sum:e}, off by {error:e}, allowed {bound:e}");
+            worst = worst.max(if magnitude > 1e-30 { error / magnitude } else { 0.0 });
+        }
+        worst
+    }
+}
+
+/// Checks the precisions below "highest", and returns the largest relative error of dX and of dW at "medium".
+fn check_precisions(case: &Case, dy: &[f32], tier: Tier, executors: &[&dyn Executor]) -> [f64; 2] {
+    let (m, n, k) = (case.m, case.n, case.k);
+    let pass = Backward::new(case, dy);
+    let highest = pass.run(tier, &Serial, Precision::Highest, [true; 3]);
+    let high = pass.run(tier, &Serial, Precision::High, [true; 3]);
+    pass.assert_same("high", &high, &highest);
+
+    let medium = pass.run(tier, &Serial, Precision::Medium, [true; 3]);
+    for executor in executors {
+        pass.assert_same("executor", &pass.run(tier, *executor, Precision::Medium, [true; 3]), &medium);
+        let alone = pass.run(tier, *executor, Precision::Medium, [false, true, false]);
+        pass.assert_same("dw alone", &Gradients { weight: alone.weight, ..medium.clone() }, &medium);
+    }
+    let mut expected = medium.clone();
+    // Codes of more than 8 bits, analog values, and what is no product, are computed as ever.
+    let rounds = |bits: u32| tier.multiplies_bf16() && (1..=8).contains(&bits);
+    expected.bias.clone_from(&highest.bias);
+    if !rounds(pass.params.weight_bits) {
+        expected.x.clone_from(&highest.x);
+    }
+    if !rounds(pass.params.input_bits) {
+        expected.weight.clone_from(&highest.weight);
+    }
+    pass.assert_same("medium", &medium, &expected);
+
+    let passed = |row: usize, column: usize| {
+        let index = row * n + column;
+        if pass.forward.adc_saturated[index] { 0.0 } else { f64::from(dy[index]) }
+    };
+    let for_x = |term: usize, row: usize| passed(row, term) * f64::from(pass.weight.scale[term]);
+    let for_weight = |term: usize, row: usize| passed(term, row) * f64::from(pass.forward.x_step[term]);
+    let (for_x, for_weight) =
+        (exact(for_x, &pass.weight.values, (n, m, k)), exact(for_weight, &pass.forward.x_values, (m, n, k)));
+    for_x.check("highest dx", &highest.x, &pass.forward.dac_saturated, 0.0);
+    for_weight.check("highest dw", &highest.weight, &[], 0.0);
+    let r = 2f64.powi(-8);
+    [
+        for_x.check("medium dx", &medium.x, &pass.forward.dac_saturated, r),
+        for_weight.check("medium dw", &medium.weight, &[], r),
+    ]
+}
+
+/// dY: ordinary numbers, and others strewn in.
+fn gradient(length: usize) -> impl Strategy<Value = Vec<f32>> {
+    let value = prop_oneof![
+        60 => -1.0f32..1.0,
+        4 => Just(0.0f32),
+        4 => Just(-0.0f32),
+        4 => -1e-36f32..1e-36,
+        4 => Just(1e-40f32),
+        2 => Just(1.5e-45f32),
+        2 => 1e30f32..1e33,
+    ];
+    let special = prop_oneof![Just(f32::NAN), Just(f32::INFINITY), Just(f32::NEG_INFINITY), Just(f32::MAX)];
+    (proptest::collection::vec(value, length), proptest::option::of((any::<prop::sample::Index>(), special))).prop_map(
+        |(mut dy, special)| {
+            if let Some((index, special)) = special
+                && !dy.is_empty()
+            {
+                let index = index.index(dy.len());
+                dy[index] = special;
+            }
+            dy
+        },
+    )
+}
+
+fn any_case_and_gradient() -> impl Strategy<Value = (Case, Vec<f32>)> {
+    any_case().prop_flat_map(|case| {
+        let length = case.m * case.n;
+        (Just(case), gradient(length))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_precision_keeps_its_bound((case, dy) in any_case_and_gradient()) {
+        for tier in Tier::available() {
+            check_precisions(&case, &dy, tier, &[&Reversed]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 4, ..ProptestConfig::default() })]
+
+    /// Sums cut into several blocks, of an odd number of terms; several tasks of a strip.
+    #[test]
+    fn long_sums_keep_their_bound(
+        case in prop_oneof![case(2051, 20, 40, false), case(193, 390, 70, false), case(26, 2100, 65, false)],
+        dy_seed in any::<u64>(),
+    ) {
+        let mut random = small_random(dy_seed);
+        let dy: Vec<f32> = (0..case.m * case.n).map(|_| random()).collect();
+        for tier in Tier::available() {
+            check_precisions(&case, &dy, tier, &[&Threads::new(3), &Reversed]);
+        }
+    }
+
+    /// Where bf16 is multiplied it is indeed what "medium" does.
+    #[test]
+    fn medium_rounds_where_that_is_faster(dy_seed in any::<u64>()) {
+        let (m, n, k) = (5, 6, 32);
+        let mut random = small_random(dy_seed);
+        let mut values = |count| -> Vec<f32> { (0..count).map(|_| random()).collect() };
+        let spec = Spec { input_bits: 8, weight_bits: 8, output_bits: 0, ..Spec::default() };
+        let (x, w, dy) = (values(m * k), values(n * k), values(m * n));
+        let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
+        for tier in Tier::available() {
+            let rounded = check_precisions(&case, &dy, tier, &[]).map(|worst| worst > 2f64.powi(-13));
+            prop_assert_eq!(rounded, [tier.multiplies_bf16(); 2]);
+        }
+    }
+}
+
+#[test]
+fn precisions_have_names() {
+    let named = ["highest", "high", "medium"].map(|name| Precision::from_name(name).expect("a name"));
+    assert_eq!(named, [Precision::Highest, Precision::High, Precision::Medium]);
+    assert_eq!(Precision::default(), Precision::Highest);
+    let refused = Precision::from_name("low").expect_err("no name");
+    assert_eq!(refused.to_string(), "precision = \"low\": allowed is \"highest\", \"high\" or \"medium\"");
 }

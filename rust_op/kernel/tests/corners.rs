@@ -2,12 +2,11 @@
 
 mod common;
 
-use common::{Case, Reversed, Storage, any_bits, assert_same, bits};
-use lumina_kernel::backward::{Inputs, Operand, Outputs, backward};
+use common::{Backward, Case, Reversed, Storage, any_bits, assert_same};
+use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::Serial;
 use lumina_kernel::params::OutputRange;
-use lumina_kernel::weights::code_stride;
-use lumina_kernel::{NoiseKey, Params, Spec, Tier, reference};
+use lumina_kernel::{NoiseKey, Params, Spec, Tier};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -100,58 +99,10 @@ fn case(m: usize, n: usize, k: usize, special: bool) -> impl Strategy<Value = Ca
 }
 
 fn check_backward(case: &Case, dy: &[f32]) {
-    let params = case.params();
-    let weight = case.reference_weight();
-    let forward = reference::forward(&params, &weight, case.bias.as_deref(), &case.x, case.k, case.key);
-    let expected = reference::backward(&params, &weight, &forward, dy, case.k);
-    // The masks are the forward pass's own, which `Case::check` compares.
-    let mask = |bits: &[bool], columns: usize| {
-        let mut out = vec![0u8; case.m * lumina_kernel::forward::mask_stride(columns)];
-        let stride = lumina_kernel::forward::mask_stride(columns);
-        for (index, _) in bits.iter().enumerate().filter(|(_, bit)| **bit) {
-            out[index / columns * stride + index % columns / 8] |= 1 << (index % columns % 8);
-        }
-        out
-    };
-    let padded = |values: &[f32]| -> Vec<i16> {
-        let row = |row: &[f32]| {
-            let mut codes: Vec<i16> = row.iter().map(|code| *code as i16).collect();
-            codes.resize(code_stride(case.k), 0);
-            codes
-        };
-        values.chunks(case.k).flat_map(row).collect()
-    };
-    let narrow = |codes: &[i16]| -> Vec<i8> { codes.iter().map(|code| *code as i8).collect() };
-    let (x16, w16) = (padded(&forward.x_values), padded(&weight.values));
-    let (x8, w8) = (narrow(&x16), narrow(&w16));
-    let adc = params.adc_can_saturate().then(|| mask(&forward.adc_saturated, case.n));
-    let dac = params.input_range.is_some().then(|| mask(&forward.dac_saturated, case.k));
-    let inputs = Inputs {
-        dy,
-        x: match params.input_bits {
-            0 => Operand::F32(&case.x),
-            1..=8 => Operand::I8(&x8),
-            _ => Operand::I16(&x16),
-        },
-        x_step: &forward.x_step,
-        weight: match params.weight_bits {
-            0 => Operand::F32(&case.w),
-            1..=8 => Operand::I8(&w8),
-            _ => Operand::I16(&w16),
-        },
-        weight_scale: &weight.scale,
-        adc_mask: adc.as_deref(),
-        dac_mask: dac.as_deref(),
-        k: case.k,
-    };
+    let pass = Backward::new(case, dy);
     for tier in Tier::available() {
-        let (mut dx, mut dw, mut db) = (vec![7.0; case.m * case.k], vec![7.0; case.n * case.k], vec![7.0; case.n]);
-        let outputs = Outputs { x: Some(&mut dx), weight: Some(&mut dw), bias: Some(&mut db) };
-        backward(tier, &Serial, &params, &inputs, outputs).expect("a valid call");
-        let place = || format!("{} {case:?}", tier.name());
-        assert_same("dx", &bits(&dx), &bits(&expected.x), &place);
-        assert_same("dw", &bits(&dw), &bits(&expected.weight), &place);
-        assert_same("db", &bits(&db), &bits(&expected.bias), &place);
+        let got = pass.run(tier, &Serial, Precision::Highest, [true; 3]);
+        pass.assert_same(tier.name(), &got, &pass.expected());
     }
 }
 

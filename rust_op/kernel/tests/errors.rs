@@ -2,7 +2,7 @@
 
 mod common;
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, backward};
+use lumina_kernel::backward::{Inputs, Operand, Outputs, Precision, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
 use lumina_kernel::weights::{CodesMut, code_stride};
@@ -263,7 +263,7 @@ fn gradients() {
         dac_mask: None,
         k: 3,
     };
-    let run = |inputs: &Inputs<'_>| backward(tier(), &Serial, &params, inputs, Outputs::default());
+    let run = |inputs: &Inputs<'_>| backward(tier(), &Serial, &params, Precision::Highest, inputs, Outputs::default());
     assert_eq!(run(&inputs), Ok(()));
     refused(run(&Inputs { dy: &[0.0; 3], ..inputs }), "grad_output has 3 elements: allowed is 2");
     refused(run(&Inputs { x: Operand::F32(&x[1..]), ..inputs }), "x has 5 elements: allowed is 6");
@@ -273,7 +273,7 @@ fn gradients() {
     refused(run(&Inputs { dac_mask: Some(&[0; 2]), ..inputs }), "dac_mask has 2 elements: allowed is 4");
     refused(run(&Inputs { k: 0, ..inputs }), "K (columns of weight) = 0: allowed is at least 1");
     refused(run(&Inputs { weight_scale: &[], ..inputs }), "N (rows of weight) = 0: allowed is at least 1");
-    let out = |outputs: Outputs<'_>| backward(tier(), &Serial, &params, &inputs, outputs);
+    let out = |outputs: Outputs<'_>| backward(tier(), &Serial, &params, Precision::Highest, &inputs, outputs);
     refused(out(Outputs { x: Some(&mut [0.0; 5]), ..Outputs::default() }), "grad_x has 5 elements: allowed is 6");
     refused(
         out(Outputs { weight: Some(&mut [0.0; 2]), ..Outputs::default() }),

@@ -1,6 +1,6 @@
 //! The golden vectors against the scalar reference and against the kernels of every tier of this processor.
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, backward};
+use lumina_kernel::backward::{Inputs, Operand, Outputs, Precision, backward};
 use lumina_kernel::forward::mask_stride;
 use lumina_kernel::params::{BiasStage, Params, Spec};
 use lumina_kernel::rng::{self, NoiseKey};
@@ -272,7 +272,7 @@ fn gradient() {
             };
             let (mut got_x, mut got_w, mut got_b) = (vec![7.0; m * k], vec![7.0; n * k], vec![7.0; n]);
             let outputs = Outputs { x: Some(&mut got_x), weight: Some(&mut got_w), bias: Some(&mut got_b) };
-            backward(tier, &Serial, &case.params, &inputs, outputs).expect("a backward pass");
+            backward(tier, &Serial, &case.params, Precision::Highest, &inputs, outputs).expect("a backward pass");
             assert_same_bits(&name("dX"), &got_x, &dx);
             assert_same_bits(&name("dW"), &got_w, &dw);
             assert_same_bits(&name("db"), &got_b, &db);

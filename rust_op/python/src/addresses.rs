@@ -9,7 +9,7 @@
 
 use std::slice;
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs};
+use lumina_kernel::backward::{Inputs, Operand, Outputs, PRECISIONS, Precision};
 use lumina_kernel::forward::mask_stride;
 use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Saved, Tier, Weights};
@@ -20,7 +20,7 @@ use crate::error::{renamed, to_python};
 use crate::executor::Threads;
 use crate::forward::{cost, run};
 use crate::layer::PyPreparedLayer;
-use crate::numbers::Int;
+use crate::numbers::{Int, Text};
 use crate::params::PyParams;
 use crate::schema::tier;
 
@@ -299,9 +299,12 @@ pub fn backward_at(
     dx: usize,
     dw: usize,
     db: usize,
+    precision: Text,
 ) -> PyResult<()> {
     let params = PyParams::of(params)?;
     params.check_shape(n, k).map_err(to_python)?;
+    let precision = precision.checked("precision", PRECISIONS, Some)?;
+    let precision = Precision::from_name(&precision).map_err(to_python)?;
     let m = rows;
     let (adc, dac) = mask_bytes(params, n, k);
     let (mut x_saved, mut w_saved) = (Memory::new("x_saved", x_saved), Memory::new("w_saved", w_saved));
@@ -326,6 +329,6 @@ pub fn backward_at(
     };
     let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
     let (tier, threads) = (tier()?, Threads::current(py)?);
-    run(py, products * cost(m, n, k, false), || lumina_kernel::backward(tier, &threads, params, &inputs, outputs))
-        .map_err(to_python)
+    let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
+    run(py, products * cost(m, n, k, false), work).map_err(to_python)
 }

@@ -1,6 +1,6 @@
 //! The two passes of training, on memory that the caller allocates.
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs};
+use lumina_kernel::backward::{Inputs, Operand, Outputs, PRECISIONS, Precision};
 use lumina_kernel::forward as kernel_forward;
 use lumina_kernel::weights::{self, CodesMut, WeightSource};
 use lumina_kernel::{Error, Layer, NoiseKey, Saved, Weights};
@@ -12,7 +12,7 @@ use crate::arrays::{self, Arguments};
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
 use crate::forward::{cost, run};
-use crate::numbers::Int;
+use crate::numbers::{Int, Text};
 use crate::params::PyParams;
 use crate::schema::tier;
 
@@ -216,7 +216,20 @@ pub fn forward_train<'py>(
 ///     dx: out, float32 [M, K], or None where it is not asked for.
 ///     dw: out, float32 [N, K], or None.
 ///     db: out, float32 [N], or None.
+///     precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names it.
+///
+/// "highest" is float32 in a fixed order: the same bits on every processor. At the others g may be rounded first; results
+/// still do not depend on the number of threads. An element of dx or dw, a sum of T terms g s c (g: dy where the ADC did
+/// not saturate; s: x_step or w_scale; c: a code, or a value where that side is analog), is off the exact one by at most
+/// (r + (T + 2) 2^-23) sum |g s c| + T 2^-125 (1 + max |c|) where nothing overflows, with r = 0 at "highest", 2^-16 at
+/// "high", 2^-8 at "medium". db is the same at each.
 #[pyfunction]
+#[pyo3(
+    signature = (
+        params, dy, x, x_step, w, w_scale, adc_mask, dac_mask, k, dx, dw, db, precision=Text::from("highest".to_owned())
+    ),
+    text_signature = "(params, dy, x, x_step, w, w_scale, adc_mask, dac_mask, k, dx, dw, db, precision=\"highest\")"
+)]
 #[allow(clippy::too_many_arguments, reason = "one for each array")]
 pub fn backward<'py>(
     py: Python<'py>,
@@ -232,8 +245,11 @@ pub fn backward<'py>(
     dx: Option<Object<'_, 'py>>,
     dw: Option<Object<'_, 'py>>,
     db: Option<Object<'_, 'py>>,
+    precision: Text,
 ) -> PyResult<()> {
     let params = PyParams::of(params)?;
+    let precision = precision.checked("precision", PRECISIONS, Some)?;
+    let precision = Precision::from_name(&precision).map_err(to_python)?;
     let k = k.size("k")?;
     let mut arguments = Arguments::default();
     let dy = arguments.read::<f32>("dy", dy)?;
@@ -276,6 +292,6 @@ pub fn backward<'py>(
         bias: db.as_mut().map(|out| out.as_slice_mut()).transpose()?,
     };
     let (tier, threads) = (tier()?, Threads::current(py)?);
-    run(py, products * cost(m, n, k, false), || lumina_kernel::backward(tier, &threads, params, &inputs, outputs))
-        .map_err(|error| renamed(error, &[("grad_output", "dy")]))
+    let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
+    run(py, products * cost(m, n, k, false), work).map_err(|error| renamed(error, &[("grad_output", "dy")]))
 }

@@ -1,9 +1,10 @@
 //! Cases, executors and comparisons that the equality tests share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use lumina_kernel::backward::{Inputs, Operand, Outputs, Precision, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
-use lumina_kernel::reference;
+use lumina_kernel::reference::{self, Gradients};
 use lumina_kernel::weights::{CodesMut, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights, pack};
 use proptest::prelude::*;
@@ -238,6 +239,108 @@ impl Case {
         for tier in Tier::available() {
             self.check(tier, &Serial);
         }
+    }
+}
+
+/// A backward pass: what the forward pass of a case leaves, laid out as the kernel saves it, and dY.
+pub struct Backward {
+    case: Case,
+    pub params: Params,
+    pub weight: reference::Weight,
+    pub forward: reference::Forward,
+    pub dy: Vec<f32>,
+    x8: Vec<i8>,
+    x16: Vec<i16>,
+    w8: Vec<i8>,
+    w16: Vec<i16>,
+    adc: Option<Vec<u8>>,
+    dac: Option<Vec<u8>>,
+}
+
+impl Backward {
+    pub fn new(case: &Case, dy: &[f32]) -> Self {
+        let (params, weight) = (case.params(), case.reference_weight());
+        let forward = reference::forward(&params, &weight, case.bias.as_deref(), &case.x, case.k, case.key);
+        let padded = |values: &[f32], bits: u32| -> Vec<i16> {
+            let mut out = Vec::new();
+            for row in values.chunks(case.k).filter(|_| bits > 0) {
+                out.extend(row.iter().map(|code| *code as i16));
+                out.resize(out.len() + code_stride(case.k) - case.k, 0);
+            }
+            out
+        };
+        let narrow = |codes: &[i16]| -> Vec<i8> { codes.iter().map(|code| *code as i8).collect() };
+        let mask = |bits: &[bool], columns: usize| {
+            let mut out = Vec::new();
+            for row in bits.chunks(columns) {
+                let mut bytes = vec![0u8; mask_stride(columns)];
+                row.iter().enumerate().for_each(|(i, bit)| bytes[i / 8] |= u8::from(*bit) << (i % 8));
+                out.extend(bytes);
+            }
+            out
+        };
+        let (x16, w16) = (padded(&forward.x_values, params.input_bits), padded(&weight.values, params.weight_bits));
+        Backward {
+            x8: narrow(&x16),
+            x16,
+            w8: narrow(&w16),
+            w16,
+            adc: params.adc_can_saturate().then(|| mask(&forward.adc_saturated, case.n)),
+            dac: params.input_range.is_some().then(|| mask(&forward.dac_saturated, case.k)),
+            case: case.clone(),
+            params,
+            weight,
+            forward,
+            dy: dy.to_vec(),
+        }
+    }
+
+    /// With a dY of ordinary numbers.
+    pub fn seeded(case: &Case, dy_seed: u64) -> Self {
+        let mut random = small_random(dy_seed);
+        let dy: Vec<f32> = (0..case.m * case.n).map(|_| random()).collect();
+        Backward::new(case, &dy)
+    }
+
+    pub fn expected(&self) -> Gradients {
+        reference::backward(&self.params, &self.weight, &self.forward, &self.dy, self.case.k)
+    }
+
+    /// The gradients of X, of W and of the bias that are wanted; the others stay 7.
+    pub fn run(&self, tier: Tier, executor: &dyn Executor, precision: Precision, wanted: [bool; 3]) -> Gradients {
+        let Case { m, n, k, .. } = self.case;
+        let operand = |bits, f32s, i8s, i16s| match bits {
+            0 => Operand::F32(f32s),
+            1..=8 => Operand::I8(i8s),
+            _ => Operand::I16(i16s),
+        };
+        let inputs = Inputs {
+            dy: &self.dy,
+            x: operand(self.params.input_bits, &self.case.x, &self.x8, &self.x16),
+            x_step: &self.forward.x_step,
+            weight: operand(self.params.weight_bits, &self.case.w, &self.w8, &self.w16),
+            weight_scale: &self.weight.scale,
+            adc_mask: self.adc.as_deref(),
+            dac_mask: self.dac.as_deref(),
+            k,
+        };
+        let mut out = Gradients { x: vec![7.0; m * k], weight: vec![7.0; n * k], bias: vec![7.0; n] };
+        let outputs = Outputs {
+            x: wanted[0].then_some(&mut out.x[..]),
+            weight: wanted[1].then_some(&mut out.weight[..]),
+            bias: wanted[2].then_some(&mut out.bias[..]),
+        };
+        backward(tier, executor, &self.params, precision, &inputs, outputs).expect("a valid call");
+        out
+    }
+
+    /// Asserts that two outcomes are the same, bit for bit.
+    pub fn assert_same(&self, what: &str, got: &Gradients, expected: &Gradients) {
+        let Case { m, n, k, spec, .. } = &self.case;
+        let place = || format!("{what} {m}x{k}x{n} {spec:?}");
+        assert_same("dx", &bits(&got.x), &bits(&expected.x), &place);
+        assert_same("dw", &bits(&got.weight), &bits(&expected.weight), &place);
+        assert_same("db", &bits(&got.bias), &bits(&expected.bias), &place);
     }
 }
 

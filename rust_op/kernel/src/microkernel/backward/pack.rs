@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::{Inputs, Operand};
 use crate::forward::mask_stride;
+use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::rows;
 use crate::microkernel::tile::PANEL;
-use crate::microkernel::tile::gradient::{Form, tile_height, tile_stride};
+use crate::microkernel::tile::gradient::{tile_height, tile_stride};
 use crate::reference::NAN;
 use crate::weights::code_stride;
 
@@ -79,6 +80,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
             let mut vectors = [isa.splat_i(0); LANES];
             for (row, vector) in (first..rows.end).zip(vectors.iter_mut().take(height)) {
                 let row = Row::new(inputs, row);
+                isa.prefetch(row.dy.as_ptr().wrapping_add(column + most * row.dy.len()));
                 let mut halves = [isa.splat(0.0); 2];
                 for (half, lanes) in halves.iter_mut().enumerate().take(F::TERMS) {
                     let column = column + half * LANES;

@@ -5,41 +5,9 @@
 
 use super::PANEL;
 use super::target::Target;
+use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::reference::NAN;
-
-/// What the lanes of packed operands hold, and how they are multiplied.
-pub(crate) trait Form<S: Isa>: Copy {
-    /// Terms of a sum in a lane: a lane of `TERMS` 1 holds a float, one of `TERMS` 2 a pair.
-    const TERMS: usize;
-    /// Lane i holds `first[i]` and, where lanes are pairs, `second[i]`.
-    fn zip(self, isa: S, first: S::F, second: S::F) -> S::F;
-    /// The lanes hold the elements of `first` and, where lanes are pairs, of `second` in their order.
-    fn join(self, isa: S, first: S::F, second: S::F) -> S::F;
-    /// `sum` and the products of the lanes' terms.
-    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F;
-}
-
-/// Lanes are floats, products and sums fused and rounded once: the contract's arithmetic.
-#[derive(Clone, Copy)]
-pub(crate) struct Floats;
-
-impl<S: Isa> Form<S> for Floats {
-    const TERMS: usize = 1;
-
-    #[inline(always)]
-    fn zip(self, _isa: S, first: S::F, _second: S::F) -> S::F {
-        first
-    }
-    #[inline(always)]
-    fn join(self, _isa: S, first: S::F, _second: S::F) -> S::F {
-        first
-    }
-    #[inline(always)]
-    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F {
-        isa.fma(left, right, sum)
-    }
-}
 
 /// Rows of the left operand, packed in tiles.
 #[derive(Clone, Copy)]

@@ -1,0 +1,317 @@
+//! How the backward pass is cut: strips of rows of a gradient, which share a packed left operand, and tasks of panels.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::pack::{Bias, pack_for_weight, pack_for_x};
+use super::{Inputs, Operand, Precision};
+use crate::forward::mask_stride;
+use crate::microkernel::buffer::Buffer;
+use crate::microkernel::form::{Floats, Form, Formed};
+use crate::microkernel::isa::{Isa, Vectorized};
+use crate::microkernel::tile::PANEL;
+use crate::microkernel::tile::gradient::{Finish, Left, gradient_panels, tile_stride};
+use crate::microkernel::tile::target::SharedRows;
+use crate::microkernel::{Bf16, Tier};
+
+/// Rows of a strip at most.
+const STRIP_ROWS: usize = 192;
+/// Whole tiles of 4, 6 or 12 rows, whole vectors.
+const STRIP_UNIT: usize = 48;
+/// Lanes of a sum's terms that are packed at a time: a panel of them stays in the second-level cache.
+const BLOCK_STEPS: usize = 1024;
+/// Lanes of panels that a task widens at a time: they stay in the second-level cache.
+const PANEL_LANES: usize = 1 << 16;
+
+/// Cuts `rows` rows of a gradient into strips of whole tiles and vectors, of similar size.
+fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let strips = rows.div_ceil(STRIP_ROWS).max(1);
+    let together = rows.div_ceil(strips).next_multiple_of(STRIP_UNIT).max(1);
+    (0..rows).step_by(together).map(move |first| first..rows.min(first + together))
+}
+
+/// One of `first`, one of `second`, and so on; then the rest.
+pub(super) fn interleave<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
+    let mut both = Vec::with_capacity(first.len() + second.len());
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    loop {
+        let before = both.len();
+        both.extend(first.next());
+        both.extend(second.next());
+        if both.len() == before {
+            return both;
+        }
+    }
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug)]
+enum Arithmetic {
+    /// As the contract has it.
+    Floats(Tier),
+    /// The left operand rounded to bf16, in which codes of up to 8 bits are exact.
+    Bf16(Tier, Bf16),
+}
+
+impl Arithmetic {
+    fn new(tier: Tier, precision: Precision, right: &Operand<'_>) -> Self {
+        match (precision, right, tier.bf16()) {
+            (Precision::Medium, Operand::I8(_), Some(bf16)) => Arithmetic::Bf16(tier, bf16),
+            _ => Arithmetic::Floats(tier),
+        }
+    }
+
+    /// Terms of a sum in a lane.
+    fn terms(self) -> usize {
+        match self {
+            Arithmetic::Floats(_) => 1,
+            Arithmetic::Bf16(..) => 2,
+        }
+    }
+
+    /// Rows of a tile.
+    fn tile_rows(self) -> usize {
+        let (Arithmetic::Floats(tier) | Arithmetic::Bf16(tier, _)) = self;
+        tier.float_tile_rows()
+    }
+
+    /// Runs `op` with this arithmetic's instructions.
+    fn vectorize<V: Formed>(self, op: V) {
+        match self {
+            Arithmetic::Floats(tier) => tier.vectorize(InFloats(op)),
+            Arithmetic::Bf16(_, bf16) => bf16.vectorize(op),
+        }
+    }
+}
+
+/// A computation in floats.
+struct InFloats<V>(V);
+
+impl<V: Formed> Vectorized for InFloats<V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        self.0.run(isa, Floats);
+    }
+}
+
+/// Which gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Side {
+    X,
+    Weight,
+}
+
+/// What the strips of a call have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) tier: Tier,
+    pub(super) precision: Precision,
+    pub(super) inputs: &'a Inputs<'a>,
+    /// Multiply-adds of the whole call.
+    pub(super) work: usize,
+    /// Whether the bias's gradient passes where the ADC saturated.
+    pub(super) unmasked_bias: bool,
+}
+
+impl<'a> Call<'a> {
+    /// The operand that g is multiplied with.
+    fn right(&self, side: Side) -> &'a Operand<'a> {
+        if side == Side::X { &self.inputs.weight } else { &self.inputs.x }
+    }
+
+    /// Terms of the sums.
+    fn depth(&self, side: Side) -> usize {
+        if side == Side::X { self.inputs.weight_scale.len() } else { self.inputs.x_step.len() }
+    }
+
+    /// The tasks of the gradient of `side`: all its rows in `target`, and in `bias` the bias's.
+    pub(super) fn tasks(
+        self,
+        side: Side,
+        rows: usize,
+        target: Option<&'a SharedRows<'a>>,
+        mut bias: Option<&'a mut [f32]>,
+    ) -> Vec<Gradient<'a>> {
+        let mut tasks = Vec::new();
+        if target.is_none() && bias.is_none() {
+            return tasks;
+        }
+        let panels = self.inputs.k.div_ceil(PANEL);
+        for rows in strips(rows) {
+            let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
+            let together = if target.is_some() { self.task_panels(rows.len(), self.depth(side)) } else { panels };
+            let strip = Arc::new(Strip::new(self, side, rows, panels.div_ceil(together), bias));
+            tasks.extend((0..panels).step_by(together).map(|first| Gradient {
+                strip: strip.clone(),
+                panels: first..panels.min(first + together),
+                target,
+            }));
+        }
+        tasks
+    }
+
+    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves fewer than 32 tasks.
+    fn task_panels(&self, rows: usize, depth: usize) -> usize {
+        let task = (self.work / 32).clamp(1 << 20, 1 << 23);
+        (task / (rows * depth.max(1) * PANEL)).max(1)
+    }
+}
+
+/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand: the
+/// first one packs it, block by block, the last one frees it.
+struct Strip<'a> {
+    call: Call<'a>,
+    side: Side,
+    arithmetic: Arithmetic,
+    rows: Range<usize>,
+    /// Tasks of this strip.
+    users: usize,
+    blocks: Vec<Mutex<Block>>,
+    /// The bias's gradient of these rows.
+    bias: Mutex<Option<&'a mut [f32]>>,
+}
+
+/// [`BLOCK_STEPS`] lanes of terms of a strip.
+#[derive(Default)]
+struct Block {
+    packed: Option<Arc<Buffer<f32>>>,
+    /// Tasks that are through with it.
+    released: usize,
+}
+
+impl<'a> Strip<'a> {
+    fn new(call: Call<'a>, side: Side, rows: Range<usize>, users: usize, bias: Option<&'a mut [f32]>) -> Self {
+        let arithmetic = Arithmetic::new(call.tier, call.precision, call.right(side));
+        let bias = Mutex::new(bias);
+        let mut strip = Strip { call, side, arithmetic, rows, users, blocks: Vec::new(), bias };
+        strip.blocks.resize_with(strip.terms().count(), Mutex::default);
+        strip
+    }
+
+    /// The terms of each block; of an empty one where there are none.
+    fn terms(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (depth, together) = (self.call.depth(self.side), BLOCK_STEPS * self.arithmetic.terms());
+        (0..depth.max(1)).step_by(together).map(move |start| start..depth.min(start + together))
+    }
+
+    /// The packed left operand of the block `index`, of `terms`.
+    fn acquire(&self, index: usize, terms: &Range<usize>) -> Arc<Buffer<f32>> {
+        let mut block = lock(&self.blocks[index]);
+        let packed = block.packed.get_or_insert_with(|| {
+            let (rows, steps) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
+            let mut packed = Buffer::new(self.rows.len().div_ceil(rows) * tile_stride(rows, steps));
+            let pack = Pack { strip: self, terms: terms.clone(), packed: Some(packed.as_mut_slice()) };
+            self.arithmetic.vectorize(pack);
+            Arc::new(packed)
+        });
+        packed.clone()
+    }
+
+    /// Counts a task that is through with the block `index`.
+    fn release(&self, index: usize) {
+        let mut block = lock(&self.blocks[index]);
+        block.released += 1;
+        if block.released == self.users {
+            block.packed = None;
+        }
+    }
+}
+
+/// A lock that a panic poisoned guards nothing half done that would be read: the call as a whole panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Packs a block of a strip and adds it to the bias's gradient; without memory for it the latter alone.
+struct Pack<'s, 'a> {
+    strip: &'s Strip<'a>,
+    terms: Range<usize>,
+    packed: Option<&'s mut [f32]>,
+}
+
+impl Formed for Pack<'_, '_> {
+    #[inline(always)]
+    fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
+        let Strip { call, side, rows, .. } = self.strip;
+        if *side == Side::X {
+            let packed = self.packed.expect("the gradient of X goes with no bias");
+            return pack_for_x(isa, form, call.inputs, rows.clone(), self.terms, packed);
+        }
+        let mut bias = lock(&self.strip.bias);
+        let mut bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
+        if let Some(bias) = &mut bias
+            && self.terms.start == 0
+        {
+            bias.sums.fill(0.0);
+        }
+        pack_for_weight(isa, form, call.inputs, rows.clone(), self.terms, self.packed, bias);
+    }
+}
+
+/// A task: a strip's rows of one gradient in the columns of some panels. Without a target the bias's gradient alone.
+pub(super) struct Gradient<'a> {
+    strip: Arc<Strip<'a>>,
+    panels: Range<usize>,
+    target: Option<&'a SharedRows<'a>>,
+}
+
+impl Gradient<'_> {
+    pub(super) fn run(self) {
+        let strip = &*self.strip;
+        for (index, terms) in strip.terms().enumerate() {
+            let Some(target) = self.target else {
+                strip.arithmetic.vectorize(Pack { strip, terms, packed: None });
+                continue;
+            };
+            let left = strip.acquire(index, &terms);
+            let panels = self.panels.clone();
+            strip.arithmetic.vectorize(Product { strip, left: left.as_slice(), terms, panels, target });
+            drop(left);
+            strip.release(index);
+        }
+    }
+}
+
+/// One block of the sums of a [`Gradient`].
+struct Product<'s, 'a> {
+    strip: &'s Strip<'a>,
+    left: &'s [f32],
+    terms: Range<usize>,
+    panels: Range<usize>,
+    target: &'s SharedRows<'a>,
+}
+
+impl Formed for Product<'_, '_> {
+    #[inline(always)]
+    fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
+        let Strip { call, side, rows, .. } = self.strip;
+        let k = call.inputs.k;
+        let steps = self.terms.len().div_ceil(F::TERMS);
+        let left = Left { values: self.left, rows: rows.len(), steps };
+        let panel_lanes = steps * PANEL;
+        let together = (PANEL_LANES / panel_lanes.max(1)).clamp(1, self.panels.len());
+        let mut widened = Buffer::<f32>::new(together * panel_lanes);
+        for first in self.panels.clone().step_by(together) {
+            let panels = first..self.panels.end.min(first + together);
+            for (panel, lanes) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(panel_lanes.max(1))) {
+                call.right(*side).widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
+            }
+            let column = panels.start * PANEL;
+            let finish = Finish {
+                continued: self.terms.start > 0,
+                last: self.terms.end == call.depth(*side),
+                mask: if *side == Side::X { call.inputs.dac_mask } else { None },
+                mask_stride: mask_stride(k),
+                origin: (rows.start, column),
+            };
+            let columns = k.min(panels.end * PANEL) - column;
+            // SAFETY: the target has rows of k for every row of the strip, and no other task has these columns.
+            unsafe {
+                let target = self.target.at(rows.start, column);
+                gradient_panels(isa, form, &left, widened.as_slice(), columns, &finish, target, k);
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+"""The gradient is as exact as torch asks at the moment when it is computed."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import lumina_kernel  # noqa: E402
+from lumina_onnx.nn import _ops  # noqa: E402
+from lumina_onnx.nn.functional import optical_linear  # noqa: E402
+from lumina_onnx.profile import OpticalProfile  # noqa: E402
+
+PROFILE = OpticalProfile(input_range=1.5, output_range=2.0)
+
+
+def legacy(name):
+    torch.set_float32_matmul_precision(name)
+
+
+def of_the_backend(name):
+    torch.backends.mkldnn.matmul.fp32_precision = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[name]
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The precisions that gradients were computed with, in order."""
+    found = []
+    backward = lumina_kernel.backward
+
+    def watched(*arguments):
+        found.append(arguments[-1])
+        backward(*arguments)
+
+    monkeypatch.setattr(lumina_kernel, "backward", watched)
+    return found
+
+
+def leaves():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=generator).requires_grad_() for shape in ((40, 33), (50, 33), (50,))]
+
+
+def gradients(output, inputs):
+    generator = torch.Generator().manual_seed(1)
+    return torch.autograd.grad(output, inputs, torch.randn(output.shape, generator=generator))
+
+
+def same_bits(actual, expected):
+    return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("name", ["highest", "high", "medium"])
+@pytest.mark.parametrize("set_precision", [legacy, of_the_backend])
+def test_the_precision_is_the_one_set_when_the_gradient_is_computed(set_precision, name, plain, asked, monkeypatch):
+    monkeypatch.setattr(_ops, "is_plain", lambda *_: plain)
+    inputs = leaves()
+    y = optical_linear(*inputs, PROFILE)
+    set_precision(name)
+    actual = gradients(y, inputs)
+    assert same_bits([optical_linear(*inputs, PROFILE)], [y])
+    set_precision("highest")
+    highest = gradients(optical_linear(*inputs, PROFILE), inputs)
+    assert asked == [name, "highest"]
+    if name != "medium":
+        assert same_bits(actual, highest)
+    for gradient, expected in zip(actual, highest, strict=True):
+        assert (gradient - expected).norm() <= 2**-8 * expected.norm()
+
+
+def test_a_compiled_step_follows_later_changes(asked):
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def forward(x, weight, bias):
+        return optical_linear(x, weight, bias, PROFILE)
+
+    inputs = leaves()
+    for name in ("highest", "medium", "high"):
+        torch.set_float32_matmul_precision(name)
+        compiled = gradients(forward(*inputs), inputs)
+        assert same_bits(compiled, gradients(optical_linear(*inputs, PROFILE), inputs))
+    assert asked == ["highest", "highest", "medium", "medium", "high", "high"]
