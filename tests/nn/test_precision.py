@@ -32,13 +32,13 @@ def settings_of_torch():
 def asked(monkeypatch):
     """The precisions that gradients were computed with, in order."""
     found = []
-    backward = lumina_kernel.backward
+    backward = lumina_kernel._backward_at
 
     def watched(*arguments):
         found.append(arguments[-1])
         backward(*arguments)
 
-    monkeypatch.setattr(lumina_kernel, "backward", watched)
+    monkeypatch.setattr(lumina_kernel, "_backward_at", watched)
     return found
 
 
