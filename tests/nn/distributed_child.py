@@ -1,5 +1,6 @@
 """One process of a DistributedDataParallel run: `python distributed_child.py RANK WORLD FOLDER`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def main(rank: int, world: int, folder: Path) -> None:
     gradients = [parameter.grad for parameter in net.parameters()]
     found = {"losses": losses, "weights": weights, "alike": alike, "apart": apart, "gradients": gradients}
     torch.save(found, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Without the interpreter's shutdown: there torch may wait with the GIL for a gloo thread that waits for the GIL.
+    os._exit(0)
 
 
 if __name__ == "__main__":

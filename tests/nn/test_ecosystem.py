@@ -36,7 +36,7 @@ def all_equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def python(script, timeout=300):
+def python(script, timeout=120):
     """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, check=False
@@ -61,7 +61,7 @@ def ranks(tmp_path_factory):
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors
     finally:
         for process in processes:
