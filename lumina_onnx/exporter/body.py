@@ -22,7 +22,7 @@ import onnxscript
 from onnxscript import script
 from onnxscript.values import Opset
 
-from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
+from lumina_onnx.schema import DOMAIN, VERSION
 
 __all__ = ["function"]
 
@@ -232,7 +232,7 @@ def _shorten(proto: onnx.FunctionProto) -> None:
         return names[name]
 
     for node in _walk(proto.node):
-        node.name = ""
+        node.ClearField("name")
         node.input[:] = map(short, node.input)
         node.output[:] = map(short, node.output)
         for attribute in node.attribute:

@@ -99,8 +99,8 @@ def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
             version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
             if version != VERSION:
                 raise ValueError(
-                    f"node {node.name or node.output[0]!r}: {VERSION_ATTRIBUTE} = {version}: this lumina_onnx has version "
-                    f"{VERSION} of the operator; a file of a later version needs a newer one"
+                    f"node {node.name or node.output[0]!r}: {VERSION_ATTRIBUTE} = {version}: this lumina_onnx has "
+                    f"version {VERSION} of the operator; a file of a later version needs a newer one"
                 )
             weight, scale, bias = (tensors.get(name) for name in [*node.input[1:], "", "", ""][:3])
             found.append(OpticalNode(node, attributes, weight, scale, bias, nested))

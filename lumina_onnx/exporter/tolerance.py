@@ -43,8 +43,8 @@ def allowed(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """What the operator gives without noise ``[..., N]``, and how far from it the body's result may lie.
 
-    The arguments are those of :func:`lumina_onnx.reference.optical_linear`. Where the reference is NaN the body must be;
-    where the distance is infinite anything goes.
+    The arguments are those of :func:`lumina_onnx.reference.optical_linear`. Where the reference is NaN the body must
+    be; where the distance is infinite anything goes.
     """
     quiet = {"noise_relative": 0.0, "noise_additive": 0.0, "noise_shot": 0.0}
     settings = attributes | quiet | {"weight_scale": weight_scale}

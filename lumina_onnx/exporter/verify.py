@@ -52,8 +52,9 @@ def verify(
 ) -> VerifyReport:
     """Runs a .onnx file, with and without the library, and recomputes every `OpticalLinear` node in plain numpy.
 
-    With the operator's library the file runs twice. Each node is recomputed by :mod:`lumina_onnx.reference` on the input
-    that it got in that run, noise included (run r of a fresh session draws stream r), and must be equal bit for bit.
+    With the operator's library the file runs twice. Each node is recomputed by :mod:`lumina_onnx.reference` on the
+    input that it got in that run, noise included (run r of a fresh session draws stream r), and must be equal bit for
+    bit.
 
     Where the file has a function body it also runs without the library, as it is and once with the noise off: ONNX
     Runtime draws noise of its own, so it is in that run that each node must be within :mod:`.tolerance`.

@@ -182,7 +182,7 @@ def test_the_noise_has_the_operators_statistics(laws: dict[str, float], ranges: 
     """Divided by the operator's sigma, what is added is standard normal in every row and column."""
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.normal(size=(4, 20)).astype(np.float32), 1000, axis=0)
-    silent, arguments = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges)
+    _, arguments = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges)
     model, _ = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges, **laws)
     z, _ = tolerance.allowed(rows, **arguments)
     scale = np.abs(z).max(axis=1, keepdims=True) if ranges == [0.0] else np.float32(ranges)
