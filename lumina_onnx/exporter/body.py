@@ -38,6 +38,7 @@ def function(opset: int) -> onnx.FunctionProto:
     proto = OpticalLinear.to_function_proto()
     (imported,) = proto.opset_import
     imported.version = opset
+    _order(proto)
     _shorten(proto)
     return proto
 
@@ -190,15 +191,23 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     additive = op.Constant(value_float=noise_additive)
     shot = op.Constant(value_float=noise_shot)
     if op.Greater(op.Add(op.Add(relative, additive), shot), zero):
-        if static:
-            full_scale = op.Identity(y_range)
+        if op.Greater(op.Add(additive, shot), zero):
+            if static:
+                full_scale = op.Identity(y_range)
+            else:
+                full_scale = op.ReduceMax(op.Abs(z), last)
+            if op.Greater(op.Add(relative, shot), zero):
+                by_signal = op.Mul(relative, z)
+                by_scale = op.Mul(additive, full_scale)
+                by_both = op.Mul(op.Mul(shot, shot), op.Mul(op.Abs(z), full_scale))
+                variance = op.Add(op.Add(op.Mul(by_signal, by_signal), op.Mul(by_scale, by_scale)), by_both)
+                sigma = op.Sqrt(variance)
+            else:
+                sigma = op.Mul(additive, full_scale)
         else:
-            full_scale = op.ReduceMax(op.Abs(z), last)
-        by_signal = op.Mul(relative, z)
-        by_scale = op.Mul(additive, full_scale)
-        by_both = op.Mul(op.Mul(shot, shot), op.Mul(op.Abs(z), full_scale))
-        variance = op.Add(op.Add(op.Mul(by_signal, by_signal), op.Mul(by_scale, by_scale)), by_both)
-        v = op.Add(z, op.Mul(op.Sqrt(variance), op.RandomNormalLike(z)))
+            # Its sign does not matter: the normal's is even.
+            sigma = op.Mul(relative, z)
+        v = op.Add(z, op.Mul(sigma, op.RandomNormalLike(z)))
     else:
         v = op.Identity(z)
 
@@ -220,17 +229,33 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     return Y
 
 
+def _order(proto: onnx.FunctionProto) -> None:
+    """Sorts the results of each `if` as its branch makes them: onnxscript's order is a set's, another in each process."""
+    for node in reversed(list(_walk(proto.node))):
+        if node.op_type == "If":
+            branches = [attribute.g for attribute in node.attribute]
+            made = [name for inner in branches[0].node for name in inner.output]
+            order = sorted(range(len(node.output)), key=lambda i: made.index(branches[0].output[i].name))
+            node.output[:] = [node.output[i] for i in order]
+            for branch in branches:
+                outputs = [onnx.ValueInfoProto.FromString(branch.output[i].SerializeToString()) for i in order]
+                del branch.output[:]
+                branch.output.extend(outputs)
+
+
 def _shorten(proto: onnx.FunctionProto) -> None:
     """Gives values names of a letter or two, and nodes none: every file carries them."""
-    names = {name: name for name in ("", *proto.input, *proto.output)}
+    result = "Y"
+    names = {name: name for name in ("", *proto.input)} | {proto.output[0]: result}
     letters = itertools.chain.from_iterable(itertools.product(string.ascii_letters, repeat=n) for n in (1, 2))
-    free = (name for name in map("".join, letters) if name not in proto.input and name not in proto.output)
+    free = (name for name in map("".join, letters) if name not in names.values())
 
     def short(name: str) -> str:
         if name not in names:
             names[name] = next(free)
         return names[name]
 
+    proto.output[:] = [result]
     for node in _walk(proto.node):
         node.ClearField("name")
         node.input[:] = map(short, node.input)

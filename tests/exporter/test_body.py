@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,24 @@ def test_the_body_gives_what_the_operator_gives(case: Any, level: Any) -> None:
     expected, distance = tolerance.allowed(x, **arguments)
     assert got.shape == expected.shape
     assert tolerance.is_within(got, expected, distance), (arguments, got, expected, distance)
+
+
+def test_every_process_makes_the_same_body() -> None:
+    script = (
+        "import hashlib; from lumina_onnx.exporter import body; "
+        "print(hashlib.sha256(body.function(20).SerializeToString(deterministic=True)).hexdigest())"
+    )
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(hashes) == 1
 
 
 def test_every_attribute_is_declared_with_its_default() -> None:

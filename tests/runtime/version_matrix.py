@@ -4,8 +4,8 @@
 
 Small models of this folder's tests must give the reference's bits, exported models torch's; models/*.onnx must give
 what this environment's ONNX Runtime gives. Without the library the small models run by their function body, noise off,
-within its tolerance at each level of optimisation, and the others run. Needs a network (or pip's settings for a mirror) and, for 1.17, Python 3.12
-or older.
+within its tolerance at each level of optimisation, and the others run. Needs a network (or pip's settings for a mirror)
+and, for 1.17, Python 3.12 or older.
 """
 
 from __future__ import annotations

@@ -64,9 +64,8 @@ def main(output: str, *models: str) -> None:
             results[f"{Path(model).name}:{index}"] = a
         check_body(model, first, feed)
     np.savez(output, **results)
-    print(
-        f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}: {len(models)} models run, also without the library"
-    )
+    versions = f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}"
+    print(f"{versions}: {len(models)} models run, also without the library")
 
 
 if __name__ == "__main__":
