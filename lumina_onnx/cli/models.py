@@ -46,8 +46,7 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
 def verify(model: Model, source: Input = None, as_json: Json = False, debug: Debug = False) -> None:
     """Run a file and recompute each optical layer in plain numpy.
 
-    With the operator's library every bit must be equal, noise included. Where the file also runs without it, each layer
-    must be within the function body's tolerance there.
+    Every bit must be equal with the operator's library, noise included; without it, where it runs, each layer near.
     """
     need("train", "onnx")
     from lumina_onnx import exporter

@@ -230,7 +230,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
 
 
 def _order(proto: onnx.FunctionProto) -> None:
-    """Sorts the results of each `if` as its branch makes them: onnxscript's order is a set's, another in each process."""
+    """Sorts the results of each `if` as its branch makes them: onnxscript takes them from a set, in any order."""
     for node in reversed(list(_walk(proto.node))):
         if node.op_type == "If":
             branches = [attribute.g for attribute in node.attribute]

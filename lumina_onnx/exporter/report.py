@@ -224,7 +224,7 @@ class VerifyReport(Report):
 
     def __rich__(self) -> RenderableType:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
-        table = Table("tensor", "library", "against", "run", "shape", "bits", "largest difference")
+        table = Table("tensor", "library", "against", "run", "shape", "result", "largest difference")
         for row in self.comparisons:
             table.add_row(
                 Text(row.name),
