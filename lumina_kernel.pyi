@@ -15,6 +15,7 @@ __all__ = [
     "OP_DOMAIN",
     "OP_NAME",
     "OP_VERSION",
+    "OP_VERSION_ATTRIBUTE",
     "Params",
     "PreparedLayer",
     "__version__",
@@ -71,6 +72,8 @@ OP_NAME: str
 """The operator's name in its domain."""
 OP_VERSION: int
 """The operator's version."""
+OP_VERSION_ATTRIBUTE: str
+"""The attribute in which a node says the version that it was made for."""
 
 def optical_linear_forward(
     input: _ArrayT,

@@ -28,8 +28,8 @@ DRAWS = 20
 METADATA = "lumina.recipe."
 HEAD = """# Models
 
-Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file needs
-nothing but ONNX Runtime and the operator's library:
+Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file runs in ONNX
+Runtime alone, and with the operator's library faster and with noise that repeats:
 
 ```python
 import lumina_onnx

@@ -13,6 +13,9 @@ OPERATOR: str = lumina_kernel.OP_NAME
 VERSION: int = lumina_kernel.OP_VERSION
 """The operator's version, which is the domain's opset version."""
 
+VERSION_ATTRIBUTE: str = lumina_kernel.OP_VERSION_ATTRIBUTE
+"""The attribute in which a node says the version that it was made for; the library refuses later ones."""
+
 
 @dataclass(frozen=True)
 class Parameter:

@@ -44,7 +44,10 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
 
 @command
 def verify(model: Model, source: Input = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Run a file and recompute each optical layer in plain numpy: every bit must be equal, noise included."""
+    """Run a file and recompute each optical layer in plain numpy.
+
+    Every bit must be equal with the operator's library, noise included; without it, where it runs, each layer near.
+    """
     need("train", "onnx")
     from lumina_onnx import exporter
 

@@ -29,6 +29,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectReport:
         ir_version=model.ir_version,
         inputs={value.name: _kind(value) for value in model.graph.input if value.name not in initializers},
         outputs={value.name: _kind(value) for value in model.graph.output},
+        body_bytes=nodes.body_bytes(model),
         layers=nodes.layers(model),
         other_operators=nodes.operators(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},

@@ -11,12 +11,12 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from lumina_onnx.schema import DOMAIN, OPERATOR
+from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION, VERSION_ATTRIBUTE
 
 from .onnx_schema import defaults
 from .report import Layer
 
-__all__ = ["OpticalNode", "layers", "load", "operators", "optical_nodes", "walk"]
+__all__ = ["OpticalNode", "body_bytes", "layers", "load", "operators", "optical_nodes", "walk"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,22 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
-    """The `OpticalLinear` nodes of a model, in its order."""
+    """The `OpticalLinear` nodes of a model, in its order.
+
+    Raises:
+        ValueError: a node is of a later version of the operator.
+    """
     tensors = {tensor.name: tensor for tensor in _initializers(model.graph)}
     found = []
     for node, nested in walk(model.graph):
         if (node.domain, node.op_type) == (DOMAIN, OPERATOR):
             attributes = defaults() | {attribute.name: _value(attribute) for attribute in node.attribute}
+            version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
+            if version != VERSION:
+                raise ValueError(
+                    f"node {node.name or node.output[0]!r}: {VERSION_ATTRIBUTE} = {version}: this lumina_onnx has "
+                    f"version {VERSION} of the operator; a file of a later version needs a newer one"
+                )
             weight, scale, bias = (tensors.get(name) for name in [*node.input[1:], "", "", ""][:3])
             found.append(OpticalNode(node, attributes, weight, scale, bias, nested))
     return found
@@ -105,6 +115,11 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
             name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
             counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def body_bytes(model: onnx.ModelProto) -> int:
+    """What the operator's function body takes in the file; 0 where there is none."""
+    return sum(body.ByteSize() for body in model.functions if (body.domain, body.name) == (DOMAIN, OPERATOR))
 
 
 def layers(model: onnx.ModelProto) -> list[Layer]:

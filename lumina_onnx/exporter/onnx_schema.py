@@ -8,7 +8,7 @@ import onnx
 import onnx.defs
 from onnx.defs import OpSchema
 
-from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
 __all__ = ["defaults", "register"]
 
@@ -57,6 +57,14 @@ def _schema() -> OpSchema:
             OpSchema.Attribute(row.name, _KINDS[row.type], row.meaning, required=False)
             for row in PARAMETERS
             if row.place == "attribute"
+        ]
+        + [
+            OpSchema.Attribute(
+                VERSION_ATTRIBUTE,
+                OpSchema.AttrType.INT,
+                "the operator's version, 1 where it is left out",
+                required=False,
+            )
         ],
     )
     schema.set_type_and_shape_inference_function(_infer)

@@ -16,9 +16,10 @@ import torch
 
 import lumina_kernel
 from lumina_onnx import nn as optical
-from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
 from . import nodes, packing
+from .body import function
 from .capture import ExportError, capture
 from .inspection import stored_bytes
 from .report import ExportReport, Left
@@ -38,7 +39,7 @@ def export(
     dynamic_shapes: Any = None,
     dynamic_batch: bool = True,
     noise: Literal["keep", "off"] = "keep",
-    fallback: bool = False,
+    fallback: bool = True,
     target: str = "1.17",
 ) -> ExportReport:
     """Writes a torch model as one .onnx file in which every optical layer is a `lumina::OpticalLinear` node.
@@ -56,7 +57,8 @@ def export(
         dynamic_shapes: as for ``torch.onnx.export``; overrides ``dynamic_batch``.
         dynamic_batch: dimension 0 of every input is the symbolic "batch".
         noise: "keep", or "off" for a file without noise.
-        fallback: attach the operator as a function body that runs without the library. Not available yet.
+        fallback: attach the operator's body in standard operators (some 7 KiB, see :mod:`.body`), so that the file
+            runs, slower, where the operator's library is not registered.
         target: the oldest ONNX Runtime release that the file must load in, see
             :data:`lumina_onnx.exporter.targets.TARGETS`.
 
@@ -73,10 +75,6 @@ def export(
         raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
     if noise not in ("keep", "off"):
         raise ValueError(f'noise = {noise!r}: allowed is "keep", "off"')
-    if fallback:
-        raise ValueError(
-            "fallback = True: the function body that runs without the library is not available yet; allowed is False"
-        )
     runtime = resolve(target)
     file = _destination(path)
     arguments = _arguments(args)
@@ -95,6 +93,9 @@ def export(
     left = _left(model, graph, set(modules.values()))
     packing.store_weights(graph)
     _finish(model, graph, runtime)
+    if fallback:
+        body = ir.serde.deserialize_function(function(runtime.opset))
+        graph.functions[body.identifier()] = body
     notes += _save(graph, file)
 
     written = onnx.load(file, load_external_data=False)
@@ -104,6 +105,7 @@ def export(
         target=runtime.onnxruntime,
         opset=runtime.opset,
         ir_version=written.ir_version,
+        body_bytes=nodes.body_bytes(written),
         layers=nodes.layers(written),
         other_operators=nodes.operators(written),
         left=left,
@@ -197,6 +199,7 @@ def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
         attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
         node.attributes.clear()
         node.attributes.update({attribute.name: attribute for attribute in attributes})
+        node.attributes[VERSION_ATTRIBUTE] = ir.AttrInt64(VERSION_ATTRIBUTE, VERSION)
     outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
     taken = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
     for index, value in enumerate(outputs):
@@ -225,7 +228,7 @@ def _profiles(graph: ir.Model) -> list[dict[str, Any]]:
         profile = {
             name: attribute.value
             for name, attribute in node.attributes.items()
-            if name not in ("seed", "in_features", "input_range", "output_range")
+            if name not in ("seed", "in_features", "input_range", "output_range", VERSION_ATTRIBUTE)
         }
         groups.setdefault(json.dumps(profile), {**profile, "layers": []})["layers"].append(node.name)
     return list(groups.values())

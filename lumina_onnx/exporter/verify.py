@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from onnx import helper, numpy_helper
 import lumina_onnx
 from lumina_onnx import reference as plain
 
-from . import nodes
+from . import nodes, tolerance
 from .report import Comparison, Left, VerifyReport
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["verify"]
 
 Arrays = dict[str, NDArray[Any]]
+
+NOISE = ("noise_relative", "noise_additive", "noise_shot")
 
 RUNS = 2
 """Runs of one fresh session: the second tells whether each run draws its own noise."""
@@ -47,10 +50,16 @@ def verify(
     inputs: Mapping[str, Any] | Sequence[Any] | None = None,
     reference: torch.nn.Module | None = None,
 ) -> VerifyReport:
-    """Runs a .onnx file twice and recomputes every `OpticalLinear` node with :mod:`lumina_onnx.reference`.
+    """Runs a .onnx file, with and without the library, and recomputes every `OpticalLinear` node in plain numpy.
 
-    Each node is recomputed on the input that it got in that run, noise included (run r of a fresh session draws
-    stream r), and must be equal bit for bit. A mismatch raises nothing: see the report's ``ok``.
+    With the operator's library the file runs twice. Each node is recomputed by :mod:`lumina_onnx.reference` on the
+    input that it got in that run, noise included (run r of a fresh session draws stream r), and must be equal bit for
+    bit.
+
+    Where the file has a function body it also runs without the library, as it is and once with the noise off: ONNX
+    Runtime draws noise of its own, so it is in that run that each node must be within :mod:`.tolerance`.
+
+    A mismatch raises nothing: see the report's ``ok``.
 
     Args:
         path: the file.
@@ -85,6 +94,11 @@ def verify(
         for node in checkable:
             got, expected = values[node.proto.output[0]], _recompute(node, values[node.proto.input[0]], run)
             comparisons.append(_compare(node.name, "reference", run, got, expected, required=True))
+    body_bytes = nodes.body_bytes(model)
+    if body_bytes:
+        _plain_session(str(path)).run(output_names, feeds)
+        (values,) = _run_watched(_silent(model), checkable, feeds, library=False)
+        comparisons += [_compare_body(node, values) for node in checkable]
     notes: list[str] = []
     if reference is not None:
         arrays, noisy = list(feeds.values()), _is_noisy(layers)
@@ -106,6 +120,7 @@ def verify(
         path=str(path),
         onnxruntime=onnxruntime.__version__,
         inputs={name: array.shape for name, array in feeds.items()},
+        body_bytes=body_bytes,
         comparisons=comparisons,
         not_checked=[
             Left(node.name, "OpticalLinear", "it lies in a subgraph" if node.nested else "its W is not an initializer")
@@ -171,8 +186,10 @@ def _random(declared: dict[str, Any]) -> Arrays:
     return feeds
 
 
-def _run_watched(model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds: Arrays) -> list[Arrays]:
-    """The inputs and outputs of the nodes in each run of one fresh session."""
+def _run_watched(
+    model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds: Arrays, *, library: bool = True
+) -> list[Arrays]:
+    """The inputs and outputs of the nodes in each run of one fresh session; one run without the library."""
     wanted = list(dict.fromkeys(name for node in layers for name in (node.proto.input[0], node.proto.output[0])))
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -186,30 +203,57 @@ def _run_watched(model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "watched.onnx"
         onnx.save(copy, file, save_as_external_data=copy.ByteSize() > 2**30, location="watched.data")
-        session = lumina_onnx.load(str(file))
-        runs = [dict(zip(asked, session.run(asked, feeds), strict=True)) for _ in range(RUNS)]
+        session = lumina_onnx.load(str(file)) if library else _plain_session(str(file))
+        runs = [dict(zip(asked, session.run(asked, feeds), strict=True)) for _ in range(RUNS if library else 1)]
         del session
     return [values | fed | stored for values in runs]
 
 
-def _recompute(node: nodes.OpticalNode, x: NDArray[Any], stream: int) -> NDArray[np.float32]:
-    attributes = dict(node.attributes)
+def _plain_session(path: str) -> Any:
+    """A session that does not know the operator."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def _silent(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose optical layers have no noise."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in nodes.optical_nodes(copy):
+        kept = [attribute for attribute in node.proto.attribute if attribute.name not in NOISE]
+        del node.proto.attribute[:]
+        node.proto.attribute.extend(kept)
+    return copy
+
+
+def _arguments(node: nodes.OpticalNode) -> dict[str, Any]:
+    """What the reference takes beside X."""
     assert node.weight is not None
-    weight = numpy_helper.to_array(node.weight)
     scale = numpy_helper.to_array(node.weight_scale) if node.weight_scale is not None else None
-    return plain.optical_linear(
-        x,
-        weight,
-        None if node.bias is None else numpy_helper.to_array(node.bias),
-        weight_scale=scale if attributes["weight_bits"] else None,
-        stream=stream,
-        **attributes,
-    )
+    return {
+        **node.attributes,
+        "weight": numpy_helper.to_array(node.weight),
+        "bias": None if node.bias is None else numpy_helper.to_array(node.bias),
+        "weight_scale": scale if node.attributes["weight_bits"] else None,
+    }
+
+
+def _recompute(node: nodes.OpticalNode, x: NDArray[Any], stream: int) -> NDArray[np.float32]:
+    return plain.optical_linear(x, stream=stream, **_arguments(node))
+
+
+def _compare_body(node: nodes.OpticalNode, values: Arrays) -> Comparison:
+    """A node of a run without library and noise."""
+    got = values[node.proto.output[0]]
+    expected, distance = tolerance.allowed(values[node.proto.input[0]], **_arguments(node))
+    row = _compare(node.name, "reference", 0, got, expected, required=True)
+    within = got.shape == expected.shape and tolerance.is_within(got, expected, distance)
+    return dataclasses.replace(row, library=False, within=within)
 
 
 def _is_noisy(layers: list[nodes.OpticalNode]) -> bool:
-    names = ("noise_relative", "noise_additive", "noise_shot")
-    return any(node.attributes[name] for node in layers for name in names)
+    return any(node.attributes[name] for node in layers for name in NOISE)
 
 
 def _seeds_of_calls(

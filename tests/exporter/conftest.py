@@ -40,7 +40,8 @@ class Prover:
                 np.testing.assert_array_equal(ours.view(np.uint32), torchs.numpy().view(np.uint32))
         report = verify(self.path, inputs=list(feeds.values()), reference=model)
         assert report.ok, str(report)
-        assert all(row.equal and row.required for row in report.comparisons), str(report)
+        assert all(row.equal and row.required for row in report.comparisons if row.library), str(report)
+        assert any(not row.library for row in report.comparisons)
 
 
 @pytest.fixture

@@ -62,11 +62,6 @@ def test_noise(tmp_path: Path, model: nn.Module) -> None:
         export(model, X, tmp_path / "model.onnx", noise="on")  # type: ignore[arg-type]
 
 
-def test_fallback(tmp_path: Path, model: nn.Module) -> None:
-    with refused(ValueError, "fallback = True: the function body that runs without the library is not available yet"):
-        export(model, X, tmp_path / "model.onnx", fallback=True)
-
-
 @pytest.mark.parametrize(
     "target", ["1.16", "1.9", "2", "2.0", "1", "1.", "1.x", "1.17rc1", " 1.17", "newest", "", 1.17, None]
 )

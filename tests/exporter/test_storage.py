@@ -106,7 +106,11 @@ def test_the_file_is_about_as_large_as_its_codes(prover: Any, bits: int, fractio
     model = optical.convert(
         nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)), OpticalProfile(weight_bits=bits)
     )
-    report = prover.export(model, torch.randn(2, 512))
+    with_body = prover.export(model, torch.randn(2, 512))
+    assert 0 < with_body.body_bytes < 8192
+    report = prover.export(model, torch.randn(2, 512), fallback=False)
+    assert report.body_bytes == 0
+    assert with_body.file_bytes - report.file_bytes - with_body.body_bytes < 16
     codes = 2 * 512 * 512 * 4 * fraction
     scales_and_biases = 2 * 2 * 512 * 4
     assert report.file_bytes == prover.path.stat().st_size

@@ -64,6 +64,15 @@ def test_attributes(library: str, attributes: dict[str, Any], message: str) -> N
     assert NODE + message in refused(library, **attributes)
 
 
+@pytest.mark.parametrize("others", [{}, {"input_bits": 99}])
+def test_a_later_version(library: str, others: dict[str, int]) -> None:
+    assert (
+        f"{NODE}attribute op_version = 2: LuminaKernel {lumina_kernel.__version__} has version 1 of the operator; a "
+        "file of a later version needs a newer LuminaKernel"
+    ) in refused(library, op_version=2, **others)
+    make_session(make_model(W, op_version=1), library)
+
+
 def test_every_attribute_has_a_case() -> None:
     mark = next(mark for mark in test_attributes.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
     tried = {name for attributes, _ in mark.args[1] for name in attributes}

@@ -3,13 +3,15 @@
     python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
 
 Small models of this folder's tests must give the reference's bits, exported models torch's; models/*.onnx must give
-what this environment's ONNX Runtime gives. Needs a network (or pip's settings for a mirror) and, for 1.17, Python 3.12
-or older.
+what this environment's ONNX Runtime gives. Without the library the small models run by their function body, noise off,
+within its tolerance at each level of optimisation, and the others run. Needs a network (or pip's settings for a mirror)
+and, for 1.17, Python 3.12 or older.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -63,6 +65,9 @@ def write_cases(folder: Path) -> None:
         outputs = [[layer.expected(x, stream)] for stream in range(RUNS)]
         write(name, layer.model(x_shape=["batch", 65]), {"X": x}, outputs, ["batch", 70])
 
+    for name, layer in layers.items():
+        write_body_case(folder / f"{name}_body", layer, x)
+
     for case in exported_models(RUNS):
         write(case.name, case.model, case.feeds, case.outputs, case.shape, case.tolerance)
 
@@ -80,6 +85,26 @@ def write_cases(folder: Path) -> None:
     (folder / "wrong.onnx").write_bytes(random_layer(3, 4, output_bits=99).model())
     assert run(make_session(layers["float"].model(), lumina_onnx.library_path()), x).shape == (100, 70)
     print(f"expected outputs: reference, torch and onnxruntime {onnxruntime.__version__}")
+
+
+def write_body_case(path: Path, layer: Any, x: Any) -> None:
+    """A layer without noise as a model with its function body, what it must give and how near."""
+    import numpy as np
+    import onnx
+
+    from lumina_onnx.exporter import body, tolerance
+
+    silent = {name: value for name, value in layer.attributes.items() if not name.startswith("noise_")}
+    model = onnx.load_from_string(dataclasses.replace(layer, attributes=silent).model(x_shape=["batch", 65]))
+    model.ir_version = 9
+    next(entry for entry in model.opset_import if not entry.domain).version = 20
+    model.functions.append(body.function(20))
+    scale = layer.w_scale if silent.get("weight_bits") else None
+    defaults = {"input_bits": 0, "weight_bits": 0, "output_bits": 8, "output_range": 0.0, "bias_stage": "analog"}
+    settings = {**defaults, **silent}
+    expected, distance = tolerance.allowed(x, weight=layer.w, bias=layer.b, weight_scale=scale, **settings)
+    onnx.save(model, f"{path}.onnx")
+    np.savez(f"{path}.body.npz", x=x, expected=expected, distance=distance)
 
 
 def make_environment(folder: Path, version: str) -> Path:

@@ -17,6 +17,28 @@ def session(model, library, threads=1):
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
+def check_bodies(folder):
+    """Without the library: small models within their body's tolerance, exported ones run."""
+    level = onnxruntime.GraphOptimizationLevel
+    cases = sorted(path.with_suffix("").with_suffix("") for path in folder.glob("*.body.npz"))
+    assert cases, f"nothing to run without the library in {folder}"
+    exported = [path for path in folder.glob("*.onnx") if b"op_version" in path.read_bytes()]
+    for optimisation in (level.ORT_DISABLE_ALL, level.ORT_ENABLE_BASIC, level.ORT_ENABLE_ALL):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = optimisation
+        options.log_severity_level = 4
+        for path in cases:
+            case = np.load(f"{path}.body.npz")
+            (y,) = onnxruntime.InferenceSession(f"{path}.onnx", options).run(None, {"X": case["x"]})
+            near = np.abs(y.astype(np.float64) - case["expected"]) <= case["distance"]
+            assert near.all(), f"{path.stem}, {optimisation}: {(~near).sum()} results beyond the body's tolerance"
+        for path in set(exported) - {path.with_suffix(".onnx") for path in cases}:
+            feeds = dict(np.load(path.with_suffix(".inputs.npz")))
+            for y in onnxruntime.InferenceSession(str(path), options).run(None, feeds):
+                assert np.isfinite(y).all(), f"{path.stem}: not finite without the library"
+    return len(cases), len(exported) - len(cases)
+
+
 def check(folder, library):
     cases = sorted(folder.glob("*.json"))
     assert cases, f"nothing to run in {folder}"
@@ -47,6 +69,9 @@ def check(folder, library):
 
 def main():
     folder, *libraries = sys.argv[1:]
+    near, ran = check_bodies(Path(folder))
+    what = f"without the library {near} models within tolerance, {ran} others run"
+    print(f"onnxruntime {onnxruntime.__version__}: {what}", flush=True)
     for library in libraries:
         count = check(Path(folder), library)
         what = f"{count} models, the same bits ({Path(library).name})"

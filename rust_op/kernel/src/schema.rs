@@ -10,6 +10,9 @@ pub const DOMAIN: &str = "lumina";
 pub const OPERATOR: &str = "OpticalLinear";
 /// The version of the operator that this crate implements.
 pub const VERSION: i32 = 1;
+/// The attribute in which a node says the version that it was made for; one without it is of version 1. It is no
+/// parameter: hosts do not tell an operator the version of its domain that a model asks for.
+pub const VERSION_ATTRIBUTE: &str = "op_version";
 
 /// The type of a parameter, as ONNX names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

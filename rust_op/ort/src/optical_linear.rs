@@ -7,7 +7,7 @@
 //!
 //! All of a node is checked when its session is created. What cannot be: ONNX Runtime does not tell a
 //! custom operator which attributes a node has, so one with a name that is not in the table is not seen;
-//! nor which version of the domain a model asks for, so a later one is run as version 1. And up to 1.23
+//! nor which version of the domain a model asks for, so nodes say theirs in an attribute. And up to 1.23
 //! it crashes on an input with an empty name: a bias is left out by leaving out the input.
 //!
 //! Noise: the attribute `seed` and, as the stream, the number of runs of this node in this session before

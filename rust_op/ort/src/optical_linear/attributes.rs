@@ -1,6 +1,6 @@
 //! The attributes of a node.
 
-use lumina_kernel::schema::{Kind, PARAMETERS, Parameter, Place};
+use lumina_kernel::schema::{Kind, PARAMETERS, Parameter, Place, VERSION, VERSION_ATTRIBUTE};
 use lumina_kernel::{Params, Spec};
 
 use super::inputs;
@@ -59,6 +59,7 @@ fn rows() -> impl Iterator<Item = &'static Parameter> {
 
 /// Reads and checks the attributes of a node.
 pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
+    check_version(info.int(VERSION_ATTRIBUTE)?)?;
     let mut raw = Raw::default();
     for row in rows() {
         let value = match row.kind {
@@ -87,6 +88,19 @@ pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
         seed: at_least("seed", raw.seed, 0)?,
         in_features: raw.in_features.map(|k| at_least("in_features", k, 1)).transpose()?,
     })
+}
+
+/// Refuses a node of a version that this library does not have; its other attributes may mean anything.
+fn check_version(version: Option<i64>) -> Result<(), Failure> {
+    match version {
+        None => Ok(()),
+        Some(version) if version == i64::from(VERSION) => Ok(()),
+        Some(version) => Err(Failure::invalid(format!(
+            "attribute {VERSION_ATTRIBUTE} = {version}: LuminaKernel {} has version {VERSION} of the operator; a file of \
+             a later version needs a newer LuminaKernel",
+            lumina_kernel::VERSION
+        ))),
+    }
 }
 
 fn at_least<T: TryFrom<i64>>(name: &str, value: i64, minimum: i64) -> Result<T, Failure> {

@@ -1,0 +1,274 @@
+"""`lumina::OpticalLinear` in standard operators: the function body that runs a file without the operator's library.
+
+A file that carries a function of the operator's own domain and name runs in every ONNX Runtime of 1.17 or newer: where
+the library is registered its kernel is taken, elsewhere ONNX Runtime puts the body in place of each node.
+
+One body serves every node. What depends on attributes and stored weights alone is constant, so ONNX Runtime folds it
+when it creates a session, and of each `if` keeps the branch that is taken: what is left of a node are its DAC, one
+product and its ADC. With optimisation off all of it is computed in each run.
+
+How far its results may lie from the operator's is what :mod:`.tolerance` computes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import onnx
+import onnxscript
+from onnxscript import script
+from onnxscript.values import Opset
+
+from lumina_onnx.schema import DOMAIN, VERSION
+
+__all__ = ["function"]
+
+# onnxscript's annotations do not know a function's attributes as values.
+op: Any = onnxscript.opset20
+
+FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7
+END = 2**63 - 1
+
+
+def function(opset: int) -> onnx.FunctionProto:
+    """The body for a model of this version of the standard operators, 18 or newer."""
+    proto = OpticalLinear.to_function_proto()
+    (imported,) = proto.opset_import
+    imported.version = opset
+    _order(proto)
+    _shorten(proto)
+    return proto
+
+
+@script(Opset(DOMAIN, VERSION), default_opset=op)
+def OpticalLinear(  # type: ignore[no-untyped-def]
+    X,
+    W,
+    W_scale,
+    B,
+    input_bits: int = 0,
+    weight_bits: int = 0,
+    output_bits: int = 8,
+    input_range: float = 0.0,
+    output_range: Sequence[float] = (0.0,),
+    noise_relative: float = 0.0,
+    noise_additive: float = 0.0,
+    noise_shot: float = 0.0,
+    bias_stage: str = "analog",
+    seed: int = 0,
+    in_features: int = 0,
+    op_version: int = 1,
+):
+    zero = op.Constant(value_float=0.0)
+    one = op.Constant(value_float=1.0)
+    two = op.Constant(value_float=2.0)
+    zero_int = op.Constant(value_int=0)
+    one_int = op.Constant(value_int=1)
+    eight = op.Constant(value_int=8)
+    byte_values = op.Constant(value_int=256)
+    first = op.Constant(value_ints=[0])
+    second = op.Constant(value_ints=[1])
+    last = op.Constant(value_ints=[-1])
+    start = op.Constant(value_ints=[0, 0])
+    # A weight that a node does not need is cut down to this, so that folding what depends on it costs nothing.
+    corner = op.Constant(value_ints=[1, 1])
+    whole = op.Constant(value_ints=[END, END])
+
+    x_bits = op.Constant(value_int=input_bits)
+    w_bits = op.Constant(value_int=weight_bits)
+    y_bits = op.Constant(value_int=output_bits)
+    x_range = op.Constant(value_float=input_range)
+    y_range = op.Constant(value_floats=output_range)
+    packed_k = op.Constant(value_int=in_features)
+    analog_bias = op.Equal(op.Constant(value_string=bias_stage), op.Constant(value_string="analog"))
+
+    # 2^(bits - 1), and the largest code L. Where bits are 0 neither is used.
+    x_half = op.Pow(two, op.Sub(op.Cast(x_bits, to=FLOAT), one))
+    w_half = op.Pow(two, op.Sub(op.Cast(w_bits, to=FLOAT), one))
+    y_half = op.Pow(two, op.Sub(op.Cast(y_bits, to=FLOAT), one))
+    x_levels = op.Max(op.Sub(x_half, one), one)
+    w_levels = op.Max(op.Sub(w_half, one), one)
+    y_levels = op.Max(op.Sub(y_half, one), one)
+    # Full scales below this count as it: L over it is finite.
+    least = op.Constant(value_float=1.17549435e-38)
+
+    has_dac = op.Greater(x_bits, zero_int)
+    coded = op.Greater(w_bits, zero_int)
+    one_bit = op.Equal(w_bits, one_int)
+    packed = op.Greater(packed_k, zero_int)
+    integer = op.And(op.And(has_dac, coded), op.LessOrEqual(op.Max(x_bits, w_bits), eight))
+    # One half stays more than 0 in W's type where that is float32.
+    in_float = op.Greater(op.Cast(op.CastLike(op.Constant(value_float=0.5), W), to=FLOAT), zero)
+    to_quantize = op.And(in_float, coded)
+
+    # A W in float32, and its codes.
+    w_float = op.Cast(op.Slice(W, start, op.Where(in_float, whole, corner)), to=FLOAT)
+    w_unquantized = op.Slice(w_float, start, op.Where(coded, whole, corner))
+    w_inverse = op.Unsqueeze(op.Div(w_levels, op.Mul(W_scale, w_levels)), last)
+    w_scaled = op.Mul(w_unquantized, op.Where(op.IsInf(w_inverse), zero, w_inverse))
+    w_signs = op.Where(op.Less(w_unquantized, zero), op.Neg(one), one)
+    w_rounded = op.Where(one_bit, w_signs, op.Round(op.Clip(w_scaled, op.Neg(w_levels), w_levels)))
+
+    # Codes as int8: those above, or what the bytes of W hold, by a table with a row for each byte. A packed byte
+    # holds several fields of some bits each, low bits first; an int8 is one field of 8 bits.
+    w_integers = op.Cast(op.Slice(W, start, op.Where(in_float, corner, whole)), to=INT32)
+    w_bytes = op.Where(to_quantize, op.Cast(w_rounded, to=INT32), w_integers)
+    field_values = op.Where(packed, op.Cast(op.Mul(w_half, two), to=INT64), byte_values)
+    fields = op.Where(packed, op.Div(eight, op.Max(w_bits, one_int)), one_int)
+    field_starts = op.Pow(field_values, op.Range(zero_int, fields, one_int))
+    every_byte = op.Unsqueeze(op.Range(zero_int, byte_values, one_int), last)
+    unsigned = op.Cast(op.Mod(op.Div(every_byte, field_starts), field_values), to=FLOAT)
+    unpacked = op.Where(one_bit, op.Sub(op.Mul(unsigned, two), one), op.Sub(unsigned, w_half))
+    negative = op.Sub(unsigned, op.Cast(byte_values, to=FLOAT))
+    signed = op.Where(op.Less(unsigned, op.Constant(value_float=128.0)), unsigned, negative)
+    table = op.Cast(op.Where(packed, unpacked, signed), to=INT8)
+    looked_up = op.Gather(table, op.Mod(w_bytes, op.Cast(byte_values, to=INT32)))
+    rows = op.Reshape(looked_up, op.Constant(value_ints=[0, -1]))
+    columns = op.Where(packed, op.Reshape(packed_k, last), op.Constant(value_ints=[END]))
+    codes = op.Slice(rows, first, columns, second)
+
+    # W as a product takes it, [K, N]: codes as signed and as unsigned bytes, values in float32.
+    w_int8 = op.Transpose(codes)
+    int8_zero = op.Cast(op.Constant(value_int=128), to=UINT8)
+    w_uint8 = op.BitwiseXor(op.Cast(w_int8, to=UINT8), int8_zero)
+    codes_float = op.Cast(op.Slice(codes, start, op.Where(integer, corner, whole)), to=FLOAT)
+    w_values = op.Where(in_float, op.Where(coded, w_rounded, w_float), codes_float)
+    w_values = op.Mul(op.Transpose(w_values), W_scale)
+
+    # B, zeros where it is left out.
+    w_shape = op.Shape(W)
+    zeros_n = op.Expand(zero, op.Concat(second, op.Slice(w_shape, first, second), axis=0))
+    bias = op.Reshape(op.Gemm(op.Expand(zero, corner), zeros_n, B), last)
+    has_bias = op.Greater(op.ReduceMax(op.Abs(bias), keepdims=0), zero)
+
+    # The DAC, up to rounding. ReduceMax and integers lose a NaN: a product with zeros keeps it, for the row's step.
+    if has_dac:
+        if op.Greater(x_range, zero):
+            scaled = op.Clip(op.Mul(X, op.Div(x_levels, x_range)), op.Neg(x_levels), x_levels)
+            x_step = op.Div(x_range, x_levels)
+            watched = op.Identity(scaled)
+        else:
+            x_max = op.ReduceMax(op.Abs(X), last)
+            scaled = op.Mul(X, op.Div(x_levels, op.Max(x_max, op.Mul(x_levels, least))))
+            x_step = op.Div(x_max, x_levels)
+            watched = op.Identity(X)
+    else:
+        scaled = op.Identity(X)
+        x_step = op.Identity(one)
+        watched = op.Identity(X)
+    k = op.Where(packed, op.Reshape(packed_k, last), op.Slice(w_shape, second, op.Constant(value_ints=[2])))
+    step = op.Add(op.MatMul(watched, op.Expand(zero, op.Concat(k, second, axis=0))), x_step)
+
+    # The product. A DAC code enters as unsigned byte, its zero in the middle, since ONNX Runtime has no fast kernel
+    # for signed ones on x86. There without VNNI it adds pairs of (unsigned times signed) in 16 bits, which 8 bits times
+    # 8 can overflow, but not pairs of unsigned ones.
+    if integer:
+        x_zero = op.Cast(op.Min(x_half, op.Constant(value_float=128.0)), to=UINT8)
+        x_codes = op.QuantizeLinear(scaled, one, x_zero)
+        if op.Less(op.Add(x_bits, w_bits), op.Constant(value_int=16)):
+            sums = op.MatMulInteger(x_codes, w_int8, x_zero)
+        else:
+            sums = op.MatMulInteger(x_codes, w_uint8, x_zero, int8_zero)
+        # As a MatMul the product of the steps is rounded like the operator's, and not fused away.
+        signal = op.Mul(op.Cast(sums, to=FLOAT), op.MatMul(step, op.Unsqueeze(W_scale, first)))
+    else:
+        if has_dac:
+            values = op.Round(scaled)
+        else:
+            values = op.Identity(scaled)
+        signal = op.Mul(op.MatMul(values, w_values), step)
+    if op.And(has_bias, analog_bias):
+        z = op.Add(signal, bias)
+    else:
+        z = op.Identity(signal)
+
+    # One normal for all laws, whose variances add.
+    static = op.Greater(op.ReduceMax(y_range, keepdims=0), zero)
+    relative = op.Constant(value_float=noise_relative)
+    additive = op.Constant(value_float=noise_additive)
+    shot = op.Constant(value_float=noise_shot)
+    if op.Greater(op.Add(op.Add(relative, additive), shot), zero):
+        if op.Greater(op.Add(additive, shot), zero):
+            if static:
+                full_scale = op.Identity(y_range)
+            else:
+                full_scale = op.ReduceMax(op.Abs(z), last)
+            if op.Greater(op.Add(relative, shot), zero):
+                by_signal = op.Mul(relative, z)
+                by_scale = op.Mul(additive, full_scale)
+                by_both = op.Mul(op.Mul(shot, shot), op.Mul(op.Abs(z), full_scale))
+                variance = op.Add(op.Add(op.Mul(by_signal, by_signal), op.Mul(by_scale, by_scale)), by_both)
+                sigma = op.Sqrt(variance)
+            else:
+                sigma = op.Mul(additive, full_scale)
+        else:
+            # Its sign does not matter: the normal's is even.
+            sigma = op.Mul(relative, z)
+        v = op.Add(z, op.Mul(sigma, op.RandomNormalLike(z)))
+    else:
+        v = op.Identity(z)
+
+    if op.Greater(y_bits, zero_int):
+        if static:
+            clipped = op.Clip(op.Mul(v, op.Div(y_levels, y_range)), op.Neg(y_levels), y_levels)
+            y = op.Mul(op.Round(clipped), op.Div(y_range, y_levels))
+        else:
+            v_max = op.ReduceMax(op.Abs(v), last)
+            v_codes = op.Round(op.Mul(v, op.Div(y_levels, op.Max(v_max, op.Mul(y_levels, least)))))
+            y = op.Mul(v_codes, op.Div(v_max, y_levels))
+    else:
+        y = op.Identity(v)
+
+    if op.And(has_bias, op.Not(analog_bias)):
+        Y = op.Add(y, bias)
+    else:
+        Y = op.Identity(y)
+    return Y
+
+
+def _order(proto: onnx.FunctionProto) -> None:
+    """Sorts the results of each `if` as its branch makes them: onnxscript takes them from a set, in any order."""
+    for node in reversed(list(_walk(proto.node))):
+        if node.op_type == "If":
+            branches = [attribute.g for attribute in node.attribute]
+            made = [name for inner in branches[0].node for name in inner.output]
+            order = sorted(range(len(node.output)), key=lambda i: made.index(branches[0].output[i].name))
+            node.output[:] = [node.output[i] for i in order]
+            for branch in branches:
+                outputs = [onnx.ValueInfoProto.FromString(branch.output[i].SerializeToString()) for i in order]
+                del branch.output[:]
+                branch.output.extend(outputs)
+
+
+def _shorten(proto: onnx.FunctionProto) -> None:
+    """Gives values names of a letter or two, and nodes none: every file carries them."""
+    result = "Y"
+    names = {name: name for name in ("", *proto.input)} | {proto.output[0]: result}
+    letters = itertools.chain.from_iterable(itertools.product(string.ascii_letters, repeat=n) for n in (1, 2))
+    free = (name for name in map("".join, letters) if name not in names.values())
+
+    def short(name: str) -> str:
+        if name not in names:
+            names[name] = next(free)
+        return names[name]
+
+    proto.output[:] = [result]
+    for node in _walk(proto.node):
+        node.ClearField("name")
+        node.input[:] = map(short, node.input)
+        node.output[:] = map(short, node.output)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                attribute.g.name = "g"
+                for output in attribute.g.output:
+                    output.name = short(output.name)
+
+
+def _walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _walk(attribute.g.node)
