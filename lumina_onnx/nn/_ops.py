@@ -12,7 +12,8 @@ compiles or transforms (:func:`is_plain`), runs the same functions without it: :
 
 Every tensor is allocated by torch. The kernel reads and writes them by address: a numpy view of each would cost as
 much as the arithmetic of a small layer. So this module alone calls the functions of `lumina_kernel` that take
-addresses, on dense float32 tensors on the CPU, which :mod:`~lumina_onnx.nn.functional` checked, and on its own.
+addresses, on dense float32 tensors on the CPU, and on its own. A call through the registry is checked here: a graph may
+be run with other tensors than those it was made with. A plain one was checked by :func:`is_plain`.
 """
 
 import functools
@@ -28,6 +29,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 import lumina_kernel
+from lumina_onnx.nn import _checks
 from lumina_onnx.profile import OpticalProfile
 
 #: The layer's parameters as they stand in every operator's signature, in this order.
@@ -193,6 +195,7 @@ def forward_now(
 def optical_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
 ) -> Tensor:
+    _checks.check_call(x, weight, bias)
     return forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, False)[0]
 
 
@@ -221,6 +224,7 @@ optical_linear.register_autograd(_inference_only)
 def optical_linear_train(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
 ) -> tuple[Tensor, ...]:
+    _checks.check_call(x, weight, bias)
     try:
         y, saved, _ = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, True)
     except ValueError as error:
@@ -252,6 +256,33 @@ def gradient_precision() -> Literal["highest", "high", "medium"]:
     return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"
 
 
+def _saved_address(saved: Tensor | None, count: int) -> int:
+    """Where the bytes are that a forward pass saved, as they come back from autograd."""
+    if (
+        saved is None
+        or saved.dtype is not torch.uint8
+        or saved.numel() != count
+        or not saved.is_cpu
+        or not saved.is_contiguous()
+    ):
+        raise ValueError(f"what was saved for the gradient is {_told(saved)}: allowed is uint8 [{count}] {_UNCHANGED}")
+    return saved.data_ptr()
+
+
+def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses an analog operand that comes back from autograd as another tensor."""
+    if tensor.dtype is not _float32 or tensor.shape != shape or not tensor.is_cpu:
+        allowed = f"float32 {[*shape]} {_UNCHANGED}"
+        raise ValueError(f"{name} saved for the gradient is {_told(tensor)}: allowed is {allowed}")
+
+
+_UNCHANGED = "on the CPU, as the forward pass saved it (torch.autograd.graph.saved_tensors_hooks may change it)"
+
+
+def _told(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"{tensor.dtype} {[*tensor.shape]} on {tensor.device}"
+
+
 def backward_now(
     grad: Tensor,
     saved: Sequence[Tensor | None],
@@ -263,17 +294,22 @@ def backward_now(
     x, weight, x_saved, w_saved = saved
     n = grad.shape[-1]
     rows = grad.numel() // n
+    if x is not None:
+        _check_saved("x", x, (*grad.shape[:-1], k))
+    if weight is not None:
+        _check_saved("weight", weight, (n, k))
     dx = _empty(*grad.shape[:-1], k) if needs[0] else None
     dw = _empty(n, k) if needs[1] else None
     db = _empty(n) if needs[2] else None
     grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
-    assert x_saved is not None
-    x_address = x_saved.data_ptr()
+    w_bytes, row_bytes = saved_bytes(params, n, k)
+    x_bytes = rows * row_bytes
     if w_saved is None:
-        w_address = x_address
-        x_address += saved_bytes(params, n, k)[0]
+        w_address = _saved_address(x_saved, w_bytes + x_bytes)
+        x_address = w_address + w_bytes
     else:
-        w_address = w_saved.data_ptr()
+        w_address = _saved_address(w_saved, w_bytes)
+        x_address = _saved_address(x_saved, x_bytes)
     follow_torch_threads()
     lumina_kernel._backward_at(
         params,
@@ -313,6 +349,7 @@ def optical_linear_backward(
     need_bias: bool,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
+    _checks.check_tensor("grad", grad)
     needs = (need_x, need_weight, need_bias)
     gradients = backward_now(grad, (x, weight, saved, w_saved), k, needs, params_of(parameters))
     return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)

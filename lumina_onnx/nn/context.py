@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile
 
@@ -123,7 +123,7 @@ class Frozen:
         if prepared is None or (trains and prepared.w_saved is None):
             weight, bias = (watched.tensor for watched in self._watched)
             assert weight is not None
-            functional.check_weight(weight, bias)
+            _checks.check_weight(weight, bias)
             try:
                 prepared = _ops.prepare(_ops.params_for(profile), weight, bias, trains)
             except ValueError as error:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text
 from lumina_onnx.profile import OpticalProfile
@@ -257,7 +257,7 @@ def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
     label = f"layer {entry.names[0]!r}"
     for name in ("weight", "bias"):
         if getattr(module, name) is not None:
-            functional.check_tensor(f"{label}: {name}", getattr(module, name))
+            _checks.check_tensor(f"{label}: {name}", getattr(module, name))
     if isinstance(module, OpticalLinear):
         changes: dict[str, float | tuple[float, ...]] = {}
         if profile.input_range == 0 and profile.input_bits > 0:

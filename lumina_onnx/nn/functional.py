@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lumina_onnx.nn import _ops
+from lumina_onnx.nn import _checks, _ops
 from lumina_onnx.profile import OpticalProfile
 
 # Counts the streams drawn: what torch.compile sees change from one noisy call to the next.
@@ -67,9 +67,7 @@ def apply(
     """:func:`optical_linear`; `layer` is named in errors about the weights."""
     if not _ops.is_plain(x, weight, bias):
         x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
-        check_weight(weight, bias)
-        check_input(x, weight.shape[1])
-        check_devices(x, weight, bias)
+        _checks.check_call(x, weight, bias)
         if not _ops.is_plain(x, weight, bias):
             return apply_registered(x, weight, bias, profile, seed, stream, layer)
     return apply_now(x, weight, bias, profile, seed, stream, layer)
@@ -199,46 +197,3 @@ def autocast(tensor: Tensor) -> Tensor:
     """The tensor in float32 where autocast made it smaller: the operator is one of those that need float32."""
     small = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.float() if small and torch.is_autocast_enabled("cpu") else tensor
-
-
-def check_tensor(name: str, tensor: object) -> None:
-    """Refuses what is no dense float32 CPU tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {type(tensor).__name__}: allowed is a torch.Tensor of float32 on the CPU")
-    if tensor.device.type not in ("cpu", "meta"):
-        raise TypeError(
-            f"{name} is on {tensor.device}: allowed is the CPU, where the kernel runs; move it there with .cpu()"
-        )
-    if tensor.dtype != torch.float32:
-        raise TypeError(f"{name} is {tensor.dtype}: allowed is torch.float32; convert it with .float()")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else str(tensor.layout)
-        raise TypeError(f"{name} is a {kind} tensor: allowed is a dense (strided) one")
-
-
-def check_devices(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses tensors that are partly on the CPU and partly on "meta"."""
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device:
-            raise TypeError(f"{name} is on {tensor.device} and x on {x.device}: allowed is one device for all")
-
-
-def check_input(x: Tensor, k: int) -> None:
-    """Refuses an x that is no dense float32 CPU tensor ``[..., k]``."""
-    check_tensor("x", x)
-    if x.dim() == 0 or x.shape[-1] != k:
-        raise ValueError(f"x has shape {list(x.shape)}: allowed is [..., {k}], as weight has {k} columns")
-
-
-def check_weight(weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses a weight that is no ``[N, K]``, or a bias that is no ``[N]``, of dense float32 on the CPU."""
-    check_tensor("weight", weight)
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {list(weight.shape)}: allowed is [N, K], N and K at least 1")
-    if bias is not None:
-        check_tensor("bias", bias)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"bias has shape {list(bias.shape)}: allowed is [{weight.shape[0]}], as weight has "
-                f"{weight.shape[0]} rows"
-            )

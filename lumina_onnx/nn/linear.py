@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.profile import OpticalProfile
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class OpticalLinear(nn.Linear):
         self._set_up(profile, seed, "")
 
     def _set_up(self, profile: OpticalProfile, seed: int, name: str) -> None:
-        functional.check_weight(self.weight, self.bias)
+        _checks.check_weight(self.weight, self.bias)
         functional.check_counter("seed", seed)
         self.seed = seed
         self.name = name

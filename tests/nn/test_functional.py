@@ -12,7 +12,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx import reference  # noqa: E402
-from lumina_onnx.nn import _ops  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _ops  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -271,6 +271,67 @@ def test_the_inference_operator_has_no_gradient():
     arguments = _ops.parameters_of(CLEAN)
     y = torch.ops.lumina.optical_linear(x, weight.requires_grad_(), bias, torch.tensor(0), 0, *arguments)
     with pytest.raises(RuntimeError, match=r"is the operator for inference and export"):
+        y.sum().backward()
+
+
+WRONG_CALLS = [
+    (ValueError, r"x has shape \[3, 5\]: allowed is \[..., 3\]", lambda x, w, b: (x, torch.zeros(4, 3), b)),
+    (TypeError, r"x is torch.bfloat16: allowed is torch.float32", lambda x, w, b: (x.bfloat16(), w, b)),
+    (TypeError, r"weight is torch.float64: allowed is torch.float32", lambda x, w, b: (x, w.double(), b)),
+    (ValueError, r"bias has shape \[1\]: allowed is \[4\]", lambda x, w, b: (x, w, b[:1])),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "change"), WRONG_CALLS)
+def test_the_operators_refuse_what_the_kernel_cannot_read(error, message, change):
+    tensors, arguments = change(*layer()), _ops.parameters_of(CLEAN)
+    with pytest.raises(error, match=message):
+        torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *arguments)
+    with pytest.raises(error, match=message):
+        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), "", 0, *arguments)
+
+
+def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():
+    def backward(grad, saved):
+        arguments = _ops.parameters_of(CLEAN)
+        torch.ops.lumina.optical_linear_backward(
+            grad, None, None, saved, None, torch.zeros(0), 5, True, True, True, *arguments
+        )
+
+    with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):
+        backward(torch.ones(3, 4, dtype=torch.float64), torch.zeros(9999, dtype=torch.uint8))
+    with pytest.raises(
+        ValueError, match=r"what was saved for the gradient is torch.uint8 \[16\] on cpu"
+    ):
+        backward(torch.ones(3, 4), torch.zeros(16, dtype=torch.uint8))
+
+
+def test_an_exported_program_under_autocast_is_refused_not_misread():
+    model = torch.nn.Sequential(torch.nn.Linear(5, 5), OpticalLinear(5, 4, profile=CLEAN))
+    program = torch.export.export(model, (torch.ones(3, 5),)).module()
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(TypeError, match=r"x is torch.bfloat16: allowed is torch.float32"),
+    ):
+        program(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("profile", "unpack", "message"),
+    [
+        (CLEAN, lambda t: t[:16], r"what was saved for the gradient is torch.uint8 \[16\] on cpu: allowed is uint8 \["),
+        (CLEAN, lambda t: t.int(), r"what was saved for the gradient is torch.int32"),
+        (OpticalProfile(0, 8, 8), lambda t: t.half() if t.is_floating_point() else t,
+         r"x saved for the gradient is torch.float16 \[3, 5\] on cpu: allowed is float32 \[3, 5\]"),
+        (OpticalProfile(8, 0, 8), lambda t: t[:1] if t.is_floating_point() else t,
+         r"weight saved for the gradient is torch.float32 \[1, 5\] on cpu: allowed is float32 \[4, 5\]"),
+    ],
+)  # fmt: skip
+def test_saved_tensors_that_a_hook_changed_are_refused(profile, unpack, message):
+    x, weight, bias = (tensor.requires_grad_() for tensor in layer())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+        y = optical_linear(x, weight, bias, profile)
+    with pytest.raises(ValueError, match=message):
         y.sum().backward()
 
 
