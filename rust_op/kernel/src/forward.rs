@@ -199,9 +199,14 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Memory for rows as the product reads them.
-enum Staging {
-    Int { codes: Buffer<i8>, sums: [i32; COLUMN_CUT_ROWS] },
+/// Memory for up to [`COLUMN_CUT_ROWS`] rows as the product reads them.
+struct Staging {
+    values: StagedValues,
+    sums: [i32; COLUMN_CUT_ROWS],
+}
+
+enum StagedValues {
+    Int(Buffer<i8>),
     Float { values: Buffer<f32>, stride: usize },
 }
 
@@ -262,12 +267,13 @@ impl Call<'_> {
 
     fn staging(&self, rows: usize) -> Staging {
         let k = self.layer.weights.k();
-        if self.layer.params.is_integer() {
-            Staging::Int { codes: Buffer::new(rows * code_stride(k)), sums: [0; COLUMN_CUT_ROWS] }
+        let values = if self.layer.params.is_integer() {
+            StagedValues::Int(Buffer::new(rows * code_stride(k)))
         } else {
             let stride = float_stride(k);
-            Staging::Float { values: Buffer::new(rows * stride), stride }
-        }
+            StagedValues::Float { values: Buffer::new(rows * stride), stride }
+        };
+        Staging { values, sums: [0; COLUMN_CUT_ROWS] }
     }
 
     /// Converts `rows` into `staged`, and into what is saved.
@@ -342,19 +348,21 @@ impl StagedMut<'_> {
 
 impl Staging {
     fn all(&mut self) -> StagedMut<'_> {
-        match self {
-            Staging::Int { codes, sums } => StagedMut::Int { codes: codes.as_mut_slice(), sums },
-            Staging::Float { values, stride } => StagedMut::Float { values: values.as_mut_slice(), stride: *stride },
+        match &mut self.values {
+            StagedValues::Int(codes) => StagedMut::Int { codes: codes.as_mut_slice(), sums: &mut self.sums },
+            StagedValues::Float { values, stride } => {
+                StagedMut::Float { values: values.as_mut_slice(), stride: *stride }
+            }
         }
     }
 
     fn rows(&self, rows: usize) -> Staged<'_> {
-        match self {
-            Staging::Int { codes, sums } => {
-                let stride = codes.as_slice().len() / rows;
-                Staged::Int(IntRows { codes: codes.as_slice(), stride, sums: &sums[..rows], zero: 0, fetch: false })
+        match &self.values {
+            StagedValues::Int(codes) => {
+                let (codes, sums) = (codes.as_slice(), &self.sums[..rows]);
+                Staged::Int(IntRows { codes, stride: codes.len() / rows, sums, zero: 0, fetch: false })
             }
-            Staging::Float { values, stride } => {
+            StagedValues::Float { values, stride } => {
                 Staged::Float(FloatRows { values: values.as_slice(), stride: *stride })
             }
         }

@@ -26,13 +26,13 @@ pub(super) fn failure(error: Error) -> Failure {
 
 /// Checks what is known of X: its type, that there is a last dimension, and that this is K.
 pub(super) fn check_x(element: ElementType, dims: &[i64], k: usize) -> Result<(), Failure> {
-    let allowed = format!("allowed is float32 [..., K] with K = {k}");
-    Err(Failure::invalid(match dims.last() {
-        _ if element != ElementType::FLOAT => format!("input X has type {element}: {allowed}"),
-        None => format!("input X has no dimension (it is a scalar): {allowed}"),
-        Some(last) if *last >= 0 && *last != k as i64 => format!("input X has shape {}: {allowed}", shape(dims)),
+    let what = match dims.last() {
+        _ if element != ElementType::FLOAT => format!("type {element}"),
+        None => "no dimension (it is a scalar)".to_owned(),
+        Some(last) if *last >= 0 && *last != k as i64 => format!("shape {}", shape(dims)),
         Some(_) => return Ok(()),
-    }))
+    };
+    Err(Failure::invalid(format!("input X has {what}: allowed is float32 [..., K] with K = {k}")))
 }
 
 /// Checks what the model tells of X.
@@ -77,7 +77,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
 
 /// N and K, from how W is stored.
 fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result<(usize, usize), Failure> {
-    let [n, columns] = *w.dims() else {
+    let [n, columns] = **w.dims() else {
         return Err(Failure::invalid(format!(
             "input W has shape {}: allowed is [N, K], or [N, ceil(K*b/8)] where it is packed",
             shape(w.dims())
@@ -134,7 +134,7 @@ fn constant<'a>(info: &KernelInfo<'a>, index: usize, name: &str) -> Result<Tenso
 fn vector(info: &KernelInfo<'_>, index: usize, name: &str, n: usize) -> Result<Vec<f32>, Failure> {
     let tensor = constant(info, index, name)?;
     match tensor.data::<f32>()? {
-        Some(data) if *tensor.dims() == [n as i64] => Ok(data.into_owned()),
+        Some(data) if **tensor.dims() == [n as i64] => Ok(data.into_owned()),
         _ => Err(Failure::invalid(format!(
             "input {name} is {} {}: allowed is float32 [{n}], one for each output",
             tensor.element(),
