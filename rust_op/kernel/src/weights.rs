@@ -334,6 +334,7 @@ impl Pack<'_> {
     }
 
     /// Codes of the channel at `offset`, from codes; sets its scale.
+    #[inline(always)]
     fn stored_codes(&mut self, offset: usize, row: usize, out: &mut [i8]) -> Result<(), Error> {
         let (bits, k) = (self.bits, self.k);
         match self.source {

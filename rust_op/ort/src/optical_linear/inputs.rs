@@ -1,10 +1,11 @@
 //! The inputs of a node: which there must be, of which type and shape.
 
 use lumina_kernel::schema::{PARAMETERS, Place};
-use lumina_kernel::{Error, Layer, Serial, Tier, WeightSource, Weights, pack};
+use lumina_kernel::{Error, Layer, Tier, WeightSource, Weights, pack};
 
 use super::attributes::Attributes;
 use super::{B, W, W_SCALE, X};
+use crate::executor::Creation;
 use crate::guard::Failure;
 use crate::sys::{ElementType, KernelInfo, Tensor};
 
@@ -69,7 +70,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
         (.., Some(packed)) => WeightSource::Packed(packed),
         _ => return Err(Failure::internal("input W: its elements cannot be read")),
     };
-    let weights = Weights::new(tier, &Serial, params, (n, k), source, scale, None).map_err(failure)?;
+    let weights = Weights::new(tier, &Creation, params, (n, k), source, scale, None).map_err(failure)?;
     let bias =
         if info.input_count()? > B && !info.input_name(B)?.is_empty() { Some(vector(info, B, "B", n)?) } else { None };
     Layer::new(params.clone(), weights, bias).map_err(failure)
