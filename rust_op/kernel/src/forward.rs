@@ -29,6 +29,8 @@ const COLUMN_CUT_ROWS: usize = 2 * TASK_ROWS;
 const COLUMN_CUT_WORK: usize = 1 << 19;
 /// Tasks that columns are cut into, at most.
 const COLUMN_TASKS: usize = 16;
+/// Bytes of weights that a core reads from its caches in a nanosecond, about.
+const BYTES_PER_NS: u64 = 100;
 /// Rows of a task of the steps before and after the columns.
 const STEP_ROWS: usize = 8;
 
@@ -117,7 +119,7 @@ impl Layer {
         if let Some(saved) = &saved {
             self.check_saved(saved, m)?;
         }
-        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(m) };
+        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(tier, m) };
         if m <= COLUMN_CUT_ROWS && m * n * k >= COLUMN_CUT_WORK {
             call.by_columns(tier, executor, x, y, saved);
         } else {
@@ -149,12 +151,14 @@ impl Layer {
         Ok(())
     }
 
-    /// A rough estimate of one thread's time for `m` rows.
-    fn work_ns(&self, m: usize) -> u64 {
+    /// A rough estimate of one thread's time for `m` rows: a few rows wait for the weights to come from the caches.
+    fn work_ns(&self, tier: Tier, m: usize) -> u64 {
         let (n, k) = (self.weights.n(), self.weights.k());
-        let products = (m * n * k) as u64 / if self.params.is_integer() { 256 } else { 64 };
+        let (of_codes, of_floats) = tier.products_per_ns();
+        let products = (m * n * k) as u64 / if self.params.is_integer() { of_codes } else { of_floats };
+        let reading = self.weights.bytes() as u64 / BYTES_PER_NS;
         let noise = if self.params.noise.any() { (m * n) as u64 / 2 } else { 0 };
-        products + noise + (m * (n + k)) as u64 / 4
+        products.max(reading) + noise + (m * (n + k)) as u64 / 4
     }
 }
 

@@ -193,6 +193,14 @@ impl Weights {
         &self.scale[..self.n]
     }
 
+    /// Bytes of the panels, which a product reads.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::Int { bytes, .. } => bytes.as_slice().len(),
+            Panels::Float(values) => size_of_val(values.as_slice()),
+        }
+    }
+
     pub(crate) fn panels(&self) -> &Panels {
         &self.panels
     }
