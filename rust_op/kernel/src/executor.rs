@@ -41,11 +41,17 @@ fn run(executor: &dyn Executor, work_ns: u64, count: usize, task: &(dyn Fn(usize
     }
 }
 
-/// Runs `task` on each of `items`, as [`run`] does.
-pub(crate) fn run_each<T: Send>(executor: &dyn Executor, work_ns: u64, items: Vec<T>, task: impl Fn(T) + Sync) {
-    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    run(executor, work_ns, items.len(), &|index| {
-        let item = items[index].lock().expect("taken once").take();
+/// Runs `task` on each of `items`, as [`run`] does. Whichever thread is free takes the next one, so that nothing is
+/// allocated for them.
+pub(crate) fn run_each<I>(executor: &dyn Executor, work_ns: u64, items: I, task: impl Fn(I::Item) + Sync)
+where
+    I: IntoIterator<IntoIter: ExactSizeIterator + Send>,
+{
+    let items = items.into_iter();
+    let count = items.len();
+    let items = Mutex::new(items);
+    run(executor, work_ns, count, &|_| {
+        let item = items.lock().expect("no task runs with the lock").next();
         task(item.expect("each task runs once"));
     });
 }

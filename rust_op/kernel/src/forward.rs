@@ -19,7 +19,7 @@ use crate::microkernel::tile::int::IntRows;
 use crate::params::{BiasStage, Params};
 use crate::quantize;
 use crate::rng::{self, NoiseKey};
-use crate::weights::{CodesMut, Weights, code_stride};
+use crate::weights::{CodesMut, Weights, code_stride, take_first};
 
 /// Rows of a task: whole tiles of 12, 12 and 8.
 const TASK_ROWS: usize = 32;
@@ -29,6 +29,8 @@ const COLUMN_CUT_ROWS: usize = 2 * TASK_ROWS;
 const COLUMN_CUT_WORK: usize = 1 << 19;
 /// Tasks that columns are cut into, at most.
 const COLUMN_TASKS: usize = 16;
+/// Bytes of weights that a core reads from its caches in a nanosecond, about.
+const BYTES_PER_NS: u64 = 100;
 /// Rows of a task of the steps before and after the columns.
 const STEP_ROWS: usize = 8;
 
@@ -117,7 +119,7 @@ impl Layer {
         if let Some(saved) = &saved {
             self.check_saved(saved, m)?;
         }
-        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(m) };
+        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(tier, m) };
         if m <= COLUMN_CUT_ROWS && m * n * k >= COLUMN_CUT_WORK {
             call.by_columns(tier, executor, x, y, saved);
         } else {
@@ -149,12 +151,14 @@ impl Layer {
         Ok(())
     }
 
-    /// A rough estimate of one thread's time for `m` rows.
-    fn work_ns(&self, m: usize) -> u64 {
+    /// A rough estimate of one thread's time for `m` rows: a few rows wait for the weights to come from the caches.
+    fn work_ns(&self, tier: Tier, m: usize) -> u64 {
         let (n, k) = (self.weights.n(), self.weights.k());
-        let products = (m * n * k) as u64 / if self.params.is_integer() { 256 } else { 64 };
+        let (of_codes, of_floats) = tier.products_per_ns();
+        let products = (m * n * k) as u64 / if self.params.is_integer() { of_codes } else { of_floats };
+        let reading = self.weights.bytes() as u64 / BYTES_PER_NS;
         let noise = if self.params.noise.any() { (m * n) as u64 / 2 } else { 0 };
-        products + noise + (m * (n + k)) as u64 / 4
+        products.max(reading) + noise + (m * (n + k)) as u64 / 4
     }
 }
 
@@ -174,55 +178,57 @@ struct Rows<'a> {
     dac_mask: Option<&'a mut [u8]>,
 }
 
-/// Memory for rows as the product reads them.
-enum Staging {
-    Int { codes: Buffer<i8>, sums: Buffer<i32> },
+impl<'a> Rows<'a> {
+    /// All of them.
+    fn all(x: &'a [f32], saved: Option<Saved<'a>>) -> Self {
+        match saved {
+            Some(Saved { x_codes, x_step, adc_mask, dac_mask }) => {
+                Rows { x, x_codes, x_step: Some(x_step), adc_mask, dac_mask }
+            }
+            None => Rows { x, x_codes: None, x_step: None, adc_mask: None, dac_mask: None },
+        }
+    }
+
+    /// Takes the first `count` rows off, or all where there are fewer.
+    fn take_rows(&mut self, count: usize, n: usize, k: usize) -> Rows<'a> {
+        let (x, rest) = self.x.split_at(self.x.len().min(count * k));
+        self.x = rest;
+        Rows {
+            x,
+            x_codes: self.x_codes.as_mut().map(|codes| codes.take_rows(count, k)),
+            x_step: self.x_step.as_mut().map(|steps| take_first(steps, count)),
+            adc_mask: self.adc_mask.as_mut().map(|mask| take_first(mask, count * mask_stride(n))),
+            dac_mask: self.dac_mask.as_mut().map(|mask| take_first(mask, count * mask_stride(k))),
+        }
+    }
+}
+
+/// Memory for up to [`COLUMN_CUT_ROWS`] rows as the product reads them.
+struct Staging {
+    values: StagedValues,
+    sums: [i32; COLUMN_CUT_ROWS],
+}
+
+enum StagedValues {
+    Int(Buffer<i8>),
     Float { values: Buffer<f32>, stride: usize },
 }
 
 impl Call<'_> {
-    /// Cuts a call into tasks of `count` rows.
-    fn cut<'a>(&self, count: usize, x: &'a [f32], saved: Option<Saved<'a>>) -> Vec<Rows<'a>> {
-        let (n, k) = (self.layer.weights.n(), self.layer.weights.k());
-        let mut rows: Vec<Rows<'a>> = x
-            .chunks(count * k)
-            .map(|x| Rows { x, x_codes: None, x_step: None, adc_mask: None, dac_mask: None })
-            .collect();
-        if let Some(saved) = saved {
-            for (rows, x_step) in rows.iter_mut().zip(saved.x_step.chunks_mut(count)) {
-                rows.x_step = Some(x_step);
-            }
-            if let Some(codes) = saved.x_codes {
-                for (rows, codes) in rows.iter_mut().zip(codes.split(count, k)) {
-                    rows.x_codes = Some(codes);
-                }
-            }
-            if let Some(mask) = saved.adc_mask {
-                for (rows, mask) in rows.iter_mut().zip(mask.chunks_mut(count * mask_stride(n))) {
-                    rows.adc_mask = Some(mask);
-                }
-            }
-            if let Some(mask) = saved.dac_mask {
-                for (rows, mask) in rows.iter_mut().zip(mask.chunks_mut(count * mask_stride(k))) {
-                    rows.dac_mask = Some(mask);
-                }
-            }
-        }
-        rows
-    }
-
     fn by_rows(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
         let (n, k) = (self.layer.weights.n(), self.layer.weights.k());
-        let cut = self.cut(TASK_ROWS, x, saved).into_iter().zip(y.chunks_mut(TASK_ROWS * n)).enumerate();
-        run_each(executor, self.work_ns, cut.collect(), |(index, (mut rows, y))| {
+        let mut rest = Rows::all(x, saved);
+        let cut = y.chunks_mut(TASK_ROWS * n).enumerate().map(|(index, y)| (index, rest.take_rows(TASK_ROWS, n, k), y));
+        run_each(executor, self.work_ns, cut, |(index, mut rows, y)| {
             let count = rows.x.len() / k;
             let mut steps = [0.0; TASK_ROWS];
             let steps = &mut steps[..count];
             let mut staging = self.staging(count);
             let staged = staging.all();
-            tier.vectorize(ConvertTask { call: self, rows: &mut rows, staged, steps: &mut *steps });
+            let mask = rows.adc_mask.take();
+            tier.vectorize(ConvertTask { call: self, rows, staged, steps: &mut *steps });
             self.product(&staging, steps).into_rows(tier, y);
-            tier.vectorize(FinishTask { call: self, first: index * TASK_ROWS, y, steps, mask: rows.adc_mask });
+            tier.vectorize(FinishTask { call: self, first: index * TASK_ROWS, y, steps, mask });
         });
     }
 
@@ -237,37 +243,41 @@ impl Call<'_> {
         let (n, k) = (layer.weights.n(), layer.weights.k());
         let m = x.len() / k;
         let mut staging = self.staging(m);
-        let mut steps = vec![0.0f32; m];
+        let mut steps = [0.0; COLUMN_CUT_ROWS];
+        let steps = &mut steps[..m];
 
-        let mut tasks = self.cut(STEP_ROWS, x, saved);
-        let staged = staging.split(STEP_ROWS, k).into_iter().zip(steps.chunks_mut(STEP_ROWS));
-        let converted: Vec<_> = tasks
-            .iter_mut()
-            .zip(staged)
-            .map(|(rows, (staged, steps))| ConvertTask { call: self, rows, staged, steps })
-            .collect();
+        let mut rest = Rows::all(x, saved);
+        let mut masks = rest.adc_mask.take();
+        let mut staged = staging.all();
+        let converted = steps.chunks_mut(STEP_ROWS).map(|steps| ConvertTask {
+            call: self,
+            rows: rest.take_rows(STEP_ROWS, n, k),
+            staged: staged.take_rows(STEP_ROWS, k),
+            steps,
+        });
         run_each(executor, (m * k / 4) as u64, converted, |task| tier.vectorize(task));
-        let masks: Vec<_> = tasks.into_iter().map(|rows| rows.adc_mask).collect();
 
-        let product = self.product(&staging, &steps);
+        let product = self.product(&staging, steps);
         let panels = layer.product_bias.len() / PANEL;
         product.into_columns(tier, executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
 
-        let finished = y.chunks_mut(STEP_ROWS * n).zip(steps.chunks(STEP_ROWS)).zip(masks).enumerate();
-        let finished: Vec<_> = finished
-            .map(|(index, ((y, steps), mask))| FinishTask { call: self, first: index * STEP_ROWS, y, steps, mask })
-            .collect();
+        let finished = y.chunks_mut(STEP_ROWS * n).zip(steps.chunks(STEP_ROWS)).enumerate();
+        let finished = finished.map(|(index, (y, steps))| {
+            let mask = masks.as_mut().map(|masks| take_first(masks, STEP_ROWS * mask_stride(n)));
+            FinishTask { call: self, first: index * STEP_ROWS, y, steps, mask }
+        });
         run_each(executor, (m * n) as u64, finished, |task| tier.vectorize(task));
     }
 
     fn staging(&self, rows: usize) -> Staging {
         let k = self.layer.weights.k();
-        if self.layer.params.is_integer() {
-            Staging::Int { codes: Buffer::new(rows * code_stride(k)), sums: Buffer::new(rows) }
+        let values = if self.layer.params.is_integer() {
+            StagedValues::Int(Buffer::new(rows * code_stride(k)))
         } else {
             let stride = float_stride(k);
-            Staging::Float { values: Buffer::new(rows * stride), stride }
-        }
+            StagedValues::Float { values: Buffer::new(rows * stride), stride }
+        };
+        Staging { values, sums: [0; COLUMN_CUT_ROWS] }
     }
 
     /// Converts `rows` into `staged`, and into what is saved.
@@ -326,37 +336,37 @@ enum StagedMut<'a> {
     Float { values: &'a mut [f32], stride: usize },
 }
 
-impl Staging {
-    fn split(&mut self, rows: usize, k: usize) -> Vec<StagedMut<'_>> {
+impl StagedMut<'_> {
+    /// Takes the first `count` rows off, or all where there are fewer.
+    fn take_rows(&mut self, count: usize, k: usize) -> Self {
         match self {
-            Staging::Int { codes, sums } => codes
-                .as_mut_slice()
-                .chunks_mut(rows * code_stride(k))
-                .zip(sums.as_mut_slice().chunks_mut(rows))
-                .map(|(codes, sums)| StagedMut::Int { codes, sums })
-                .collect(),
-            Staging::Float { values, stride } => {
-                let stride = *stride;
-                let chunks = values.as_mut_slice().chunks_mut(rows * stride);
-                chunks.map(|values| StagedMut::Float { values, stride }).collect()
+            StagedMut::Int { codes, sums } => {
+                StagedMut::Int { codes: take_first(codes, count * code_stride(k)), sums: take_first(sums, count) }
+            }
+            StagedMut::Float { values, stride } => {
+                StagedMut::Float { values: take_first(values, count * *stride), stride: *stride }
             }
         }
     }
+}
 
+impl Staging {
     fn all(&mut self) -> StagedMut<'_> {
-        match self {
-            Staging::Int { codes, sums } => StagedMut::Int { codes: codes.as_mut_slice(), sums: sums.as_mut_slice() },
-            Staging::Float { values, stride } => StagedMut::Float { values: values.as_mut_slice(), stride: *stride },
+        match &mut self.values {
+            StagedValues::Int(codes) => StagedMut::Int { codes: codes.as_mut_slice(), sums: &mut self.sums },
+            StagedValues::Float { values, stride } => {
+                StagedMut::Float { values: values.as_mut_slice(), stride: *stride }
+            }
         }
     }
 
     fn rows(&self, rows: usize) -> Staged<'_> {
-        match self {
-            Staging::Int { codes, sums } => {
-                let stride = codes.as_slice().len() / rows;
-                Staged::Int(IntRows { codes: codes.as_slice(), stride, sums: sums.as_slice(), zero: 0, fetch: false })
+        match &self.values {
+            StagedValues::Int(codes) => {
+                let (codes, sums) = (codes.as_slice(), &self.sums[..rows]);
+                Staged::Int(IntRows { codes, stride: codes.len() / rows, sums, zero: 0, fetch: false })
             }
-            Staging::Float { values, stride } => {
+            StagedValues::Float { values, stride } => {
                 Staged::Float(FloatRows { values: values.as_slice(), stride: *stride })
             }
         }
@@ -364,19 +374,19 @@ impl Staging {
 }
 
 /// The step before the product.
-struct ConvertTask<'a, 'b> {
+struct ConvertTask<'a> {
     call: &'a Call<'a>,
-    rows: &'a mut Rows<'b>,
+    rows: Rows<'a>,
     staged: StagedMut<'a>,
     steps: &'a mut [f32],
 }
 
-impl Vectorized for ConvertTask<'_, '_> {
+impl Vectorized for ConvertTask<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(mut self, isa: S) {
-        self.call.convert(isa, self.rows, &mut self.staged, self.steps);
+        self.call.convert(isa, &mut self.rows, &mut self.staged, self.steps);
     }
 }
 

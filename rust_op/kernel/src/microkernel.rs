@@ -73,6 +73,17 @@ impl Tier {
         }
     }
 
+    /// Multiply-adds that a core does in a nanosecond, about: of codes, and of floats.
+    pub(crate) fn products_per_ns(self) -> (u64, u64) {
+        match self.0 {
+            Token::Portable(_) => (2, 1),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => (80, 50),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => (400, 100),
+        }
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self.0 {

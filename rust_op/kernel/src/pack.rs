@@ -17,6 +17,7 @@ fn stored(bits: u32, code: i8) -> u8 {
 }
 
 /// The code of a stored form.
+#[inline(always)]
 fn code(bits: u32, stored: u8) -> i8 {
     if bits == 1 { 2 * stored as i8 - 1 } else { stored as i8 - (1 << (bits - 1)) as i8 }
 }
@@ -39,39 +40,73 @@ pub fn pack_codes(bits: u32, k: usize, codes: &[i8]) -> Vec<u8> {
 ///
 /// # Errors
 /// A code of -2^(b-1), which the quantiser never gives, or a padding bit that is set.
+#[inline(always)]
 pub fn unpack_row(bits: u32, row: usize, packed: &[u8], codes: &mut [i8]) -> Result<(), Error> {
-    let per_byte = 8 / bits as usize;
-    let mask = ((1u16 << bits) - 1) as u8;
-    for (index, byte) in packed.iter().enumerate() {
-        for slot in 0..per_byte {
-            let column = index * per_byte + slot;
-            let value = (byte >> (slot as u32 * bits)) & mask;
-            let error =
-                |value: String, allowed| Error::Element { name: "weight", index: vec![row, column], value, allowed };
-            match codes.get_mut(column) {
-                Some(_) if bits > 1 && value == 0 => {
-                    return Err(error(format!("-{}", 1 << (bits - 1)), "a code -L..L with L = 2^(weight_bits-1)-1"));
-                }
-                Some(out) => *out = code(bits, value),
-                None if value != 0 => return Err(error(value.to_string(), "0 in the bits that fill up a row")),
-                None => {}
-            }
+    let valid = match bits {
+        4 => unpack::<4, 2>(packed, codes),
+        2 => unpack::<2, 4>(packed, codes),
+        _ => unpack::<1, 8>(packed, codes),
+    };
+    if valid { Ok(()) } else { Err(not_allowed(bits, row, packed, codes.len())) }
+}
+
+/// Unpacks a row; false where something in it is not allowed. Compiled with the instructions of whoever calls it.
+#[inline(always)]
+fn unpack<const BITS: u32, const PER_BYTE: usize>(packed: &[u8], codes: &mut [i8]) -> bool {
+    let mask = ((1u16 << BITS) - 1) as u8;
+    let (whole, rest) = codes.as_chunks_mut::<PER_BYTE>();
+    let (bytes, last) = packed.split_at(whole.len());
+    let mut lowest = mask;
+    for (byte, group) in bytes.iter().zip(whole) {
+        for (slot, out) in group.iter_mut().enumerate() {
+            let value = (byte >> (slot as u32 * BITS)) & mask;
+            lowest = lowest.min(value);
+            *out = code(BITS, value);
         }
     }
-    Ok(())
+    let mut left = last.first().copied().unwrap_or(0);
+    for out in rest {
+        lowest = lowest.min(left & mask);
+        *out = code(BITS, left & mask);
+        left >>= BITS;
+    }
+    left == 0 && (BITS == 1 || lowest > 0)
+}
+
+/// What the first thing is that is not allowed in a row of `k` codes.
+#[cold]
+fn not_allowed(bits: u32, row: usize, packed: &[u8], k: usize) -> Error {
+    let per_byte = 8 / bits as usize;
+    let mask = ((1u16 << bits) - 1) as u8;
+    let stored = |column: usize| (packed[column / per_byte] >> ((column % per_byte) as u32 * bits)) & mask;
+    let error = |column, value, allowed| Error::Element { name: "weight", index: vec![row, column], value, allowed };
+    match (0..k).find(|column| bits > 1 && stored(*column) == 0) {
+        Some(column) => error(column, format!("-{}", 1 << (bits - 1)), "a code -L..L with L = 2^(weight_bits-1)-1"),
+        None => {
+            let column = (k..packed.len() * per_byte).find(|column| stored(*column) != 0).unwrap_or(k);
+            error(column, stored(column).to_string(), "0 in the bits that fill up a row")
+        }
+    }
 }
 
 /// Checks that int8 codes of row `row` are within -L..L of `bits` bits, with one bit -1 or +1.
+#[inline(always)]
 pub fn check_codes(bits: u32, row: usize, codes: &[i8]) -> Result<(), Error> {
     let levels = levels(bits);
-    let allowed = |c: i8| if bits == 1 { c == 1 || c == -1 } else { i32::from(c).abs() <= levels };
-    match codes.iter().position(|c| !allowed(*c)) {
-        None => Ok(()),
-        Some(bad) => Err(Error::Element {
-            name: "weight",
-            index: vec![row, bad],
-            value: codes[bad].to_string(),
-            allowed: "a code -L..L with L = 2^(weight_bits-1)-1 (-1 or +1 with weight_bits 1)",
-        }),
+    let (mut largest, mut smallest) = (0, u8::MAX);
+    for code in codes {
+        largest = largest.max(code.unsigned_abs());
+        smallest = smallest.min(code.unsigned_abs());
     }
+    if i32::from(largest) <= levels && (bits > 1 || smallest > 0) {
+        return Ok(());
+    }
+    let bad = codes.iter().position(|c| i32::from(*c).abs() > levels || (bits == 1 && *c == 0));
+    let bad = bad.expect("one is not allowed");
+    Err(Error::Element {
+        name: "weight",
+        index: vec![row, bad],
+        value: codes[bad].to_string(),
+        allowed: "a code -L..L with L = 2^(weight_bits-1)-1 (-1 or +1 with weight_bits 1)",
+    })
 }

@@ -54,12 +54,12 @@ impl<'a> CodesMut<'a> {
         Ok(())
     }
 
-    /// The memory of each `rows` rows of `k`.
-    pub(crate) fn split(self, rows: usize, k: usize) -> Vec<CodesMut<'a>> {
-        let chunk = rows * code_stride(k);
+    /// Takes the first `rows` rows of `k` off, or all where there are fewer.
+    pub(crate) fn take_rows(&mut self, rows: usize, k: usize) -> CodesMut<'a> {
+        let length = rows * code_stride(k);
         match self {
-            CodesMut::I8(codes) => codes.chunks_mut(chunk).map(CodesMut::I8).collect(),
-            CodesMut::I16(codes) => codes.chunks_mut(chunk).map(CodesMut::I16).collect(),
+            CodesMut::I8(codes) => CodesMut::I8(take_first(codes, length)),
+            CodesMut::I16(codes) => CodesMut::I16(take_first(codes, length)),
         }
     }
 
@@ -74,6 +74,12 @@ impl<'a> CodesMut<'a> {
             CodesMut::I16(out) => rows::narrow_i16(isa, codes, &mut out[row * stride..(row + 1) * stride]),
         }
     }
+}
+
+/// Takes the first `count` elements off `rest`, or all where there are fewer.
+pub(crate) fn take_first<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let count = count.min(rest.len());
+    rest.split_off_mut(..count).expect("no more than there are")
 }
 
 /// Elements from one row of codes to the next, for rows of `k`: a multiple of 4, the padding 0; for long
@@ -143,23 +149,18 @@ impl Weights {
                 .collect(),
             Panels::Float(values) => values.as_mut_slice().chunks_mut(rows * k).map(Target::Float).collect(),
         };
-        let codes: Vec<Option<CodesMut<'_>>> = match codes {
-            Some(codes) => codes.split(rows, k).into_iter().map(Some).collect(),
-            None => targets.iter().map(|_| None).collect(),
-        };
-        let tasks = targets.into_iter().zip(codes).zip(scales.chunks_mut(rows)).enumerate();
-        let tasks: Vec<Pack<'_>> = tasks
-            .map(|(index, ((target, codes), scale_out))| Pack {
-                bits: params.weight_bits,
-                k,
-                rows: index * rows..n.min((index + 1) * rows),
-                source,
-                scale,
-                target,
-                scale_out,
-                codes,
-            })
-            .collect();
+        let mut codes = codes;
+        let tasks = targets.into_iter().zip(scales.chunks_mut(rows)).enumerate();
+        let tasks = tasks.map(|(index, (target, scale_out))| Pack {
+            bits: params.weight_bits,
+            k,
+            rows: index * rows..n.min((index + 1) * rows),
+            source,
+            scale,
+            target,
+            scale_out,
+            codes: codes.as_mut().map(|codes| codes.take_rows(rows, k)),
+        });
 
         let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
         run_each(executor, (n * k) as u64 / 5, tasks, |task| {
@@ -190,6 +191,14 @@ impl Weights {
     /// `[N]`: the step of one code; 1 where W is analog.
     pub fn scale(&self) -> &[f32] {
         &self.scale[..self.n]
+    }
+
+    /// Bytes of the panels, which a product reads.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::Int { bytes, .. } => bytes.as_slice().len(),
+            Panels::Float(values) => size_of_val(values.as_slice()),
+        }
     }
 
     pub(crate) fn panels(&self) -> &Panels {
@@ -333,6 +342,7 @@ impl Pack<'_> {
     }
 
     /// Codes of the channel at `offset`, from codes; sets its scale.
+    #[inline(always)]
     fn stored_codes(&mut self, offset: usize, row: usize, out: &mut [i8]) -> Result<(), Error> {
         let (bits, k) = (self.bits, self.k);
         match self.source {

@@ -94,7 +94,7 @@ impl OpticalLinear {
         let x = context.input(X)?.ok_or_else(|| Failure::invalid("input X is missing: allowed is float32 [..., K]"))?;
         let (n, k) = (self.layer.weights().n(), self.layer.weights().k());
         inputs::check_x(x.element(), x.dims(), k)?;
-        let mut dims = x.dims().to_vec();
+        let mut dims = x.dims().clone();
         if let Some(last) = dims.last_mut() {
             *last = n as i64;
         }
@@ -110,5 +110,39 @@ impl OpticalLinear {
             self.layer.forward(self.tier, &pool, &x, key, y, None).map_err(inputs::failure)?;
             pool.finish()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lumina_kernel::{Params, Serial, Spec, WeightSource, Weights};
+
+    use super::*;
+    use crate::sys::fake;
+
+    /// A noisy node with a bias.
+    fn node(input_bits: i64, weight_bits: i64, n: usize, k: usize) -> OpticalLinear {
+        let spec = Spec { input_bits, weight_bits, output_bits: 8, noise_relative: 0.1, ..Spec::default() };
+        let (params, tier) = (Params::new(&spec).unwrap(), Tier::selected().unwrap());
+        let w: Vec<f32> = (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect();
+        let weights = Weights::new(tier, &Serial, &params, (n, k), WeightSource::F32(&w), None, None).unwrap();
+        let layer = Layer::new(params, weights, Some(vec![0.5; n])).unwrap();
+        OpticalLinear { node: "a node: ".into(), layer, tier, seed: 1, invocations: AtomicU64::new(0) }
+    }
+
+    /// By columns and by rows, in one task and in several, packed, unpacked and in floats.
+    #[test]
+    fn a_run_allocates_nothing() {
+        for (m, n, k) in [(1, 256, 256), (1, 1024, 1024), (16, 300, 200), (40, 1024, 768), (300, 65, 33)] {
+            for (input_bits, weight_bits) in [(8, 8), (8, 4), (8, 1), (12, 4), (0, 0)] {
+                let node = node(input_bits, weight_bits, n, k);
+                let mut x: Vec<f32> = (0..m * k).map(|i| (i % 13) as f32 - 6.0).collect();
+                let mut run = || fake::run(&node, &[m as i64, 1, k as i64], &mut x, &[m as i64, 1, n as i64]);
+                run();
+                let (y, allocations) = run();
+                assert_eq!(allocations, 0, "{m} x {k} x {n}, {input_bits} and {weight_bits} bits");
+                assert!(y.iter().all(|y| y.is_finite()) && y.iter().any(|y| *y != 0.0));
+            }
+        }
     }
 }

@@ -94,10 +94,8 @@ impl Product<'_> {
         let panels = n.div_ceil(PANEL);
         let shared = SharedRows::new(z, n);
         let panels_of = |first: usize| first..panels.min(first + together);
-        let tasks: Vec<_> = (0..panels)
-            .step_by(together)
-            .map(|first| Columns { product: self, z: &shared, panels: panels_of(first) })
-            .collect();
+        let tasks =
+            (0..panels).step_by(together).map(|first| Columns { product: self, z: &shared, panels: panels_of(first) });
         // Each task runs once, whatever the executor does: two at the same columns would race.
         run_each(executor, work_ns, tasks, |task| tier.vectorize(task));
     }

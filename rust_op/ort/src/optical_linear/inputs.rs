@@ -1,10 +1,11 @@
 //! The inputs of a node: which there must be, of which type and shape.
 
 use lumina_kernel::schema::{PARAMETERS, Place};
-use lumina_kernel::{Error, Layer, Serial, Tier, WeightSource, Weights, pack};
+use lumina_kernel::{Error, Layer, Tier, WeightSource, Weights, pack};
 
 use super::attributes::Attributes;
 use super::{B, W, W_SCALE, X};
+use crate::executor::Creation;
 use crate::guard::Failure;
 use crate::sys::{ElementType, KernelInfo, Tensor};
 
@@ -26,13 +27,13 @@ pub(super) fn failure(error: Error) -> Failure {
 
 /// Checks what is known of X: its type, that there is a last dimension, and that this is K.
 pub(super) fn check_x(element: ElementType, dims: &[i64], k: usize) -> Result<(), Failure> {
-    let allowed = format!("allowed is float32 [..., K] with K = {k}");
-    Err(Failure::invalid(match dims.last() {
-        _ if element != ElementType::FLOAT => format!("input X has type {element}: {allowed}"),
-        None => format!("input X has no dimension (it is a scalar): {allowed}"),
-        Some(last) if *last >= 0 && *last != k as i64 => format!("input X has shape {}: {allowed}", shape(dims)),
+    let what = match dims.last() {
+        _ if element != ElementType::FLOAT => format!("type {element}"),
+        None => "no dimension (it is a scalar)".to_owned(),
+        Some(last) if *last >= 0 && *last != k as i64 => format!("shape {}", shape(dims)),
         Some(_) => return Ok(()),
-    }))
+    };
+    Err(Failure::invalid(format!("input X has {what}: allowed is float32 [..., K] with K = {k}")))
 }
 
 /// Checks what the model tells of X.
@@ -69,7 +70,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
         (.., Some(packed)) => WeightSource::Packed(packed),
         _ => return Err(Failure::internal("input W: its elements cannot be read")),
     };
-    let weights = Weights::new(tier, &Serial, params, (n, k), source, scale, None).map_err(failure)?;
+    let weights = Weights::new(tier, &Creation, params, (n, k), source, scale, None).map_err(failure)?;
     let bias =
         if info.input_count()? > B && !info.input_name(B)?.is_empty() { Some(vector(info, B, "B", n)?) } else { None };
     Layer::new(params.clone(), weights, bias).map_err(failure)
@@ -77,7 +78,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
 
 /// N and K, from how W is stored.
 fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result<(usize, usize), Failure> {
-    let [n, columns] = *w.dims() else {
+    let [n, columns] = **w.dims() else {
         return Err(Failure::invalid(format!(
             "input W has shape {}: allowed is [N, K], or [N, ceil(K*b/8)] where it is packed",
             shape(w.dims())
@@ -134,7 +135,7 @@ fn constant<'a>(info: &KernelInfo<'a>, index: usize, name: &str) -> Result<Tenso
 fn vector(info: &KernelInfo<'_>, index: usize, name: &str, n: usize) -> Result<Vec<f32>, Failure> {
     let tensor = constant(info, index, name)?;
     match tensor.data::<f32>()? {
-        Some(data) if *tensor.dims() == [n as i64] => Ok(data.into_owned()),
+        Some(data) if **tensor.dims() == [n as i64] => Ok(data.into_owned()),
         _ => Err(Failure::invalid(format!(
             "input {name} is {} {}: allowed is float32 [{n}], one for each output",
             tensor.element(),

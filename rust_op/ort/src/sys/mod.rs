@@ -6,6 +6,8 @@
 
 mod context;
 mod custom_op;
+#[cfg(test)]
+pub(crate) mod fake;
 mod info;
 mod registration;
 mod shape;
@@ -115,39 +117,6 @@ fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) ->
     }
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(text).into_owned())
-}
-
-#[cfg(test)]
-mod fake {
-    //! A host that has CreateStatus alone.
-
-    use std::ffi::{CStr, c_char};
-    use std::mem::MaybeUninit;
-
-    use ort_sys::{OrtApi, OrtErrorCode, OrtStatusPtr};
-
-    /// What a status of this host is.
-    type Status = (OrtErrorCode, String);
-
-    unsafe extern "system" fn create_status(code: OrtErrorCode, message: *const c_char) -> OrtStatusPtr {
-        // SAFETY: called by `Api::status` alone, with a C string.
-        let message = unsafe { CStr::from_ptr(message) }.to_str().expect("UTF-8").to_owned();
-        OrtStatusPtr(Box::into_raw(Box::<Status>::new((code, message))).cast())
-    }
-
-    /// Its table, of which only the first entry may be read.
-    pub(super) fn table() -> *const OrtApi {
-        let table = Box::leak(Box::new(MaybeUninit::<OrtApi>::uninit()));
-        // SAFETY: one entry of the table is written, without a reference to the rest.
-        unsafe { (&raw mut (*table.as_mut_ptr()).CreateStatus).write(create_status) };
-        table.as_ptr()
-    }
-
-    /// What a status says; `None` for NULL.
-    pub(super) fn take(status: OrtStatusPtr) -> Option<Status> {
-        // SAFETY: a status that is not NULL is the box that `create_status` made.
-        (!status.0.is_null()).then(|| *unsafe { Box::from_raw(status.0.cast::<Status>()) })
-    }
 }
 
 #[cfg(test)]

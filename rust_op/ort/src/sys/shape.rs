@@ -44,9 +44,9 @@ impl ShapeContext<'_> {
             let mut names = vec![c"".as_ptr(); dims.len()];
             call!(self.api, GetSymbolicDimensions(info, names.as_mut_ptr(), names.len()))?;
             Ok(dims
-                .into_iter()
+                .iter()
                 .zip(names)
-                .map(|(dim, name)| match (dim, string(name)) {
+                .map(|(&dim, name)| match (dim, string(name)) {
                     (0.., _) => Dimension::Known(dim),
                     (_, name) if name.is_empty() => Dimension::Unknown,
                     (_, name) => Dimension::Named(name),

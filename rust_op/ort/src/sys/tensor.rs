@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 
 use ort_sys::{ONNXTensorElementDataType as Onnx, OrtTensorTypeAndShapeInfo, OrtValue};
 
@@ -53,11 +54,43 @@ impl fmt::Display for ElementType {
     }
 }
 
+/// Dimensions up to which a shape is not on the heap.
+const USUAL_RANK: usize = 8;
+
+/// The dimensions of a tensor, read in every run.
+#[derive(Clone)]
+pub(crate) struct Dims {
+    rank: usize,
+    usual: [i64; USUAL_RANK],
+    /// All of them where they are more than usual, else empty.
+    many: Vec<i64>,
+}
+
+impl Dims {
+    /// As many zeros.
+    fn zeros(rank: usize) -> Self {
+        Dims { rank, usual: [0; USUAL_RANK], many: if rank > USUAL_RANK { vec![0; rank] } else { Vec::new() } }
+    }
+}
+
+impl Deref for Dims {
+    type Target = [i64];
+
+    fn deref(&self) -> &[i64] {
+        if self.rank > USUAL_RANK { &self.many } else { &self.usual[..self.rank] }
+    }
+}
+
+impl DerefMut for Dims {
+    fn deref_mut(&mut self) -> &mut [i64] {
+        if self.rank > USUAL_RANK { &mut self.many } else { &mut self.usual[..self.rank] }
+    }
+}
+
 /// Element type and dimensions, -1 where one is not known.
-#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TensorType {
     pub(crate) element: ElementType,
-    pub(crate) dims: Vec<i64>,
+    pub(crate) dims: Dims,
 }
 
 impl TensorType {
@@ -69,7 +102,7 @@ impl TensorType {
         unsafe {
             call!(api, GetTensorElementType(info, (&raw mut element).cast()))?;
             call!(api, GetDimensionsCount(info, &mut rank))?;
-            let mut dims = vec![0; rank];
+            let mut dims = Dims::zeros(rank);
             call!(api, GetDimensions(info, dims.as_mut_ptr(), rank))?;
             Ok(TensorType { element: ElementType(element), dims })
         }
@@ -120,7 +153,7 @@ impl<'a> Tensor<'a> {
         self.ty.element
     }
 
-    pub(crate) fn dims(&self) -> &[i64] {
+    pub(crate) fn dims(&self) -> &Dims {
         &self.ty.dims
     }
 
@@ -152,4 +185,18 @@ pub(super) fn element_count(dims: &[i64]) -> Result<usize, Failure> {
     dims.iter()
         .try_fold(1usize, |count, dim| usize::try_from(*dim).ok().and_then(|dim| count.checked_mul(dim)))
         .ok_or_else(|| Failure::internal(format!("a tensor with dimensions {dims:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_of_any_rank() {
+        for rank in [0, 1, USUAL_RANK, USUAL_RANK + 1, 40] {
+            let mut dims = Dims::zeros(rank);
+            dims.iter_mut().zip(1..).for_each(|(dim, value)| *dim = value);
+            assert_eq!(*dims.clone(), (1..=rank as i64).collect::<Vec<_>>()[..]);
+        }
+    }
 }

@@ -1,0 +1,65 @@
+"""What making a session costs: layers large enough that several threads lay their weights out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from op_model import assert_same_bits, make_session, random_layer, run
+
+MIB = 2**20
+#: For the session itself, and what ONNX Runtime keeps besides the weights.
+SLACK = 2 * MIB
+
+# Prints the most bytes of memory that were in use at once while a session was made, beyond those before.
+PEAK = """
+import re
+import sys
+from pathlib import Path
+import onnxruntime
+
+def status(name):
+    return 1024 * int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+library, first, model = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(library)
+onnxruntime.InferenceSession(first, options)
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+session = onnxruntime.InferenceSession(model, options)
+print(status("VmHWM") - before)
+"""
+
+
+def save(model: bytes, path: Path) -> str:
+    """Writes a model whose larger tensors lie in a file of their own, which ONNX Runtime maps."""
+    external = {"save_as_external_data": True, "location": f"{path.stem}.bin", "size_threshold": 1024}
+    onnx.save(onnx.load_from_string(model), str(path), **external)
+    return str(path)
+
+
+@pytest.mark.parametrize(("storage", "file_bits"), [("uint8", 4), ("int8", 8), ("float32", 32)])
+def test_weights_are_in_memory_as_stored_and_packed_and_no_more(
+    library: str, storage: str, file_bits: int, tmp_path: Path
+) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is read from /proc, which only Linux has")
+    n, k, bits = 4096, 2048, 4
+    first = save(random_layer(8, 8, weight_bits=bits, storage=storage, input_bits=8).model(), tmp_path / "first.onnx")
+    model = save(random_layer(n, k, weight_bits=bits, storage=storage, input_bits=8).model(), tmp_path / "model.onnx")
+    command = [sys.executable, "-c", PEAK, library, first, model]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    in_file, packed = n * k * file_bits // 8, n * k * bits // 8
+    assert packed <= int(done.stdout) <= in_file + packed + SLACK
+
+
+@pytest.mark.parametrize(("storage", "bits"), [("uint8", 4), ("uint8", 1), ("int8", 8), ("float32", 4), ("float32", 0)])
+def test_layers_laid_out_by_several_threads(library: str, storage: str, bits: int) -> None:
+    layer = random_layer(1100, 2400, weight_bits=bits, storage=storage, input_bits=8 if bits else 0, output_bits=8)
+    x = np.random.default_rng(1).normal(size=(2, 2400)).astype(np.float32)
+    assert_same_bits(run(make_session(layer.model(), library, threads=2), x), layer.expected(x))
