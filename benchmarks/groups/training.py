@@ -1,80 +1,120 @@
-"""A training step: forward and backward through autograd."""
+"""Noise-aware training: steps of a layer and of networks, what they keep in memory, an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import eager
+from benchmarks import eager, memory, rivals
 from benchmarks.context import Context
-from benchmarks.groups.forward import BITS, EAGER, NOISE, data, means, rows, use_threads
-from benchmarks.results import Row, Shape
-from benchmarks.timing import Call
+from benchmarks.groups.forward import BITS, means, use_threads
+from benchmarks.results import Row, Time, compare
+from benchmarks.rivals import AIHWKIT, AUTOCAST, COMPILED, EAGER, INT_MM, OURS, PLAIN, Task
+from benchmarks.timing import Call, Side, interleave
 from lumina_onnx import OpticalProfile
-from lumina_onnx.nn import convert, functional
+from lumina_onnx import nn as optical
+from lumina_onnx.cli import classifier
 
-# Batch, inputs and outputs of a small network, and the width between.
-SMALL, HIDDEN = (64, 64, 10), 64
-
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@torch.enable_grad()
-def step(forward: Forward, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> None:
-    """Forward and backward; all three get a gradient."""
-    x.grad = weight.grad = bias.grad = None
-    forward(x, weight, bias).backward(grad)
-
-
-def run(context: Context) -> Iterator[Row]:
-    """In 32-bit floats ("highest"), PyTorch's default."""
-    profile = OpticalProfile(noise_relative=NOISE)
-
-    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return functional.optical_linear(x, weight, bias, profile)
-
-    def theirs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return eager.optical_linear(x, weight, bias, noise_relative=NOISE)
-
-    def measure(shape: Shape) -> list[Row]:
-        x, weight, bias = (tensor.requires_grad_() for tensor in data(shape))
-        grad = torch.randn(shape[0], shape[2])
-        sides: dict[str, Call] = {
-            "ours": lambda: step(ours, x, weight, bias, grad),
-            EAGER: lambda: step(theirs, x, weight, bias, grad),
-        }
-        what = f"forward and backward, {BITS}, noise_relative"
-        # Two products of floats, in the backward pass, are most of the work.
-        return rows(context, shape, sides, context.threads, group="training", what=what, peak="fma", products=2)
-
-    use_threads(context.threads)
-    found = []
-    for shape in context.shapes:
-        found += measure(shape)
-        yield found[-1]
-    yield from means(found, {EAGER: context.goal(intel=3.0, amd=4.0)})
-    yield from _small_network(context, profile)
+LAW = f"{BITS}, noise_relative"
+#: As ``torch.set_float32_matmul_precision`` names them. "high" is no row of its own: on both sides it is "highest" on
+#: processors without instructions for it.
+HIGHEST, MEDIUM = "highest", "medium"
+#: Whom each precision is compared with, and at which precision that runs. autocast multiplies in bfloat16 at each.
+COMPARED = {
+    HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST), (AIHWKIT, HIGHEST)],
+    MEDIUM: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
+}
+SAVED, PEAK = "saved between forward and backward", "most at once in a step"
+EAGER_HIGHEST = f'{EAGER}, precision "{HIGHEST}"'
 
 
-class _EagerLinear(nn.Linear):
-    """:func:`eager.optical_linear` as a layer."""
+def steps(context: Context) -> Iterator[Row]:
+    """A layer of each shape, on all threads and on one."""
+    for threads in counts(context):
+        found = []
+        for shape in context.shapes:
+            for row in _step(context, rivals.layer(shape), threads):
+                found.append(row)
+                yield row
+        for precision in (HIGHEST, MEDIUM):
+            mine = [row for row in found if row.what.endswith(f'"{precision}"')]
+            yield from means(mine, _goals(context, precision) if threads == context.threads else {})
 
-    def forward(self, input: Tensor) -> Tensor:
-        return eager.optical_linear(input, self.weight, self.bias, noise_relative=NOISE)
+
+def networks(context: Context) -> Iterator[Row]:
+    """Whole networks, with the optimizer's step."""
+    for threads in counts(context):
+        for task in rivals.networks(context.quick):
+            yield from _step(context, task, threads)
+    for threads in counts(context):
+        yield from _small(context, threads)
 
 
-def _small_network(context: Context, profile: OpticalProfile) -> Iterator[Row]:
-    """A whole step of a small network, where what a call costs counts for more than what it computes."""
-    m, k, n = SMALL
-    x, target = torch.randn(m, k), torch.randint(0, n, (m,))
+def counts(context: Context) -> list[int]:
+    """The numbers of threads, most first."""
+    return sorted({1, context.threads}, reverse=True)
 
-    def network(layer: type[nn.Linear]) -> nn.Sequential:
-        torch.manual_seed(0)
-        return nn.Sequential(layer(k, HIDDEN), nn.ReLU(), layer(HIDDEN, n))
 
-    def training(model: nn.Module) -> Call:
+def _goals(context: Context, precision: str) -> dict[str, float | None]:
+    if precision == HIGHEST:
+        return {EAGER: context.goal(intel=3.0, amd=4.0)}
+    return {EAGER_HIGHEST: context.goal(amd=6.0)}
+
+
+def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
+    """Ours at each precision against the others at the same, and at "medium" also against what PyTorch does unasked."""
+    context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
+    use_threads(threads)
+    missing = set()
+    if reason := rivals.why_no_aihwkit():
+        missing.add(AIHWKIT)
+        context.skipped["aihwkit"] = reason
+    if context.quick and (threads != context.threads or task.shape != context.shapes[0]):
+        missing.add(COMPILED)  # takes seconds: once is enough to see that it runs
+    sides: dict[tuple[str, str], Side] = {}
+    for precision, others in COMPARED.items():
+        for side, asked in [(OURS, precision), *others]:
+            if side not in missing and (side, asked) not in sides:
+                sides[side, asked] = rivals.at_precision(rivals.step(task, side), asked)
+    try:
+        times = interleave(sides, context.effort)
+    finally:
+        torch.set_float32_matmul_precision(HIGHEST)
+        if COMPILED not in missing:
+            torch.compiler.reset()
+    operations = 2 * task.multiply_adds()
+    rate = context.rate("fma")
+    what = f"{task.name}: forward, backward{', SGD' if task.optimized else ''}, {LAW}"
+    for precision, others in COMPARED.items():
+        ours = times[OURS, precision]
+        for side, asked in others:
+            if side not in missing:
+                yield compare(
+                    ours,
+                    times[side, asked],
+                    group="networks" if task.optimized else "training",
+                    what=f'{what}, precision "{precision}"',
+                    against=EAGER_HIGHEST if side == EAGER and asked != precision else side,
+                    shape=task.shape,
+                    threads=threads,
+                    tier=context.machine.tier,
+                    peak="fma",
+                    of_peak=operations / (Time.of(ours).median * rate * threads) if rate else None,
+                )
+
+
+def _small(context: Context, threads: int) -> Iterator[Row]:
+    """A step of a small network, where what a call costs counts for more than what it computes."""
+    task = rivals.small()
+    use_threads(threads)
+    x, target = task.x.detach(), torch.randint(0, task.grad.shape[1], task.grad.shape[:1])
+
+    def training(side: str) -> Call:
+        model = rivals.with_layers_of(side, task.model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
         @torch.enable_grad()
@@ -85,11 +125,147 @@ def _small_network(context: Context, profile: OpticalProfile) -> Iterator[Row]:
 
         return step
 
-    sides: dict[str, Call] = {
-        "ours": training(convert(network(nn.Linear), profile)),
-        EAGER: training(network(_EagerLinear)),
-        "nn.Linear, without bits and noise": training(network(nn.Linear)),
-    }
-    what = f"a step of {m} x {k} -> {HIDDEN} -> {n}: forward, loss, backward, SGD, {BITS}, noise_relative"
-    for row in rows(context, SMALL, sides, context.threads, group="training", what=what, peak=None):
-        yield row.with_goal(context.goal(intel=2.0, amd=2.0) if row.against == EAGER else None)
+    times = interleave({side: training(side) for side in (OURS, EAGER, PLAIN)}, context.effort)
+    for side in (EAGER, PLAIN):
+        yield compare(
+            times[OURS],
+            times[side],
+            against=side,
+            group="networks",
+            what=f"{task.name}: forward, loss, backward, SGD, {LAW}",
+            shape=task.shape,
+            threads=threads,
+            tier=context.machine.tier,
+            goal=context.goal(intel=2.0, amd=2.0) if side == EAGER and threads == context.threads else None,
+        )
+
+
+def kept(context: Context) -> Iterator[Row]:
+    """Bytes between forward and backward, and the most that a step takes at any time."""
+    use_threads(context.threads)
+    tasks = rivals.tasks(context.quick)
+    others = (EAGER, AUTOCAST, INT_MM)
+    for task in tasks:
+        context.say(f"bytes saved, {task.name}")
+        yield from _bytes(context, task, SAVED, {side: rivals.saved_bytes(task, side) for side in (OURS, *others)})
+    for index in range(1 if context.quick else len(tasks)):
+        task = tasks[index]
+        context.say(f"peak memory, {task.name}, {' x '.join(map(str, task.shape))}")
+        try:
+            sides = (OURS, EAGER) if context.quick else (OURS, *others)
+            amounts = {side: memory.peak(index, side, context.threads, context.quick) for side in sides}
+        except memory.Missing as reason:
+            context.skipped["peak memory"] = str(reason)
+            return
+        yield from _bytes(context, task, PEAK, amounts)
+
+
+def _bytes(context: Context, task: Task, what: str, amounts: dict[str, int]) -> Iterator[Row]:
+    ours = amounts.pop(OURS)
+    for side, theirs in amounts.items():
+        ratio = theirs / ours
+        yield Row(
+            group="memory",
+            what=f"{task.name}: {what}, {LAW}",
+            against=side,
+            shape=task.shape,
+            threads=context.threads,
+            tier=context.machine.tier,
+            ratio=ratio,
+            low=ratio,
+            high=ratio,
+            unit="bytes",
+            ours_bytes=ours,
+            theirs_bytes=theirs,
+            goal=context.goal(any=8.0) if what == SAVED and side == EAGER else None,
+        )
+
+
+# An epoch
+
+#: The recipes in export/mnist5k.py: bits, and the noise's sigma as a part of the full scale.
+RECIPES = ((8, 0.02), (4, 0.05))
+
+
+class StaticLinear(nn.Linear):
+    """The layer in eager PyTorch with the bits, ranges and noise of a profile."""
+
+    profile: OpticalProfile
+
+    def forward(self, input: Tensor) -> Tensor:
+        profile = self.profile
+        assert isinstance(profile.output_range, float)
+        return eager.optical_linear(
+            input,
+            self.weight,
+            self.bias,
+            input_bits=profile.input_bits,
+            weight_bits=profile.weight_bits,
+            output_bits=profile.output_bits,
+            input_range=profile.input_range,
+            output_range=profile.output_range,
+            noise_additive=profile.noise_additive,
+        )
+
+
+def in_eager(model: nn.Module) -> nn.Module:
+    """A copy of a network whose optical layers are eager PyTorch, with the profiles that they have."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, optical.OpticalLinear):
+            profile = module.profile
+            module.__class__ = StaticLinear
+            module.profile = profile
+    return model
+
+
+def epoch(context: Context) -> Iterator[Row]:
+    """Noise-aware training as the recipes of models/ do it, optimizer and batches included."""
+    data = classifier.digits() if context.quick else classifier.mnist5k()
+    if context.quick:
+        data = dataclasses.replace(data, train_x=data.train_x[:128], train_y=data.train_y[:128])
+    plain = classifier.perceptron(data.pixels, seed=0)
+    for bits, noise in RECIPES[:1] if context.quick else RECIPES:
+        context.say(f"{data.name}, {bits} bits")
+        model = optical.convert(plain, OpticalProfile(bits, bits, bits, noise_additive=noise), seed=0)
+        optical.calibrate(model, data.train_x.split(500), method="mse", progress=False)
+        sides = {
+            (OURS, HIGHEST): model,
+            (OURS, MEDIUM): copy.deepcopy(model),
+            (EAGER, HIGHEST): in_eager(model),
+            (EAGER, MEDIUM): in_eager(model),
+            (PLAIN, HIGHEST): copy.deepcopy(plain),
+        }
+        if not context.quick:
+            sides[COMPILED, HIGHEST] = in_eager(model)
+            sides[COMPILED, HIGHEST].compile()
+        yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits, noise_additive", sides)
+
+
+def _epoch(
+    context: Context, data: classifier.Data, law: str, models: dict[tuple[str, str], nn.Module]
+) -> Iterator[Row]:
+    def training(model: nn.Module) -> Call:
+        return lambda: classifier.fit(model, data, epochs=1, seed=0)
+
+    sides = {key: rivals.at_precision(training(model), key[1]) for key, model in models.items()}
+    try:
+        times = interleave(sides, context.effort)
+    finally:
+        torch.set_float32_matmul_precision(HIGHEST)
+        torch.compiler.reset()
+    what = f"an epoch of {data.name}: batches of {classifier.BATCH}, Adam, {law}"
+    for precision in (HIGHEST, MEDIUM):
+        for (side, asked), time in times.items():
+            if side != OURS and asked == precision:
+                yield compare(
+                    times[OURS, precision],
+                    time,
+                    group="epoch",
+                    what=f'{what}, precision "{precision}"',
+                    against=side,
+                    shape=(len(data.train_x), data.pixels, classifier.HIDDEN, classifier.HIDDEN, classifier.CLASSES),
+                    threads=1,
+                    tier=context.machine.tier,
+                    goal=context.goal(any=3.0) if side == EAGER and precision == HIGHEST else None,
+                )
