@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     if options.markdown:
-        about = {name: group.about for name, group in GROUPS.items()}
+        about = {name: (group.about, group.notes) for name, group in GROUPS.items()}
         picture = os.path.relpath(options.plot, options.markdown.parent) if options.plot else None
         options.markdown.write_text(reports.markdown(report, about, picture), encoding="utf-8")
     if options.plot:

@@ -49,15 +49,16 @@ def _status(name: str) -> int:
 
 
 def _child(task: int, side: str, threads: int, quick: bool) -> int:
+    import torch
+
     from benchmarks import rivals
-    from benchmarks.groups.forward import use_threads
 
     try:
         RESET.write_text("5", encoding="ascii")
     except OSError as error:
         print(f"the system does not reset a process's peak of memory ({error})", file=sys.stderr)
         sys.exit(3)
-    use_threads(threads)
+    torch.set_num_threads(threads)
     for tiny in rivals.tasks(quick=True):
         rivals.step(tiny, side)()
     step = rivals.step(rivals.tasks(quick)[task], side)

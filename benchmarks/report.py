@@ -180,13 +180,14 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def markdown(report: Report, about: Mapping[str, str], picture: str | None = None) -> str:
-    """The same as a page, with a sentence about each group and, where there is one, a link to the plot."""
+def markdown(report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None) -> str:
+    """The same as a page, with a sentence about each group and notes, and a link to the plot where there is one."""
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks --markdown FILE` (`make bench`).", "", METHOD, ""]
     lines += [f"- {line}" for line in report.head()]
     lines += ["", f"![Ratios and their goals]({picture})"] if picture else []
     for name, rows in report.by_group():
-        lines += ["", f"## {name}", "", f"{about[name][0].upper()}{about[name][1:]}.", ""]
+        sentence, notes = about[name]
+        lines += ["", f"## {name}", "", f"{sentence[0].upper()}{sentence[1:]}.", *(["", notes] if notes else []), ""]
         lines += ["| " + " | ".join((*HEAD, "reached")) + " |", "|---" * (len(HEAD) + 1) + "|"]
         for row in rows:
             reached = {True: "yes", False: "no", None: ""}[row.met]

@@ -216,7 +216,7 @@ class Mixer(nn.Module):
 def networks(quick: bool) -> list[Task]:
     """The networks that are trained, or small ones of their kind."""
     batch, pixels, hidden = (8, 64, 32) if quick else (128, 784, 512)
-    images, tokens, width = (1, 9, 32) if quick else (8, 197, 192)
+    images, tokens, width = (1, 9, 32) if quick else (4, 197, 192)
     patches, channels, across, wide = (9, 32, 16, 48) if quick else (196, 512, 256, 2048)
 
     def perceptron() -> nn.Module:

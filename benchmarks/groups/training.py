@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +15,7 @@ from benchmarks.context import Context
 from benchmarks.groups.forward import BITS, means, use_threads
 from benchmarks.results import Row, Time, compare
 from benchmarks.rivals import AIHWKIT, AUTOCAST, COMPILED, EAGER, INT_MM, OURS, PLAIN, Task
-from benchmarks.timing import Call, Side, interleave
+from benchmarks.timing import Call, Effort, Samples, interleave
 from lumina_onnx import OpticalProfile
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
@@ -25,33 +26,68 @@ LAW = f"{BITS}, noise_relative"
 HIGHEST, MEDIUM = "highest", "medium"
 #: Whom each precision is compared with, and at which precision that runs. autocast multiplies in bfloat16 at each.
 COMPARED = {
-    HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST), (AIHWKIT, HIGHEST)],
+    HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST)],
     MEDIUM: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
 }
 SAVED, PEAK = "saved between forward and backward", "most at once in a step"
 EAGER_HIGHEST = f'{EAGER}, precision "{HIGHEST}"'
 
+STEPS = (
+    "Both gradients and the bias's. The others: the same layer in eager PyTorch (`benchmarks/eager.py`) at the "
+    "same `torch.set_float32_matmul_precision`, `torch.compile` of it, it under `torch.autocast` to bfloat16 "
+    "(whose forward product is rounded too), the forward with `torch._int_mm` on 8-bit codes and passes before "
+    "and after it, and aihwkit's analog tile in C++ where that package is installed. Of peak: both products of "
+    'the backward pass by the time of the whole step; at "medium" they are products of bfloat16, which is why 100 '
+    '% can be passed. "high" is the same as "highest" here. Compilation is not part of any time.'
+)
+NETWORKS = (
+    "The input is random; sizes of one image's tokens or patches come first. The ViT-Tiny row has the block's "
+    "four linear layers (queries, keys and values; projection; both of the perceptron) and nothing between them; "
+    "the MLP-Mixer row is the whole block with its norms and activations, which are PyTorch's on all sides. The "
+    "small perceptron shows what calls cost rather than arithmetic."
+)
+MEMORY = (
+    "Saved: the bytes of all tensors that autograd keeps, each memory counted once, parameters not counted. Codes "
+    "have 8 bits where eager PyTorch keeps 32-bit floats, so of a layer alone a quarter is what 8 bits can reach; "
+    "activations that other layers keep (ReLU, GELU, norms) are the same on both sides. Most at once: the growth "
+    "of a process's resident memory during steps, each side in a process of its own, gradients and everything "
+    "included."
+)
+EPOCH = (
+    "`lumina_onnx.cli.classifier.fit`, which trains the models in `models/`: batches, Adam and its schedule, loss "
+    "and all. Full scales are static, calibrated before; eager PyTorch has "
+    "`torch.fake_quantize_per_tensor_affine` for them."
+)
+
 
 def steps(context: Context) -> Iterator[Row]:
     """A layer of each shape, on all threads and on one."""
+    tasks = [rivals.layer(shape) for shape in context.shapes]
     for threads in counts(context):
         found = []
-        for shape in context.shapes:
-            for row in _step(context, rivals.layer(shape), threads):
+        for task in tasks:
+            for row in _step(context, task, threads):
                 found.append(row)
                 yield row
         for precision in (HIGHEST, MEDIUM):
             mine = [row for row in found if row.what.endswith(f'"{precision}"')]
             yield from means(mine, _goals(context, precision) if threads == context.threads else {})
+    for threads in counts(context):
+        analog = list(_analog(context, tasks, threads))
+        yield from analog
+        yield from means(analog, {})
 
 
 def networks(context: Context) -> Iterator[Row]:
     """Whole networks, with the optimizer's step."""
+    tasks = rivals.networks(context.quick)
     for threads in counts(context):
-        for task in rivals.networks(context.quick):
+        for task in tasks:
             yield from _step(context, task, threads)
     for threads in counts(context):
         yield from _small(context, threads)
+    for threads in counts(context):
+        yield from _analog(context, tasks, threads)
 
 
 def counts(context: Context) -> list[int]:
@@ -69,42 +105,61 @@ def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
     """Ours at each precision against the others at the same, and at "medium" also against what PyTorch does unasked."""
     context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
     use_threads(threads)
-    missing = set()
-    if reason := rivals.why_no_aihwkit():
-        missing.add(AIHWKIT)
-        context.skipped["aihwkit"] = reason
-    if context.quick and (threads != context.threads or task.shape != context.shapes[0]):
-        missing.add(COMPILED)  # takes seconds: once is enough to see that it runs
-    sides: dict[tuple[str, str], Side] = {}
-    for precision, others in COMPARED.items():
-        for side, asked in [(OURS, precision), *others]:
-            if side not in missing and (side, asked) not in sides:
-                sides[side, asked] = rivals.at_precision(rivals.step(task, side), asked)
+    # Compiling takes seconds: with tiny sizes once is enough to see that it runs.
+    compiled = not context.quick or (threads == context.threads and task.shape == context.shapes[0])
+    compared = {
+        precision: [other for other in others if compiled or other[0] != COMPILED]
+        for precision, others in COMPARED.items()
+    }
+    wanted = dict.fromkeys([(OURS, precision) for precision in compared] + [*itertools.chain(*compared.values())])
+    sides = {(side, asked): rivals.at_precision(rivals.step(task, side), asked) for side, asked in wanted}
     try:
-        times = interleave(sides, context.effort)
+        times = interleave(sides, _effort(context, task))
     finally:
         torch.set_float32_matmul_precision(HIGHEST)
-        if COMPILED not in missing:
+        if compiled:
             torch.compiler.reset()
-    operations = 2 * task.multiply_adds()
-    rate = context.rate("fma")
-    what = f"{task.name}: forward, backward{', SGD' if task.optimized else ''}, {LAW}"
-    for precision, others in COMPARED.items():
-        ours = times[OURS, precision]
+    for precision, others in compared.items():
         for side, asked in others:
-            if side not in missing:
-                yield compare(
-                    ours,
-                    times[side, asked],
-                    group="networks" if task.optimized else "training",
-                    what=f'{what}, precision "{precision}"',
-                    against=EAGER_HIGHEST if side == EAGER and asked != precision else side,
-                    shape=task.shape,
-                    threads=threads,
-                    tier=context.machine.tier,
-                    peak="fma",
-                    of_peak=operations / (Time.of(ours).median * rate * threads) if rate else None,
-                )
+            name = EAGER_HIGHEST if side == EAGER and asked != precision else side
+            yield _row(context, task, threads, precision, times[OURS, precision], name, times[side, asked])
+
+
+def _analog(context: Context, tasks: list[Task], threads: int) -> Iterator[Row]:
+    """aihwkit, where it is installed: apart and last, since it brings threads of its own. Each side rests first."""
+    if reason := rivals.why_no_aihwkit():
+        context.skipped["aihwkit"] = reason
+        return
+    use_threads(threads)
+    for task in tasks:
+        context.say(f"{AIHWKIT}: {task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
+        sides = {side: rivals.step(task, side) for side in (OURS, AIHWKIT)}
+        times = interleave(sides, _effort(context, task), own_threads=True)
+        yield _row(context, task, threads, HIGHEST, times[OURS], AIHWKIT, times[AIHWKIT])
+
+
+def _effort(context: Context, task: Task) -> Effort:
+    """Fewer rounds for a network, of which each takes long."""
+    return dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 9 if task.optimized else 15))
+
+
+def _row(
+    context: Context, task: Task, threads: int, precision: str, ours: Samples, against: str, theirs: Samples
+) -> Row:
+    rate = context.rate("fma")
+    operations = 2 * task.multiply_adds()
+    return compare(
+        ours,
+        theirs,
+        group="networks" if task.optimized else "training",
+        what=f'{task.name}: forward, backward{", SGD" if task.optimized else ""}, {LAW}, precision "{precision}"',
+        against=against,
+        shape=task.shape,
+        threads=threads,
+        tier=context.machine.tier,
+        peak="fma" if rate else None,
+        of_peak=operations / (Time.of(ours).median * rate * threads) if rate else None,
+    )
 
 
 def _small(context: Context, threads: int) -> Iterator[Row]:
@@ -132,7 +187,7 @@ def _small(context: Context, threads: int) -> Iterator[Row]:
             times[side],
             against=side,
             group="networks",
-            what=f"{task.name}: forward, loss, backward, SGD, {LAW}",
+            what=f'{task.name}: forward, loss, backward, SGD, {LAW}, precision "{HIGHEST}"',
             shape=task.shape,
             threads=threads,
             tier=context.machine.tier,
@@ -152,7 +207,7 @@ def kept(context: Context) -> Iterator[Row]:
         task = tasks[index]
         context.say(f"peak memory, {task.name}, {' x '.join(map(str, task.shape))}")
         try:
-            sides = (OURS, EAGER) if context.quick else (OURS, *others)
+            sides = (OURS, EAGER) if context.quick else (OURS, EAGER, INT_MM)
             amounts = {side: memory.peak(index, side, context.threads, context.quick) for side in sides}
         except memory.Missing as reason:
             context.skipped["peak memory"] = str(reason)
@@ -239,7 +294,7 @@ def epoch(context: Context) -> Iterator[Row]:
         if not context.quick:
             sides[COMPILED, HIGHEST] = in_eager(model)
             sides[COMPILED, HIGHEST].compile()
-        yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits, noise_additive", sides)
+        yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits", sides)
 
 
 def _epoch(
@@ -250,11 +305,11 @@ def _epoch(
 
     sides = {key: rivals.at_precision(training(model), key[1]) for key, model in models.items()}
     try:
-        times = interleave(sides, context.effort)
+        times = interleave(sides, dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 7)))
     finally:
         torch.set_float32_matmul_precision(HIGHEST)
         torch.compiler.reset()
-    what = f"an epoch of {data.name}: batches of {classifier.BATCH}, Adam, {law}"
+    what = f"an epoch of {data.name}, {law}: batches of {classifier.BATCH}, Adam, noise_additive"
     for precision in (HIGHEST, MEDIUM):
         for (side, asked), time in times.items():
             if side != OURS and asked == precision:
