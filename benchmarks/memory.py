@@ -18,6 +18,8 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: glibc keeps freed memory, and more of it the longer a process runs, unless told not to.
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 SECONDS = 120
+#: The child's exit status where the system does not tell.
+CANNOT = 3
 
 
 class Missing(RuntimeError):
@@ -35,7 +37,7 @@ def peak(task: int, side: str, threads: int, quick: bool) -> int:
     result = subprocess.run(
         command, env=os.environ | SETTINGS, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS
     )
-    if result.returncode == 3:
+    if result.returncode == CANNOT:
         raise Missing(result.stderr.strip())
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
@@ -57,7 +59,7 @@ def _child(task: int, side: str, threads: int, quick: bool) -> int:
         RESET.write_text("5", encoding="ascii")
     except OSError as error:
         print(f"the system does not reset a process's peak of memory ({error})", file=sys.stderr)
-        sys.exit(3)
+        sys.exit(CANNOT)
     torch.set_num_threads(threads)
     for tiny in rivals.tasks(quick=True):
         rivals.step(tiny, side)()

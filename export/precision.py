@@ -90,7 +90,7 @@ def run(seeds: int, epochs: int, draws: int, images: int) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each recipe and precision: the accuracy, how far it is from "highest", and whether that is within its error."""
+    """For each recipe and precision: the accuracy, how far from "highest", and whether that is within its error."""
     rows = []
     for name, seeds in results["recipes"].items():
         reference = Estimate.of([seed["highest"] for seed in seeds])
@@ -111,8 +111,9 @@ def section(results: dict[str, Any]) -> str:
     """The generated part of the page."""
     count = len(next(iter(results["recipes"].values())))
     lines = [
-        f"Test accuracy in per cent, mean ± standard error over {count} seeds, {results['draws']} draws of the noise for "
-        f"each; {results['images']:,} images, {results['epochs']} epochs in float, then {results['epochs']} with noise.",
+        f"Test accuracy in per cent, mean ± standard error over {count} seeds, {results['draws']} draws of the noise "
+        f"for each; {results['images']:,} images, {results['epochs']} epochs in float, then {results['epochs']} with "
+        "noise.",
         "",
         '| model | precision | accuracy | difference from "highest", seed by seed | within a standard error |',
         "|---|---|---|---|---|",
