@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all demo test test-rust test-python lint format bench docs wheel wheel-test clean
+.PHONY: help all demo test test-rust test-python lint format bench bench-train docs wheel wheel-test clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ format: $(VENV)/dev.stamp ## Formats and fixes what can be fixed
 
 bench: $(VENV)/dev.stamp ## Benchmarks (BENCH_ARGS='...' for the runner)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-train: $(VENV)/dev.stamp ## Benchmarks of training, some minutes (BENCH_ARGS as above)
+	$(BIN)/python -m benchmarks --training $(BENCH_ARGS)
 
 docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
 	$(BIN)/python docs/generate.py

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 
 import lumina_kernel
+from benchmarks import plots
 from benchmarks import report as reports
 from benchmarks.context import Context
 from benchmarks.groups import GROUPS
@@ -29,7 +32,9 @@ progress = Console(stderr=True)
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    listing = "\n".join(f"  {name:9} {group.about}" for name, group in GROUPS.items())
+    listing = "\n".join(
+        f"  {name:9} {group.about}{' (--training)' if group.of_training else ''}" for name, group in GROUPS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="How fast the kernel is: ratios to what else could be used, beside this machine's peaks.",
@@ -37,6 +42,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="GROUP", nargs="+", choices=list(GROUPS), help="measure these groups alone")
+    parser.add_argument(
+        "--training", action="store_true", help="measure training, which takes minutes, in place of the rest"
+    )
+    parser.add_argument("--show", metavar="FILE.json", type=Path, nargs="+", help="measure nothing: what runs wrote")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? Its figures mean nothing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything measured")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write a page, as docs/benchmarks.md")
@@ -79,6 +88,13 @@ def child(groups: list[str], quick: bool, tier: str | None) -> list[Row]:
     return [Row.from_dict(row) for row in rows]
 
 
+def say(status: Status, group: str, text: str) -> None:
+    """Shows what is measured now; where nothing can be shown for a while, as a line of its own."""
+    status.update(f"{group}: {text}")
+    if not progress.is_terminal:
+        progress.print(f"{group}: {text}", style="dim")
+
+
 def measure(options: argparse.Namespace) -> reports.Report:
     """Runs the groups."""
     here = machine()
@@ -86,7 +102,7 @@ def measure(options: argparse.Namespace) -> reports.Report:
     report = reports.Report(here.as_dict(), options.quick, started)
     context = Context(here, options.quick)
     begin = time.monotonic()
-    names = options.only or list(GROUPS)
+    names = options.only or [name for name, group in GROUPS.items() if group.of_training == options.training]
     with progress.status("peaks") as status:
         if here.load > 0.5:
             progress.print(
@@ -97,6 +113,7 @@ def measure(options: argparse.Namespace) -> reports.Report:
             if name not in names:
                 continue
             status.update(f"{name}: {GROUPS[name].about}")
+            context.say = partial(say, status, name)
             before = time.monotonic()
             if GROUPS[name].alone and not options.in_process:
                 report.rows += child([name], options.quick, None)
@@ -109,6 +126,7 @@ def measure(options: argparse.Namespace) -> reports.Report:
             for tier in lumina_kernel.available_isas()[-2:0:-1]:
                 status.update(f"tier {tier}: {', '.join(several)}")
                 report.rows += child(several, options.quick, tier)
+    report.skipped |= context.skipped
     report.seconds = time.monotonic() - begin
     return report
 
@@ -116,17 +134,18 @@ def measure(options: argparse.Namespace) -> reports.Report:
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     options = arguments(argv)
-    report = measure(options)
+    report = reports.Report.of_files(options.show) if options.show else measure(options)
     console = Console() if sys.stdout.isatty() else Console(width=190)
     reports.show(report, console)
     if options.json:
         options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     if options.markdown:
-        about = {name: group.about for name, group in GROUPS.items()}
+        about = {name: (group.about, group.notes) for name, group in GROUPS.items()}
         picture = os.path.relpath(options.plot, options.markdown.parent) if options.plot else None
         options.markdown.write_text(reports.markdown(report, about, picture), encoding="utf-8")
     if options.plot:
-        reports.plot(report, options.plot)
+        draw = plots.dots if all(GROUPS[row.group].of_training for row in report.rows) else plots.bars
+        draw(report, options.plot)
     return 0
 
 

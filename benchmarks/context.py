@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.machine import Machine
@@ -31,12 +32,16 @@ class Context:
         quick: Tiny sizes and few rounds: whether the runner runs, not how fast anything is.
         peaks: The library that measures peaks, or None where it cannot be built.
         rates: Operations a second of one core, by instruction.
+        say: Shows what is measured now.
+        skipped: What could not be measured, and why; groups add to it.
     """
 
     machine: Machine
     quick: bool = False
     peaks: Peaks | None = None
     rates: dict[str, float] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def effort(self) -> Effort:

@@ -1,9 +1,10 @@
-"""The report: a table on the terminal, JSON, Markdown, a plot."""
+"""The report: a table on the terminal, JSON, Markdown."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from rich.text import Text
 from benchmarks.results import Row, Time
 
 FORMAT = "lumina-benchmarks/1"
-HEAD = ("measured", "against", "M x K x N", "threads", "ours, us", "theirs, us", "ratio", "of peak", "goal")
+HEAD = ("measured", "against", "M x K x N", "threads", "ours", "theirs", "ratio", "of peak", "goal")
 
 METHOD = (
-    "Both sides run in turn in one process, on the same number of threads, each burst after an untimed call. A time is "
-    "the median of all samples, in brackets the minimum; a ratio is the median over the rounds of theirs / ours, in "
-    "brackets its quartiles. Of peak: what a call reaches of the processor's peak, measured in the same process (dot, "
-    "fma: its product instruction on every thread, for the time of the whole call; read: reading as many bytes as the "
-    "weights have). Full scales are dynamic."
+    "Both sides run in turn in one process, on the same number of threads, each burst after an untimed call. A time, "
+    "in microseconds, is the median of all samples, in brackets the minimum; a ratio is the median over the rounds of "
+    "theirs / ours, in brackets its quartiles. Of peak: what a call reaches of the processor's peak, measured in the "
+    "same process (dot, fma: its product instruction on every thread, for the time of the whole call; read: reading as "
+    "many bytes as the weights have). Full scales are dynamic."
 )
 
 
@@ -54,6 +55,30 @@ class Report:
             "rows": [row.as_dict() for row in self.rows],
             "skipped": self.skipped,
         }
+
+    @staticmethod
+    def of_files(paths: Sequence[Path]) -> Report:
+        """What several runs on one machine wrote with `--json`, as one.
+
+        Raises:
+            ValueError: they are not of one machine and its versions, or not all of the same format.
+        """
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        first = runs[0]
+        same = ("cpu", "tier", "versions")
+        for path, run in zip(paths, runs, strict=True):
+            if run["format"] != FORMAT:
+                raise ValueError(f"{path} has format {run['format']!r}: allowed is {FORMAT!r}")
+            if any(run["machine"][key] != first["machine"][key] for key in same):
+                raise ValueError(f"{path} and {paths[0]} are not of one machine with the same versions")
+        report = Report(first["machine"], any(run["quick"] for run in runs), first["started"])
+        report.seconds = sum(run["seconds"] for run in runs)
+        report.operations_per_second = first["peaks"]["operations_per_second"]
+        report.read_bytes_per_second = first["peaks"]["read_bytes_per_second"]
+        report.rows = [Row.from_dict(row) for run in runs for row in run["rows"]]
+        for run in runs:
+            report.skipped |= run["skipped"]
+        return report
 
     def head(self) -> list[str]:
         """The machine and its peaks, a line each."""
@@ -88,9 +113,10 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-def _time(time: Time | None) -> str:
+def _amount(time: Time | None, size: int | None) -> str:
+    """Microseconds, or bytes where that was measured."""
     if time is None:
-        return ""
+        return "" if size is None else size_text(size)
     median, least = (
         f"{value * 1e6:#.3g}".rstrip(".") if value < 1e-3 else f"{value * 1e6:.0f}"
         for value in (time.median, time.minimum)
@@ -111,7 +137,17 @@ def cells(row: Row) -> tuple[str, ...]:
     if goal and row.or_of_peak is not None:
         goal += f" or {100 * row.or_of_peak:.0f} % of peak"
     what = f"{row.what} [{row.tier}]"
-    return (what, row.against, shape, str(row.threads), _time(row.ours), _time(row.theirs), spread, peak, goal)
+    return (
+        what,
+        row.against,
+        shape,
+        str(row.threads),
+        _amount(row.ours, row.ours_bytes),
+        _amount(row.theirs, row.theirs_bytes),
+        spread,
+        peak,
+        goal,
+    )
 
 
 def show(report: Report, console: Console) -> None:
@@ -144,47 +180,16 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def markdown(report: Report, about: Mapping[str, str], picture: str | None = None) -> str:
-    """The same as a page, with a sentence about each group and, where there is one, a link to the plot."""
+def markdown(report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None) -> str:
+    """The same as a page, with a sentence about each group and notes, and a link to the plot where there is one."""
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks --markdown FILE` (`make bench`).", "", METHOD, ""]
     lines += [f"- {line}" for line in report.head()]
     lines += ["", f"![Ratios and their goals]({picture})"] if picture else []
     for name, rows in report.by_group():
-        lines += ["", f"## {name}", "", f"{about[name][0].upper()}{about[name][1:]}.", ""]
+        sentence, notes = about[name]
+        lines += ["", f"## {name}", "", f"{sentence[0].upper()}{sentence[1:]}.", *(["", notes] if notes else []), ""]
         lines += ["| " + " | ".join((*HEAD, "reached")) + " |", "|---" * (len(HEAD) + 1) + "|"]
         for row in rows:
             reached = {True: "yes", False: "no", None: ""}[row.met]
             lines.append("| " + " | ".join(map(_escape, (*cells(row), reached))) + " |")
     return "\n".join(lines) + "\n"
-
-
-def plot(report: Report, path: Path) -> None:
-    """The speed-ups as bars, their goals as marks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [row for row in report.rows if row.unit == "times"]
-    names = []
-    for row in rows:
-        shape = "geometric mean" if row.shape is None else "x".join(map(str, row.shape))
-        names.append(f"{row.group}: {shape}, {row.threads} thr., against {row.against}")
-    colours = {True: "tab:green", False: "tab:red", None: "tab:blue"}
-    figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.2 * len(rows)), layout="constrained")
-    places = range(len(rows))
-    spread = [[max(row.ratio - row.low, 0) for row in rows], [max(row.high - row.ratio, 0) for row in rows]]
-    axes.barh(places, [row.ratio for row in rows], xerr=spread, color=[colours[row.met] for row in rows], height=0.7)
-    goals = [(place, row.goal) for place, row in enumerate(rows) if row.goal is not None]
-    axes.plot([goal for _, goal in goals], [place for place, _ in goals], "k|", markersize=9, label="goal")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(places, names, fontsize=7)
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast")
-    axes.set_title(f"{report.machine['cpu']}, tier {report.machine['tier']}", fontsize=9)
-    if goals:
-        axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)

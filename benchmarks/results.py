@@ -45,20 +45,24 @@ class Row:
         group: The group that measures it.
         what: What ran on our side.
         against: The other side.
-        shape: M, K, N, or rows and columns of noise; None for a geometric mean over shapes.
+        shape: M, K, N, or rows and the sizes of a network's layers, or rows and columns of noise; None for a geometric
+            mean over shapes.
         threads: Threads of both sides.
         tier: Our instruction-set tier.
-        ratio: How many times as fast we are; of `unit` "peak" the part of the peak that we reach. The median over
-            rounds of the quotient of the two sides' medians in a round.
+        ratio: How many times as fast we are; of `unit` "peak" the part of the peak that we reach, of `unit` "bytes"
+            how many times as much memory the other side takes. The median over rounds of the quotient of the two
+            sides' medians in a round.
         low: The quotients' first quartile.
         high: The third.
-        unit: "times" or "peak".
-        ours: Our time; None for a mean.
+        unit: "times", "peak" or "bytes".
+        ours: Our time; None for a mean and for bytes.
         theirs: Theirs.
         of_peak: The part that we reach of what the processor can do at most in this work; None where that says little.
         peak: Which peak that is.
         goal: What `ratio` should be at least; None where nothing is asked.
         or_of_peak: What `of_peak` may be instead.
+        ours_bytes: Our bytes, of `unit` "bytes".
+        theirs_bytes: Theirs.
     """
 
     group: str
@@ -77,6 +81,8 @@ class Row:
     peak: str | None = None
     goal: float | None = None
     or_of_peak: float | None = None
+    ours_bytes: int | None = None
+    theirs_bytes: int | None = None
 
     @property
     def met(self) -> bool | None:

@@ -147,6 +147,19 @@ def card(path: Path) -> str:
     return "\n".join([f"## {path.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""])
 
 
+def with_part(text: str, begin: str, end: str, part: str) -> str:
+    """The page `text` with the part between its marks `begin` and `end` as it should be.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    before, mark, rest = text.partition(begin)
+    _, closing, after = rest.partition(end)
+    if not (mark and closing):
+        raise ValueError(f"the page lacks the marks {begin!r} and {end!r}")
+    return f"{before}{begin}\n{part}\n{end}{after}"
+
+
 def accuracies(path: Path, data: classifier.Data) -> tuple[Estimate, Estimate]:
     """Accuracy on the test images in ONNX Runtime: with the file's noise, and with the noise taken out."""
     noisy = onnx.load(path)

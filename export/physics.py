@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common import with_part
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lumina_onnx
@@ -157,16 +158,8 @@ def _cell(estimate: Estimate) -> str:
 
 
 def page(text: str, results: dict[str, Any]) -> str:
-    """`text` with the generated part as it should be.
-
-    Raises:
-        ValueError: the page lacks the marks of that part.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page lacks the marks {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+    """`text` with the generated part as it should be."""
+    return with_part(text, BEGIN, END, section(results))
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -19,12 +19,16 @@ class Group:
         run: Measures it, row by row.
         alone: It needs a process in which PyTorch has not run.
         every_tier: It is worth a look on each instruction-set tier of the processor, not on the fastest alone.
+        of_training: It takes minutes and has a page of its own: measured with ``--training``, or by its name.
+        notes: What a reader of its figures should know.
     """
 
     about: str
     run: Callable[[Context], Iterator[Row]]
     alone: bool = False
     every_tier: bool = False
+    of_training: bool = False
+    notes: str = ""
 
 
 GROUPS: dict[str, Group] = {
@@ -32,10 +36,22 @@ GROUPS: dict[str, Group] = {
     "additive": Group("the same with noise of a fixed sigma", forward.additive),
     "prepared": Group("fused forward, weights quantised beforehand on both sides", forward.prepared),
     "seed": Group("analog inputs and weights, noise, ADC, against three lines of PyTorch", forward.seed),
-    "training": Group("a training step through autograd, against eager PyTorch", training.run),
     "noise": Group("Gaussian noise, against torch.randn", noise.run, every_tier=True),
     "gemm": Group("products alone, against the processor's peak and PyTorch", gemm.run, every_tier=True),
     "session": Group("one layer in ONNX Runtime, against its own operators", session.run),
     "stream": Group("4-bit weights from memory, against read bandwidth", stream.run),
     "scaling": Group("two threads against one", scaling.run, alone=True),
+    "training": Group(
+        "a training step of one layer through autograd", training.steps, of_training=True, notes=training.STEPS
+    ),
+    "networks": Group(
+        "a training step of whole networks", training.networks, of_training=True, notes=training.NETWORKS
+    ),
+    "memory": Group("memory of a training step", training.kept, of_training=True, notes=training.MEMORY),
+    "epoch": Group(
+        "an epoch of the recipes in export/mnist5k.py, one thread",
+        training.epoch,
+        of_training=True,
+        notes=training.EPOCH,
+    ),
 }

@@ -1,80 +1,175 @@
-"""A training step: forward and backward through autograd."""
+"""Noise-aware training: steps of a layer and of networks, what they keep in memory, an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import eager
+from benchmarks import eager, memory, rivals
 from benchmarks.context import Context
-from benchmarks.groups.forward import BITS, EAGER, NOISE, data, means, rows, use_threads
-from benchmarks.results import Row, Shape
-from benchmarks.timing import Call
+from benchmarks.groups.forward import BITS, means, use_threads
+from benchmarks.results import Row, Time, compare
+from benchmarks.rivals import AIHWKIT, AUTOCAST, COMPILED, EAGER, INT_MM, OURS, PLAIN, Task
+from benchmarks.timing import Call, Effort, Samples, interleave
 from lumina_onnx import OpticalProfile
-from lumina_onnx.nn import convert, functional
+from lumina_onnx import nn as optical
+from lumina_onnx.cli import classifier
 
-# Batch, inputs and outputs of a small network, and the width between.
-SMALL, HIDDEN = (64, 64, 10), 64
+LAW = f"{BITS}, noise_relative"
+#: As ``torch.set_float32_matmul_precision`` names them. "high" is no row of its own: on both sides it is "highest" on
+#: processors without instructions for it.
+HIGHEST, MEDIUM = "highest", "medium"
+#: Whom each precision is compared with, and at which precision that runs. autocast multiplies in bfloat16 at each.
+COMPARED = {
+    HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST)],
+    MEDIUM: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
+}
+SAVED, PEAK = "saved between forward and backward", "most at once in a step"
+EAGER_HIGHEST = f'{EAGER}, precision "{HIGHEST}"'
 
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@torch.enable_grad()
-def step(forward: Forward, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> None:
-    """Forward and backward; all three get a gradient."""
-    x.grad = weight.grad = bias.grad = None
-    forward(x, weight, bias).backward(grad)
-
-
-def run(context: Context) -> Iterator[Row]:
-    """In 32-bit floats ("highest"), PyTorch's default."""
-    profile = OpticalProfile(noise_relative=NOISE)
-
-    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return functional.optical_linear(x, weight, bias, profile)
-
-    def theirs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return eager.optical_linear(x, weight, bias, noise_relative=NOISE)
-
-    def measure(shape: Shape) -> list[Row]:
-        x, weight, bias = (tensor.requires_grad_() for tensor in data(shape))
-        grad = torch.randn(shape[0], shape[2])
-        sides: dict[str, Call] = {
-            "ours": lambda: step(ours, x, weight, bias, grad),
-            EAGER: lambda: step(theirs, x, weight, bias, grad),
-        }
-        what = f"forward and backward, {BITS}, noise_relative"
-        # Two products of floats, in the backward pass, are most of the work.
-        return rows(context, shape, sides, context.threads, group="training", what=what, peak="fma", products=2)
-
-    use_threads(context.threads)
-    found = []
-    for shape in context.shapes:
-        found += measure(shape)
-        yield found[-1]
-    yield from means(found, {EAGER: context.goal(intel=3.0, amd=4.0)})
-    yield from _small_network(context, profile)
+STEPS = (
+    "Both gradients and the bias's. The others: the same layer in eager PyTorch (`benchmarks/eager.py`) at the "
+    "same `torch.set_float32_matmul_precision`, `torch.compile` of it, it under `torch.autocast` to bfloat16 "
+    "(whose forward product is rounded too), the forward with `torch._int_mm` on 8-bit codes and passes before "
+    "and after it, and aihwkit's analog tile in C++ where that package is installed. Of peak: both products of "
+    'the backward pass by the time of the whole step; at "medium" they are products of bfloat16, which is why 100 '
+    '% can be passed. "high" is the same as "highest" here. Compilation is not part of any time.'
+)
+NETWORKS = (
+    "The input is random; sizes of one image's tokens or patches come first. The ViT-Tiny row has the block's "
+    "four linear layers (queries, keys and values; projection; both of the perceptron) and nothing between them; "
+    "the MLP-Mixer row is the whole block with its norms and activations, which are PyTorch's on all sides. The "
+    "small perceptron shows what calls cost rather than arithmetic."
+)
+MEMORY = (
+    "Saved: the bytes of all tensors that autograd keeps, each memory counted once, parameters not counted. Codes "
+    "have 8 bits where eager PyTorch keeps 32-bit floats, so of a layer alone a quarter is what 8 bits can reach; "
+    "activations that other layers keep (ReLU, GELU, norms) are the same on both sides. Most at once: the growth "
+    "of a process's resident memory during steps, each side in a process of its own, gradients and everything "
+    "included."
+)
+EPOCH = (
+    "`lumina_onnx.cli.classifier.fit`, which trains the models in `models/`: batches, Adam and its schedule, loss "
+    "and all. Full scales are static, calibrated before; eager PyTorch has "
+    "`torch.fake_quantize_per_tensor_affine` for them."
+)
 
 
-class _EagerLinear(nn.Linear):
-    """:func:`eager.optical_linear` as a layer."""
+def steps(context: Context) -> Iterator[Row]:
+    """A layer of each shape, on all threads and on one."""
+    tasks = [rivals.layer(shape) for shape in context.shapes]
+    for threads in counts(context):
+        found = []
+        for task in tasks:
+            for row in _step(context, task, threads):
+                found.append(row)
+                yield row
+        for precision in (HIGHEST, MEDIUM):
+            mine = [row for row in found if row.what.endswith(f'"{precision}"')]
+            yield from means(mine, _goals(context, precision) if threads == context.threads else {})
+    for threads in counts(context):
+        analog = list(_analog(context, tasks, threads))
+        yield from analog
+        yield from means(analog, {})
 
-    def forward(self, input: Tensor) -> Tensor:
-        return eager.optical_linear(input, self.weight, self.bias, noise_relative=NOISE)
+
+def networks(context: Context) -> Iterator[Row]:
+    """Whole networks, with the optimizer's step."""
+    tasks = rivals.networks(context.quick)
+    for threads in counts(context):
+        for task in tasks:
+            yield from _step(context, task, threads)
+    for threads in counts(context):
+        yield from _small(context, threads)
+    for threads in counts(context):
+        yield from _analog(context, tasks, threads)
 
 
-def _small_network(context: Context, profile: OpticalProfile) -> Iterator[Row]:
-    """A whole step of a small network, where what a call costs counts for more than what it computes."""
-    m, k, n = SMALL
-    x, target = torch.randn(m, k), torch.randint(0, n, (m,))
+def counts(context: Context) -> list[int]:
+    """The numbers of threads, most first."""
+    return sorted({1, context.threads}, reverse=True)
 
-    def network(layer: type[nn.Linear]) -> nn.Sequential:
-        torch.manual_seed(0)
-        return nn.Sequential(layer(k, HIDDEN), nn.ReLU(), layer(HIDDEN, n))
 
-    def training(model: nn.Module) -> Call:
+def _goals(context: Context, precision: str) -> dict[str, float | None]:
+    if precision == HIGHEST:
+        return {EAGER: context.goal(intel=3.0, amd=4.0)}
+    return {EAGER_HIGHEST: context.goal(amd=6.0)}
+
+
+def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
+    """Ours at each precision against the others at the same, and at "medium" also against what PyTorch does unasked."""
+    context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
+    use_threads(threads)
+    # Compiling takes seconds: with tiny sizes once is enough to see that it runs.
+    compiled = not context.quick or (threads == context.threads and task.shape == context.shapes[0])
+    compared = {
+        precision: [other for other in others if compiled or other[0] != COMPILED]
+        for precision, others in COMPARED.items()
+    }
+    wanted = dict.fromkeys([(OURS, precision) for precision in compared] + [*itertools.chain(*compared.values())])
+    sides = {(side, asked): rivals.at_precision(rivals.step(task, side), asked) for side, asked in wanted}
+    try:
+        times = interleave(sides, _effort(context, task))
+    finally:
+        torch.set_float32_matmul_precision(HIGHEST)
+        if compiled:
+            torch.compiler.reset()
+    for precision, others in compared.items():
+        for side, asked in others:
+            name = EAGER_HIGHEST if side == EAGER and asked != precision else side
+            yield _row(context, task, threads, precision, times[OURS, precision], name, times[side, asked])
+
+
+def _analog(context: Context, tasks: list[Task], threads: int) -> Iterator[Row]:
+    """aihwkit, where it is installed: apart and last, since it brings threads of its own. Each side rests first."""
+    if reason := rivals.why_no_aihwkit():
+        context.skipped["aihwkit"] = reason
+        return
+    use_threads(threads)
+    for task in tasks:
+        context.say(f"{AIHWKIT}: {task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
+        sides = {side: rivals.step(task, side) for side in (OURS, AIHWKIT)}
+        times = interleave(sides, _effort(context, task), own_threads=True)
+        yield _row(context, task, threads, HIGHEST, times[OURS], AIHWKIT, times[AIHWKIT])
+
+
+def _effort(context: Context, task: Task) -> Effort:
+    """Fewer rounds for a network, of which each takes long."""
+    return dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 9 if task.optimized else 15))
+
+
+def _row(
+    context: Context, task: Task, threads: int, precision: str, ours: Samples, against: str, theirs: Samples
+) -> Row:
+    rate = context.rate("fma")
+    operations = 2 * task.multiply_adds()
+    return compare(
+        ours,
+        theirs,
+        group="networks" if task.optimized else "training",
+        what=f'{task.name}: forward, backward{", SGD" if task.optimized else ""}, {LAW}, precision "{precision}"',
+        against=against,
+        shape=task.shape,
+        threads=threads,
+        tier=context.machine.tier,
+        peak="fma" if rate else None,
+        of_peak=operations / (Time.of(ours).median * rate * threads) if rate else None,
+    )
+
+
+def _small(context: Context, threads: int) -> Iterator[Row]:
+    """A step of a small network, where what a call costs counts for more than what it computes."""
+    task = rivals.small()
+    use_threads(threads)
+    x, target = task.x.detach(), torch.randint(0, task.grad.shape[1], task.grad.shape[:1])
+
+    def training(side: str) -> Call:
+        model = rivals.with_layers_of(side, task.model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
         @torch.enable_grad()
@@ -85,11 +180,147 @@ def _small_network(context: Context, profile: OpticalProfile) -> Iterator[Row]:
 
         return step
 
-    sides: dict[str, Call] = {
-        "ours": training(convert(network(nn.Linear), profile)),
-        EAGER: training(network(_EagerLinear)),
-        "nn.Linear, without bits and noise": training(network(nn.Linear)),
-    }
-    what = f"a step of {m} x {k} -> {HIDDEN} -> {n}: forward, loss, backward, SGD, {BITS}, noise_relative"
-    for row in rows(context, SMALL, sides, context.threads, group="training", what=what, peak=None):
-        yield row.with_goal(context.goal(intel=2.0, amd=2.0) if row.against == EAGER else None)
+    times = interleave({side: training(side) for side in (OURS, EAGER, PLAIN)}, context.effort)
+    for side in (EAGER, PLAIN):
+        yield compare(
+            times[OURS],
+            times[side],
+            against=side,
+            group="networks",
+            what=f'{task.name}: forward, loss, backward, SGD, {LAW}, precision "{HIGHEST}"',
+            shape=task.shape,
+            threads=threads,
+            tier=context.machine.tier,
+            goal=context.goal(intel=2.0, amd=2.0) if side == EAGER and threads == context.threads else None,
+        )
+
+
+def kept(context: Context) -> Iterator[Row]:
+    """Bytes between forward and backward, and the most that a step takes at any time."""
+    use_threads(context.threads)
+    tasks = rivals.tasks(context.quick)
+    others = (EAGER, AUTOCAST, INT_MM)
+    for task in tasks:
+        context.say(f"bytes saved, {task.name}")
+        yield from _bytes(context, task, SAVED, {side: rivals.saved_bytes(task, side) for side in (OURS, *others)})
+    for index in range(1 if context.quick else len(tasks)):
+        task = tasks[index]
+        context.say(f"peak memory, {task.name}, {' x '.join(map(str, task.shape))}")
+        try:
+            sides = (OURS, EAGER) if context.quick else (OURS, EAGER, INT_MM)
+            amounts = {side: memory.peak(index, side, context.threads, context.quick) for side in sides}
+        except memory.Missing as reason:
+            context.skipped["peak memory"] = str(reason)
+            return
+        yield from _bytes(context, task, PEAK, amounts)
+
+
+def _bytes(context: Context, task: Task, what: str, amounts: dict[str, int]) -> Iterator[Row]:
+    ours = amounts.pop(OURS)
+    for side, theirs in amounts.items():
+        ratio = theirs / ours
+        yield Row(
+            group="memory",
+            what=f"{task.name}: {what}, {LAW}",
+            against=side,
+            shape=task.shape,
+            threads=context.threads,
+            tier=context.machine.tier,
+            ratio=ratio,
+            low=ratio,
+            high=ratio,
+            unit="bytes",
+            ours_bytes=ours,
+            theirs_bytes=theirs,
+            goal=context.goal(any=8.0) if what == SAVED and side == EAGER else None,
+        )
+
+
+# An epoch
+
+#: The recipes in export/mnist5k.py: bits, and the noise's sigma as a part of the full scale.
+RECIPES = ((8, 0.02), (4, 0.05))
+
+
+class StaticLinear(nn.Linear):
+    """The layer in eager PyTorch with the bits, ranges and noise of a profile."""
+
+    profile: OpticalProfile
+
+    def forward(self, input: Tensor) -> Tensor:
+        profile = self.profile
+        assert isinstance(profile.output_range, float)
+        return eager.optical_linear(
+            input,
+            self.weight,
+            self.bias,
+            input_bits=profile.input_bits,
+            weight_bits=profile.weight_bits,
+            output_bits=profile.output_bits,
+            input_range=profile.input_range,
+            output_range=profile.output_range,
+            noise_additive=profile.noise_additive,
+        )
+
+
+def in_eager(model: nn.Module) -> nn.Module:
+    """A copy of a network whose optical layers are eager PyTorch, with the profiles that they have."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, optical.OpticalLinear):
+            profile = module.profile
+            module.__class__ = StaticLinear
+            module.profile = profile
+    return model
+
+
+def epoch(context: Context) -> Iterator[Row]:
+    """Noise-aware training as the recipes of models/ do it, optimizer and batches included."""
+    data = classifier.digits() if context.quick else classifier.mnist5k()
+    if context.quick:
+        data = dataclasses.replace(data, train_x=data.train_x[:128], train_y=data.train_y[:128])
+    plain = classifier.perceptron(data.pixels, seed=0)
+    for bits, noise in RECIPES[:1] if context.quick else RECIPES:
+        context.say(f"{data.name}, {bits} bits")
+        model = optical.convert(plain, OpticalProfile(bits, bits, bits, noise_additive=noise), seed=0)
+        optical.calibrate(model, data.train_x.split(500), method="mse", progress=False)
+        sides = {
+            (OURS, HIGHEST): model,
+            (OURS, MEDIUM): copy.deepcopy(model),
+            (EAGER, HIGHEST): in_eager(model),
+            (EAGER, MEDIUM): in_eager(model),
+            (PLAIN, HIGHEST): copy.deepcopy(plain),
+        }
+        if not context.quick:
+            sides[COMPILED, HIGHEST] = in_eager(model)
+            sides[COMPILED, HIGHEST].compile()
+        yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits", sides)
+
+
+def _epoch(
+    context: Context, data: classifier.Data, law: str, models: dict[tuple[str, str], nn.Module]
+) -> Iterator[Row]:
+    def training(model: nn.Module) -> Call:
+        return lambda: classifier.fit(model, data, epochs=1, seed=0)
+
+    sides = {key: rivals.at_precision(training(model), key[1]) for key, model in models.items()}
+    try:
+        times = interleave(sides, dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 7)))
+    finally:
+        torch.set_float32_matmul_precision(HIGHEST)
+        torch.compiler.reset()
+    what = f"an epoch of {data.name}, {law}: batches of {classifier.BATCH}, Adam, noise_additive"
+    for precision in (HIGHEST, MEDIUM):
+        for (side, asked), time in times.items():
+            if side != OURS and asked == precision:
+                yield compare(
+                    times[OURS, precision],
+                    time,
+                    group="epoch",
+                    what=f'{what}, precision "{precision}"',
+                    against=side,
+                    shape=(len(data.train_x), data.pixels, classifier.HIDDEN, classifier.HIDDEN, classifier.CLASSES),
+                    threads=1,
+                    tier=context.machine.tier,
+                    goal=context.goal(any=3.0) if side == EAGER and precision == HIGHEST else None,
+                )

@@ -116,3 +116,34 @@ def test_physics_trains_measures_and_checks(tmp_path: Path) -> None:
     failed = script("physics", "--check", "--docs", tmp_path)
     assert failed.returncode == 1
     assert "physics.md and physics.json disagree" in failed.stderr
+
+
+def test_the_page_on_precision_shows_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = script("precision", "--check")
+    assert result.returncode == 0, result.stderr
+    monkeypatch.syspath_prepend(str(ROOT / "export"))
+    import precision
+
+    figures = json.loads((ROOT / "docs" / "precision.json").read_text(encoding="utf-8"))
+    rows = precision.summary(figures)
+    assert {(row["recipe"], row["precision"]) for row in rows} == {
+        (recipe, asked) for recipe in ("mnist5k-8bit", "mnist5k-4bit") for asked in ("highest", "high", "medium")
+    }
+    for row in rows:
+        assert row["accuracy"].count == 5
+        assert row["within"], row
+
+
+def test_precision_trains_measures_and_checks(tmp_path: Path) -> None:
+    page = tmp_path / "precision.md"
+    page.write_text(
+        "<!-- begin: results, written by export/precision.py -->\n<!-- end: results -->\n", encoding="utf-8"
+    )
+    few = ("--seeds", 2, "--epochs", 1, "--draws", 1, "--images", 128)
+    result = script("precision", *few, "--docs", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert script("precision", "--check", "--docs", tmp_path).returncode == 0
+    page.write_text(page.read_text(encoding="utf-8").replace('"medium"', '"low"'), encoding="utf-8")
+    failed = script("precision", "--check", "--docs", tmp_path)
+    assert failed.returncode == 1
+    assert "precision.md and precision.json disagree" in failed.stderr

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lumina_kernel
-from benchmarks import eager, peaks, report, sessions
+from benchmarks import eager, memory, peaks, plots, report, rivals, sessions
 from benchmarks.context import Context
 from benchmarks.groups import GROUPS
 from benchmarks.machine import Machine
@@ -28,7 +28,7 @@ from lumina_onnx.nn import functional
 ROOT = Path(__file__).parents[2]
 ROW_KEYS = {
     *("group", "what", "against", "shape", "threads", "tier", "ratio", "low", "high", "unit"),
-    *("ours", "theirs", "of_peak", "peak", "goal", "or_of_peak", "met"),
+    *("ours", "theirs", "of_peak", "peak", "goal", "or_of_peak", "met", "ours_bytes", "theirs_bytes"),
 }
 
 
@@ -44,7 +44,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = [
         f"--{kind}={folder / name}" for kind, name in (("json", "b.json"), ("markdown", "b.md"), ("plot", "b.png"))
     ]
-    result = runner("--quick", *files)
+    result = runner("--quick", *files, "--only", *GROUPS)
     assert result.returncode == 0, result.stderr
     (folder / "table.txt").write_text(result.stdout)
     return folder
@@ -68,7 +68,10 @@ def test_the_json_has_what_it_promises(measured: dict[str, Any]) -> None:
         assert set(row) == ROW_KEYS
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
         assert row["met"] is None, "tiny sizes have no goals"
-        assert (row["ours"] is None) == (row["theirs"] is None) == (row["shape"] is None)
+        timed, sized = row["ours"] is not None, row["ours_bytes"] is not None
+        assert (timed, sized) == (row["theirs"] is not None, row["theirs_bytes"] is not None)
+        assert sized == (row["unit"] == "bytes")
+        assert timed + sized + (row["shape"] is None) == 1
         if row["ours"]:
             assert 0 < row["ours"]["minimum"] <= row["ours"]["median"]
 
@@ -98,6 +101,31 @@ def test_the_table_the_page_and_the_plot_show_every_row(outputs: Path, measured:
     for name in {row["group"] for row in measured["rows"]}:
         assert f"## {name}\n" in page
     assert (outputs / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_of_training_shows_its_groups(outputs: Path, tmp_path: Path) -> None:
+    everything = report.Report.of_files([outputs / "b.json"])
+    everything.rows = [row for row in everything.rows if GROUPS[row.group].of_training]
+    plots.dots(everything, tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_are_shown_together(outputs: Path, measured: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "both.md"
+    file = str(outputs / "b.json")
+    result = runner("--show", file, file, "--markdown", str(page))
+    assert result.returncode == 0, result.stderr
+    assert page.read_text().count(f" [{lumina_kernel.isa()}] |") >= 2 * len(
+        [row for row in measured["rows"] if row["tier"] == lumina_kernel.isa()]
+    )
+    other = json.loads((outputs / "b.json").read_text())
+    other["machine"]["cpu"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"other\.json and .*b\.json are not of one machine with the same versions"):
+        report.Report.of_files([outputs / "b.json", tmp_path / "other.json"])
+    (tmp_path / "old.json").write_text('{"format": "lumina-benchmarks/0"}')
+    with pytest.raises(ValueError, match=r"old\.json has format 'lumina-benchmarks/0': allowed is"):
+        report.Report.of_files([tmp_path / "old.json"])
 
 
 def test_an_unknown_group_is_refused() -> None:
@@ -187,6 +215,7 @@ def test_goals_are_for_kinds_of_machines(vendor: str, tier: str, goal: float | N
 
 # Like with like
 
+BITS = ("input_bits", "weight_bits", "output_bits")
 dimensions = st.integers(1, 40)
 
 
@@ -206,6 +235,35 @@ def test_eager_pytorch_is_the_same_without_an_adc(
     found = eager.optical_linear(x, weight, bias, output_bits=0, **bits)
     scale = float(x.abs().max() * weight.abs().sum(-1).max() + bias.abs().max())
     assert float((found - expected).abs().max()) <= 2e-6 * scale
+
+
+@given(dimensions, dimensions, dimensions, st.integers(0, 99), st.sampled_from([2, 4, 8]))
+def test_eager_pytorch_with_fixed_ranges_is_within_a_step(m: int, k: int, n: int, seed: int, bits: int) -> None:
+    """Clipped where the operator clips, and with its gradient."""
+    results = []
+    ranges = {"input_range": 1.5, "output_range": 2.0 * k**0.5}
+    profile = OpticalProfile(bits, bits, bits, **ranges)
+    for side in ("ours", "theirs"):
+        x, weight, bias = (tensor.requires_grad_() for tensor in tensors(m, k, n, seed))
+        if side == "ours":
+            y = functional.optical_linear(x, weight, bias, profile)
+        else:
+            y = eager.optical_linear(x, weight, bias, **ranges, **dict.fromkeys(BITS, bits))
+        y.backward(torch.ones(m, n))
+        results.append((y.detach(), x.grad, weight.grad, bias.grad))
+    levels = 2 ** (bits - 1) - 1
+    (ours, *gradients), (theirs, *others) = results
+    assert float((ours - theirs).abs().max()) <= 1.001 * ranges["output_range"] / levels
+    # PyTorch lets the gradient of what lies beyond a range pass where it rounds to it, within half a step.
+    x, weight, bias = tensors(m, k, n, seed)
+    z = eager.optical_linear(x, weight, bias, input_range=1.5, **dict.fromkeys(BITS[:2], bits), output_bits=0)
+    edges = [
+        (0.999 * limit < v.abs()) & (v.abs() < (1.001 + 0.5 / levels) * limit)
+        for v, limit in ((x, 1.5), (z, ranges["output_range"]))
+    ]
+    if not any(bool(edge.any()) for edge in edges):
+        for gradient, other in zip(gradients, others, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-3)
 
 
 @given(dimensions, dimensions, dimensions, st.integers(0, 99))
@@ -254,18 +312,69 @@ def test_eager_pytorch_has_the_same_gradient() -> None:
     for forward in (
         lambda *tensors: functional.optical_linear(*tensors, OpticalProfile()),
         lambda *tensors: eager.optical_linear(*tensors),
+        lambda *tensors: eager.OpticalLinearIntMm.apply(*tensors, 0.0),
     ):
         leaves = [tensor.requires_grad_() for tensor in tensors(33, 50, 40, 4)]
         torch.manual_seed(1)
         forward(*leaves).backward(torch.randn(33, 40))
         grads.append([leaf.grad for leaf in leaves])
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for ours, *others in zip(*grads, strict=True):
+        for theirs in others:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_two_noise_laws_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match=r"relative = 0\.1 and additive = 0\.2: allowed is one law at a time"):
         eager.add_noise(torch.ones(1, 1), 0.1, 0.2)
+
+
+# Training
+
+
+@pytest.mark.parametrize("task", rivals.tasks(quick=True), ids=lambda task: task.name)
+def test_all_sides_train_the_same_network(task: rivals.Task) -> None:
+    """They have the same parameters, and compute the same but for the noise."""
+    with torch.no_grad():
+        exact = task.model(task.x)
+    scale = float(exact.abs().max())
+    for side in (rivals.OURS, rivals.EAGER, rivals.INT_MM, rivals.PLAIN):
+        model = rivals.with_layers_of(side, task.model)
+        torch.testing.assert_close(list(model.parameters()), list(task.model.parameters()), rtol=0, atol=0)
+        error = float((model(task.x).detach() - exact).abs().max())
+        assert error <= (0.0 if side == rivals.PLAIN else 0.2 * scale), side
+        assert side == rivals.PLAIN or error > 0, side
+        rivals.step(task, side)()
+
+
+def test_what_a_layer_saves() -> None:
+    task = rivals.layer((16, 64, 32))
+    codes = 64 * (16 + 32)
+    assert rivals.saved_bytes(task, rivals.EAGER) == 4 * codes
+    assert rivals.saved_bytes(task, rivals.AUTOCAST) == 2 * codes
+    assert rivals.saved_bytes(task, rivals.INT_MM) == codes + 4 * (16 + 32)
+    assert codes <= rivals.saved_bytes(task, rivals.OURS) < 1.2 * codes + 4 * (16 + 32)
+
+
+def test_multiply_adds_of_the_backward_pass() -> None:
+    assert rivals.layer((2, 3, 5)).multiply_adds() == 2 * 2 * 3 * 5
+    # The first layer's input is data and gets no gradient.
+    perceptron = rivals.networks(quick=True)[0]
+    assert perceptron.multiply_adds() == 8 * (64 * 32 + 2 * 32 * 32 + 2 * 32 * 10)
+
+
+def test_without_aihwkit_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aihwkit", None)
+    assert str(rivals.why_no_aihwkit.__wrapped__()).startswith("not installed (")
+
+
+def test_where_the_system_keeps_no_peak_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "RESET", tmp_path / "nowhere" / "clear_refs")
+    with pytest.raises(SystemExit) as stopped:
+        memory._child(0, rivals.OURS, 1, True)
+    assert stopped.value.code == memory.CANNOT
+    assert "does not reset a process's peak of memory" in capsys.readouterr().err
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

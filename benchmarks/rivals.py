@@ -1,0 +1,306 @@
+"""Noise-aware training in PyTorch by other means than the kernel: the layers of a network, swapped for each of them.
+
+All have inputs, weights and outputs of 8 bits with the full scale of each row, noise in proportion to the signal, and a
+straight-through gradient; aihwkit has effects of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import eager
+from benchmarks.context import SHAPES, TINY_SHAPES
+from benchmarks.timing import Call, Side
+from lumina_onnx import OpticalProfile
+from lumina_onnx.nn import convert
+
+NOISE = 0.02
+PROFILE = OpticalProfile(noise_relative=NOISE)
+
+OURS = "ours"
+EAGER = "eager PyTorch"
+COMPILED = "torch.compile of it"
+AUTOCAST = "eager, autocast to bfloat16"
+INT_MM = "torch._int_mm forward, separate passes"
+AIHWKIT = "aihwkit's tile on the CPU"
+PLAIN = "nn.Linear, without bits and noise"
+
+
+class EagerLinear(nn.Linear):
+    """:func:`eager.optical_linear` as a layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return eager.optical_linear(input, self.weight, self.bias, noise_relative=NOISE)
+
+
+class IntMmLinear(nn.Linear):
+    """:class:`eager.OpticalLinearIntMm` as a layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, self.in_features)
+        y: Tensor = eager.OpticalLinearIntMm.apply(rows, self.weight, self.bias, NOISE)
+        return y.view(*input.shape[:-1], self.out_features)
+
+
+def swap(model: nn.Module, layer: type[nn.Linear]) -> nn.Module:
+    """A copy of the model whose linear layers are of another class, with the same parameters."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = layer
+    return model
+
+
+def with_layers_of(side: str, model: nn.Module) -> nn.Module:
+    """A copy of a network of ``nn.Linear`` layers, as one of the sides has them."""
+    if side == OURS:
+        return convert(model, PROFILE)
+    if side == AIHWKIT:
+        return _analog(model)
+    if side == PLAIN:
+        return copy.deepcopy(model)
+    model = swap(model, IntMmLinear if side == INT_MM else EagerLinear)
+    if side == COMPILED:
+        model.compile(dynamic=False)
+    return model
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        name: What a report calls it.
+        shape: Rows, then the sizes of the layers.
+        model: A network of ``nn.Linear`` layers.
+        x: Its input; it gets a gradient where it requires one.
+        grad: The gradient of its output.
+        optimized: Whether a step ends with that of an optimizer, plain SGD.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    model: nn.Module
+    x: Tensor
+    grad: Tensor
+    optimized: bool = True
+
+    @staticmethod
+    def of(
+        name: str,
+        shape: tuple[int, ...],
+        make: Callable[[], nn.Module],
+        *size: int,
+        first: bool = False,
+        optimized: bool = True,
+    ) -> Task:
+        """With a random input of a size; that of a network's `first` layer is data, which needs no gradient."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = make()
+            x = torch.randn(size).requires_grad_(not first)
+            with torch.no_grad():
+                grad = torch.randn_like(model(x))
+        return Task(name, shape, model, x, grad, optimized)
+
+    @torch.enable_grad()
+    def multiply_adds(self) -> int:
+        """Those of the backward pass's products in the linear layers."""
+        count = 0
+
+        def add(layer: nn.Linear, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+            nonlocal count
+            products = 1 + inputs[0].requires_grad
+            count += products * inputs[0].numel() * layer.out_features
+
+        model = copy.deepcopy(self.model)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(add)
+        model(self.x)
+        return count
+
+
+def step(task: Task, side: str) -> Call:
+    """A training step: forward, backward, and the optimizer's where the task has one."""
+    model = with_layers_of(side, task.model)
+    parameters = list(model.parameters())
+    optimizer = _optimizer(side, model) if task.optimized else None
+    x = task.x.detach().clone().requires_grad_(task.x.requires_grad)
+    dtype = torch.bfloat16 if side == AUTOCAST else torch.float32
+    grad = task.grad.to(dtype)
+    autocast = side == AUTOCAST
+
+    @torch.enable_grad()
+    def run() -> None:
+        x.grad = None
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        y.backward(grad if y.dtype == dtype else task.grad)
+        if optimizer is not None:
+            optimizer.step()
+
+    return run
+
+
+def at_precision(call: Call, precision: str) -> Side:
+    """The call at a precision of float32 products, as ``torch.set_float32_matmul_precision`` names it."""
+    return Side(call, before=lambda: torch.set_float32_matmul_precision(precision))
+
+
+@torch.enable_grad()
+def saved_bytes(task: Task, side: str) -> int:
+    """Bytes that the forward pass keeps for the backward pass: the memory of all tensors saved, each once.
+
+    Parameters that are saved as they are stay in memory anyway, and do not count.
+    """
+    model = with_layers_of(side, task.model)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in own:
+            found[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=side == AUTOCAST):
+        y = model(task.x)
+    # Until here the graph holds what was saved: no memory was given away and counted twice.
+    del y
+    return sum(found.values())
+
+
+# The networks
+
+
+class Projections(nn.Module):
+    """The four linear layers of a block of a vision transformer, without what stands between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.width = width
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A sum over queries, keys and values takes the place of attention, and gives each of them a gradient.
+        mixed = self.qkv(x).unflatten(-1, (3, self.width)).sum(-2)
+        return self.fc2(self.fc1(self.proj(mixed)))
+
+
+class Mixer(nn.Module):
+    """A block of an MLP-Mixer: one perceptron across the patches, one across the channels."""
+
+    def __init__(self, patches: int, width: int, across: int, hidden: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.patches = nn.Sequential(nn.Linear(patches, across), nn.GELU(), nn.Linear(across, patches))
+        self.channels = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.patches(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norms[1](x))
+
+
+def networks(quick: bool) -> list[Task]:
+    """The networks that are trained, or small ones of their kind."""
+    batch, pixels, hidden = (8, 64, 32) if quick else (128, 784, 512)
+    images, tokens, width = (1, 9, 32) if quick else (4, 197, 192)
+    patches, channels, across, wide = (9, 32, 16, 48) if quick else (196, 512, 256, 2048)
+
+    def perceptron() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+        )
+
+    return [
+        Task.of(
+            "perceptron for MNIST's images", (batch, pixels, hidden, hidden, 10), perceptron, batch, pixels, first=True
+        ),
+        Task.of(
+            "the linear layers of a ViT-Tiny block",
+            (images * tokens, width, 4 * width),
+            lambda: Projections(width, 4 * width),
+            *(images, tokens, width),
+        ),
+        Task.of(
+            "a block of MLP-Mixer S/16",
+            (images * patches, channels, wide),
+            lambda: Mixer(patches, channels, across, wide),
+            *(images, patches, channels),
+        ),
+    ]
+
+
+def layer(shape: tuple[int, ...]) -> Task:
+    """One layer M x K x N, inside of a network; forward and backward alone."""
+    m, k, n = shape
+    return Task.of("one layer", shape, lambda: nn.Linear(k, n), m, k, optimized=False)
+
+
+def tasks(quick: bool) -> list[Task]:
+    """One layer of each shape, and the networks."""
+    return [layer(shape) for shape in (TINY_SHAPES if quick else SHAPES)] + networks(quick)
+
+
+def small() -> Task:
+    """A network whose calls cost more than what they compute."""
+    sizes = (64, 64, 10)
+    return Task.of(
+        "a small perceptron",
+        (64, *sizes),
+        lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
+        64,
+        64,
+    )
+
+
+# aihwkit, where it is installed
+
+
+@functools.cache
+def why_no_aihwkit() -> str | None:
+    """Why aihwkit cannot be measured here; None where it can."""
+    try:
+        with_layers_of(AIHWKIT, nn.Linear(3, 2))(torch.zeros(1, 3))
+    except ImportError as error:
+        return f"not installed ({error})"
+    except RuntimeError as error:
+        return f"does not run with torch {torch.__version__}: {error}"
+    return None
+
+
+def _analog(model: nn.Module) -> nn.Module:
+    """The network on aihwkit's tiles in C++, one to a layer, with our bits and noise as near as it has them."""
+    from aihwkit.nn.conversion import convert_to_analog
+    from aihwkit.simulator.configs import InferenceRPUConfig
+
+    config = InferenceRPUConfig()
+    config.mapping.max_input_size = config.mapping.max_output_size = 0
+    config.forward.inp_res = config.forward.out_res = 1 / 254
+    config.forward.out_noise = NOISE
+    # convert_to_analog replaces what the model holds, and a layer that is the whole model only if it is held.
+    holder = nn.Sequential(copy.deepcopy(model))
+    return convert_to_analog(holder, config)
+
+
+def _optimizer(side: str, model: nn.Module) -> Any:
+    """Plain SGD, at so small a rate that the weights stay what they are however often the step is run."""
+    if side != AIHWKIT:
+        return torch.optim.SGD(model.parameters(), lr=1e-9)
+    from aihwkit.optim import AnalogSGD
+
+    optimizer = AnalogSGD(model.parameters(), lr=1e-9)
+    optimizer.regroup_param_groups(model)
+    return optimizer
