@@ -21,7 +21,7 @@ Examples:
 
   lumina run model.onnx --input x.npy --output y.npz
 
-  lumina bench model.onnx           latency in ONNX Runtime
+  lumina bench model.onnx           latency in ONNX Runtime, against float32
 
   lumina info --json                what a bug report needs
 """

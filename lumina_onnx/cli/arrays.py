@@ -26,8 +26,12 @@ _DTYPES: dict[str, Any] = {
 }
 
 
-def load_model(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """A session on the CPU; 0 threads leaves their number to ONNX Runtime.
+def load_model(
+    path: Path, threads: int = 0, *, library: bool = True, spinning: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU, with or without the operator's library.
+
+    0 threads leaves their number to ONNX Runtime. Threads that do not spin sleep as soon as they have nothing to do.
 
     Raises:
         Failure: ONNX Runtime is missing or cannot load the file.
@@ -43,8 +47,12 @@ def load_model(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = threads
     # Errors come as exceptions; the log would say them a second time.
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    providers = ["CPUExecutionProvider"]
     try:
-        return lumina_onnx.load(path, sess_options=options, providers=["CPUExecutionProvider"])
+        if library:
+            return lumina_onnx.load(path, sess_options=options, providers=providers)
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise Failure(f"{path}: ONNX Runtime cannot load it: {error}") from error
 

@@ -1,106 +1,312 @@
-"""`lumina bench`: how long a file takes in ONNX Runtime."""
+"""`lumina bench`: how long a file takes in ONNX Runtime, with the operator's library and in other ways."""
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 import lumina_kernel
 from lumina_onnx.cli import arrays
-from lumina_onnx.cli.console import Batch, Debug, Json, Model, command, progress, show, size_text, time_text
+from lumina_onnx.cli.console import (
+    Batch,
+    Debug,
+    Failure,
+    Input,
+    Json,
+    Model,
+    command,
+    need,
+    progress,
+    show,
+    size_text,
+    time_text,
+)
 
-EPILOG = "Example: lumina bench model.onnx --batch 32 --threads 4"
+if TYPE_CHECKING:
+    import onnxruntime
+
+EPILOG = "Example: lumina bench model.onnx --batch 32 --threads 1 --threads 4 --plot latency.png"
 
 PERCENTILES = (50, 90, 99)
-MINIMUM_RUNS = 20
-# Sessions spin while they wait: a slip of the finger would start a million threads and take the machine with it.
+ROUNDS = 25
+# Seconds that a side runs in each round, about; at least once.
+BURST = 20e-3
+# A slip of the finger would start a million threads and take the machine with it.
 MAXIMUM_THREADS = 1024
+
+LIBRARY, BODY, TWIN = "with the library", "without it", "float32 twin"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to run the model."""
+
+    name: str
+    path: Path
+    library: bool
+    bytes: int
+    """What its file takes, with what it keeps beside itself."""
 
 
 @command
 def bench(
     model: Model,
     batch: Batch = 1,
+    source: Input = None,
     threads: Annotated[
-        int | None,
+        list[int] | None,
         typer.Option(
-            "--threads", min=1, max=MAXIMUM_THREADS, help="The most threads tried. [default: the usable cores]"
+            "--threads",
+            min=1,
+            max=MAXIMUM_THREADS,
+            help="Threads of a session; may be given again. \\[default: 1 and the usable cores]",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Time to measure for each row.")] = 1.0,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="How often the sides take turns, for some 20 ms each.")
+    ] = ROUNDS,
+    target: Annotated[
+        Path | None,
+        typer.Option("--plot", dir_okay=False, help="Draw a bar chart: .png. Needs pip install 'lumina-onnx\\[plot]'."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a file's latency in ONNX Runtime with 1, 2 ... threads, on random inputs."""
-    most = threads or usable_cores()
-    table = Table("threads", *(f"p{p}" for p in PERCENTILES), "runs/s", "runs")
-    rows = []
-    with progress() as bar:
-        for count in bar.track(thread_counts(most), description="measure"):
-            row = {"threads": count, **measure(model, batch=batch, threads=count, seconds=seconds)}
-            rows.append(row)
-            table.add_row(
-                str(count),
-                *(time_text(row[f"p{p}"]) for p in PERCENTILES),
-                f"{row['runs'] / row['total']:,.0f}",
-                str(row["runs"]),
-            )
-    session = arrays.load_model(model)
-    inputs = ", ".join(arrays.shape_text(value) for value in session.get_inputs())
-    size = model.stat().st_size
+    """Measure a file's latency in ONNX Runtime: with the operator's library, without it, and as a float32 model.
+
+    Without the library the function body runs. The float32 twin multiplies by the dequantised weights instead.
+    """
+    if target is not None:
+        _check_target(target)
+    counts = sorted({*(threads or (1, usable_cores()))})
+    rows: list[dict[str, Any]] = []
+    feeds = arrays.feeds(arrays.load_model(model), source, batch=batch, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        sides, left_out = _sides(model, Path(folder))
+        with progress() as bar:
+            task = bar.add_task("measure", total=len(counts) * rounds)
+            for count in counts:
+                rows += _measure(sides, feeds, count, rounds, lambda: bar.advance(task))
     import onnxruntime
 
-    # The table is too narrow for them.
-    heading = f"{model}, {size_text(size)}: latency of a run with symbolic sizes = {batch}"
-    footing = f"ONNX Runtime {onnxruntime.__version__}, tier {lumina_kernel.isa()}, inputs {inputs}"
     facts = {
         "model": str(model),
-        "bytes": size,
-        "batch": batch,
+        "inputs": {name: list(array.shape) for name, array in feeds.items()},
+        "rounds": rounds,
         "onnxruntime": onnxruntime.__version__,
         "isa": lumina_kernel.isa(),
         "unit": "seconds",
         "rows": rows,
+        "left_out": left_out,
+        "plot": None if target is None else str(target),
     }
-    show(Group(Text(heading), table, Text(footing)), facts, as_json)
+    if target is not None:
+        _plot(facts, target)
+    show(_page(facts), facts, as_json)
 
 
-def measure(model: Path, *, batch: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Percentiles of a run's latency in seconds, in a session of its own with `threads` threads."""
-    session = arrays.load_model(model, threads)
-    feeds = arrays.feeds(session, None, batch=batch, seed=0)
-    for _ in range(MINIMUM_RUNS):
-        session.run(None, feeds)
-    latencies: list[float] = []
-    begin = time.perf_counter()
-    while len(latencies) < MINIMUM_RUNS or time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        session.run(None, feeds)
-        latencies.append(time.perf_counter() - start)
-    values = np.percentile(latencies, PERCENTILES)
-    return {
-        **{f"p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)},
-        "runs": len(latencies),
-        "total": sum(latencies),
-    }
+class Bound:
+    """A session with its inputs and outputs bound; calling it runs it."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, feeds: arrays.Arrays) -> None:
+        import onnxruntime
+
+        self._session, self._binding = session, session.io_binding()
+        self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for output in session.get_outputs():
+            self._binding.bind_output(output.name)
+
+    def __call__(self) -> None:
+        self._session.run_with_iobinding(self._binding)
 
 
-def thread_counts(most: int) -> list[int]:
-    """1, 2, 3 ... `most`; above 8 the powers of two and `most` itself."""
-    if most <= 8:
-        return list(range(1, most + 1))
-    powers = [1 << shift for shift in range(most.bit_length())]
-    return sorted({*powers, most})
+def measure(
+    calls: Sequence[Callable[[], None]], rounds: int = ROUNDS, after_round: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Percentiles of each call's latency in seconds, "p50" and so on, and how many "runs" they are from.
+
+    The calls take turns, so that what else the machine does meets them all; each round goes through them in the
+    reverse order of the one before.
+    """
+    sizes = []
+    for call in calls:
+        call()
+        once = max(min(_time(call) for _ in range(3)), 1e-7)
+        sizes.append(max(1, round(BURST / once)))
+    latencies: list[list[float]] = [[] for _ in calls]
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(rounds):
+            for place in range(len(calls)) if index % 2 == 0 else reversed(range(len(calls))):
+                # The others' data lies in the caches.
+                if sizes[place] > 1:
+                    calls[place]()
+                latencies[place] += [_time(calls[place]) for _ in range(sizes[place])]
+            after_round()
+    finally:
+        if enabled:
+            gc.enable()
+    return [
+        {
+            **{f"p{p}": float(value) for p, value in zip(PERCENTILES, np.percentile(each, PERCENTILES), strict=True)},
+            "runs": len(each),
+        }
+        for each in latencies
+    ]
 
 
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _time(call: Callable[[], None]) -> float:
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) * 1e-9
+
+
+def _measure(
+    sides: Sequence[Side], feeds: arrays.Arrays, threads: int, rounds: int, after_round: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """A row for each side."""
+    calls = []
+    for side in sides:
+        session = arrays.load_model(side.path, threads, library=side.library, spinning=False)
+        calls.append(Bound(session, feeds))
+    try:
+        measured = measure(calls, rounds, after_round)
+    except Exception as error:
+        raise Failure(f"{sides[0].path}: ONNX Runtime cannot run it: {error}") from error
+    rows = [
+        {"threads": threads, "side": side.name, "bytes": side.bytes, **latency}
+        for side, latency in zip(sides, measured, strict=True)
+    ]
+    for row in rows:
+        twin = next((other["p50"] for other in rows if other["side"] == TWIN), None)
+        row["speed_up"] = None if twin is None else twin / row["p50"]
+    return rows
+
+
+def _sides(model: Path, folder: Path) -> tuple[list[Side], dict[str, str]]:
+    """The ways to run a model, a twin made in `folder`; and those left out, with the reason."""
+    left_out = {}
+    with_onnx = importlib.util.find_spec("onnx") is not None
+    size = model.stat().st_size
+    if with_onnx:
+        from lumina_onnx import exporter
+
+        size = exporter.inspect(model).file_bytes
+    sides = [Side(LIBRARY, model, True, size)]
+    try:
+        arrays.load_model(model, library=False)
+        sides.append(Side(BODY, model, False, size))
+    except Failure as failure:
+        left_out[BODY] = " ".join(str(failure).split())
+    if with_onnx:
+        try:
+            path, size = _write_twin(model, folder)
+            sides.append(Side(TWIN, path, False, size))
+        except ValueError as error:
+            left_out[TWIN] = str(error)
+    else:
+        left_out[TWIN] = "it is made with the Python package onnx, which is not installed"
+    return sides, left_out
+
+
+def _write_twin(model: Path, folder: Path) -> tuple[Path, int]:
+    import onnx
+
+    from lumina_onnx.exporter.twin import float_twin
+
+    twin, path = float_twin(model), folder / "twin.onnx"
+    onnx.save(twin, path, save_as_external_data=twin.ByteSize() > 2**30, location="twin.data")
+    return path, sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _page(facts: dict[str, Any]) -> Group:
+    with_twin = any(row["side"] == TWIN for row in facts["rows"])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("threads", "", *(f"p{p}" for p in PERCENTILES), *(["speed"] if with_twin else []), "file"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    previous = None
+    for row in facts["rows"]:
+        if previous not in (None, row["threads"]):
+            table.add_section()
+        table.add_row(
+            "" if row["threads"] == previous else str(row["threads"]),
+            row["side"],
+            *(time_text(row[f"p{p}"]) for p in PERCENTILES),
+            *([f"{row['speed_up']:.2f}x"] if with_twin else []),
+            size_text(row["bytes"]),
+        )
+        previous = row["threads"]
+    inputs = ", ".join(f"{name} {shape}" for name, shape in facts["inputs"].items())
+    lines = [f"ONNX Runtime {facts['onnxruntime']}, tier {facts['isa']}; threads sleep between runs"]
+    if with_twin:
+        lines.append("speed: times as fast as the float32 twin, by p50")
+    lines += [f"not measured: {name}: {reason}" for name, reason in facts["left_out"].items()]
+    if facts["plot"]:
+        lines.append(f"drawn in {facts['plot']}")
+    return Group(Text(f"{facts['model']}: latency of a run, inputs {inputs}"), table, Text("\n".join(lines)))
+
+
+def _check_target(target: Path) -> None:
+    if target.suffix != ".png":
+        raise typer.BadParameter(f"{str(target)!r} does not end in .png", param_hint="'--plot'")
+    if not target.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(target.parent)!r}", param_hint="'--plot'")
+    need("plot", "matplotlib")
+
+
+def _plot(facts: dict[str, Any], target: Path) -> None:
+    """Bars of the median for each number of threads, with a line up to the 99th percentile."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = facts["rows"]
+    counts = sorted({row["threads"] for row in rows})
+    names = list(dict.fromkeys(row["side"] for row in rows))
+    largest = max(row["p50"] for row in rows)
+    unit, scale = ("us", 1e6) if largest < 1e-3 else ("ms", 1e3) if largest < 1 else ("s", 1.0)
+    figure = Figure(figsize=(2.5 + 1.8 * len(counts), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        mine = [row for row in rows if row["side"] == name]
+        medians = [row["p50"] * scale for row in mine]
+        tails = [(row["p99"] - row["p50"]) * scale for row in mine]
+        where = [counts.index(row["threads"]) + (place - (len(names) - 1) / 2) * width for row in mine]
+        label = f"{name} ({size_text(mine[0]['bytes'])})"
+        bars = axes.bar(where, medians, 0.92 * width, yerr=[[0.0] * len(mine), tails], label=label, capsize=3)
+        axes.bar_label(bars, [f"{median:.3g}" for median in medians], padding=2)
+    axes.set_xticks(range(len(counts)), [f"{count} thread{'s' if count > 1 else ''}" for count in counts])
+    axes.set_ylabel(f"latency, {unit} (median; line: to p99)")
+    axes.set_title(
+        f"{Path(facts['model']).name}, ONNX Runtime {facts['onnxruntime']}, tier {facts['isa']}", fontsize=10
+    )
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    try:
+        figure.savefig(target, dpi=150)
+    except OSError as error:
+        raise Failure(f"{target}: cannot be written ({error})") from error

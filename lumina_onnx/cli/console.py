@@ -24,6 +24,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A .onnx file.", exists=True, dir_okay=False, readable=True)
 ]
+Input = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        "-i",
+        exists=True,
+        dir_okay=False,
+        help="A .npz by the names of the model's inputs, or a .npy where it has one. Random numbers without it.",
+    ),
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Size of the model's symbolic dimensions in random inputs.")]
 
 # Where nobody set a width and nothing is a terminal, tables keep their columns whole.

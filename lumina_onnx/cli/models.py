@@ -13,22 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lumina_onnx.cli import arrays
-from lumina_onnx.cli.console import Batch, Debug, Failure, Json, Model, command, need, show
+from lumina_onnx.cli.console import Batch, Debug, Failure, Input, Json, Model, command, need, show
 
 INSPECT_EPILOG = "Example: lumina inspect model.onnx"
 VERIFY_EPILOG = "Example: lumina verify model.onnx --input x.npy"
 RUN_EPILOG = "Example: lumina run model.onnx --input x.npy --output y.npz"
 
-Input = Annotated[
-    Path | None,
-    typer.Option(
-        "--input",
-        "-i",
-        exists=True,
-        dir_okay=False,
-        help="A .npz by the names of the model's inputs, or a .npy where it has one. Random numbers without it.",
-    ),
-]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random inputs.")]
 
 

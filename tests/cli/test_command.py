@@ -56,7 +56,7 @@ def test_wrong_usage_exits_with_2(lumina, arguments) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("option", ["--batch", "--threads"])
+@pytest.mark.parametrize("option", ["--batch", "--threads", "--rounds"])
 def test_sizes_start_at_1(lumina, model, option) -> None:
     assert lumina("bench", model, option, 0).exit_code == 2
 
@@ -88,10 +88,16 @@ def test_debug_shows_the_traceback(process, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
-    [("inspect", "onnx", "train"), ("verify", "onnx", "train"), ("run", "onnxruntime", "train")],
+    [
+        ("inspect", "onnx", "train"),
+        ("verify", "onnx", "train"),
+        ("run", "onnxruntime", "train"),
+        ("bench", "matplotlib", "plot"),
+    ],
 )
 def test_a_missing_package_is_named_with_its_extra(process, model, name, package, extra) -> None:
-    failed = process(name, model, hide=(package,))
+    options = ("--plot", "latency.png") if package == "matplotlib" else ()
+    failed = process(name, model, *options, hide=(package,))
     assert failed.returncode == 1
     assert f"needs the Python package {package}" in failed.stderr
     assert f'pip install "lumina-onnx[{extra}]"' in failed.stderr
@@ -108,7 +114,7 @@ def test_demo_names_what_it_lacks(process, package) -> None:
 
 def test_what_needs_no_torch_runs_without_it(process, model) -> None:
     hide = ("torch", "onnx", "onnxscript", "sklearn")
-    for arguments in (("run", model), ("bench", model, "--seconds", 0), ("profiles",), ("info",), ("--help",)):
+    for arguments in (("run", model), ("bench", model, "--rounds", 1), ("profiles",), ("info",), ("--help",)):
         result = process(*arguments, hide=hide)
         assert result.returncode == 0, result.stderr
     result = process("inspect", model, hide=("torch", "onnxscript"))

@@ -186,22 +186,124 @@ def test_a_file_that_is_no_model(lumina, tmp_path, name) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_bench_measures_each_number_of_threads(lumina, model) -> None:
-    facts = json.loads(lumina("bench", model, "--threads", 3, "--seconds", 0, "--json").stdout)
-    assert [row["threads"] for row in facts["rows"]] == [1, 2, 3]
-    assert facts["bytes"] == model.stat().st_size
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    monkeypatch.setattr(bench, "BURST", 1e-3)
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_measures_every_way_with_each_number_of_threads(lumina, model) -> None:
+    result = lumina("bench", model, "--threads", 3, "--threads", 1, "--threads", 3, "--rounds", 2, "--json")
+    facts = json.loads(result.stdout)
+    sides = ["with the library", "without it", "float32 twin"]
+    assert [(row["threads"], row["side"]) for row in facts["rows"]] == [(n, side) for n in (1, 3) for side in sides]
+    assert facts["inputs"] == {"input": [1, 6]}
+    assert facts["left_out"] == {}
     for row in facts["rows"]:
         assert 0 < row["p50"] <= row["p90"] <= row["p99"]
-        assert row["runs"] >= bench.MINIMUM_RUNS
+        assert row["runs"] >= 2
+        twin = next(
+            other for other in facts["rows"] if other["threads"] == row["threads"] and other["side"] == sides[2]
+        )
+        assert row["speed_up"] == twin["p50"] / row["p50"]
+    files = {row["side"]: row["bytes"] for row in facts["rows"]}
+    assert files["with the library"] == files["without it"] == model.stat().st_size
+    assert files["float32 twin"] < model.stat().st_size  # It is small, and has no function body.
+    assert "measure" in result.stderr
 
 
-def test_bench_as_a_table(lumina, model) -> None:
-    result = lumina("bench", model, "--threads", 1, "--seconds", 0, "--batch", 4)
+@pytest.mark.usefixtures("quick")
+def test_bench_by_default_runs_on_one_thread_and_on_all_cores(lumina, model, monkeypatch) -> None:
+    for cores, counts in ((1, [1]), (2, [1, 2])):
+        monkeypatch.setattr(bench, "usable_cores", lambda cores=cores: cores)
+        facts = json.loads(lumina("bench", model, "--rounds", 1, "--json").stdout)
+        assert sorted({row["threads"] for row in facts["rows"]}) == counts
+
+
+def test_a_measurement_runs_what_it_says(monkeypatch) -> None:
+    """Two calls take turns, and their times are their own."""
+    now, order = [0], []
+
+    def call(name: str, nanoseconds: int) -> None:
+        order.append(name)
+        now[0] += nanoseconds
+
+    monkeypatch.setattr("time.perf_counter_ns", lambda: now[0])
+    rounds = []
+    fast, slow = bench.measure(
+        [lambda: call("a", 5_000_000), lambda: call("b", 20_000_000)], 3, lambda: rounds.append(order.copy())
+    )
+    assert (fast["p50"], fast["p90"], fast["p99"]) == pytest.approx((5e-3,) * 3)
+    assert (slow["p50"], slow["p90"], slow["p99"]) == pytest.approx((20e-3,) * 3)
+    assert (fast["runs"], slow["runs"]) == (12, 3)
+    assert rounds[-1][8:] == [*"aaaaab", *"baaaaa", *"aaaaab"]  # With a run ahead of each burst of several.
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("columns", [80, 160])
+def test_bench_as_a_table(lumina, model, monkeypatch, columns) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = lumina("bench", model, "--threads", 1, "--rounds", 1, "--batch", 4)
     assert result.exit_code == 0
-    for words in ("symbolic sizes = 4", "p50", "p90", "p99", "input float[batch, 6]"):
-        assert words in result.stdout
+    assert "…" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= columns
+    text = " ".join(result.stdout.split())
+    for words in ("inputs input [4, 6]", "p50 p90 p99 speed file", "with the library", "without it", "1.00x"):
+        assert words in text
 
 
-@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (3, [1, 2, 3]), (8, [*range(1, 9)]), (12, [1, 2, 4, 8, 12])])
-def test_thread_counts(most, counts) -> None:
-    assert bench.thread_counts(most) == counts
+@pytest.mark.usefixtures("quick")
+def test_bench_takes_inputs(lumina, model, tmp_path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((7, 6), np.float32))
+    result = lumina("bench", model, "--input", tmp_path / "x.npy", "--threads", 1, "--rounds", 1, "--json")
+    assert json.loads(result.stdout)["inputs"] == {"input": [7, 6]}
+    np.save(tmp_path / "x.npy", np.ones((7, 5), np.float32))
+    result = lumina("bench", model, "--input", tmp_path / "x.npy")
+    assert result.exit_code == 1
+    assert "'input' has shape [7, 5]; the model takes [batch, 6]" in result.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_says_what_it_leaves_out(lumina, model, tmp_path) -> None:
+    without_body = onnx.load(model)
+    del without_body.functions[:]
+    onnx.save(without_body, tmp_path / "needy.onnx")
+    result = lumina("bench", tmp_path / "needy.onnx", "--threads", 1, "--rounds", 1, "--json")
+    facts = json.loads(result.stdout)
+    assert [row["side"] for row in facts["rows"]] == ["with the library", "float32 twin"]
+    assert list(facts["left_out"]) == ["without it"]
+    assert "OpticalLinear" in facts["left_out"]["without it"]
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "relu.onnx")
+    text = lumina("bench", tmp_path / "relu.onnx", "--threads", 1, "--rounds", 1).stdout
+    assert "not measured: float32 twin: path = " in text
+    assert "speed" not in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_draws_a_picture(lumina, model, tmp_path) -> None:
+    target = tmp_path / "latency.png"
+    result = lumina("bench", model, "--threads", 1, "--threads", 2, "--rounds", 1, "--plot", target)
+    assert result.exit_code == 0
+    assert f"drawn in {target}" in "".join(result.stdout.splitlines())
+    assert target.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("y.pdf", "does not end in .png"), ("no/y.png", "there is no folder"), (".", "is a directory")],
+)
+def test_bench_refuses_other_targets(lumina, model, target, words, tmp_path) -> None:
+    result = lumina("bench", model, "--plot", tmp_path / target)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_bench_help_shows_what_stands_in_brackets(lumina, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = " ".join(lumina("bench", "--help").stdout.replace("│", " ").split())
+    assert "[default: 1 and the usable cores]" in text
+    assert "pip install 'lumina-onnx[plot]'" in text
