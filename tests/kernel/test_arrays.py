@@ -226,7 +226,7 @@ def test_addresses_that_cannot_be_are_refused() -> None:
             "x_saved is 5 elements of 4 bytes at address 0x16",
         ),
         (
-            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, 0, 0, x, 0, 0),
+            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, 0, 0, x, 0, 0, "highest"),
             "x_saved is 20 elements of 1 bytes at address 0x0",
         ),
     ]:

@@ -300,9 +300,7 @@ def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():
 
     with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):
         backward(torch.ones(3, 4, dtype=torch.float64), torch.zeros(9999, dtype=torch.uint8))
-    with pytest.raises(
-        ValueError, match=r"what was saved for the gradient is torch.uint8 \[16\] on cpu"
-    ):
+    with pytest.raises(ValueError, match=r"what was saved for the gradient is torch.uint8 \[16\] on cpu"):
         backward(torch.ones(3, 4), torch.zeros(16, dtype=torch.uint8))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -40,11 +41,11 @@ def torch_runs():
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, and for libtorch_cpu.so")
 
 
-def output(script: str, threads: int = 3) -> str:
+def output(script: str, threads: int = 3, **variables: str) -> str:
     """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
     result = subprocess.run(
         [sys.executable, "-c", PRELUDE.replace("{threads}", str(threads)) + script],
-        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables,
         capture_output=True,
         text=True,
         timeout=300,
@@ -62,6 +63,28 @@ run()
 print(tasks() - before, ours())
 """
     assert output(script) == "0 False"
+
+
+def another_runtime() -> str | None:
+    """An OpenMP runtime that is not torch's: scikit-learn's wheels bring one."""
+    try:
+        files = metadata.files("scikit-learn") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in files if file.name.startswith("libgomp-")), None)
+
+
+def test_a_preloaded_runtime_serves_torch_and_us() -> None:
+    runtime = another_runtime()
+    if runtime is None:
+        pytest.skip("needs an OpenMP runtime besides torch's")
+    script = """
+torch_runs()
+before = tasks()
+run()
+print(tasks() - before, ours())
+"""
+    assert output(script, LD_PRELOAD=runtime) == "0 False"
 
 
 def test_another_number_of_threads_than_that_of_torch_has_a_pool_and_the_same_bits() -> None:

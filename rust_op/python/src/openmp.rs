@@ -49,8 +49,11 @@ impl OpenMp {
         if torch.is_null() {
             return None;
         }
-        // torch is never unloaded, so the handle is kept. SAFETY: a handle of dlopen's; dlsym searches what it depends on.
-        let find = |name: &CStr| Some(unsafe { libc::dlsym(torch, name.as_ptr()) }).filter(|found| !found.is_null());
+        // As torch's own calls are bound: a runtime that everything shares (`LD_PRELOAD`) before the one that it depends on.
+        // torch is never unloaded, so the handle is kept. SAFETY: a scope that dlsym knows, or a handle of dlopen's.
+        let find_in =
+            |scope, name: &CStr| Some(unsafe { libc::dlsym(scope, name.as_ptr()) }).filter(|at| !at.is_null());
+        let find = |name: &CStr| find_in(libc::RTLD_DEFAULT, name).or_else(|| find_in(torch, name));
         let (parallel, max_threads) = (find(c"GOMP_parallel")?, find(c"omp_get_max_threads")?);
         // SAFETY: the signatures that libgomp's ABI and the OpenMP specification give these names.
         unsafe {
