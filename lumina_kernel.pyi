@@ -345,7 +345,7 @@ def backward(
 
 # What follows is for `lumina_onnx.nn` alone: memory by address, 0 for none, which nothing checks.
 
-def _saved_bytes(params: Params, n: SupportsIndex, k: SupportsIndex) -> tuple[int, int]:
+def _saved_bytes(params: Params, n: SupportsIndex, k: SupportsIndex, for_x: bool, for_weight: bool) -> tuple[int, int]:
     """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
 
 def _prepare_at(params: Params, n: int, k: int, weight: int, bias: int, w_saved: int) -> PreparedLayer:
@@ -365,6 +365,8 @@ def _forward_at(
     y: int,
     x_saved: int,
     w_saved: int,
+    for_x: bool,
+    for_weight: bool,
 ) -> None:
     """The forward pass; weight, bias and w_saved are used where there is no `layer`."""
 
@@ -382,5 +384,7 @@ def _backward_at(
     dw: int,
     db: int,
     precision: _Precision,
+    for_x: bool,
+    for_weight: bool,
 ) -> None:
     """`backward`; x and weight are read where their side is analog."""

@@ -115,10 +115,17 @@ def named(error: ValueError, layer: str) -> ValueError:
     return ValueError(f"{layer}: {error}") if layer else error
 
 
+class Kept(NamedTuple):
+    """Which gradients a forward pass keeps something for: X's needs W, and W's needs X."""
+
+    for_x: bool = True
+    for_weight: bool = True
+
+
 @functools.lru_cache(maxsize=1024)
-def saved_bytes(params: lumina_kernel.Params, n: int, k: int) -> tuple[int, int]:
+def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: Kept) -> tuple[int, int]:
     """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
-    return lumina_kernel._saved_bytes(params, n, k)
+    return lumina_kernel._saved_bytes(params, n, k, *kept)
 
 
 class Prepared(NamedTuple):
@@ -131,7 +138,7 @@ class Prepared(NamedTuple):
 def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None, trains: bool) -> Prepared:
     """Quantises and packs weights."""
     n, k = weight.shape
-    w_saved = _bytes(saved_bytes(params, n, k)[0]) if trains else None
+    w_saved = _bytes(saved_bytes(params, n, k, Kept())[0]) if trains else None
     weight, bias = _dense(weight), None if bias is None else _dense(bias)
     follow_torch_threads()
     layer = lumina_kernel._prepare_at(params, n, k, weight.data_ptr(), _address(bias), _address(w_saved))
@@ -146,9 +153,9 @@ def forward_now(
     seed: int,
     stream: int,
     prepared: Prepared | None,
-    trains: bool,
+    kept: Kept | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The forward pass: y, and where it `trains` what its gradient needs.
+    """The forward pass: y, and what gradients need, where something is `kept` for them.
 
     That is one tensor of bytes: of W, then of X; with `prepared` weights it is X's alone, and theirs is the third.
     """
@@ -161,13 +168,16 @@ def forward_now(
     w_address = x_address = 0
     if prepared is not None:
         layer, w_saved = prepared
-    if trains:
-        w_bytes, row_bytes = saved_bytes(params, n, k)
+    if kept is not None:
+        w_bytes, row_bytes = saved_bytes(params, n, k, kept)
         if layer is not None:
             w_bytes = 0
         saved = _bytes(w_bytes + rows * row_bytes)
-        w_address = saved.data_ptr()
-        x_address = w_address + w_bytes
+        x_address = saved.data_ptr() + w_bytes
+        w_address = x_address - w_bytes if w_bytes else 0
+        if not kept.for_x:
+            w_saved = None
+    for_x, for_weight = kept or Kept()
     lumina_kernel._forward_at(
         params,
         layer,
@@ -182,6 +192,8 @@ def forward_now(
         y.data_ptr(),
         x_address,
         w_address,
+        for_x,
+        for_weight,
     )
     return y, saved, w_saved
 
@@ -196,7 +208,7 @@ def optical_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
 ) -> Tensor:
     _checks.check_call(x, weight, bias)
-    return forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, False)[0]
+    return forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, None)[0]
 
 
 @optical_linear.register_fake
@@ -226,7 +238,7 @@ def optical_linear_train(
 ) -> tuple[Tensor, ...]:
     _checks.check_call(x, weight, bias)
     try:
-        y, saved, _ = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, True)
+        y, saved, _ = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
     except ValueError as error:
         raise named(error, layer) from None
     assert saved is not None
@@ -238,7 +250,7 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
 ) -> tuple[Tensor, ...]:
     n, k = weight.shape
-    w_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k))
+    w_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k), Kept())
     rows = math.prod(x.shape[:-1])
     return (
         x.new_empty((*x.shape[:-1], n)),
@@ -288,9 +300,10 @@ def backward_now(
     saved: Sequence[Tensor | None],
     k: int,
     needs: Sequence[bool],
+    kept: Kept,
     params: lumina_kernel.Params,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias (None where not needed), from what :func:`_saved` chose."""
+    """The gradients of x, weight and bias (None where not needed), from what the forward pass kept."""
     x, weight, x_saved, w_saved = saved
     n = grad.shape[-1]
     rows = grad.numel() // n
@@ -302,7 +315,7 @@ def backward_now(
     dw = _empty(n, k) if needs[1] else None
     db = _empty(n) if needs[2] else None
     grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
-    w_bytes, row_bytes = saved_bytes(params, n, k)
+    w_bytes, row_bytes = saved_bytes(params, n, k, kept)
     x_bytes = rows * row_bytes
     if w_saved is None:
         w_address = _saved_address(x_saved, w_bytes + x_bytes)
@@ -325,6 +338,7 @@ def backward_now(
         0 if dw is None else dw.data_ptr(),
         0 if db is None else db.data_ptr(),
         gradient_precision(),
+        *kept,
     )
     return dx, dw, db
 
@@ -334,7 +348,8 @@ def backward_now(
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor? w_saved, Tensor history, int k, "
-    f"bool need_x, bool need_weight, bool need_bias, {_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    "bool need_x, bool need_weight, bool need_bias, bool kept_for_x, bool kept_for_weight, "
+    f"{_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_backward(
     grad: Tensor,
@@ -347,11 +362,14 @@ def optical_linear_backward(
     need_x: bool,
     need_weight: bool,
     need_bias: bool,
+    kept_for_x: bool,
+    kept_for_weight: bool,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     _checks.check_tensor("grad", grad)
     needs = (need_x, need_weight, need_bias)
-    gradients = backward_now(grad, (x, weight, saved, w_saved), k, needs, params_of(parameters))
+    kept = Kept(kept_for_x, kept_for_weight)
+    gradients = backward_now(grad, (x, weight, saved, w_saved), k, needs, kept, params_of(parameters))
     return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -367,6 +385,8 @@ def _(
     need_x: bool,
     need_weight: bool,
     need_bias: bool,
+    kept_for_x: bool,
+    kept_for_weight: bool,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     n = grad.shape[-1]
@@ -418,9 +438,12 @@ for _operator in (optical_linear, optical_linear_train, optical_linear_backward)
     _each_sample(_operator)
 
 
-def _analog(x: Tensor, weight: Tensor, params: lumina_kernel.Params) -> tuple[Tensor | None, Tensor | None]:
+def _analog(x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: Kept) -> tuple[Tensor | None, Tensor | None]:
     """x and weight, which the gradient reads where they are analog, else None."""
-    return None if params.input_bits else x, None if params.weight_bits else weight
+    return (
+        x if kept.for_weight and not params.input_bits else None,
+        weight if kept.for_x and not params.weight_bits else None,
+    )
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
@@ -436,7 +459,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.parameters = parameters
     # `history` has no elements, but has x and weight behind it: through it a second derivative reaches
     # _second_derivative.
-    ctx.save_for_backward(*_analog(x, weight, params_of(parameters)), saved, None, history)
+    ctx.save_for_backward(*_analog(x, weight, params_of(parameters), Kept()), saved, None, history)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
@@ -444,7 +467,7 @@ def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None, None, None, *nothing)
     needs = _needs(ctx)
-    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *ctx.parameters)
+    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *Kept(), *ctx.parameters)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
@@ -512,25 +535,26 @@ class TrainNow(torch.autograd.Function):
         stream: int,
         prepared: Prepared | None,
     ) -> Tensor:
-        y, saved, w_saved = forward_now(x, weight, bias, params, seed, stream, prepared, True)
+        kept = Kept(*ctx.needs_input_grad[:2])
+        y, saved, w_saved = forward_now(x, weight, bias, params, seed, stream, prepared, kept)
         ctx.set_materialize_grads(False)
-        ctx.call = (weight.shape[1], params)
-        ctx.save_for_backward(*_analog(x, weight, params), saved, w_saved)
+        ctx.call = (weight.shape[1], kept, params)
+        ctx.save_for_backward(*_analog(x, weight, params, kept), saved, w_saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * 7
-        k, params = ctx.call
+        k, kept, params = ctx.call
         needs = _needs(ctx)
         dx: Tensor | None
         if _is_dense_float(grad) and _dispatch_modes() == 0 and _transform() is None:
-            dx, dw, db = backward_now(grad, ctx.saved_tensors, k, needs, params)
+            dx, dw, db = backward_now(grad, ctx.saved_tensors, k, needs, kept, params)
         else:
             # Several gradients at once (is_grads_batched), or something that watches.
             saved = (*ctx.saved_tensors, grad.new_empty(0))
-            outputs = optical_linear_backward(grad, *saved, k, *needs, *parameters_of(params))
+            outputs = optical_linear_backward(grad, *saved, k, *needs, *kept, *parameters_of(params))
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if torch.is_grad_enabled():
             # create_graph: a gradient that requires one itself, and says why it has none when it is asked.

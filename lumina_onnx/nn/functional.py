@@ -90,7 +90,7 @@ def apply_now(
     try:
         if records_gradient(weight, bias, x):
             return _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)
-        return _ops.forward_now(x, weight, bias, params, seed, number, prepared, False)[0]
+        return _ops.forward_now(x, weight, bias, params, seed, number, prepared, None)[0]
     except ValueError as error:
         raise _ops.named(error, layer) from None
 

@@ -214,19 +214,19 @@ def test_addresses_that_cannot_be_are_refused() -> None:
         (lambda: lumina_kernel._prepare_at(params, 3, 2, 0, bias, 0), "weight is 6 elements of 4 bytes at address 0x0"),
         (lambda: lumina_kernel._prepare_at(params, 3, 2, weight, 2, 0), "bias is 3 elements of 4 bytes at address 0x2"),
         (
-            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, 0, weight, bias, 0, 0, y, 0, 0),
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, 0, weight, bias, 0, 0, y, 0, 0, True, True),
             "x is 10 elements of 4 bytes at address 0x0",
         ),
         (
-            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y + 1, 0, 0),
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y + 1, 0, 0, True, True),
             f"y is 15 elements of 4 bytes at address {y + 1:#x}",
         ),
         (
-            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y, 2, 0),
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y, 2, 0, True, True),
             "x_saved is 5 elements of 4 bytes at address 0x16",
         ),
         (
-            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, 0, 0, x, 0, 0, "highest"),
+            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, 0, 0, x, 0, 0, "highest", True, True),
             "x_saved is 20 elements of 1 bytes at address 0x0",
         ),
     ]:

@@ -129,7 +129,7 @@ def saved_by(y):
 def test_calls_of_a_frozen_layer_share_its_codes(bits):
     k, n = 40, 30
     layer = OpticalLinear(k, n, profile=NOISY.replace(weight_bits=bits))
-    x = torch.randn(4, k)
+    x = torch.randn(4, k, requires_grad=True)
     alone = saved_by(layer(x))
     with frozen(layer):
         calls = [saved_by(layer(x)) for _ in range(3)]

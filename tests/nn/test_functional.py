@@ -1,6 +1,7 @@
 """`functional.optical_linear`: the reference's bits, its gradients, its errors."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx import reference  # noqa: E402
-from lumina_onnx.nn import OpticalLinear, _ops  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _ops, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -43,6 +44,63 @@ def test_training_equals_the_reference(case: Case):
     for leaf, expected in zip((x, weight, bias), case.reference_gradients(), strict=True):
         if leaf is not None:
             assert_same_bits(leaf.grad, expected)
+
+
+@given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()), st.booleans())
+def test_gradients_of_some_inputs_equal_the_reference(case: Case, wanted: tuple[bool, bool, bool], freeze: bool):
+    """Whatever the forward pass kept for them."""
+    assume(any(wanted))
+    n, k = case.weight.shape
+    linear = OpticalLinear(k, n, case.bias is not None, profile=case.profile, seed=case.seed)
+    leaves = (case.x.clone(), linear.weight, linear.bias)
+    with torch.no_grad():
+        for parameter, value in ((linear.weight, case.weight), (linear.bias, case.bias)):
+            if parameter is not None:
+                parameter.copy_(value)
+    for leaf, want in zip(leaves, wanted, strict=True):
+        if leaf is not None:
+            leaf.requires_grad_(want)
+    assume(any(leaf is not None and leaf.requires_grad for leaf in leaves))
+    with noise(linear, True, stream=case.stream), frozen(linear) if freeze else nullcontext():
+        y = linear(leaves[0])
+    assert_same_bits(y, case.reference())
+    y.backward(case.grad)
+    for leaf, want, expected in zip(leaves, wanted, case.reference_gradients(), strict=True):
+        if leaf is not None and want:
+            assert_same_bits(leaf.grad, expected)
+        elif leaf is not None:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize(
+    ("profile", "for_x", "for_weight"),
+    [
+        # Codes of 64 x 128 (with s_x), of 32 x 128 (with the scale), an ADC's mask of 64 x 32 and a DAC's of 64 x 128.
+        (OpticalProfile(8, 8, 8, 1.0, 1.0), 32 * (128 + 4) + 64 * (4 + 16), 64 * (128 + 4 + 4)),
+        (OpticalProfile(8, 8, 8), 32 * (128 + 4), 64 * (128 + 4)),
+        (OpticalProfile(12, 12, 8), 32 * (256 + 4), 64 * (256 + 4)),
+        (OpticalProfile(0, 0, 8), 4 * 32 * 128 + 32 * 4, 4 * 64 * 128 + 64 * 4),
+    ],
+)
+def test_a_forward_pass_keeps_what_the_wanted_gradients_need(profile, for_x, for_weight):
+    x, weight, bias = torch.ones(64, 128), torch.ones(32, 128), torch.ones(32)
+
+    def kept(*wanted):
+        sizes = []
+        for tensor in (x, weight, bias):
+            tensor.requires_grad_(any(tensor is one for one in wanted))
+        pack = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        )
+        with pack:
+            optical_linear(x, weight, bias, profile)
+        return sum(sizes)
+
+    adc = 64 * 4 if profile.output_range else 0
+    assert kept(x) == for_x
+    assert kept(weight) == for_weight
+    assert kept(x, weight, bias) == for_x + for_weight - adc
+    assert kept(bias) == adc
 
 
 @pytest.mark.parametrize("bits", [4, 8, 9])
@@ -295,7 +353,7 @@ def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():
     def backward(grad, saved):
         arguments = _ops.parameters_of(CLEAN)
         torch.ops.lumina.optical_linear_backward(
-            grad, None, None, saved, None, torch.zeros(0), 5, True, True, True, *arguments
+            grad, None, None, saved, None, torch.zeros(0), 5, True, True, True, *_ops.Kept(), *arguments
         )
 
     with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):

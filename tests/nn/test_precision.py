@@ -4,7 +4,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import lumina_kernel  # noqa: E402
 from lumina_onnx.nn import _ops  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
@@ -32,13 +31,13 @@ def settings_of_torch():
 def asked(monkeypatch):
     """The precisions that gradients were computed with, in order."""
     found = []
-    backward = lumina_kernel._backward_at
+    precision = _ops.gradient_precision
 
-    def watched(*arguments):
-        found.append(arguments[-1])
-        backward(*arguments)
+    def watched():
+        found.append(precision())
+        return found[-1]
 
-    monkeypatch.setattr(lumina_kernel, "_backward_at", watched)
+    monkeypatch.setattr(_ops, "gradient_precision", watched)
     return found
 
 

@@ -47,13 +47,15 @@ pub struct Layer {
 /// What a backward pass needs of a forward pass, in memory of the caller's.
 #[derive(Debug)]
 pub struct Saved<'a> {
-    /// `[M, code_stride(K)]`: DAC codes (i8 to 8 bits, i16 above); `None` where X is analog.
+    /// `[M, code_stride(K)]`: DAC codes (i8 to 8 bits, i16 above); `None` where X is analog, or nothing
+    /// needs them.
     pub x_codes: Option<CodesMut<'a>>,
-    /// `[M]`: s_x; NaN in rows that are NaN throughout.
-    pub x_step: &'a mut [f32],
+    /// `[M]`: s_x, NaN in rows that are NaN throughout; `None` where nothing needs it.
+    pub x_step: Option<&'a mut [f32]>,
     /// `[M, mask_stride(N)]`: bit n is set where the ADC saturated; `None` where it cannot.
     pub adc_mask: Option<&'a mut [u8]>,
-    /// `[M, mask_stride(K)]`: bit k is set where the DAC saturated; `None` where it cannot.
+    /// `[M, mask_stride(K)]`: bit k is set where the DAC saturated; `None` where it cannot, or
+    /// nothing needs it.
     pub dac_mask: Option<&'a mut [u8]>,
 }
 
@@ -136,7 +138,9 @@ impl Layer {
         if let Some(codes) = &saved.x_codes {
             codes.check("x_codes", m, k, self.params.input_bits)?;
         }
-        length("x_step", saved.x_step.len(), m)?;
+        if let Some(x_step) = &saved.x_step {
+            length("x_step", x_step.len(), m)?;
+        }
         let masks = [
             ("adc_mask", &saved.adc_mask, n, self.params.adc_can_saturate(), "none where the ADC cannot saturate"),
             ("dac_mask", &saved.dac_mask, k, self.params.input_range.is_some(), "none where the DAC cannot saturate"),
@@ -182,9 +186,7 @@ impl<'a> Rows<'a> {
     /// All of them.
     fn all(x: &'a [f32], saved: Option<Saved<'a>>) -> Self {
         match saved {
-            Some(Saved { x_codes, x_step, adc_mask, dac_mask }) => {
-                Rows { x, x_codes, x_step: Some(x_step), adc_mask, dac_mask }
-            }
+            Some(Saved { x_codes, x_step, adc_mask, dac_mask }) => Rows { x, x_codes, x_step, adc_mask, dac_mask },
             None => Rows { x, x_codes: None, x_step: None, adc_mask: None, dac_mask: None },
         }
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, Precision, backward};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
 use lumina_kernel::weights::{CodesMut, code_stride};
@@ -219,8 +219,12 @@ fn what_is_saved() {
     let fixed = Spec { input_range: 1.0, output_range: vec![1.0], ..spec() };
     let save = |spec: &Spec, codes: Option<CodesMut<'_>>, steps: usize, adc: Option<usize>, dac: Option<usize>| {
         let (mut x_step, mut adc, mut dac) = (vec![0.0; steps], adc.map(|n| vec![0; n]), dac.map(|n| vec![0; n]));
-        let saved =
-            Saved { x_codes: codes, x_step: &mut x_step, adc_mask: adc.as_deref_mut(), dac_mask: dac.as_deref_mut() };
+        let saved = Saved {
+            x_codes: codes,
+            x_step: Some(&mut x_step),
+            adc_mask: adc.as_deref_mut(),
+            dac_mask: dac.as_deref_mut(),
+        };
         layer(spec).forward(tier(), &Serial, &[0.0; 3], NoiseKey::default(), &mut [0.0; 2], Some(saved))
     };
     let kinds = "int8 for codes of 1..8 bits, int16 for 9..16, none where analog";
@@ -253,26 +257,41 @@ fn what_is_saved() {
 fn gradients() {
     let params = Params::new(&Spec { input_bits: 0, weight_bits: 0, ..Spec::default() }).expect("valid");
     let (x, w) = ([0.0f32; 6], [0.0f32; 3]);
+    let of_x = Factor { values: Operand::F32(&x), steps: &[1.0; 2] };
+    let of_weight = Factor { values: Operand::F32(&w), steps: &[1.0] };
     let inputs = Inputs {
+        shape: (2, 1, 3),
         dy: &[0.0; 2],
-        x: Operand::F32(&x),
-        x_step: &[1.0; 2],
-        weight: Operand::F32(&w),
-        weight_scale: &[1.0],
+        x: Some(of_x),
+        weight: Some(of_weight),
         adc_mask: None,
         dac_mask: None,
-        k: 3,
     };
     let run = |inputs: &Inputs<'_>| backward(tier(), &Serial, &params, Precision::Highest, inputs, Outputs::default());
     assert_eq!(run(&inputs), Ok(()));
     refused(run(&Inputs { dy: &[0.0; 3], ..inputs }), "grad_output has 3 elements: allowed is 2");
-    refused(run(&Inputs { x: Operand::F32(&x[1..]), ..inputs }), "x has 5 elements: allowed is 6");
-    refused(run(&Inputs { x: Operand::I8(&[0; 6]), ..inputs }), "x has 6 elements: allowed is 8");
-    refused(run(&Inputs { weight: Operand::I16(&[0; 3]), ..inputs }), "weight has 3 elements: allowed is 4");
+    let with_x = |x| run(&Inputs { x: Some(x), ..inputs });
+    refused(with_x(Factor { values: Operand::F32(&x[1..]), ..of_x }), "x has 5 elements: allowed is 6");
+    refused(with_x(Factor { values: Operand::I8(&[0; 6]), ..of_x }), "x has 6 elements: allowed is 8");
+    refused(with_x(Factor { steps: &[1.0; 3], ..of_x }), "x_step has 3 elements: allowed is 2");
+    let with_weight = |weight| run(&Inputs { weight: Some(weight), ..inputs });
+    refused(with_weight(Factor { values: Operand::I16(&[0; 3]), ..of_weight }), "weight has 3 elements: allowed is 4");
+    refused(with_weight(Factor { steps: &[], ..of_weight }), "weight_scale has 0 elements: allowed is 1");
     refused(run(&Inputs { adc_mask: Some(&[0; 3]), ..inputs }), "adc_mask has 3 elements: allowed is 4");
     refused(run(&Inputs { dac_mask: Some(&[0; 2]), ..inputs }), "dac_mask has 2 elements: allowed is 4");
-    refused(run(&Inputs { k: 0, ..inputs }), "K (columns of weight) = 0: allowed is at least 1");
-    refused(run(&Inputs { weight_scale: &[], ..inputs }), "N (rows of weight) = 0: allowed is at least 1");
+    refused(run(&Inputs { shape: (2, 1, 0), ..inputs }), "K (columns of weight) = 0: allowed is at least 1");
+    refused(run(&Inputs { shape: (2, 0, 3), ..inputs }), "N (rows of weight) = 0: allowed is at least 1");
+    let without = Inputs { x: None, weight: None, ..inputs };
+    let out = |outputs: Outputs<'_>| backward(tier(), &Serial, &params, Precision::Highest, &without, outputs);
+    assert_eq!(out(Outputs { bias: Some(&mut [0.0]), ..Outputs::default() }), Ok(()));
+    refused(
+        out(Outputs { x: Some(&mut [0.0; 6]), ..Outputs::default() }),
+        "weight = absent: allowed is it is there where grad_x is asked for",
+    );
+    refused(
+        out(Outputs { weight: Some(&mut [0.0; 3]), ..Outputs::default() }),
+        "x = absent: allowed is it is there where grad_weight is asked for",
+    );
     let out = |outputs: Outputs<'_>| backward(tier(), &Serial, &params, Precision::Highest, &inputs, outputs);
     refused(out(Outputs { x: Some(&mut [0.0; 5]), ..Outputs::default() }), "grad_x has 5 elements: allowed is 6");
     refused(

@@ -1,6 +1,6 @@
 //! The golden vectors against the scalar reference and against the kernels of every tier of this processor.
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, Precision, backward};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, backward};
 use lumina_kernel::forward::mask_stride;
 use lumina_kernel::params::{BiasStage, Params, Spec};
 use lumina_kernel::rng::{self, NoiseKey};
@@ -252,7 +252,7 @@ fn gradient() {
             let mut dac_mask = dac_saturates.then(|| vec![0xFF; m * mask_stride(k)]);
             let to_save = Saved {
                 x_codes: x_codes.target(),
-                x_step: &mut x_step,
+                x_step: Some(&mut x_step),
                 adc_mask: adc_mask.as_deref_mut(),
                 dac_mask: dac_mask.as_deref_mut(),
             };
@@ -261,14 +261,12 @@ fn gradient() {
             assert_same_bits(&name("s_x"), &x_step, &saved.x_step);
 
             let inputs = Inputs {
+                shape: (m, n, k),
                 dy: &dy,
-                x: x_codes.operand(&case.x),
-                x_step: &x_step,
-                weight: w_codes.operand(&case.weight),
-                weight_scale: &w_scale,
+                x: Some(Factor { values: x_codes.operand(&case.x), steps: &x_step }),
+                weight: Some(Factor { values: w_codes.operand(&case.weight), steps: &w_scale }),
                 adc_mask: adc_mask.as_deref(),
                 dac_mask: dac_mask.as_deref(),
-                k,
             };
             let (mut got_x, mut got_w, mut got_b) = (vec![7.0; m * k], vec![7.0; n * k], vec![7.0; n]);
             let outputs = Outputs { x: Some(&mut got_x), weight: Some(&mut got_w), bias: Some(&mut got_b) };

@@ -9,7 +9,7 @@
 
 use std::slice;
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, PRECISIONS, Precision};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision};
 use lumina_kernel::forward::mask_stride;
 use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Saved, Tier, Weights};
@@ -128,24 +128,52 @@ fn weight_bytes(params: &Params, n: usize, k: usize) -> usize {
     n * (code_bytes(params.weight_bits, k) + size_of::<f32>())
 }
 
-/// Bytes of a row of the masks of ADC and DAC.
-fn mask_bytes(params: &Params, n: usize, k: usize) -> (usize, usize) {
-    let bytes = |saturates, columns| if saturates { mask_stride(columns) } else { 0 };
-    (bytes(params.adc_can_saturate(), n), bytes(params.input_range.is_some(), k))
+/// What a forward pass saves of X for the gradients that will be asked for, and where.
+///
+/// All codes and all steps s_x, where W's gradient needs them; then the masks of the ADC and, where X's needs it, of the
+/// DAC. A row of codes is a multiple of 4 bytes, so that all of it is aligned.
+#[derive(Clone, Copy)]
+struct RowsLayout {
+    /// Bits of the codes, where they are saved.
+    codes: Option<u32>,
+    /// Bytes of a row of the masks.
+    adc: usize,
+    dac: usize,
+}
+
+impl RowsLayout {
+    fn new(params: &Params, n: usize, k: usize, (for_x, for_weight): (bool, bool)) -> Self {
+        let mask = |saturates, columns| if saturates { mask_stride(columns) } else { 0 };
+        RowsLayout {
+            codes: for_weight.then_some(params.input_bits),
+            adc: mask(params.adc_can_saturate(), n),
+            dac: mask(params.input_range.is_some() && for_x, k),
+        }
+    }
+
+    /// Bytes of a row of all of it.
+    fn bytes(self, k: usize) -> usize {
+        self.codes.map_or(0, |bits| code_bytes(bits, k) + size_of::<f32>()) + self.adc + self.dac
+    }
 }
 
 /// Bytes of W that a forward pass saves for the gradient, and bytes for each row of X.
 ///
-/// W's are all its codes, then the scale, filled up to whole cache lines; X's all codes, then all steps s_x, then the
-/// masks of the ADC and of the DAC. A row of codes is a multiple of 4 bytes, so that all of it is aligned.
+/// W's are all its codes, then the scale, filled up to whole cache lines: nothing unless X's gradient will be asked for.
+/// X's are as [`RowsLayout`] says.
 #[pyfunction]
 #[pyo3(name = "_saved_bytes")]
-pub fn saved_bytes(params: &Bound<'_, PyAny>, n: Int, k: Int) -> PyResult<(usize, usize)> {
+pub fn saved_bytes(
+    params: &Bound<'_, PyAny>,
+    n: Int,
+    k: Int,
+    for_x: bool,
+    for_weight: bool,
+) -> PyResult<(usize, usize)> {
     let params = PyParams::of(params)?;
     let (n, k) = (n.size("n")?, k.size("k")?);
-    let (adc, dac) = mask_bytes(params, n, k);
-    let rows = code_bytes(params.input_bits, k) + size_of::<f32>() + adc + dac;
-    Ok((weight_bytes(params, n, k).next_multiple_of(LINE), rows))
+    let rows = RowsLayout::new(params, n, k, (for_x, for_weight)).bytes(k);
+    Ok((if for_x { weight_bytes(params, n, k).next_multiple_of(LINE) } else { 0 }, rows))
 }
 
 /// Weights to be prepared, and where what the gradient needs of them goes.
@@ -216,7 +244,8 @@ pub fn prepare_at(
 }
 
 /// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight`, `bias` and `w_saved` are not
-/// read. `w_saved` and `x_saved` receive what the gradient needs, unless they are 0.
+/// read. `w_saved` receives what X's gradient needs of W, `x_saved` what the gradients of X (`for_x`) and of W
+/// (`for_weight`) need of the rows, unless they are 0.
 #[pyfunction]
 #[pyo3(name = "_forward_at")]
 #[allow(clippy::too_many_arguments, reason = "one for each tensor")]
@@ -235,15 +264,18 @@ pub fn forward_at(
     y: usize,
     x_saved: usize,
     w_saved: usize,
+    for_x: bool,
+    for_weight: bool,
 ) -> PyResult<()> {
     let params = PyParams::of(params)?;
     params.check_shape(n, k).map_err(to_python)?;
+    let layout = RowsLayout::new(params, n, k, (for_x, for_weight));
     let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
     // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
     let (x, y, saved) = unsafe {
         let x: &[f32] = Memory::new("x", x).read(rows * k)?;
         let y: &mut [f32] = Memory::new("y", y).write(rows * n)?;
-        (x, y, if x_saved == 0 { None } else { Some(saved_rows(x_saved, params, (rows, n, k))?) })
+        (x, y, if x_saved == 0 { None } else { Some(saved_rows(x_saved, layout, (rows, k))?) })
     };
     let (tier, threads) = (tier()?, Threads::current(py)?);
     match layer {
@@ -266,22 +298,21 @@ pub fn forward_at(
 ///
 /// # Safety
 /// As [`Memory::write`].
-unsafe fn saved_rows<'a>(address: usize, params: &Params, (m, n, k): (usize, usize, usize)) -> PyResult<Saved<'a>> {
+unsafe fn saved_rows<'a>(address: usize, layout: RowsLayout, (m, k): (usize, usize)) -> PyResult<Saved<'a>> {
     let mut saved = Memory::new("x_saved", address);
-    let (adc, dac) = mask_bytes(params, n, k);
     // SAFETY: the caller's.
     unsafe {
-        Ok(Saved {
-            x_codes: saved.codes(params.input_bits, m, k)?,
-            x_step: saved.write(m)?,
-            adc_mask: if adc > 0 { Some(saved.write(m * adc)?) } else { None },
-            dac_mask: if dac > 0 { Some(saved.write(m * dac)?) } else { None },
-        })
+        let (x_codes, x_step) = match layout.codes {
+            Some(bits) => (saved.codes(bits, m, k)?, Some(saved.write(m)?)),
+            None => (None, None),
+        };
+        let mut mask = |bytes| if bytes > 0 { saved.write(m * bytes).map(Some) } else { Ok(None) };
+        Ok(Saved { x_codes, x_step, adc_mask: mask(layout.adc)?, dac_mask: mask(layout.dac)? })
     }
 }
 
 /// `backward`, on addresses. `x` and `weight` are read where their side is analog; `dx`, `dw` and `db` are 0 where
-/// they are not asked for.
+/// they are not asked for. `for_x` and `for_weight` are those of the forward pass: what is at `x_saved` and `w_saved`.
 #[pyfunction]
 #[pyo3(name = "_backward_at")]
 #[allow(clippy::too_many_arguments, reason = "one for each tensor")]
@@ -300,28 +331,42 @@ pub fn backward_at(
     dw: usize,
     db: usize,
     precision: Text,
+    for_x: bool,
+    for_weight: bool,
 ) -> PyResult<()> {
     let params = PyParams::of(params)?;
     params.check_shape(n, k).map_err(to_python)?;
     let precision = precision.checked("precision", PRECISIONS, Some)?;
     let precision = Precision::from_name(&precision).map_err(to_python)?;
     let m = rows;
-    let (adc, dac) = mask_bytes(params, n, k);
+    let layout = RowsLayout::new(params, n, k, (for_x, for_weight));
     let (mut x_saved, mut w_saved) = (Memory::new("x_saved", x_saved), Memory::new("w_saved", w_saved));
     // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
     let (inputs, outputs) = unsafe {
         let wanted = |name, address, count| {
             if address == 0 { Ok::<_, PyErr>(None) } else { Memory::new(name, address).write::<f32>(count).map(Some) }
         };
+        let of_x = match layout.codes {
+            Some(bits) => {
+                let values = x_saved.operand(&mut Memory::new("x", x), bits, m, k)?;
+                Some(Factor { values, steps: x_saved.read(m)? })
+            }
+            None => None,
+        };
+        let of_weight = if for_x {
+            let values = w_saved.operand(&mut Memory::new("weight", weight), params.weight_bits, n, k)?;
+            Some(Factor { values, steps: w_saved.read(n)? })
+        } else {
+            None
+        };
+        let mut mask = |bytes| if bytes > 0 { x_saved.read(m * bytes).map(Some) } else { Ok(None) };
         let inputs = Inputs {
+            shape: (m, n, k),
             dy: Memory::new("dy", dy).read(m * n)?,
-            x: x_saved.operand(&mut Memory::new("x", x), params.input_bits, m, k)?,
-            x_step: x_saved.read(m)?,
-            weight: w_saved.operand(&mut Memory::new("weight", weight), params.weight_bits, n, k)?,
-            weight_scale: w_saved.read(n)?,
-            adc_mask: if adc > 0 { Some(x_saved.read(m * adc)?) } else { None },
-            dac_mask: if dac > 0 { Some(x_saved.read(m * dac)?) } else { None },
-            k,
+            x: of_x,
+            weight: of_weight,
+            adc_mask: mask(layout.adc)?,
+            dac_mask: mask(layout.dac)?,
         };
         let outputs =
             Outputs { x: wanted("dx", dx, m * k)?, weight: wanted("dw", dw, n * k)?, bias: wanted("db", db, n)? };

@@ -1,6 +1,6 @@
 //! The two passes of training, on memory that the caller allocates.
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, PRECISIONS, Precision};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision};
 use lumina_kernel::forward as kernel_forward;
 use lumina_kernel::weights::{self, CodesMut, WeightSource};
 use lumina_kernel::{Error, Layer, NoiseKey, Saved, Weights};
@@ -189,7 +189,7 @@ pub fn forward_train<'py>(
     let w_scale = w_scale.as_slice_mut()?;
     let saved = Saved {
         x_codes: x_codes.as_mut().map(CodesOut::slice).transpose()?,
-        x_step: x_step.as_slice_mut()?,
+        x_step: Some(x_step.as_slice_mut()?),
         adc_mask: adc_mask.as_mut().map(|mask| mask.as_slice_mut()).transpose()?,
         dac_mask: dac_mask.as_mut().map(|mask| mask.as_slice_mut()).transpose()?,
     };
@@ -277,14 +277,12 @@ pub fn backward<'py>(
 
     let products = usize::from(dx.is_some()) + usize::from(dw.is_some());
     let inputs = Inputs {
+        shape: (m, n, k),
         dy: dy.as_slice()?,
-        x: x.operand()?,
-        x_step: x_step.as_slice()?,
-        weight: w.operand()?,
-        weight_scale: w_scale.as_slice()?,
+        x: Some(Factor { values: x.operand()?, steps: x_step.as_slice()? }),
+        weight: Some(Factor { values: w.operand()?, steps: w_scale.as_slice()? }),
         adc_mask: adc_mask.as_ref().map(|mask| mask.as_slice()).transpose()?,
         dac_mask: dac_mask.as_ref().map(|mask| mask.as_slice()).transpose()?,
-        k,
     };
     let outputs = Outputs {
         x: dx.as_mut().map(|out| out.as_slice_mut()).transpose()?,

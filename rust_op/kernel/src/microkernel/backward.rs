@@ -10,7 +10,7 @@ use crate::microkernel::Tier;
 use crate::microkernel::tile::target::SharedRows;
 use crate::params::{BiasStage, Params};
 use crate::weights::code_stride;
-use strip::{Call, Side, interleave};
+use strip::{Call, Side, Target, interleave};
 
 /// One side of the product as the forward pass left it.
 #[derive(Clone, Copy, Debug)]
@@ -34,25 +34,30 @@ impl Operand<'_> {
     }
 }
 
+/// One side of the product, and the step of each of its rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Factor<'a> {
+    /// Rows of K.
+    pub values: Operand<'a>,
+    /// s_x `[M]`, or the weights' scale `[N]`.
+    pub steps: &'a [f32],
+}
+
 /// What the gradient is computed from.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
+    /// M, N and K.
+    pub shape: (usize, usize, usize),
     /// dY `[M, N]`.
     pub dy: &'a [f32],
-    /// X, or its codes, `[M, K]`.
-    pub x: Operand<'a>,
-    /// s_x `[M]`.
-    pub x_step: &'a [f32],
-    /// W, or its codes, `[N, K]`.
-    pub weight: Operand<'a>,
-    /// `[N]`.
-    pub weight_scale: &'a [f32],
+    /// X, which dW is made of.
+    pub x: Option<Factor<'a>>,
+    /// W, which dX is made of.
+    pub weight: Option<Factor<'a>>,
     /// As in [`crate::forward::Saved`].
     pub adc_mask: Option<&'a [u8]>,
     /// As in [`crate::forward::Saved`].
     pub dac_mask: Option<&'a [u8]>,
-    /// K.
-    pub k: usize,
 }
 
 /// The gradients asked for.
@@ -109,7 +114,7 @@ pub const PRECISIONS: &str = "\"highest\", \"high\" or \"medium\"";
 /// The gradient of a forward pass (`docs/operator.md`, "Gradient").
 ///
 /// # Errors
-/// A length that does not fit the others.
+/// A length that does not fit the others, or a factor that is absent.
 pub fn backward(
     tier: Tier,
     executor: &dyn Executor,
@@ -118,32 +123,43 @@ pub fn backward(
     inputs: &Inputs<'_>,
     outputs: Outputs<'_>,
 ) -> Result<(), Error> {
-    let (m, n, k) = (inputs.x_step.len(), inputs.weight_scale.len(), inputs.k);
+    let (m, n, k) = inputs.shape;
     check(params, inputs, &outputs)?;
     let Outputs { x: dx, weight: dw, bias: db } = outputs;
     let products = usize::from(dx.is_some()) + usize::from(dw.is_some());
     let work = products * m * n * k;
     let dx = dx.map(|dx| SharedRows::new(dx, k));
     let dw = dw.map(|dw| SharedRows::new(dw, k));
+    let for_x = dx.as_ref().zip(inputs.weight).map(|(rows, factor)| Target { rows, factor });
+    let for_weight = dw.as_ref().zip(inputs.x).map(|(rows, factor)| Target { rows, factor });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
     let call = Call { tier, precision, inputs, work, unmasked_bias };
-    let for_x = call.tasks(Side::X, m, dx.as_ref(), None);
-    let for_weight = call.tasks(Side::Weight, n, dw.as_ref(), db);
+    let for_x = call.tasks(Side::X, m, for_x, None);
+    let for_weight = call.tasks(Side::Weight, n, for_weight, db);
     // In turn, since the first task of a strip packs it and the others wait for that.
     run_each(executor, (work / 64 + m * n) as u64, interleave(for_x, for_weight), |task| task.run());
     Ok(())
 }
 
 fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<(), Error> {
-    let (m, n, k) = (inputs.x_step.len(), inputs.weight_scale.len(), inputs.k);
+    let (m, n, k) = inputs.shape;
     params.check_shape(n, k)?;
     let length = |name, (length, expected): (usize, usize)| {
         if length == expected { Ok(()) } else { Err(Error::Length { name, length, allowed: expected.to_string() }) }
     };
     length("grad_output", (inputs.dy.len(), m * n))?;
-    length("x", inputs.x.length(m, k))?;
-    length("weight", inputs.weight.length(n, k))?;
+    let factor = |names: (&'static str, &'static str), factor: &Option<Factor<'_>>, rows, needed_for: Option<&str>| {
+        let Some(factor) = factor else {
+            return needed_for.map_or(Ok(()), |gradient| {
+                Err(Error::value(names.0, "absent", format!("it is there where {gradient} is asked for")))
+            });
+        };
+        length(names.0, factor.values.length(rows, k))?;
+        length(names.1, (factor.steps.len(), rows))
+    };
+    factor(("x", "x_step"), &inputs.x, m, outputs.weight.as_ref().map(|_| "grad_weight"))?;
+    factor(("weight", "weight_scale"), &inputs.weight, n, outputs.x.as_ref().map(|_| "grad_x"))?;
     if let Some(mask) = inputs.adc_mask {
         length("adc_mask", (mask.len(), m * mask_stride(n)))?;
     }

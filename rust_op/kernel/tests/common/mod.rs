@@ -1,7 +1,7 @@
 //! Cases, executors and comparisons that the equality tests share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use lumina_kernel::backward::{Inputs, Operand, Outputs, Precision, backward};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
 use lumina_kernel::reference::{self, Gradients};
@@ -169,7 +169,7 @@ impl Case {
                 1..=8 => Some(CodesMut::I8(&mut x8)),
                 _ => Some(CodesMut::I16(&mut x16)),
             },
-            x_step: &mut x_step,
+            x_step: Some(&mut x_step),
             adc_mask: adc_wanted.then_some(&mut adc[..]),
             dac_mask: dac_wanted.then_some(&mut dac[..]),
         };
@@ -314,15 +314,15 @@ impl Backward {
             1..=8 => Operand::I8(i8s),
             _ => Operand::I16(i16s),
         };
+        let x = operand(self.params.input_bits, &self.case.x, &self.x8, &self.x16);
+        let weight = operand(self.params.weight_bits, &self.case.w, &self.w8, &self.w16);
         let inputs = Inputs {
+            shape: (m, n, k),
             dy: &self.dy,
-            x: operand(self.params.input_bits, &self.case.x, &self.x8, &self.x16),
-            x_step: &self.forward.x_step,
-            weight: operand(self.params.weight_bits, &self.case.w, &self.w8, &self.w16),
-            weight_scale: &self.weight.scale,
+            x: wanted[1].then_some(Factor { values: x, steps: &self.forward.x_step }),
+            weight: wanted[0].then_some(Factor { values: weight, steps: &self.weight.scale }),
             adc_mask: self.adc.as_deref(),
             dac_mask: self.dac.as_deref(),
-            k,
         };
         let mut out = Gradients { x: vec![7.0; m * k], weight: vec![7.0; n * k], bias: vec![7.0; n] };
         let outputs = Outputs {

@@ -40,7 +40,7 @@ struct Row<'a> {
 impl<'a> Row<'a> {
     #[inline(always)]
     fn new(inputs: &Inputs<'a>, row: usize) -> Self {
-        let n = inputs.weight_scale.len();
+        let (_, n, _) = inputs.shape;
         let stride = mask_stride(n);
         let mask = inputs.adc_mask.map(|mask| &mask[row * stride..(row + 1) * stride]);
         Row { dy: &inputs.dy[row * n..(row + 1) * n], mask }
@@ -60,7 +60,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Packs g * weight_scale: rows `rows` of g are rows, columns `terms` the terms of sums.
+/// Packs g * `scale`: rows `rows` of g are rows, columns `terms` the terms of sums.
 #[inline(always)]
 pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     isa: S,
@@ -68,6 +68,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     inputs: &Inputs<'_>,
     rows: Range<usize>,
     terms: Range<usize>,
+    scale: &[f32],
     packed: &mut [f32],
 ) {
     let (most, _) = S::FLOAT_TILE;
@@ -85,7 +86,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
                 for (half, lanes) in halves.iter_mut().enumerate().take(F::TERMS) {
                     let column = column + half * LANES;
                     if column < terms.end {
-                        let scales = rows::vector(isa, &inputs.weight_scale[column..], 0);
+                        let scales = rows::vector(isa, &scale[column..], 0);
                         *lanes = isa.mul(row.passed(isa, column), scales);
                     }
                 }
@@ -122,7 +123,8 @@ impl Bias<'_> {
     }
 }
 
-/// Packs g * s_x: columns `rows` of g are rows, rows `terms` the terms of sums. Adds them to the bias's gradient.
+/// Packs g * s_x, where there is memory for it beside s_x: columns `rows` of g are rows, rows `terms` the terms of sums.
+/// Adds g to the bias's gradient.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
 pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
@@ -131,7 +133,7 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     inputs: &Inputs<'_>,
     rows: Range<usize>,
     terms: Range<usize>,
-    mut packed: Option<&mut [f32]>,
+    mut packed: Option<(&mut [f32], &[f32])>,
     mut bias: Option<Bias<'_>>,
 ) {
     let (most, _) = S::FLOAT_TILE;
@@ -147,9 +149,8 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
                 bias.add(isa, second, rows.start);
             }
         }
-        let Some(packed) = &mut packed else { continue };
-        let steps_of_rows =
-            [isa.splat(inputs.x_step[row]), isa.splat(if second.is_some() { inputs.x_step[row + 1] } else { 0.0 })];
+        let Some((packed, x_step)) = &mut packed else { continue };
+        let steps_of_rows = [isa.splat(x_step[row]), isa.splat(if second.is_some() { x_step[row + 1] } else { 0.0 })];
         let (whole, last) = (rows.len() / most, tile_height(most, rows.len() % most));
         for (tile, packed) in packed.chunks_exact_mut(stride).enumerate() {
             let column = rows.start + tile * most;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::pack::{Bias, pack_for_weight, pack_for_x};
-use super::{Inputs, Operand, Precision};
+use super::{Factor, Inputs, Operand, Precision};
 use crate::forward::mask_stride;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::form::{Floats, Form, Formed};
@@ -54,9 +54,9 @@ enum Arithmetic {
 }
 
 impl Arithmetic {
-    fn new(tier: Tier, precision: Precision, right: &Operand<'_>) -> Self {
+    fn new(tier: Tier, precision: Precision, right: Option<&Operand<'_>>) -> Self {
         match (precision, right, tier.bf16()) {
-            (Precision::Medium, Operand::I8(_), Some(bf16)) => Arithmetic::Bf16(tier, bf16),
+            (Precision::Medium, Some(Operand::I8(_)), Some(bf16)) => Arithmetic::Bf16(tier, bf16),
             _ => Arithmetic::Floats(tier),
         }
     }
@@ -96,6 +96,13 @@ impl<V: Formed> Vectorized for InFloats<V> {
     }
 }
 
+/// A gradient that is asked for, and what g is multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) rows: &'a SharedRows<'a>,
+    pub(super) factor: Factor<'a>,
+}
+
 /// Which gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Side {
@@ -116,14 +123,10 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// The operand that g is multiplied with.
-    fn right(&self, side: Side) -> &'a Operand<'a> {
-        if side == Side::X { &self.inputs.weight } else { &self.inputs.x }
-    }
-
     /// Terms of the sums.
     fn depth(&self, side: Side) -> usize {
-        if side == Side::X { self.inputs.weight_scale.len() } else { self.inputs.x_step.len() }
+        let (m, n, _) = self.inputs.shape;
+        if side == Side::X { n } else { m }
     }
 
     /// The tasks of the gradient of `side`: all its rows in `target`, and in `bias` the bias's.
@@ -131,23 +134,23 @@ impl<'a> Call<'a> {
         self,
         side: Side,
         rows: usize,
-        target: Option<&'a SharedRows<'a>>,
+        target: Option<Target<'a>>,
         mut bias: Option<&'a mut [f32]>,
     ) -> Vec<Gradient<'a>> {
         let mut tasks = Vec::new();
         if target.is_none() && bias.is_none() {
             return tasks;
         }
-        let panels = self.inputs.k.div_ceil(PANEL);
+        let panels = self.inputs.shape.2.div_ceil(PANEL);
         for rows in strips(rows) {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
             let together = if target.is_some() { self.task_panels(rows.len(), self.depth(side)) } else { panels };
-            let strip = Arc::new(Strip::new(self, side, rows, panels.div_ceil(together), bias));
-            tasks.extend((0..panels).step_by(together).map(|first| Gradient {
-                strip: strip.clone(),
-                panels: first..panels.min(first + together),
-                target,
-            }));
+            let strip = Arc::new(Strip::new(self, side, rows, target, panels.div_ceil(together), bias));
+            tasks.extend(
+                (0..panels)
+                    .step_by(together)
+                    .map(|first| Gradient { strip: strip.clone(), panels: first..panels.min(first + together) }),
+            );
         }
         tasks
     }
@@ -164,8 +167,10 @@ impl<'a> Call<'a> {
 struct Strip<'a> {
     call: Call<'a>,
     side: Side,
-    arithmetic: Arithmetic,
     rows: Range<usize>,
+    /// Without it the strip is of the bias's gradient alone.
+    target: Option<Target<'a>>,
+    arithmetic: Arithmetic,
     /// Tasks of this strip.
     users: usize,
     blocks: Vec<Mutex<Block>>,
@@ -182,10 +187,18 @@ struct Block {
 }
 
 impl<'a> Strip<'a> {
-    fn new(call: Call<'a>, side: Side, rows: Range<usize>, users: usize, bias: Option<&'a mut [f32]>) -> Self {
-        let arithmetic = Arithmetic::new(call.tier, call.precision, call.right(side));
+    fn new(
+        call: Call<'a>,
+        side: Side,
+        rows: Range<usize>,
+        target: Option<Target<'a>>,
+        users: usize,
+        bias: Option<&'a mut [f32]>,
+    ) -> Self {
+        let right = target.as_ref().map(|target| &target.factor.values);
+        let arithmetic = Arithmetic::new(call.tier, call.precision, right);
         let bias = Mutex::new(bias);
-        let mut strip = Strip { call, side, arithmetic, rows, users, blocks: Vec::new(), bias };
+        let mut strip = Strip { call, side, rows, target, arithmetic, users, blocks: Vec::new(), bias };
         strip.blocks.resize_with(strip.terms().count(), Mutex::default);
         strip
     }
@@ -196,13 +209,13 @@ impl<'a> Strip<'a> {
         (0..depth.max(1)).step_by(together).map(move |start| start..depth.min(start + together))
     }
 
-    /// The packed left operand of the block `index`, of `terms`.
-    fn acquire(&self, index: usize, terms: &Range<usize>) -> Arc<Buffer<f32>> {
+    /// The packed left operand of the block `index`, of `terms`: g times `steps`.
+    fn acquire(&self, index: usize, terms: &Range<usize>, steps: &[f32]) -> Arc<Buffer<f32>> {
         let mut block = lock(&self.blocks[index]);
         let packed = block.packed.get_or_insert_with(|| {
-            let (rows, steps) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
-            let mut packed = Buffer::new(self.rows.len().div_ceil(rows) * tile_stride(rows, steps));
-            let pack = Pack { strip: self, terms: terms.clone(), packed: Some(packed.as_mut_slice()) };
+            let (rows, lanes) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
+            let mut packed = Buffer::new(self.rows.len().div_ceil(rows) * tile_stride(rows, lanes));
+            let pack = Pack { strip: self, terms: terms.clone(), packed: Some((packed.as_mut_slice(), steps)) };
             self.arithmetic.vectorize(pack);
             Arc::new(packed)
         });
@@ -224,11 +237,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs a block of a strip and adds it to the bias's gradient; without memory for it the latter alone.
+/// Packs a block of a strip, g times the steps, and adds g to the bias's gradient; without memory for it the latter alone.
 struct Pack<'s, 'a> {
     strip: &'s Strip<'a>,
     terms: Range<usize>,
-    packed: Option<&'s mut [f32]>,
+    packed: Option<(&'s mut [f32], &'s [f32])>,
 }
 
 impl Formed for Pack<'_, '_> {
@@ -236,8 +249,8 @@ impl Formed for Pack<'_, '_> {
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
         let Strip { call, side, rows, .. } = self.strip;
         if *side == Side::X {
-            let packed = self.packed.expect("the gradient of X goes with no bias");
-            return pack_for_x(isa, form, call.inputs, rows.clone(), self.terms, packed);
+            let (packed, steps) = self.packed.expect("the gradient of X goes with no bias");
+            return pack_for_x(isa, form, call.inputs, rows.clone(), self.terms, steps, packed);
         }
         let mut bias = lock(&self.strip.bias);
         let mut bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
@@ -254,18 +267,17 @@ impl Formed for Pack<'_, '_> {
 pub(super) struct Gradient<'a> {
     strip: Arc<Strip<'a>>,
     panels: Range<usize>,
-    target: Option<&'a SharedRows<'a>>,
 }
 
 impl Gradient<'_> {
     pub(super) fn run(self) {
         let strip = &*self.strip;
         for (index, terms) in strip.terms().enumerate() {
-            let Some(target) = self.target else {
+            let Some(target) = strip.target else {
                 strip.arithmetic.vectorize(Pack { strip, terms, packed: None });
                 continue;
             };
-            let left = strip.acquire(index, &terms);
+            let left = strip.acquire(index, &terms, target.factor.steps);
             let panels = self.panels.clone();
             strip.arithmetic.vectorize(Product { strip, left: left.as_slice(), terms, panels, target });
             drop(left);
@@ -280,14 +292,14 @@ struct Product<'s, 'a> {
     left: &'s [f32],
     terms: Range<usize>,
     panels: Range<usize>,
-    target: &'s SharedRows<'a>,
+    target: Target<'a>,
 }
 
 impl Formed for Product<'_, '_> {
     #[inline(always)]
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
         let Strip { call, side, rows, .. } = self.strip;
-        let k = call.inputs.k;
+        let (.., k) = call.inputs.shape;
         let steps = self.terms.len().div_ceil(F::TERMS);
         let left = Left { values: self.left, rows: rows.len(), steps };
         let panel_lanes = steps * PANEL;
@@ -296,7 +308,7 @@ impl Formed for Product<'_, '_> {
         for first in self.panels.clone().step_by(together) {
             let panels = first..self.panels.end.min(first + together);
             for (panel, lanes) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(panel_lanes.max(1))) {
-                call.right(*side).widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
+                self.target.factor.values.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
             }
             let column = panels.start * PANEL;
             let finish = Finish {
@@ -309,7 +321,7 @@ impl Formed for Product<'_, '_> {
             let columns = k.min(panels.end * PANEL) - column;
             // SAFETY: the target has rows of k for every row of the strip, and no other task has these columns.
             unsafe {
-                let target = self.target.at(rows.start, column);
+                let target = self.target.rows.at(rows.start, column);
                 gradient_panels(isa, form, &left, widened.as_slice(), columns, &finish, target, k);
             }
         }
