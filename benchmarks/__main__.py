@@ -135,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     options = arguments(argv)
     report = reports.Report.of_files(options.show) if options.show else measure(options)
+    training = all(GROUPS[row.group].of_training for row in report.rows)
     console = Console() if sys.stdout.isatty() else Console(width=190)
     reports.show(report, console)
     if options.json:
@@ -142,9 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.markdown:
         about = {name: (group.about, group.notes) for name, group in GROUPS.items()}
         picture = os.path.relpath(options.plot, options.markdown.parent) if options.plot else None
-        options.markdown.write_text(reports.markdown(report, about, picture), encoding="utf-8")
+        options.markdown.write_text(reports.markdown(report, about, picture, training=training), encoding="utf-8")
     if options.plot:
-        draw = plots.dots if all(GROUPS[row.group].of_training for row in report.rows) else plots.bars
+        draw = plots.dots if training else plots.bars
         draw(report, options.plot)
     return 0
 

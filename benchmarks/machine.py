@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -83,7 +84,9 @@ def machine() -> Machine:
     name = info.get("model name") or platform.processor() or platform.machine()
     if "model" in info:
         name += f" (family {info.get('cpu family', '?')}, model {info['model']})"
-    packages = ("torch", "onnxruntime", "onnx", "numpy")
+    packages = ["torch", "onnxruntime", "onnx", "numpy"]
+    if importlib.util.find_spec("aihwkit"):
+        packages.append("aihwkit")
     return Machine(
         cpu=name,
         vendor=info.get("vendor_id", platform.machine()),

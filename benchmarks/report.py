@@ -180,9 +180,15 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def markdown(report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None) -> str:
+def markdown(
+    report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None, *, training: bool = False
+) -> str:
     """The same as a page, with a sentence about each group and notes, and a link to the plot where there is one."""
-    lines = ["# Benchmarks", "", "Written by `python -m benchmarks --markdown FILE` (`make bench`).", "", METHOD, ""]
+    title, option, target = (
+        ("Benchmarks of training", " --training", "bench-train") if training else ("Benchmarks", "", "bench")
+    )
+    lines = [f"# {title}", "", f"Written by `python -m benchmarks{option} --markdown FILE` (`make {target}`).", ""]
+    lines += [METHOD, ""]
     lines += [f"- {line}" for line in report.head()]
     lines += ["", f"![Ratios and their goals]({picture})"] if picture else []
     for name, rows in report.by_group():

@@ -36,7 +36,9 @@ STEPS = (
     "Both gradients and the bias's. The others: the same layer in eager PyTorch (`benchmarks/eager.py`) at the "
     "same `torch.set_float32_matmul_precision`, `torch.compile` of it, it under `torch.autocast` to bfloat16 "
     "(whose forward product is rounded too), the forward with `torch._int_mm` on 8-bit codes and passes before "
-    "and after it, and aihwkit's analog tile in C++ where that package is installed. Of peak: both products of "
+    "and after it, and aihwkit's analog tile in C++ where that package is installed (1.1.0's wheel does not run "
+    'with PyTorch 2.13, "weights must be a CPU tensor"; 1.2.0 has none for CPython 3.11, but its source package '
+    "builds, with OpenBLAS). aihwkit models more effects, and its weights stay analog. Of peak: both products of "
     'the backward pass by the time of the whole step; at "medium" they are products of bfloat16, which is why 100 '
     '% can be passed. "high" is the same as "highest" here. Compilation is not part of any time.'
 )
