@@ -1,6 +1,7 @@
 """Runs the operator in other releases of ONNX Runtime, each in an environment of its own.
 
     python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
+    python tests/runtime/version_matrix.py --python OTHER/bin/python --library liblumina_ort.so
 
 Small models of this folder's tests must give the reference's bits, exported models torch's; models/*.onnx must give
 what this environment's ONNX Runtime gives. Without the library the small models run by their function body, noise off,
@@ -122,20 +123,26 @@ def main() -> int:
     import lumina_onnx
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("versions", nargs="+", help='releases of onnxruntime, or "newest"')
+    parser.add_argument("versions", nargs="*", help='releases of onnxruntime, or "newest"')
+    parser.add_argument(
+        "--python", action="append", help="instead of releases: an interpreter with numpy and onnxruntime, repeatable"
+    )
     parser.add_argument(
         "--library", action="append", help="file to register, repeatable; default: lumina_onnx.library_path()"
     )
     arguments = parser.parse_args()
+    if bool(arguments.versions) == bool(arguments.python):
+        parser.error("give releases of onnxruntime, or --python")
     libraries = [str(Path(library).resolve()) for library in arguments.library or [lumina_onnx.library_path()]]
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
         cases = Path(temporary, "cases")
         cases.mkdir()
         write_cases(cases)
-        for version in arguments.versions:
-            python = make_environment(Path(temporary, version), version)
-            child = subprocess.run([python, "-I", HERE / "version_matrix_child.py", cases, *libraries], check=False)
+        for version in arguments.versions or arguments.python:
+            python = version if arguments.python else make_environment(Path(temporary, version), version)
+            command = [python, "-I", HERE / "version_matrix_child.py", cases, *libraries]
+            child = subprocess.run(command, check=False, timeout=600)
             if child.returncode != 0:
                 failed.append(version)
                 print(f"onnxruntime {version}: FAILED (exit status {child.returncode})", flush=True)

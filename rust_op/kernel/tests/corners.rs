@@ -162,22 +162,30 @@ fn a_batch_begins_as_a_shorter_one() {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn a_denormal_range_is_a_range_where_the_caller_flushes_denormals() {
-    use std::arch::asm;
-    let set = |word: u32| {
-        #[allow(unsafe_code, reason = "no safe way sets the register")]
-        // SAFETY: only flush bits change, and they are restored below.
-        unsafe {
-            asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags));
-        }
-    };
     let spec = Spec { input_bits: 8, input_range: 1e-41, output_range: vec![1e-41], ..Spec::default() };
-    set(0x1F80 | 0x8000 | 0x40);
+    flush_denormals(true);
     let params = Params::new(&spec);
-    set(0x1F80);
+    flush_denormals(false);
     let params = params.expect("valid");
     assert_eq!(params.input_range, Some(1e-41));
     assert_eq!(params.output_range, OutputRange::Layer(1e-41));
+}
+
+#[allow(unsafe_code, reason = "no safe way sets the register")]
+fn flush_denormals(on: bool) {
+    use std::arch::asm;
+    #[cfg(target_arch = "x86_64")]
+    {
+        let word: u32 = if on { 0x1F80 | 0x8000 | 0x40 } else { 0x1F80 };
+        // SAFETY: only flush bits differ from the default.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags)) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let word: u64 = u64::from(on) << 24;
+        // SAFETY: only the flush bit differs from the default.
+        unsafe { asm!("msr fpcr, {}", in(reg) word, options(nomem, nostack, preserves_flags)) };
+    }
 }
