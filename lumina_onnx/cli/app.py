@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 import lumina_onnx
-from lumina_onnx.cli import bench, demo, info, models, profiles
+from lumina_onnx.cli import bench, convert, demo, info, models, profiles
 
 EPILOG = """
 Examples:
 
   lumina demo                       a first model: train, export, run
+
+  lumina convert model.onnx optical.onnx --profile edge
 
   lumina inspect model.onnx         what a file holds
 
@@ -55,6 +57,7 @@ def _lumina(
 
 
 app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=convert.EPILOG)(convert.convert)
 app.command(epilog=models.INSPECT_EPILOG)(models.inspect)
 app.command(epilog=models.VERIFY_EPILOG)(models.verify)
 app.command(epilog=models.RUN_EPILOG)(models.run)

@@ -1,6 +1,7 @@
 """From a PyTorch model to one .onnx file with `lumina::OpticalLinear` nodes, and the proof that it computes the same.
 
 - :func:`export`: torch -> .onnx, weights packed at their bits (needs torch and onnxscript).
+- :func:`rewrite`: a ready .onnx file -> the same with optical layers (needs onnx, onnxscript and onnxruntime).
 - :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnx and onnxruntime).
 - :func:`inspect`: lists what a file holds (needs onnx).
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .inspection import inspect
-from .report import Comparison, ExportReport, InspectReport, Layer, Left, Report, VerifyReport
+from .report import Comparison, ExportReport, InspectReport, Layer, Left, Report, RewriteReport, VerifyReport
 from .verify import verify
 
 if TYPE_CHECKING:
+    from .rewriting import rewrite
     from .torch_export import ExportError, export
 
 __all__ = [
@@ -24,15 +26,21 @@ __all__ = [
     "Layer",
     "Left",
     "Report",
+    "RewriteReport",
     "VerifyReport",
     "export",
     "inspect",
+    "rewrite",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes a second to import, and inspect and verify do without it.
+    # torch takes a second to import, and inspect and verify do without it and without onnxscript.
+    if name == "rewrite":
+        from .rewriting import rewrite
+
+        return rewrite
     if name in ("export", "ExportError"):
         from . import torch_export
 

@@ -24,17 +24,21 @@ from onnxscript.values import Opset
 
 from lumina_onnx.schema import DOMAIN, VERSION
 
-__all__ = ["function"]
+__all__ = ["OPSETS", "function"]
 
 # onnxscript's annotations do not know a function's attributes as values.
 op: Any = onnxscript.opset20
+
+OPSETS = range(19, 22)
+"""Versions of the standard operators that the body can be made of: 19 is the first to compare strings, and no ONNX
+Runtime yet draws normals at 22."""
 
 FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7
 END = 2**63 - 1
 
 
 def function(opset: int) -> onnx.FunctionProto:
-    """The body for a model of this version of the standard operators, 18 or newer."""
+    """The body for a model of this version of the standard operators, one of :data:`OPSETS`."""
     proto = OpticalLinear.to_function_proto()
     (imported,) = proto.opset_import
     imported.version = opset

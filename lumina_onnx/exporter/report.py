@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Comparison", "ExportReport", "InspectReport", "Layer", "Left", "Report", "VerifyReport"]
+__all__ = ["Comparison", "ExportReport", "InspectReport", "Layer", "Left", "Report", "RewriteReport", "VerifyReport"]
 
 
 class Report:
@@ -151,15 +151,13 @@ class InspectReport(Report):
         return Group(Text("\n".join(lines)), _LayerTable(self.layers))
 
 
-@dataclass(frozen=True)
-class ExportReport(Report):
-    """What an export wrote."""
+@dataclass(frozen=True, kw_only=True)
+class _Written(Report):
+    """A file that was written."""
 
     path: str
     file_bytes: int
     """The .onnx file, and what it keeps beside itself."""
-    target: str
-    """The oldest ONNX Runtime that the file is made for."""
     opset: int
     ir_version: int
     body_bytes: int
@@ -179,10 +177,9 @@ class ExportReport(Report):
         """What they take in the file, with their scales."""
         return sum(layer.stored_bytes for layer in self.layers)
 
-    def __rich__(self) -> RenderableType:
+    def _page(self, made: str) -> RenderableType:
         head = (
-            f"{self.path}: {_size(self.file_bytes)}, for ONNX Runtime {self.target} or newer "
-            f"(opset {self.opset}, IR {self.ir_version})\n"
+            f"{self.path}: {_size(self.file_bytes)}, {made}\n"
             f"{len(self.layers)} OpticalLinear, weights {_size(self.float_bytes)} -> {_size(self.stored_bytes)}"
         )
         parts: list[RenderableType] = [
@@ -191,11 +188,34 @@ class ExportReport(Report):
         parts.append(_LayerTable(self.layers))
         if self.left:
             table = Table("name", "what", "why", title="Left as they are", title_justify="left")
-            for left in self.left:
-                table.add_row(Text(left.name), Text(left.kind), Text(left.reason))
+            for row in grouped(self.left):
+                table.add_row(*map(Text, row))
             parts.append(table)
         parts.extend(Text(f"note: {note}") for note in self.notes)
         return Group(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(_Written):
+    """What an export wrote."""
+
+    target: str
+    """The oldest ONNX Runtime that the file is made for."""
+
+    def __rich__(self) -> RenderableType:
+        return self._page(f"for ONNX Runtime {self.target} or newer (opset {self.opset}, IR {self.ir_version})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteReport(_Written):
+    """What became of a ready file."""
+
+    source: str
+    source_bytes: int
+    """The file that was read, and what it keeps beside itself."""
+
+    def __rich__(self) -> RenderableType:
+        return self._page(f"opset {self.opset}, IR {self.ir_version}, from {self.source} ({_size(self.source_bytes)})")
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,17 @@ class VerifyReport(Report):
         without = "without it within the tolerance" if self.body_bytes else "without it the file does not run"
         parts.append(Text(f"ok: with the library every bit as promised, {without}" if self.ok else "NOT ok: see above"))
         return Group(*parts)
+
+
+def grouped(left: list[Left]) -> list[tuple[str, str, str]]:
+    """Names, kind and reason; where many share kind and reason, two of them and how many more there are."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in left:
+        groups.setdefault((row.kind, row.reason), []).append(row.name)
+    return [
+        (", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more", *group)
+        for group, names in groups.items()
+    ]
 
 
 _LAYER_COLUMNS = ("layer", "K", "N", "bits in/w/out", "input range", "output range", "noise", "bias", "seed")

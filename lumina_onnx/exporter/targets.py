@@ -25,8 +25,7 @@ TARGETS: dict[str, Target] = {
         Target("1.18", 21, 10),
         Target("1.19", 21, 10),
         Target("1.20", 21, 10),
-        # Newer opsets would bring these models nothing, and no release yet has their RandomNormalLike, from which the
-        # function body draws its noise.
+        # Newer opsets would bring these models nothing, and cannot have the function body (body.OPSETS).
         Target("1.21", 21, 10),
         Target("1.22", 21, 10),
         *(Target(f"1.{minor}", 21, 11) for minor in range(23, 33)),

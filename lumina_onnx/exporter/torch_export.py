@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import onnx
@@ -14,21 +12,15 @@ import onnx_ir as ir
 import onnxscript
 import torch
 
-import lumina_kernel
 from lumina_onnx import nn as optical
-from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
-from . import nodes, packing
-from .body import function
+from . import nodes, packing, writing
 from .capture import ExportError, capture
 from .inspection import stored_bytes
 from .report import ExportReport, Left
 from .targets import Target, resolve
 
 __all__ = ["ExportError", "export"]
-
-_MAXIMUM_PROTOBUF = 2**31 - 2**20
-"""Larger models keep their data beside the .onnx file: protobuf ends at 2 GiB."""
 
 
 def export(
@@ -76,7 +68,7 @@ def export(
     if noise not in ("keep", "off"):
         raise ValueError(f'noise = {noise!r}: allowed is "keep", "off"')
     runtime = resolve(target)
-    file = _destination(path)
+    file = writing.destination(path)
     arguments = _arguments(args)
     graph = capture(model, arguments, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, opset=runtime.opset)
     ir.passes.common.InlinePass()(graph)
@@ -94,9 +86,8 @@ def export(
     packing.store_weights(graph)
     _finish(model, graph, runtime)
     if fallback:
-        body = ir.serde.deserialize_function(function(runtime.opset))
-        graph.functions[body.identifier()] = body
-    notes += _save(graph, file)
+        writing.attach_body(graph)
+    notes += writing.save(graph, file)
 
     written = onnx.load(file, load_external_data=False)
     return ExportReport(
@@ -122,17 +113,6 @@ def _arguments(args: torch.Tensor | Sequence[Any]) -> tuple[Any, ...]:
             "a dict at its end holds keyword arguments"
         )
     return tuple(args)
-
-
-def _destination(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(f"path = {str(file)!r} is a folder; allowed is the name of a file, *.onnx")
-    if file.suffix != ".onnx":
-        raise ValueError(f"path = {str(file)!r}: allowed is a name that ends in .onnx")
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"path = {str(file)!r}: the folder {str(file.parent)!r} does not exist")
-    return file
 
 
 def _scopes(node: ir.Node) -> list[str]:
@@ -194,12 +174,6 @@ def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Le
 def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
     """Names, versions and metadata; nothing of the machine that exported stays in the file."""
     ir.passes.common.ClearMetadataAndDocStringPass()(graph)
-    order = [row.name for row in PARAMETERS]
-    for node in packing.optical_nodes(graph):
-        attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
-        node.attributes.clear()
-        node.attributes.update({attribute.name: attribute for attribute in attributes})
-        node.attributes[VERSION_ATTRIBUTE] = ir.AttrInt64(VERSION_ATTRIBUTE, VERSION)
     outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
     taken = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
     for index, value in enumerate(outputs):
@@ -207,43 +181,5 @@ def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
         if name not in taken:
             value.name = name
     graph.graph.name = type(model).__name__
-    graph.opset_imports[DOMAIN] = VERSION
     graph.ir_version = runtime.ir_version
-    graph.producer_name = "lumina_onnx"
-    graph.producer_version = lumina_kernel.__version__
-    graph.metadata_props.update(
-        {
-            "lumina.version": lumina_kernel.__version__,
-            "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
-            "lumina.profile": json.dumps(_profiles(graph)),
-        }
-    )
-    ir.passes.common.NameFixPass()(graph)
-
-
-def _profiles(graph: ir.Model) -> list[dict[str, Any]]:
-    """Each distinct hardware with the layers that run on it. Ranges are each layer's own and stand in its node."""
-    groups: dict[str, dict[str, Any]] = {}
-    for node in packing.optical_nodes(graph):
-        profile = {
-            name: attribute.value
-            for name, attribute in node.attributes.items()
-            if name not in ("seed", "in_features", "input_range", "output_range", VERSION_ATTRIBUTE)
-        }
-        groups.setdefault(json.dumps(profile), {**profile, "layers": []})["layers"].append(node.name)
-    return list(groups.values())
-
-
-def _save(graph: ir.Model, file: Path) -> list[str]:
-    """Writes the file in one step, or with its data beside it where protobuf cannot hold it."""
-    data_bytes = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    if data_bytes > _MAXIMUM_PROTOBUF:
-        data = f"{file.name}.data"
-        ir.save(graph, file, external_data=data)
-        return [f"weights of {data_bytes / 2**30:.2f} GiB do not fit into one .onnx file: keep {data} beside it"]
-    onnx.checker.check_model(ir.to_proto(graph), check_custom_domain=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        temporary = Path(folder) / file.name
-        ir.save(graph, temporary)
-        os.replace(temporary, file)
-    return []
+    writing.finish(graph)

@@ -19,14 +19,13 @@ import lumina_onnx
 from lumina_onnx import reference as plain
 
 from . import nodes, tolerance
+from .feeds import Arrays, read
 from .report import Comparison, Left, VerifyReport
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["verify"]
-
-Arrays = dict[str, NDArray[Any]]
 
 NOISE = ("noise_relative", "noise_additive", "noise_shot")
 
@@ -82,7 +81,7 @@ def verify(
     if not layers:
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify")
     checkable = [node for node in layers if not node.nested and node.weight is not None]
-    feeds = _feeds(model, inputs)
+    feeds = read(model, inputs)
     output_names = [value.name for value in model.graph.output]
     # A model's own outputs come from the file as it is: the added ones below could change what is fused.
     session = lumina_onnx.load(str(path))
@@ -129,61 +128,6 @@ def verify(
         ],
         notes=notes,
     )
-
-
-def _feeds(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    declared = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in stored}
-    if inputs is None:
-        return _random(declared)
-    if not isinstance(inputs, Mapping):
-        if isinstance(inputs, np.ndarray) or not isinstance(inputs, Sequence):
-            inputs = [inputs]
-        if len(inputs) != len(declared):
-            raise ValueError(f"inputs has {len(inputs)} arrays; allowed are {len(declared)}: {', '.join(declared)}")
-        inputs = dict(zip(declared, inputs, strict=True))
-    if set(inputs) != set(declared):
-        raise ValueError(f"inputs has the names {sorted(inputs)}; allowed are {sorted(declared)}")
-    feeds = {}
-    for name, kind in declared.items():
-        array = np.asarray(inputs[name])
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if array.dtype != dtype:
-            raise ValueError(f"inputs[{name!r}] has dtype {array.dtype}; allowed is {dtype}")
-        _check_shape(name, array.shape, kind)
-        feeds[name] = array
-    return feeds
-
-
-def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
-    if not kind.HasField("shape"):
-        return
-    dimensions = kind.shape.dim
-    fits = len(shape) == len(dimensions) and all(
-        size == dim.dim_value or not dim.HasField("dim_value") for size, dim in zip(shape, dimensions, strict=True)
-    )
-    if not fits:
-        allowed = ", ".join(
-            str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dimensions
-        )
-        raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is [{allowed}]")
-
-
-def _random(declared: dict[str, Any]) -> Arrays:
-    generator = np.random.default_rng(0)
-    sizes: dict[str, int] = {}
-    feeds = {}
-    for name, kind in declared.items():
-        shape = [
-            dim.dim_value if dim.HasField("dim_value") else sizes.setdefault(dim.dim_param, 2 + len(sizes))
-            for dim in kind.shape.dim
-        ]
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if np.issubdtype(dtype, np.floating):
-            feeds[name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
-        else:
-            feeds[name] = np.asarray(generator.integers(0, 2, shape)).astype(dtype)
-    return feeds
 
 
 def _run_watched(

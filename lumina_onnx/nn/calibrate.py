@@ -5,21 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from lumina_onnx._histogram import Histogram, Method, check_method
 from lumina_onnx.nn import _ops, functional
-from lumina_onnx.nn._histogram import Histogram
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.context import optical_layers
 from lumina_onnx.nn.linear import OpticalLinear, quiet, range_text
-
-Method = Literal["max", "percentile", "mse"]
-_METHODS = ("max", "percentile", "mse")
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,7 @@ def calibrate(
     Raises:
         ValueError: no optical layer, no batch, an unknown method, a signal that is not finite (with its layer).
     """
-    if method not in _METHODS:
-        raise ValueError(f"method = {method!r}: allowed is {', '.join(map(repr, _METHODS))}")
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile = {percentile}: allowed is a number above 0, at most 100")
+    check_method(method, percentile)
     layers = optical_layers(model)
     if not layers:
         raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
@@ -196,12 +190,12 @@ def _set_ranges(
     notes = []
     input_range = output_range = 0.0
     if profile.input_bits:
-        input_range = _range(inputs, method, fraction, profile.input_bits, (0.0, 0.0, 0.0))
+        input_range = inputs.full_scale(method, fraction, profile.input_bits, (0.0, 0.0, 0.0))
         if input_range == 0:
             notes.append("its input was always 0: dynamic")
     if profile.output_bits or profile.noise_additive or profile.noise_shot:
         levels = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
-        output_range = _range(outputs, method, fraction, profile.output_bits, levels)
+        output_range = outputs.full_scale(method, fraction, profile.output_bits, levels)
         if output_range == 0:
             notes.append("its output was always 0: dynamic")
     layer.profile = profile.replace(input_range=input_range, output_range=output_range)
@@ -214,14 +208,3 @@ def _set_ranges(
         inputs.count,
         "; ".join(notes),
     )
-
-
-def _range(
-    histogram: Histogram, method: Method, fraction: float, bits: int, noise: tuple[float, float, float]
-) -> float:
-    if method == "percentile":
-        # Where that much of the signal is 0, only its maximum says anything.
-        return histogram.quantile(fraction) or histogram.maximum
-    if method == "mse" and bits:
-        return histogram.least_error_range(bits, *noise)
-    return histogram.maximum

@@ -35,8 +35,8 @@ def test_what_it_suggests_works(tmp_path: Path) -> None:
     assert len(suggested) == 5
     for words in suggested:
         arguments = words[1:3] if words[2] == str(target) else words[1:2]
-        seconds = ["--seconds", "0"] if arguments[0] == "bench" else []
-        assert CliRunner().invoke(app, [*arguments, *seconds]).exit_code == 0, words
+        quick = ["--rounds", "1"] if arguments[0] == "bench" else []
+        assert CliRunner().invoke(app, [*arguments, *quick]).exit_code == 0, words
 
 
 def test_another_noise_seed_in_the_file_is_found_and_exits_with_1(

@@ -127,6 +127,20 @@ def test_the_body_gives_what_the_operator_gives(case: Any, level: Any) -> None:
     assert tolerance.is_within(got, expected, distance), (arguments, got, expected, distance)
 
 
+@pytest.mark.parametrize("opset", body.OPSETS)
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_every_version_of_the_standard_operators(opset: int, noise: float) -> None:
+    model, arguments = layer(20, 6, "uint8", 4, bias=True, seed=0, input_bits=8, noise_additive=noise)
+    model.opset_import[0].version = opset
+    model.ir_version = 9 if opset < 21 else 10
+    model.functions[0].CopyFrom(body.function(opset))
+    x = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
+    for level in EVERY_LEVEL:
+        (got,) = session(model.SerializeToString(), level).run(None, {"X": x})
+        expected, distance = tolerance.allowed(x, **arguments)
+        assert tolerance.is_within(got, expected, distance) == (noise == 0)
+
+
 def test_every_process_makes_the_same_body() -> None:
     script = (
         "import hashlib; from lumina_onnx.exporter import body; "

@@ -17,7 +17,7 @@ from torch import nn
 import lumina_onnx
 from lumina_onnx import nn as optical
 from lumina_onnx import reference
-from lumina_onnx.exporter import Layer, inspect, torch_export, verify
+from lumina_onnx.exporter import Layer, inspect, verify, writing
 from lumina_onnx.profile import OpticalProfile
 
 
@@ -138,7 +138,7 @@ def test_a_weight_that_something_else_reads_stays_as_float32_too(prover: Any) ->
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(prover: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_export, "_MAXIMUM_PROTOBUF", 10_000)
+    monkeypatch.setattr(writing, "_MAXIMUM_PROTOBUF", 10_000)
     model = optical.convert(nn.Linear(128, 128), OpticalProfile(weight_bits=8, noise_relative=0.1))
     report = prover.export(model, torch.randn(2, 128))
     data = prover.path.with_name("model.onnx.data")

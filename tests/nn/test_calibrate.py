@@ -10,8 +10,8 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lumina_onnx import reference  # noqa: E402
+from lumina_onnx._histogram import Histogram  # noqa: E402
 from lumina_onnx.nn import OpticalLinear, calibrate, convert, frozen, noise  # noqa: E402
-from lumina_onnx.nn._histogram import Histogram  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
 PROFILE = OpticalProfile(input_bits=4, weight_bits=4, output_bits=4, noise_additive=0.05)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Method = Literal["max", "percentile", "mse"]
+METHODS = ("max", "percentile", "mse")
 
 # A bin is what the leading bits of a float32 tell apart: its exponent and 8 bits of its fraction.
 _SHIFT = 15
@@ -44,6 +48,15 @@ class Histogram:
         cumulative = np.cumsum(self._counts)
         index = int(np.searchsorted(cumulative, np.ceil(fraction * cumulative[-1])))
         return min(_edge(index + 1), self.maximum) if index else 0.0
+
+    def full_scale(self, method: Method, fraction: float, bits: int, noise: tuple[float, float, float]) -> float:
+        """The range that a method of calibration chooses for `bits` bits and relative, additive and shot noise."""
+        if method == "percentile":
+            # Where that much of the signal is 0, only its maximum says anything.
+            return self.quantile(fraction) or self.maximum
+        if method == "mse" and bits:
+            return self.least_error_range(bits, *noise)
+        return self.maximum
 
     def fraction_above(self, threshold: float) -> float:
         """The fraction of the values whose magnitude exceeds `threshold`, to within one bin."""
@@ -89,6 +102,18 @@ class Histogram:
         values = np.concatenate([[0.0], low + (high - low) * 0.25, low + (high - low) * 0.75])
         weights = np.concatenate([[1 - shares.sum()], shares / 2, shares / 2])
         return values, weights
+
+
+def check_method(method: str, percentile: float) -> None:
+    """Refuses a method of calibration that there is not.
+
+    Raises:
+        ValueError: the argument, its value and what is allowed.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method = {method!r}: allowed is {', '.join(map(repr, METHODS))}")
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile = {percentile}: allowed is a number above 0, at most 100")
 
 
 def _edges(bins: NDArray[np.int64]) -> NDArray[np.float64]:
