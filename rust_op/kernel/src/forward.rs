@@ -5,7 +5,7 @@
 //! the epilogue once whole rows are there. How a call is cut depends on its shape alone.
 
 use crate::error::Error;
-use crate::executor::{Executor, run_each};
+use crate::executor::{Executor, run_each, threads_for};
 use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::dac;
@@ -21,7 +21,7 @@ use crate::quantize;
 use crate::rng::{self, NoiseKey};
 use crate::weights::{CodesMut, Weights, code_stride, take_first};
 
-/// Rows of a task: whole tiles of 12, 12 and 8.
+/// Rows of a task at most: whole tiles of 12, 12 and 8.
 const TASK_ROWS: usize = 32;
 /// Batches up to this many rows are cut by columns.
 const COLUMN_CUT_ROWS: usize = 2 * TASK_ROWS;
@@ -62,6 +62,14 @@ pub struct Saved<'a> {
 /// Bytes of one row of `columns` mask bits.
 pub const fn mask_stride(columns: usize) -> usize {
     columns.div_ceil(16) * 2
+}
+
+/// Rows of a task of a call of `m` rows: those with which the thread that has most to do is through soonest.
+fn task_rows(m: usize, threads: usize) -> usize {
+    // What a row takes in tasks of so many, about: the weights are read anew for each, and tiles of 12 rows are the fastest.
+    const COSTS: [(usize, usize); 5] = [(TASK_ROWS, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
+    let slowest = |(rows, cost): &(usize, usize)| m.div_ceil(*rows).div_ceil(threads) * rows * cost;
+    COSTS.iter().min_by_key(|choice| slowest(choice)).map_or(TASK_ROWS, |(rows, _)| *rows)
 }
 
 impl Layer {
@@ -220,7 +228,8 @@ impl Call<'_> {
     fn by_rows(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
         let (n, k) = (self.layer.weights.n(), self.layer.weights.k());
         let mut rest = Rows::all(x, saved);
-        let cut = y.chunks_mut(TASK_ROWS * n).enumerate().map(|(index, y)| (index, rest.take_rows(TASK_ROWS, n, k), y));
+        let together = task_rows(x.len() / k, threads_for(executor, self.work_ns));
+        let cut = y.chunks_mut(together * n).enumerate().map(|(index, y)| (index, rest.take_rows(together, n, k), y));
         run_each(executor, self.work_ns, cut, |(index, mut rows, y)| {
             let count = rows.x.len() / k;
             let mut steps = [0.0; TASK_ROWS];
@@ -230,7 +239,7 @@ impl Call<'_> {
             let mask = rows.adc_mask.take();
             tier.vectorize(ConvertTask { call: self, rows, staged, steps: &mut *steps });
             self.product(&staging, steps).into_rows(tier, y);
-            tier.vectorize(FinishTask { call: self, first: index * TASK_ROWS, y, steps, mask });
+            tier.vectorize(FinishTask { call: self, first: index * together, y, steps, mask });
         });
     }
 

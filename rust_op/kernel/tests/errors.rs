@@ -317,6 +317,10 @@ impl Executor for Twice {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..2 * count).for_each(|index| task(index / 2));
     }
+
+    fn threads(&self) -> usize {
+        2
+    }
 }
 
 /// Two runs of one task at the same time would write the same memory.

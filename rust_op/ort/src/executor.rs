@@ -1,8 +1,8 @@
 //! The kernel's tasks on the threads of the session, and on threads for the moment where a session is only being made.
 
 use std::num::NonZero;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 
 use lumina_kernel::Executor;
@@ -50,9 +50,20 @@ impl Executor for SessionPool<'_> {
         self.note(self.context.parallel_for(count, &guarded));
     }
 
+    /// ONNX Runtime does not tell how many threads its pool has: unless it is asked for fewer, one for each core.
+    fn threads(&self) -> usize {
+        cores()
+    }
+
     fn worthwhile_ns(&self) -> u64 {
         WORTHWHILE_NS
     }
+}
+
+/// The cores that this process may use; asked once, since the answer takes a look at files.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 /// Threads that a node's weights are laid out on, at most: a few are as fast as memory.
@@ -75,9 +86,8 @@ impl Executor for Creation {
                 task(index);
             }
         };
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
         thread::scope(|scope| {
-            for _ in 1..cores.min(CREATION_THREADS).min(count) {
+            for _ in 1..self.threads().min(count) {
                 // Where no more threads can be had, fewer do it.
                 if thread::Builder::new().name("lumina-create".into()).spawn_scoped(scope, work).is_err() {
                     break;
@@ -85,6 +95,10 @@ impl Executor for Creation {
             }
             work();
         });
+    }
+
+    fn threads(&self) -> usize {
+        cores().min(CREATION_THREADS)
     }
 
     fn worthwhile_ns(&self) -> u64 {

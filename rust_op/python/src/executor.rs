@@ -165,6 +165,14 @@ impl Executor for Threads {
         });
     }
 
+    fn threads(&self) -> usize {
+        match self {
+            Threads::One => 1,
+            Threads::Torch(torch) => torch.threads(),
+            Threads::Pool(pool) => pool.current_num_threads() + 1,
+        }
+    }
+
     fn worthwhile_ns(&self) -> u64 {
         WORTHWHILE_NS
     }

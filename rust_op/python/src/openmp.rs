@@ -63,12 +63,6 @@ impl OpenMp {
             })
         }
     }
-
-    /// The threads that a team started by this thread has.
-    pub fn threads(self) -> usize {
-        // SAFETY: has no precondition.
-        usize::try_from(unsafe { (self.max_threads)() }).unwrap_or(1)
-    }
 }
 
 /// What the threads of a team share.
@@ -111,5 +105,11 @@ impl Executor for OpenMp {
         if let Some(panic) = shared.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);
         }
+    }
+
+    /// Those that a team started by this thread has.
+    fn threads(&self) -> usize {
+        // SAFETY: has no precondition.
+        usize::try_from(unsafe { (self.max_threads)() }).unwrap_or(1)
     }
 }

@@ -17,6 +17,11 @@ impl Executor for Reversed {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..count).rev().for_each(task);
     }
+
+    /// Many, so that tasks are small.
+    fn threads(&self) -> usize {
+        64
+    }
 }
 
 /// Runs tasks on a pool of its own.
@@ -31,6 +36,10 @@ impl Threads {
 impl Executor for Threads {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         self.0.install(|| (0..count).into_par_iter().with_max_len(1).for_each(task));
+    }
+
+    fn threads(&self) -> usize {
+        self.0.current_num_threads()
     }
 }
 
