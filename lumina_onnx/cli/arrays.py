@@ -27,11 +27,11 @@ _DTYPES: dict[str, Any] = {
 
 
 def load_model(
-    path: Path, threads: int = 0, *, library: bool = True, spinning: bool = True
+    path: Path, threads: int = 0, *, library: bool = True, resting: bool = False
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU, with or without the operator's library.
 
-    0 threads leaves their number to ONNX Runtime. Threads that do not spin sleep as soon as they have nothing to do.
+    0 threads leaves their number to ONNX Runtime. Resting threads sleep as soon as a run ends, and spin in it alone.
 
     Raises:
         Failure: ONNX Runtime is missing or cannot load the file.
@@ -47,7 +47,7 @@ def load_model(
     options.intra_op_num_threads = threads
     # Errors come as exceptions; the log would say them a second time.
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1" if resting else "0")
     providers = ["CPUExecutionProvider"]
     try:
         if library:

@@ -189,7 +189,7 @@ def _measure(
     """A row for each side."""
     calls = []
     for side in sides:
-        session = arrays.load_model(side.path, threads, library=side.library, spinning=False)
+        session = arrays.load_model(side.path, threads, library=side.library, resting=True)
         calls.append(Bound(session, feeds))
     try:
         measured = measure(calls, rounds, after_round)
