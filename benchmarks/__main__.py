@@ -73,8 +73,8 @@ def peaks_of(context: Context, report: reports.Report) -> None:
     report.read_bytes_per_second = {reports.size_text(size): rate for size, rate in bandwidth.items()}
 
 
-def child(groups: list[str], quick: bool, tier: str | None) -> list[Row]:
-    """Rows that another process measures: one of its own, or one of another tier."""
+def child(groups: list[str], quick: bool, tier: str | None) -> tuple[list[Row], dict[str, str]]:
+    """Rows that another process measures, one of its own or one of another tier, and what it skipped and why."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks", "--in-process", "--json", str(path), "--only", *groups]
@@ -84,8 +84,8 @@ def child(groups: list[str], quick: bool, tier: str | None) -> list[Row]:
         )
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [Row.from_dict(row) for row in rows]
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return [Row.from_dict(row) for row in found["rows"]], found["skipped"]
 
 
 def say(status: Status, group: str, text: str) -> None:
@@ -116,7 +116,9 @@ def measure(options: argparse.Namespace) -> reports.Report:
             context.say = partial(say, status, name)
             before = time.monotonic()
             if GROUPS[name].alone and not options.in_process:
-                report.rows += child([name], options.quick, None)
+                rows, skipped = child([name], options.quick, None)
+                report.rows += rows
+                report.skipped |= skipped
             else:
                 report.rows += GROUPS[name].run(context)
             progress.print(f"{name}: {time.monotonic() - before:.0f} s", style="dim")
@@ -125,7 +127,7 @@ def measure(options: argparse.Namespace) -> reports.Report:
         if several and not options.in_process and "LUMINA_ISA" not in os.environ:
             for tier in lumina_kernel.available_isas()[-2:0:-1]:
                 status.update(f"tier {tier}: {', '.join(several)}")
-                report.rows += child(several, options.quick, tier)
+                report.rows += child(several, options.quick, tier)[0]
     report.skipped |= context.skipped
     report.seconds = time.monotonic() - begin
     return report

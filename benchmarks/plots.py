@@ -91,9 +91,8 @@ def dots(report: Report, path: Path) -> None:
         )
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xscale("log")
-        ticks = [
-            tick for tick in (0.5, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64) if tick <= 1.5 * max(row.ratio for row in rows)
-        ]
+        most = 1.5 * max(value for row in rows for value in (row.ratio, row.goal or 0.0))
+        ticks = [tick for tick in (0.5, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64) if tick <= most]
         axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
         axes.minorticks_off()
         axes.set_yticks(range(len(names)), names, fontsize=8)

@@ -47,6 +47,13 @@ GROUPS: dict[str, Group] = {
     "networks": Group(
         "a training step of whole networks", training.networks, of_training=True, notes=training.NETWORKS
     ),
+    "aihwkit": Group(
+        "the same against aihwkit's analog tile in C++",
+        training.analog,
+        alone=True,
+        of_training=True,
+        notes=training.ANALOG,
+    ),
     "memory": Group("memory of a training step", training.kept, of_training=True, notes=training.MEMORY),
     "epoch": Group(
         "an epoch of the recipes in export/mnist5k.py, one thread",

@@ -35,18 +35,22 @@ EAGER_HIGHEST = f'{EAGER}, precision "{HIGHEST}"'
 STEPS = (
     "Both gradients and the bias's. The others: the same layer in eager PyTorch (`benchmarks/eager.py`) at the "
     "same `torch.set_float32_matmul_precision`, `torch.compile` of it, it under `torch.autocast` to bfloat16 "
-    "(whose forward product is rounded too), the forward with `torch._int_mm` on 8-bit codes and passes before "
-    "and after it, and aihwkit's analog tile in C++ where that package is installed (1.1.0's wheel does not run "
-    'with PyTorch 2.13, "weights must be a CPU tensor"; 1.2.0 has none for CPython 3.11, but its source package '
-    "builds, with OpenBLAS). aihwkit models more effects, and its weights stay analog. Of peak: both products of "
-    'the backward pass by the time of the whole step; at "medium" they are products of bfloat16, which is why 100 '
-    '% can be passed. "high" is the same as "highest" here. Compilation is not part of any time.'
+    "(whose forward product is rounded too), and the forward with `torch._int_mm` on 8-bit codes and passes "
+    "before and after it. Of peak: both products of the backward pass by the time of the whole step; at "
+    '"medium" they are products of bfloat16, which is why 100 % can be passed. "high" is the same as "highest" '
+    "here. Compilation is not part of any time."
 )
 NETWORKS = (
     "The input is random; sizes of one image's tokens or patches come first. The ViT-Tiny row has the block's "
     "four linear layers (queries, keys and values; projection; both of the perceptron) and nothing between them; "
     "the MLP-Mixer row is the whole block with its norms and activations, which are PyTorch's on all sides. The "
     "small perceptron shows what calls cost rather than arithmetic."
+)
+ANALOG = (
+    "aihwkit has more effects than these layers, and its weights stay analog; it is measured where it is installed. "
+    'Its newest wheel for CPython 3.11, 1.1.0, does not run with PyTorch 2.13 ("weights must be a CPU tensor"); the '
+    "source package of 1.2.0 builds against it, with OpenBLAS. Its own threads and PyTorch's get in each other's way, "
+    "so that it gains little from a second one, or loses."
 )
 MEMORY = (
     "Saved: the bytes of all tensors that autograd keeps, each memory counted once, parameters not counted. Codes "
@@ -74,22 +78,15 @@ def steps(context: Context) -> Iterator[Row]:
         for precision in (HIGHEST, MEDIUM):
             mine = [row for row in found if row.what.endswith(f'"{precision}"')]
             yield from means(mine, _goals(context, precision) if threads == context.threads else {})
-    for threads in counts(context):
-        analog = list(_analog(context, tasks, threads))
-        yield from analog
-        yield from means(analog, {})
 
 
 def networks(context: Context) -> Iterator[Row]:
     """Whole networks, with the optimizer's step."""
-    tasks = rivals.networks(context.quick)
-    for threads in counts(context):
-        for task in tasks:
-            yield from _step(context, task, threads)
     for threads in counts(context):
         yield from _small(context, threads)
     for threads in counts(context):
-        yield from _analog(context, tasks, threads)
+        for task in rivals.networks(context.quick):
+            yield from _step(context, task, threads)
 
 
 def counts(context: Context) -> list[int]:
@@ -124,20 +121,25 @@ def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
     for precision, others in compared.items():
         for side, asked in others:
             name = EAGER_HIGHEST if side == EAGER and asked != precision else side
-            yield _row(context, task, threads, precision, times[OURS, precision], name, times[side, asked])
+            group = "networks" if task.optimized else "training"
+            yield _row(context, task, threads, precision, times[OURS, precision], name, times[side, asked], group)
 
 
-def _analog(context: Context, tasks: list[Task], threads: int) -> Iterator[Row]:
-    """aihwkit, where it is installed: apart and last, since it brings threads of its own. Each side rests first."""
+def analog(context: Context) -> Iterator[Row]:
+    """aihwkit, where it is installed. It brings threads of its own, so each side rests first."""
     if reason := rivals.why_no_aihwkit():
         context.skipped["aihwkit"] = reason
         return
-    use_threads(threads)
-    for task in tasks:
-        context.say(f"{AIHWKIT}: {task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
-        sides = {side: rivals.step(task, side) for side in (OURS, AIHWKIT)}
-        times = interleave(sides, _effort(context, task), own_threads=True)
-        yield _row(context, task, threads, HIGHEST, times[OURS], AIHWKIT, times[AIHWKIT])
+    for threads in counts(context):
+        use_threads(threads)
+        found = []
+        for task in rivals.tasks(context.quick):
+            context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
+            sides = {side: rivals.step(task, side) for side in (OURS, AIHWKIT)}
+            times = interleave(sides, _effort(context, task), own_threads=True)
+            found.append(_row(context, task, threads, HIGHEST, times[OURS], AIHWKIT, times[AIHWKIT], group="aihwkit"))
+            yield found[-1]
+        yield from means([row for row in found if row.what == found[0].what], {})
 
 
 def _effort(context: Context, task: Task) -> Effort:
@@ -146,14 +148,14 @@ def _effort(context: Context, task: Task) -> Effort:
 
 
 def _row(
-    context: Context, task: Task, threads: int, precision: str, ours: Samples, against: str, theirs: Samples
+    context: Context, task: Task, threads: int, precision: str, ours: Samples, against: str, theirs: Samples, group: str
 ) -> Row:
     rate = context.rate("fma")
     operations = 2 * task.multiply_adds()
     return compare(
         ours,
         theirs,
-        group="networks" if task.optimized else "training",
+        group=group,
         what=f'{task.name}: forward, backward{", SGD" if task.optimized else ""}, {LAW}, precision "{precision}"',
         against=against,
         shape=task.shape,

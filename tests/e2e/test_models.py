@@ -118,12 +118,21 @@ def test_physics_trains_measures_and_checks(tmp_path: Path) -> None:
     assert "physics.md and physics.json disagree" in failed.stderr
 
 
-def test_the_page_on_precision_shows_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = script("precision", "--check")
-    assert result.returncode == 0, result.stderr
+@pytest.fixture
+def precision(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "export"))
     import precision
 
+    return precision
+
+
+def run(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def test_the_page_on_precision_shows_its_figures(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(precision, monkeypatch, "--check")
     figures = json.loads((ROOT / "docs" / "precision.json").read_text(encoding="utf-8"))
     rows = precision.summary(figures)
     assert {(row["recipe"], row["precision"]) for row in rows} == {
@@ -134,16 +143,16 @@ def test_the_page_on_precision_shows_its_figures(monkeypatch: pytest.MonkeyPatch
         assert row["within"], row
 
 
-def test_precision_trains_measures_and_checks(tmp_path: Path) -> None:
+def test_precision_trains_measures_and_checks(precision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = tmp_path / "precision.md"
-    page.write_text(
-        "<!-- begin: results, written by export/precision.py -->\n<!-- end: results -->\n", encoding="utf-8"
-    )
-    few = ("--seeds", 2, "--epochs", 1, "--draws", 1, "--images", 128)
-    result = script("precision", *few, "--docs", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert script("precision", "--check", "--docs", tmp_path).returncode == 0
+    page.write_text(f"{precision.BEGIN}\n{precision.END}\n", encoding="utf-8")
+    few = ("--seeds", 2, "--epochs", 1, "--draws", 1, "--images", 128, "--docs", tmp_path)
+    run(precision, monkeypatch, *few)
+    figures = json.loads((tmp_path / "precision.json").read_text(encoding="utf-8"))
+    assert figures["images"] == 128
+    for seeds in figures["recipes"].values():
+        assert [set(seed) for seed in seeds] == [{"highest", "high", "medium"}] * 2
+    run(precision, monkeypatch, "--check", "--docs", tmp_path)
     page.write_text(page.read_text(encoding="utf-8").replace('"medium"', '"low"'), encoding="utf-8")
-    failed = script("precision", "--check", "--docs", tmp_path)
-    assert failed.returncode == 1
-    assert "precision.md and precision.json disagree" in failed.stderr
+    with pytest.raises(SystemExit, match=r"precision\.md and precision\.json disagree: run precision\.py"):
+        run(precision, monkeypatch, "--check", "--docs", tmp_path)
