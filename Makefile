@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all demo test test-rust test-python lint format bench bench-train docs wheel wheel-test board clean
+.PHONY: help all demo test test-rust test-python lint format bench bench-train bench-edge docs wheel wheel-test board clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -59,6 +59,9 @@ bench: $(VENV)/dev.stamp ## Benchmarks (BENCH_ARGS='...' for the runner)
 
 bench-train: $(VENV)/dev.stamp ## Benchmarks of training, some minutes (BENCH_ARGS as above)
 	$(BIN)/python -m benchmarks --training $(BENCH_ARGS)
+
+bench-edge: $(VENV)/dev.stamp ## Benchmarks in ONNX Runtime, some minutes (BENCH_ARGS as above)
+	$(BIN)/python -m benchmarks --edge $(BENCH_ARGS)
 
 docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
 	$(BIN)/python docs/generate.py

@@ -33,7 +33,7 @@ progress = Console(stderr=True)
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     listing = "\n".join(
-        f"  {name:9} {group.about}{' (--training)' if group.of_training else ''}" for name, group in GROUPS.items()
+        f"  {name:9} {group.about}{f' (--{group.page})' if group.page else ''}" for name, group in GROUPS.items()
     )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -42,9 +42,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="GROUP", nargs="+", choices=list(GROUPS), help="measure these groups alone")
-    parser.add_argument(
-        "--training", action="store_true", help="measure training, which takes minutes, in place of the rest"
-    )
+    pages = parser.add_mutually_exclusive_group()
+    for page, what in (("training", "training"), ("edge", "layers and networks in ONNX Runtime")):
+        pages.add_argument(
+            f"--{page}",
+            action="store_const",
+            dest="page",
+            const=page,
+            default="",
+            help=f"measure {what}, which takes minutes, in place of the rest",
+        )
     parser.add_argument("--show", metavar="FILE.json", type=Path, nargs="+", help="measure nothing: what runs wrote")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? Its figures mean nothing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything measured")
@@ -102,7 +109,7 @@ def measure(options: argparse.Namespace) -> reports.Report:
     report = reports.Report(here.as_dict(), options.quick, started)
     context = Context(here, options.quick)
     begin = time.monotonic()
-    names = options.only or [name for name, group in GROUPS.items() if group.of_training == options.training]
+    names = options.only or [name for name, group in GROUPS.items() if group.page == options.page]
     with progress.status("peaks") as status:
         if here.load > 0.5:
             progress.print(
@@ -137,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     options = arguments(argv)
     report = reports.Report.of_files(options.show) if options.show else measure(options)
-    training = all(GROUPS[row.group].of_training for row in report.rows)
+    pages = {GROUPS[row.group].page for row in report.rows}
+    page = pages.pop() if len(pages) == 1 else ""
     console = Console() if sys.stdout.isatty() else Console(width=190)
     reports.show(report, console)
     if options.json:
@@ -145,10 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.markdown:
         about = {name: (group.about, group.notes) for name, group in GROUPS.items()}
         picture = os.path.relpath(options.plot, options.markdown.parent) if options.plot else None
-        options.markdown.write_text(reports.markdown(report, about, picture, training=training), encoding="utf-8")
+        options.markdown.write_text(reports.markdown(report, about, picture, page), encoding="utf-8")
     if options.plot:
-        draw = plots.dots if training else plots.bars
-        draw(report, options.plot)
+        plots.DRAW[page](report, options.plot)
     return 0
 
 

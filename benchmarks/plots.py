@@ -46,12 +46,8 @@ def bars(report: Report, path: Path) -> None:
     pyplot.close(figure)
 
 
-def dots(report: Report, path: Path) -> None:
-    """A line for what was measured, a mark on it for each of the others; a panel for each kind of comparison.
-
-    On all threads alone: with marks for each number of threads nothing could be read.
-    """
-    pyplot = _pyplot()
+def training(report: Report, path: Path) -> None:
+    """:func:`_dots` by precision, on all threads alone: with marks for each number of threads nothing could be read."""
     threads = max((row.threads for row in report.rows), default=1)
     panels: dict[str, list[Row]] = {}
     for row in report.rows:
@@ -62,7 +58,23 @@ def dots(report: Report, path: Path) -> None:
         if row.unit == "bytes":
             kind = f"times as little memory: {row.what.split(': ')[1].split(',')[0]}"
         panels.setdefault(kind, []).append(row)
-    others = list(dict.fromkeys(row.against for row in report.rows))
+    _dots(report, panels, path, f", {threads} threads")
+
+
+def edge(report: Report, path: Path) -> None:
+    """:func:`_dots` by what was measured and its threads."""
+    panels: dict[str, list[Row]] = {}
+    for row in report.rows:
+        if row.unit == "times":
+            about = {"session": "one layer", "models": "networks", "creation": "making a session"}[row.group]
+            panels.setdefault(f"times as fast: {about}, {row.threads} thread{'s' * (row.threads > 1)}", []).append(row)
+    _dots(report, panels, path)
+
+
+def _dots(report: Report, panels: dict[str, list[Row]], path: Path, about: str = "") -> None:
+    """A line for what was measured, a mark on it for each of the others; a panel for each kind of comparison."""
+    pyplot = _pyplot()
+    others = list(dict.fromkeys(_other(row) for rows in panels.values() for row in rows))
     lines = {kind: list(dict.fromkeys(map(_line, rows))) for kind, rows in panels.items()}
     figure, grid = pyplot.subplots(
         len(panels),
@@ -76,7 +88,7 @@ def dots(report: Report, path: Path) -> None:
     for axes, (kind, rows) in zip(grid[:, 0], panels.items(), strict=True):
         names = lines[kind]
         for number, other in enumerate(others):
-            mine = [row for row in rows if row.against == other]
+            mine = [row for row in rows if _other(row) == other]
             axes.plot(
                 [row.ratio for row in mine],
                 [names.index(_line(row)) for row in mine],
@@ -106,11 +118,20 @@ def dots(report: Report, path: Path) -> None:
                 handles.append(handle)
                 labels.append(label)
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{report.machine['cpu']}, tier {report.machine['tier']}, {threads} threads", fontsize=9)
+    figure.suptitle(f"{report.machine['cpu']}, tier {report.machine['tier']}{about}", fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _other(row: Row) -> str:
+    """What stands behind a colon is the choice made among others of the kind."""
+    return row.against.split(":")[0]
 
 
 def _line(row: Row) -> str:
     shape = "geometric mean" if row.shape is None else "x".join(map(str, row.shape))
     return f"{row.what.split(':')[0]}, {shape}"
+
+
+#: By the page that groups are on.
+DRAW = {"": bars, "training": training, "edge": edge}

@@ -180,13 +180,17 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def markdown(
-    report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None, *, training: bool = False
-) -> str:
+#: Title, option and target of make, by the page that groups are on.
+PAGES = {
+    "": ("Benchmarks", "", "bench"),
+    "training": ("Benchmarks of training", " --training", "bench-train"),
+    "edge": ("Benchmarks in ONNX Runtime", " --edge", "bench-edge"),
+}
+
+
+def markdown(report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None, page: str = "") -> str:
     """The same as a page, with a sentence about each group and notes, and a link to the plot where there is one."""
-    title, option, target = (
-        ("Benchmarks of training", " --training", "bench-train") if training else ("Benchmarks", "", "bench")
-    )
+    title, option, target = PAGES[page]
     lines = [f"# {title}", "", f"Written by `python -m benchmarks{option} --markdown FILE` (`make {target}`).", ""]
     lines += [METHOD, ""]
     lines += [f"- {line}" for line in report.head()]

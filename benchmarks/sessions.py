@@ -1,12 +1,14 @@
-"""One layer as a model of its own: with our operator, and in the ways that ONNX Runtime itself offers.
+"""Layers and networks as models: with our operator, and in the ways that ONNX Runtime itself offers.
 
-Models are made node by node, and each runs in a session of one thread with its input and output bound, so that what
-is compared is the operators. No bias; weights [N, K] are constants.
+Models are made node by node, and each runs in a session with its input and output bound, so that what is compared is
+the operators. No bias; weights [N, K] are constants.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,26 +19,60 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lumina_kernel
 import lumina_onnx
+from lumina_onnx.exporter import body
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
 
 Floats = NDArray[np.float32]
 Array = NDArray[np.generic]
 
-OPSET = 18
+OPSET = 20
 
 
-def model(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array], m: int, k: int, n: int) -> bytes:
-    """A model from X [m, k] to Y [m, n]."""
+@dataclass(frozen=True)
+class Layer:
+    """Nodes from X [m, K] to Y [m, N] and their constants."""
+
+    shape: tuple[int, int]
+    """N, K."""
+    nodes: Sequence[onnx.NodeProto]
+    constants: dict[str, Array]
+
+    def renamed(self, source: str, target: str) -> Layer:
+        """The same from `source` to `target`; all other names begin with `target`."""
+
+        def name(old: str) -> str:
+            return {"X": source, "Y": target}.get(old, f"{target}_{old}")
+
+        nodes = []
+        for node in self.nodes:
+            copy = onnx.NodeProto.FromString(node.SerializeToString())
+            copy.input[:], copy.output[:] = map(name, node.input), map(name, node.output)
+            nodes.append(copy)
+        return Layer(self.shape, nodes, {name(old): value for old, value in self.constants.items()})
+
+
+def model(layers: Sequence[Layer], m: int) -> bytes:
+    """A model of m rows through the layers, ReLU between them; our operator has its function body with it."""
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, Array] = {}
+    for index, layer in enumerate(layers):
+        source, last = f"a{index}" if index else "X", index == len(layers) - 1
+        layer = layer.renamed(source, "Y" if last else f"y{index}")
+        nodes += layer.nodes
+        constants |= layer.constants
+        if not last:
+            nodes.append(node("Relu", f"y{index}", f"a{index + 1}"))
     graph = helper.make_graph(
-        list(nodes),
-        "layer",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [m, k])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [m, n])],
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [m, layers[0].shape[1]])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [m, layers[-1].shape[0]])],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
     domains = [("", OPSET), ("com.microsoft", 1), (DOMAIN, VERSION)]
     imports = [helper.make_opsetid(domain, version) for domain, version in domains]
-    proto = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    functions = [body.function(OPSET)] if any(node.domain == DOMAIN for node in nodes) else []
+    proto = helper.make_model(graph, opset_imports=imports, ir_version=9, functions=functions)
     return bytes(proto.SerializeToString())
 
 
@@ -45,7 +81,7 @@ def node(operator: str, inputs: str, output: str, domain: str = "", **attributes
     return helper.make_node(operator, inputs.split(), [output], domain=domain, **attributes)
 
 
-def optical(weight: Floats, m: int, bits: int, *, noise_relative: float = 0.0) -> bytes:
+def optical(weight: Floats, bits: int, *, noise_relative: float = 0.0) -> Layer:
     """Our operator: 8-bit DAC and ADC, weights packed at `bits`."""
     n, k = weight.shape
     codes, scale = lumina_kernel.quantize_weight(weight, bits)
@@ -54,16 +90,16 @@ def optical(weight: Floats, m: int, bits: int, *, noise_relative: float = 0.0) -
     attributes = {"input_bits": 8, "weight_bits": bits, "output_bits": 8, "noise_relative": noise_relative, "seed": 1}
     if packed:
         attributes["in_features"] = k
-    return model([node(OPERATOR, "X W S", "Y", DOMAIN, **attributes)], {"W": stored, "S": scale}, m, k, n)
+    return Layer((n, k), [node(OPERATOR, "X W S", "Y", DOMAIN, **attributes)], {"W": stored, "S": scale})
 
 
-def mat_mul(weight: Floats, m: int) -> bytes:
+def mat_mul(weight: Floats) -> Layer:
     """MatMul in float32."""
     n, k = weight.shape
-    return model([node("MatMul", "X W", "Y")], {"W": weight.T}, m, k, n)
+    return Layer((n, k), [node("MatMul", "X W", "Y")], {"W": weight.T})
 
 
-def integer_chain(weight: Floats, m: int) -> bytes:
+def integer_chain(weight: Floats) -> Layer:
     """DynamicQuantizeLinear, MatMulInteger and the scaling, which ONNX Runtime fuses; one scale a channel."""
     n, k = weight.shape
     codes, scale = lumina_kernel.quantize_weight(weight, 8)
@@ -75,29 +111,29 @@ def integer_chain(weight: Floats, m: int) -> bytes:
         node("Mul", "s S", "scale"),
         node("Mul", "f scale", "Y"),
     ]
-    return model(nodes, {"W": codes.T, "W_zero": np.zeros(n, np.int8), "S": scale}, m, k, n)
+    return Layer((n, k), nodes, {"W": codes.T, "W_zero": np.zeros(n, np.int8), "S": scale})
 
 
-def n_bits(weight: Floats, m: int, bits: int, block: int) -> bytes:
-    """MatMulNBits on 8-bit integers (accuracy level 4): one scale for each `block` weights of a row."""
+def n_bits(weight: Floats, bits: int, block: int) -> Layer:
+    """MatMulNBits on 8-bit integers (accuracy level 4): one scale for each `block` weights of a row, the last block
+    filled up with zeros."""
     n, k = weight.shape
-    if k % block:
-        raise ValueError(f"block = {block}: allowed is a divisor of K = {k}")
-    blocks = weight.reshape(n, k // block, block)
+    count = -(-k // block)
+    blocks = np.pad(weight, ((0, 0), (0, count * block - k))).reshape(n, count, block)
     top = 2 ** (bits - 1)
-    scale = np.abs(blocks).max(-1, keepdims=True) / max(top - 1, 1)
+    scale = np.maximum(np.abs(blocks).max(-1, keepdims=True) / max(top - 1, 1), np.finfo(np.float32).tiny)
     codes = np.clip(np.rint(blocks / scale) + top, 0, 2 * top - 1).astype(np.uint8)
     per_byte = 8 // bits
-    parts = codes.reshape(n, k // block, block // per_byte, per_byte)
+    parts = codes.reshape(n, count, block // per_byte, per_byte)
     packed = np.zeros(parts.shape[:-1], np.uint8)
     for index in range(per_byte):
         packed |= parts[..., index] << (bits * index)
     attributes = {"K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": 4}
     constants: dict[str, Array] = {"W": packed, "S": scale.astype(np.float32).reshape(-1)}
-    return model([node("MatMulNBits", "X W S", "Y", "com.microsoft", **attributes)], constants, m, k, n)
+    return Layer((n, k), [node("MatMulNBits", "X W S", "Y", "com.microsoft", **attributes)], constants)
 
 
-def standard_operators(weight: Floats, m: int, noise_relative: float, *, integer: bool) -> bytes:
+def standard_operators(weight: Floats, noise_relative: float, *, integer: bool) -> Layer:
     """The semantics of our operator at 8/8/8 bits in standard operators, the weights quantised beforehand.
 
     The product is one of floats, or with `integer` MatMulInteger's, of the codes.
@@ -136,28 +172,42 @@ def standard_operators(weight: Floats, m: int, noise_relative: float, *, integer
             node("Add", "z noise", "v"),
         ]
     nodes += [*quantizer("v" if noise_relative else "z", "y"), node("Mul", "y_code y_step", "Y")]
-    return model(nodes, constants, m, k, n)
+    return Layer((n, k), nodes, constants)
 
 
 def nothing() -> bytes:
     """A model of one number: what running a session costs by itself."""
-    return model([node("Neg", "X", "Y")], {}, 1, 1, 1)
+    return model([Layer((1, 1), [node("Neg", "X", "Y")], {})], 1)
+
+
+def session(
+    source: bytes | str | os.PathLike[str], threads: int = 1, *, library: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session, the same for all sides but for `library`: whether it knows our operator."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    if library:
+        options.register_custom_ops_library(lumina_onnx.library_path())
+    source = source if isinstance(source, bytes) else os.fspath(source)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 class Bound:
-    """A session of one thread with its input and output bound; calling it runs it."""
+    """A session with its input and output bound; calling it runs it."""
 
-    def __init__(self, source: bytes, x: Floats) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = lumina_onnx.load(source, sess_options=options, providers=["CPUExecutionProvider"])
-        (y,) = self.session.get_outputs()
+    def __init__(
+        self, source: bytes | str | os.PathLike[str], x: Floats, threads: int = 1, *, library: bool = True
+    ) -> None:
+        self.session = session(source, threads, library=library)
+        (source_info,), (target,) = self.session.get_inputs(), self.session.get_outputs()
+        # The batch may have a name in place of a number.
+        shape = [size if isinstance(size, int) else len(x) for size in target.shape]
         self._x = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-        self._y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(y.shape, np.float32)
+        self._y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
         binding = self.session.io_binding()
-        binding.bind_ortvalue_input("X", self._x)
-        binding.bind_ortvalue_output("Y", self._y)
+        binding.bind_ortvalue_input(source_info.name, self._x)
+        binding.bind_ortvalue_output(target.name, self._y)
         self._run: Callable[[], None] = lambda: self.session.run_with_iobinding(binding)
 
     def __call__(self) -> None:

@@ -22,8 +22,9 @@ class Effort:
     Attributes:
         rounds: Bursts of each side.
         burst: Seconds of one burst, about; a burst has at least one sample.
-        settle: Seconds of rest before a burst where the sides have threads of their own. Idle threads of a pool (of
-            OpenMP's, say, after a call of PyTorch) spin for some 10 ms, and would take a core from the other side.
+        settle: Seconds for which all threads have rested before a burst, where the sides have threads of their own.
+            Idle threads of a pool spin, for some 10 ms after a call of PyTorch (OpenMP's) and some 40 after one of ONNX
+            Runtime, and would take a core from the other side.
     """
 
     rounds: int = 15
@@ -76,6 +77,16 @@ def _time(call: Call, calls: int) -> float:
     return (time.perf_counter_ns() - start) * 1e-9 / calls
 
 
+def rest(settle: float) -> None:
+    """Sleeps until this process has not run for `settle` seconds, or a second has passed."""
+    for _ in range(max(1, round(1 / settle))):
+        before = time.process_time()
+        time.sleep(settle)
+        # What a sleeping process still does takes less.
+        if time.process_time() - before < 0.25 * settle:
+            return
+
+
 def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, own_threads: bool = False) -> dict[str, Samples]:
     """Measures the sides in turn, `effort.rounds` times, each round in the reverse order of the one before.
 
@@ -106,7 +117,7 @@ def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, own_threads:
                 if side.before:
                     side.before()
                 if own_threads and effort.settle:
-                    time.sleep(effort.settle)
+                    rest(effort.settle)
                 side.call()
                 rounds[name].append(tuple(_time(side.call, calls) for _ in range(samples)))
     finally:

@@ -19,7 +19,8 @@ class Group:
         run: Measures it, row by row.
         alone: It needs a process in which PyTorch has not run.
         every_tier: It is worth a look on each instruction-set tier of the processor, not on the fastest alone.
-        of_training: It takes minutes and has a page of its own: measured with ``--training``, or by its name.
+        page: "training" or "edge": it takes minutes and is on a page of its own, measured with the option of that name,
+            or by the group's.
         notes: What a reader of its figures should know.
     """
 
@@ -27,7 +28,7 @@ class Group:
     run: Callable[[Context], Iterator[Row]]
     alone: bool = False
     every_tier: bool = False
-    of_training: bool = False
+    page: str = ""
     notes: str = ""
 
 
@@ -38,27 +39,29 @@ GROUPS: dict[str, Group] = {
     "seed": Group("analog inputs and weights, noise, ADC, against three lines of PyTorch", forward.seed),
     "noise": Group("Gaussian noise, against torch.randn", noise.run, every_tier=True),
     "gemm": Group("products alone, against the processor's peak and PyTorch", gemm.run, every_tier=True),
-    "session": Group("one layer in ONNX Runtime, against its own operators", session.run),
-    "stream": Group("4-bit weights from memory, against read bandwidth", stream.run),
     "scaling": Group("two threads against one", scaling.run, alone=True),
     "training": Group(
-        "a training step of one layer through autograd", training.steps, of_training=True, notes=training.STEPS
+        "a training step of one layer through autograd", training.steps, page="training", notes=training.STEPS
     ),
-    "networks": Group(
-        "a training step of whole networks", training.networks, of_training=True, notes=training.NETWORKS
-    ),
+    "networks": Group("a training step of whole networks", training.networks, page="training", notes=training.NETWORKS),
     "aihwkit": Group(
         "the same against aihwkit's analog tile in C++",
         training.analog,
         alone=True,
-        of_training=True,
+        page="training",
         notes=training.ANALOG,
     ),
-    "memory": Group("memory of a training step", training.kept, of_training=True, notes=training.MEMORY),
+    "memory": Group("memory of a training step", training.kept, page="training", notes=training.MEMORY),
     "epoch": Group(
         "an epoch of the recipes in export/mnist5k.py, one thread",
         training.epoch,
-        of_training=True,
+        page="training",
         notes=training.EPOCH,
     ),
+    "session": Group(
+        "one layer in ONNX Runtime, against its own operators", session.layers, page="edge", notes=session.LAYERS
+    ),
+    "models": Group("whole networks in ONNX Runtime", session.networks, page="edge", notes=session.NETWORKS),
+    "creation": Group("making a session", session.creation, page="edge", notes=session.CREATION),
+    "stream": Group("4-bit weights from memory, against read bandwidth", stream.run, page="edge"),
 }

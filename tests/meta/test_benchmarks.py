@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lumina_kernel
-from benchmarks import eager, memory, peaks, plots, report, rivals, sessions
+from benchmarks import eager, memory, peaks, plots, report, rivals, sessions, timing
 from benchmarks.context import Context
 from benchmarks.groups import GROUPS
 from benchmarks.machine import Machine
@@ -105,10 +106,14 @@ def test_the_table_the_page_and_the_plot_show_every_row(outputs: Path, measured:
     assert (outputs / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_picture_of_training_shows_its_groups(outputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["training", "edge"])
+def test_the_picture_of_a_page_shows_its_groups(outputs: Path, tmp_path: Path, page: str) -> None:
     everything = report.Report.of_files([outputs / "b.json"])
-    everything.rows = [row for row in everything.rows if GROUPS[row.group].of_training]
-    plots.dots(everything, tmp_path / "b.png")
+    everything.rows = [row for row in everything.rows if GROUPS[row.group].page == page]
+    plots.DRAW[page](everything, tmp_path / "b.png")
+    assert report.markdown(everything, dict.fromkeys(GROUPS, ("about", "")), page=page).startswith(
+        f"# {report.PAGES[page][0]}\n"
+    )
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -383,21 +388,37 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
+def output(layer: sessions.Layer, x: np.ndarray, **options: bool) -> np.ndarray:
+    return sessions.Bound(sessions.model([layer], len(x)), x, **options).output()
+
+
 @pytest.mark.parametrize("m", [1, 5])
 def test_sessions_compute_the_layer(m: int) -> None:
     generator = np.random.default_rng(0)
-    x, weight = generator.standard_normal((m, 256), np.float32), generator.standard_normal((96, 256), np.float32)
+    x, weight = generator.standard_normal((m, 200), np.float32), generator.standard_normal((96, 200), np.float32)
     exact = x @ weight.T
     # What is left of the signal at so many bits: at 8 nearly all, at 4 most, then little.
     least = {8: 0.999, 4: 0.98, 2: 0.5, 1: 0.7}
     for bits, bound in least.items():
-        assert cosine(sessions.Bound(sessions.optical(weight, m, bits), x).output(), exact) > bound
+        for library in (True, False):
+            assert cosine(output(sessions.optical(weight, bits), x, library=library), exact) > bound
     for bits in (8, 4, 2):
         for block in (32, 128):
-            found = sessions.Bound(sessions.n_bits(weight, m, bits, block), x).output()
-            assert cosine(found, exact) > least[bits]
-    assert cosine(sessions.Bound(sessions.mat_mul(weight, m), x).output(), exact) > 0.999999
-    assert cosine(sessions.Bound(sessions.integer_chain(weight, m), x).output(), exact) > 0.999
+            assert cosine(output(sessions.n_bits(weight, bits, block), x), exact) > least[bits]
+    assert cosine(output(sessions.mat_mul(weight), x), exact) > 0.999999
+    assert cosine(output(sessions.integer_chain(weight), x), exact) > 0.999
+
+
+def test_networks_have_relu_between_their_layers() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((3, 40), np.float32)
+    weights = [generator.standard_normal(size, np.float32) for size in ((50, 40), (30, 50), (20, 30))]
+    exact = x
+    for index, weight in enumerate(weights):
+        exact = (np.maximum(exact, 0) if index else exact) @ weight.T
+    for build in (sessions.mat_mul, sessions.integer_chain, lambda weight: sessions.optical(weight, 8)):
+        network = sessions.model([build(weight) for weight in weights], len(x))
+        assert cosine(sessions.Bound(network, x, threads=2).output(), exact) > 0.999
 
 
 @settings(max_examples=10)
@@ -405,8 +426,8 @@ def test_sessions_compute_the_layer(m: int) -> None:
 def test_standard_operators_are_the_operator_without_noise(m: int, k: int, n: int, integer: bool) -> None:
     generator = np.random.default_rng(k)
     x, weight = generator.standard_normal((m, k), np.float32), generator.standard_normal((n, k), np.float32)
-    expected = sessions.Bound(sessions.optical(weight, m, 8), x).output()
-    found = sessions.Bound(sessions.standard_operators(weight, m, 0.0, integer=integer), x).output()
+    expected = output(sessions.optical(weight, 8), x)
+    found = output(sessions.standard_operators(weight, 0.0, integer=integer), x)
     step = np.abs(expected).max(-1, keepdims=True) / 127
     assert (np.abs(found - expected) <= 1.001 * step).all()
 
@@ -414,11 +435,23 @@ def test_standard_operators_are_the_operator_without_noise(m: int, k: int, n: in
 def test_standard_operators_have_the_noise() -> None:
     x, weight = np.ones((1, 8), np.float32), np.ones((400, 8), np.float32)
     for integer in (False, True):
-        session = sessions.Bound(sessions.standard_operators(weight, 1, 0.05, integer=integer), x)
+        layer = sessions.standard_operators(weight, 0.05, integer=integer)
+        session = sessions.Bound(sessions.model([layer], 1), x)
         eps = (np.concatenate([session.output() for _ in range(20)]) - 8) / (8 * 0.05)
         assert 0.9 < eps.std() < 1.1
 
 
-def test_a_block_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="block = 32: allowed is a divisor of K = 40"):
-        sessions.n_bits(np.ones((4, 40), np.float32), 1, 4, 32)
+def test_a_burst_waits_until_the_threads_of_the_last_one_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose other threads spin for 0.07 s more, then one whose threads never rest."""
+    for spins, sleeps in ((0.07, 5), (math.inf, 50)):
+        clock = [0.0]
+        slept: list[float] = []
+
+        def sleep(seconds: float, clock: list[float] = clock, slept: list[float] = slept) -> None:
+            clock[0] += seconds
+            slept.append(seconds)
+
+        monkeypatch.setattr(timing.time, "sleep", sleep)
+        monkeypatch.setattr(timing.time, "process_time", lambda clock=clock, spins=spins: min(clock[0], spins))
+        timing.rest(0.02)
+        assert slept == [0.02] * sleeps

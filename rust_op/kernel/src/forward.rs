@@ -129,7 +129,8 @@ impl Layer {
         if let Some(saved) = &saved {
             self.check_saved(saved, m)?;
         }
-        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(tier, m) };
+        let backwards = m == 1 && key.stream % 2 == 1;
+        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(tier, m), backwards };
         if m <= COLUMN_CUT_ROWS && m * n * k >= COLUMN_CUT_WORK {
             call.by_columns(tier, executor, x, y, saved);
         } else {
@@ -179,6 +180,8 @@ struct Call<'a> {
     layer: &'a Layer,
     call_key: u64,
     work_ns: u64,
+    /// Every other call with a single row, which waits for the weights.
+    backwards: bool,
 }
 
 /// Consecutive rows of a call.
@@ -246,7 +249,7 @@ impl Call<'_> {
     fn product<'a>(&'a self, staging: &'a Staging, x_step: &'a [f32]) -> Product<'a> {
         let layer = self.layer;
         let rows = staging.rows(x_step.len());
-        Product { weights: &layer.weights, bias: &layer.product_bias, rows, x_step }
+        Product { weights: &layer.weights, bias: &layer.product_bias, rows, x_step, backwards: self.backwards }
     }
 
     fn by_columns(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {

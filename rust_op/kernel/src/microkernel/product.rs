@@ -1,5 +1,7 @@
 //! Rows times panels: which tile runs on what, and where its results go.
 
+use std::ops::Range;
+
 use super::Tier;
 use super::buffer::Buffer;
 use super::isa::{Isa, Vectorized};
@@ -32,6 +34,9 @@ pub(crate) struct Product<'a> {
     pub(crate) rows: Staged<'a>,
     /// s_x of each row.
     pub(crate) x_step: &'a [f32],
+    /// Whether the panels are taken from the last to the first. Calls that take turns at it find in the cache what the
+    /// one before has read last; in one order each would find the beginning gone.
+    pub(crate) backwards: bool,
 }
 
 impl Product<'_> {
@@ -93,9 +98,11 @@ impl Product<'_> {
         assert_eq!(z.len(), self.x_step.len() * n);
         let panels = n.div_ceil(PANEL);
         let shared = SharedRows::new(z, n);
-        let panels_of = |first: usize| first..panels.min(first + together);
-        let tasks =
-            (0..panels).step_by(together).map(|first| Columns { product: self, z: &shared, panels: panels_of(first) });
+        let count = panels.div_ceil(together);
+        let tasks = (0..count).map(|index| {
+            let first = together * if self.backwards { count - 1 - index } else { index };
+            Columns { product: self, z: &shared, panels: first..panels.min(first + together) }
+        });
         // Each task runs once, whatever the executor does: two at the same columns would race.
         run_each(executor, work_ns, tasks, |task| tier.vectorize(task));
     }
@@ -105,7 +112,7 @@ impl Product<'_> {
 struct Columns<'a> {
     product: &'a Product<'a>,
     z: &'a SharedRows<'a>,
-    panels: std::ops::Range<usize>,
+    panels: Range<usize>,
 }
 
 impl Vectorized for Columns<'_> {
@@ -115,7 +122,9 @@ impl Vectorized for Columns<'_> {
     fn run<S: Isa>(self, isa: S) {
         let n = self.product.weights.n();
         let mut unpacked = None;
-        for panel in self.panels {
+        let Range { start, end } = self.panels;
+        for step in 0..end - start {
+            let panel = if self.product.backwards { end - 1 - step } else { start + step };
             // SAFETY: `z` holds rows of n for every row of the product, and no other task has these columns.
             unsafe {
                 let target = Target::new(self.z.at(0, panel * PANEL), n, n - panel * PANEL);
