@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from lumina_onnx import OpticalProfile
+from lumina_onnx import OpticalProfile, library_path
 from lumina_onnx.schema import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +60,9 @@ def named(pages: list[Path]) -> list[Any]:
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks of a page run one after another; a text block right after one is what it prints."""
     monkeypatch.chdir(tmp_path)
+    # What a reader has copied to a board.
+    Path("liblumina_ort.so").symlink_to(library_path())
+    Path("digits-4bit.onnx").symlink_to(ROOT / "models" / "digits-4bit.onnx")
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for block in blocks(page.read_text(encoding="utf-8")):
