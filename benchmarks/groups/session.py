@@ -305,7 +305,7 @@ def creation(context: Context) -> Iterator[Row]:
                 times,
                 f"{OURS} {bits}",
                 other,
-                against=other,
+                against=other if other == FLOAT else f"integer operators: {other}",
                 group="creation",
                 what=f"a session of a layer with {bits}-bit weights",
                 shape=shape,
