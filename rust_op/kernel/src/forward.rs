@@ -6,13 +6,13 @@
 
 use crate::error::Error;
 use crate::executor::{Executor, run_each, threads_for};
-use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::dac;
 use crate::microkernel::epilogue::{Epilogue, padded};
 use crate::microkernel::float_env::FloatEnv;
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::product::{Product, Staged};
+use crate::microkernel::rows;
 use crate::microkernel::tile::PANEL;
 use crate::microkernel::tile::float::FloatRows;
 use crate::microkernel::tile::int::IntRows;
@@ -21,10 +21,10 @@ use crate::quantize;
 use crate::rng::{self, NoiseKey};
 use crate::weights::{CodesMut, Weights, code_stride, take_first};
 
-/// Rows of a task at most: whole tiles of 12, 12 and 8.
-const TASK_ROWS: usize = 32;
+/// Rows of a task at most.
+const TASK_ROWS: usize = 96;
 /// Batches up to this many rows are cut by columns.
-const COLUMN_CUT_ROWS: usize = 2 * TASK_ROWS;
+const COLUMN_CUT_ROWS: usize = 64;
 /// Multiply-adds from which on that is worth its steps.
 const COLUMN_CUT_WORK: usize = 1 << 19;
 /// Tasks that columns are cut into, at most.
@@ -64,12 +64,17 @@ pub const fn mask_stride(columns: usize) -> usize {
     columns.div_ceil(16) * 2
 }
 
+/// Rows that a task may have, and what a row takes in tasks of so many, about: the weights are read anew for each.
+type RowCosts = [(usize, usize); 5];
+/// Tiles of 12 rows are the fastest.
+const ROW_COSTS: RowCosts = [(32, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
+/// Products of floats in tiles one vector wide, which read twice as much of the weights for each operation.
+const ROW_COSTS_OF_NARROW_FLOATS: RowCosts = [(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
+
 /// Rows of a task of a call of `m` rows: those with which the thread that has most to do is through soonest.
-fn task_rows(m: usize, threads: usize) -> usize {
-    // What a row takes in tasks of so many, about: the weights are read anew for each, and tiles of 12 rows are the fastest.
-    const COSTS: [(usize, usize); 5] = [(TASK_ROWS, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
+fn task_rows(m: usize, threads: usize, costs: &RowCosts) -> usize {
     let slowest = |(rows, cost): &(usize, usize)| m.div_ceil(*rows).div_ceil(threads) * rows * cost;
-    COSTS.iter().min_by_key(|choice| slowest(choice)).map_or(TASK_ROWS, |(rows, _)| *rows)
+    costs.iter().min_by_key(|choice| slowest(choice)).map_or(costs[0].0, |(rows, _)| *rows)
 }
 
 impl Layer {
@@ -111,7 +116,6 @@ impl Layer {
     /// An `x` that is no whole number of rows, a `y` or memory in `saved` of another size.
     pub fn forward(
         &self,
-        tier: Tier,
         executor: &dyn Executor,
         x: &[f32],
         key: NoiseKey,
@@ -130,11 +134,11 @@ impl Layer {
             self.check_saved(saved, m)?;
         }
         let backwards = m == 1 && key.stream % 2 == 1;
-        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(tier, m), backwards };
+        let call = Call { layer: self, call_key: rng::call_key(key), work_ns: self.work_ns(m), backwards };
         if m <= COLUMN_CUT_ROWS && m * n * k >= COLUMN_CUT_WORK {
-            call.by_columns(tier, executor, x, y, saved);
+            call.by_columns(executor, x, y, saved);
         } else {
-            call.by_rows(tier, executor, x, y, saved);
+            call.by_rows(executor, x, y, saved);
         }
         Ok(())
     }
@@ -165,9 +169,9 @@ impl Layer {
     }
 
     /// A rough estimate of one thread's time for `m` rows: a few rows wait for the weights to come from the caches.
-    fn work_ns(&self, tier: Tier, m: usize) -> u64 {
+    fn work_ns(&self, m: usize) -> u64 {
         let (n, k) = (self.weights.n(), self.weights.k());
-        let (of_codes, of_floats) = tier.products_per_ns();
+        let (of_codes, of_floats) = self.weights.tier().products_per_ns();
         let products = (m * n * k) as u64 / if self.params.is_integer() { of_codes } else { of_floats };
         let reading = self.weights.bytes() as u64 / BYTES_PER_NS;
         let noise = if self.params.noise.any() { (m * n) as u64 / 2 } else { 0 };
@@ -223,15 +227,24 @@ struct Staging {
 }
 
 enum StagedValues {
-    Int(Buffer<i8>),
-    Float { values: Buffer<f32>, stride: usize },
+    /// Codes, and behind all of them their magnitudes where the product needs them.
+    Int {
+        codes: Buffer<i8>,
+        magnitudes: bool,
+    },
+    Float {
+        values: Buffer<f32>,
+        stride: usize,
+    },
 }
 
 impl Call<'_> {
-    fn by_rows(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
-        let (n, k) = (self.layer.weights.n(), self.layer.weights.k());
+    fn by_rows(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
+        let (tier, n, k) = (self.layer.weights.tier(), self.layer.weights.n(), self.layer.weights.k());
         let mut rest = Rows::all(x, saved);
-        let together = task_rows(x.len() / k, threads_for(executor, self.work_ns));
+        let narrow_floats = !self.layer.params.is_integer() && tier.float_tile().1 == 1;
+        let costs = if narrow_floats { &ROW_COSTS_OF_NARROW_FLOATS } else { &ROW_COSTS };
+        let together = task_rows(x.len() / k, threads_for(executor, self.work_ns), costs);
         let cut = y.chunks_mut(together * n).enumerate().map(|(index, y)| (index, rest.take_rows(together, n, k), y));
         run_each(executor, self.work_ns, cut, |(index, mut rows, y)| {
             let count = rows.x.len() / k;
@@ -241,7 +254,7 @@ impl Call<'_> {
             let staged = staging.all();
             let mask = rows.adc_mask.take();
             tier.vectorize(ConvertTask { call: self, rows, staged, steps: &mut *steps });
-            self.product(&staging, steps).into_rows(tier, y);
+            self.product(&staging, steps).into_rows(y);
             tier.vectorize(FinishTask { call: self, first: index * together, y, steps, mask });
         });
     }
@@ -252,9 +265,9 @@ impl Call<'_> {
         Product { weights: &layer.weights, bias: &layer.product_bias, rows, x_step, backwards: self.backwards }
     }
 
-    fn by_columns(&self, tier: Tier, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
+    fn by_columns(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Option<Saved<'_>>) {
         let layer = self.layer;
-        let (n, k) = (layer.weights.n(), layer.weights.k());
+        let (tier, n, k) = (layer.weights.tier(), layer.weights.n(), layer.weights.k());
         let m = x.len() / k;
         let mut staging = self.staging(m);
         let mut steps = [0.0; COLUMN_CUT_ROWS];
@@ -273,7 +286,7 @@ impl Call<'_> {
 
         let product = self.product(&staging, steps);
         let panels = layer.product_bias.len() / PANEL;
-        product.into_columns(tier, executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
+        product.into_columns(executor, self.work_ns, panels.div_ceil(COLUMN_TASKS), y);
 
         let finished = y.chunks_mut(STEP_ROWS * n).zip(steps.chunks(STEP_ROWS)).enumerate();
         let finished = finished.map(|(index, (y, steps))| {
@@ -286,7 +299,8 @@ impl Call<'_> {
     fn staging(&self, rows: usize) -> Staging {
         let k = self.layer.weights.k();
         let values = if self.layer.params.is_integer() {
-            StagedValues::Int(Buffer::new(rows * code_stride(k)))
+            let magnitudes = self.layer.weights.needs_magnitudes();
+            StagedValues::Int { codes: Buffer::new(rows * code_stride(k) << usize::from(magnitudes)), magnitudes }
         } else {
             let stride = float_stride(k);
             StagedValues::Float { values: Buffer::new(rows * stride), stride }
@@ -304,10 +318,13 @@ impl Call<'_> {
                 &mut mask[row * stride..(row + 1) * stride]
             });
             match staged {
-                StagedMut::Int { codes, sums } => {
+                StagedMut::Int { codes, magnitudes, sums } => {
                     let stride = code_stride(k);
                     let codes = &mut codes[row * stride..(row + 1) * stride];
                     steps[row] = dac::row(isa, params, x, dac::Target::Int(codes, &mut sums[row]), mask);
+                    if let Some(magnitudes) = magnitudes {
+                        rows::magnitudes(codes, &mut magnitudes[row * stride..(row + 1) * stride]);
+                    }
                     if let Some(CodesMut::I8(saved)) = &mut rows.x_codes {
                         saved[row * stride..(row + 1) * stride].copy_from_slice(codes);
                     }
@@ -346,7 +363,7 @@ const fn float_stride(k: usize) -> usize {
 }
 
 enum StagedMut<'a> {
-    Int { codes: &'a mut [i8], sums: &'a mut [i32] },
+    Int { codes: &'a mut [i8], magnitudes: Option<&'a mut [i8]>, sums: &'a mut [i32] },
     Float { values: &'a mut [f32], stride: usize },
 }
 
@@ -354,9 +371,11 @@ impl StagedMut<'_> {
     /// Takes the first `count` rows off, or all where there are fewer.
     fn take_rows(&mut self, count: usize, k: usize) -> Self {
         match self {
-            StagedMut::Int { codes, sums } => {
-                StagedMut::Int { codes: take_first(codes, count * code_stride(k)), sums: take_first(sums, count) }
-            }
+            StagedMut::Int { codes, magnitudes, sums } => StagedMut::Int {
+                codes: take_first(codes, count * code_stride(k)),
+                magnitudes: magnitudes.as_mut().map(|magnitudes| take_first(magnitudes, count * code_stride(k))),
+                sums: take_first(sums, count),
+            },
             StagedMut::Float { values, stride } => {
                 StagedMut::Float { values: take_first(values, count * *stride), stride: *stride }
             }
@@ -367,7 +386,11 @@ impl StagedMut<'_> {
 impl Staging {
     fn all(&mut self) -> StagedMut<'_> {
         match &mut self.values {
-            StagedValues::Int(codes) => StagedMut::Int { codes: codes.as_mut_slice(), sums: &mut self.sums },
+            StagedValues::Int { codes, magnitudes } => {
+                let codes = codes.as_mut_slice();
+                let (codes, behind) = codes.split_at_mut(codes.len() >> usize::from(*magnitudes));
+                StagedMut::Int { codes, magnitudes: magnitudes.then_some(behind), sums: &mut self.sums }
+            }
             StagedValues::Float { values, stride } => {
                 StagedMut::Float { values: values.as_mut_slice(), stride: *stride }
             }
@@ -376,9 +399,10 @@ impl Staging {
 
     fn rows(&self, rows: usize) -> Staged<'_> {
         match &self.values {
-            StagedValues::Int(codes) => {
+            StagedValues::Int { codes, magnitudes } => {
                 let (codes, sums) = (codes.as_slice(), &self.sums[..rows]);
-                Staged::Int(IntRows { codes, stride: codes.len() / rows, sums, zero: 0, fetch: false })
+                let (codes, magnitudes) = codes.split_at(codes.len() >> usize::from(*magnitudes));
+                Staged::Int(IntRows { codes, magnitudes, stride: codes.len() / rows, sums })
             }
             StagedValues::Float { values, stride } => {
                 Staged::Float(FloatRows { values: values.as_slice(), stride: *stride })

@@ -120,17 +120,30 @@ impl Tier {
         }
     }
 
-    /// Rows of a float tile.
-    pub(crate) fn float_tile_rows(self) -> usize {
-        struct Rows;
-        impl Vectorized for Rows {
-            type Output = usize;
+    /// Whether panels of 8 bits hold signed codes, whose products need the magnitudes of X's codes.
+    pub(crate) fn signed_codes(self) -> bool {
+        struct Signed;
+        impl Vectorized for Signed {
+            type Output = bool;
             #[inline(always)]
-            fn run<S: Isa>(self, _isa: S) -> usize {
-                S::FLOAT_TILE.0
+            fn run<S: Isa>(self, _isa: S) -> bool {
+                S::SIGNED_CODES
             }
         }
-        self.vectorize(Rows)
+        self.vectorize(Signed)
+    }
+
+    /// Rows of a float tile, and how many vectors wide it is.
+    pub(crate) fn float_tile(self) -> (usize, usize) {
+        struct Tile;
+        impl Vectorized for Tile {
+            type Output = (usize, usize);
+            #[inline(always)]
+            fn run<S: Isa>(self, _isa: S) -> (usize, usize) {
+                S::FLOAT_TILE
+            }
+        }
+        self.vectorize(Tile)
     }
 }
 

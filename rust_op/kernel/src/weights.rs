@@ -98,6 +98,8 @@ pub(crate) enum Panels {
 /// The weights of a layer.
 #[derive(Clone, Debug)]
 pub struct Weights {
+    /// What they are laid out for.
+    tier: Tier,
     n: usize,
     k: usize,
     /// `[N]`, filled up with zeros to whole panels.
@@ -132,7 +134,7 @@ impl Weights {
         let panels = n.div_ceil(PANEL);
         let mut scales = vec![0.0; panels * PANEL];
         let mut laid_out = if params.is_integer() {
-            let storage = Storage::of(params.weight_bits);
+            let storage = Storage::of(params.weight_bits, tier.signed_codes());
             Panels::Int { storage, bytes: Buffer::new(panels * storage.panel_bytes(k)) }
         } else {
             Panels::Float(Buffer::new(panels * PANEL * k))
@@ -174,8 +176,13 @@ impl Weights {
         });
         match failure.into_inner().expect("no task panics with the lock") {
             Some((_, error)) => Err(error),
-            None => Ok(Weights { n, k, scale: scales, panels: laid_out }),
+            None => Ok(Weights { tier, n, k, scale: scales, panels: laid_out }),
         }
+    }
+
+    /// The tier that they are laid out for, and that multiplies with them.
+    pub fn tier(&self) -> Tier {
+        self.tier
     }
 
     /// Outputs.
@@ -191,6 +198,11 @@ impl Weights {
     /// `[N]`: the step of one code; 1 where W is analog.
     pub fn scale(&self) -> &[f32] {
         &self.scale[..self.n]
+    }
+
+    /// Whether their products need the magnitudes of X's codes.
+    pub(crate) fn needs_magnitudes(&self) -> bool {
+        matches!(self.panels, Panels::Int { storage: Storage { zero: 0, .. }, .. })
     }
 
     /// Bytes of the panels, which a product reads.

@@ -209,7 +209,7 @@ fn layers_and_calls() {
     refused(with_bias(vec![0.0, f32::INFINITY]), "bias[1] = inf: allowed is a finite number");
 
     let layer = layer(&spec());
-    let call = |x: &[f32], y: &mut [f32]| layer.forward(tier(), &Serial, x, NoiseKey::default(), y, None);
+    let call = |x: &[f32], y: &mut [f32]| layer.forward(&Serial, x, NoiseKey::default(), y, None);
     refused(call(&[0.0; 4], &mut [0.0; 2]), "input has 4 elements: allowed is a multiple of K = 3");
     refused(call(&[0.0; 6], &mut [0.0; 3]), "out has 3 elements: allowed is M * N = 2 * 2");
 }
@@ -225,7 +225,7 @@ fn what_is_saved() {
             adc_mask: adc.as_deref_mut(),
             dac_mask: dac.as_deref_mut(),
         };
-        layer(spec).forward(tier(), &Serial, &[0.0; 3], NoiseKey::default(), &mut [0.0; 2], Some(saved))
+        layer(spec).forward(&Serial, &[0.0; 3], NoiseKey::default(), &mut [0.0; 2], Some(saved))
     };
     let kinds = "int8 for codes of 1..8 bits, int16 for 9..16, none where analog";
     let (mut narrow, mut wide) = (vec![0i8; code_stride(3)], vec![0i16; code_stride(3)]);
@@ -331,5 +331,5 @@ fn columns_are_computed_once() {
     let params = Params::new(&spec()).expect("valid");
     let weights = Weights::new(tier(), &Serial, &params, (n, k), WeightSource::F32(&vec![0.5; n * k]), None, None);
     let layer = Layer::new(params, weights.expect("valid"), None).expect("valid");
-    let _ = layer.forward(tier(), &Twice, &vec![1.0; k], NoiseKey::default(), &mut vec![0.0; n], None);
+    let _ = layer.forward(&Twice, &vec![1.0; k], NoiseKey::default(), &mut vec![0.0; n], None);
 }

@@ -98,9 +98,9 @@ impl Case {
         Layer::new(self.params.clone(), weights, self.bias.clone()).expect("a layer")
     }
 
-    fn run(&self, tier: Tier, layer: &Layer) -> Vec<f32> {
+    fn run(&self, layer: &Layer) -> Vec<f32> {
         let mut y = vec![7.0; self.m() * self.n];
-        layer.forward(tier, &Serial, &self.x, self.key, &mut y, None).expect("a forward pass");
+        layer.forward(&Serial, &self.x, self.key, &mut y, None).expect("a forward pass");
         y
     }
 }
@@ -162,7 +162,7 @@ fn forward() {
         for tier in Tier::available() {
             let name = |storage| format!("{}, {storage}, {}", case.name, tier.name());
             let layer = case.layer(tier, WeightSource::F32(&case.weight), case.scale.as_deref());
-            assert_same_bits(&name("f32"), &case.run(tier, &layer), &expected);
+            assert_same_bits(&name("f32"), &case.run(&layer), &expected);
             if bits == 0 {
                 continue;
             }
@@ -171,12 +171,12 @@ fn forward() {
             if bits <= 8 {
                 let codes: Vec<i8> = decimals(text(value, "codes"));
                 let layer = case.layer(tier, WeightSource::Codes(&codes), Some(&scale));
-                assert_same_bits(&name("codes"), &case.run(tier, &layer), &expected);
+                assert_same_bits(&name("codes"), &case.run(&layer), &expected);
             }
             if pack::PACKED_BITS.contains(&bits) {
                 let packed: Vec<u8> = decimals(text(value, "packed"));
                 let layer = case.layer(tier, WeightSource::Packed(&packed), Some(&scale));
-                assert_same_bits(&name("packed"), &case.run(tier, &layer), &expected);
+                assert_same_bits(&name("packed"), &case.run(&layer), &expected);
             }
         }
     }
@@ -256,7 +256,7 @@ fn gradient() {
                 adc_mask: adc_mask.as_deref_mut(),
                 dac_mask: dac_mask.as_deref_mut(),
             };
-            layer.forward(tier, &Serial, &case.x, case.key, &mut y, Some(to_save)).expect("a forward pass");
+            layer.forward(&Serial, &case.x, case.key, &mut y, Some(to_save)).expect("a forward pass");
             assert_same_bits(&name("y"), &y, &saved.y);
             assert_same_bits(&name("s_x"), &x_step, &saved.x_step);
 

@@ -36,7 +36,6 @@ pub(crate) struct OpticalLinear {
     /// What its messages begin with: operator and node.
     node: String,
     layer: Layer,
-    tier: Tier,
     seed: u64,
     invocations: AtomicU64,
 }
@@ -87,7 +86,7 @@ impl OpticalLinear {
         let attributes = attributes::read(info)?;
         let tier = Tier::selected().map_err(inputs::failure)?;
         let layer = inputs::read(info, &attributes, tier)?;
-        Ok(OpticalLinear { node, layer, tier, seed: attributes.seed, invocations: AtomicU64::new(0) })
+        Ok(OpticalLinear { node, layer, seed: attributes.seed, invocations: AtomicU64::new(0) })
     }
 
     fn run(&self, mut context: KernelContext<'_>) -> Result<(), Failure> {
@@ -107,7 +106,7 @@ impl OpticalLinear {
                 return Ok(());
             }
             let pool = SessionPool::new(context);
-            self.layer.forward(self.tier, &pool, &x, key, y, None).map_err(inputs::failure)?;
+            self.layer.forward(&pool, &x, key, y, None).map_err(inputs::failure)?;
             pool.finish()
         })
     }
@@ -127,7 +126,7 @@ mod tests {
         let w: Vec<f32> = (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect();
         let weights = Weights::new(tier, &Serial, &params, (n, k), WeightSource::F32(&w), None, None).unwrap();
         let layer = Layer::new(params, weights, Some(vec![0.5; n])).unwrap();
-        OpticalLinear { node: "a node: ".into(), layer, tier, seed: 1, invocations: AtomicU64::new(0) }
+        OpticalLinear { node: "a node: ".into(), layer, seed: 1, invocations: AtomicU64::new(0) }
     }
 
     /// By columns and by rows, in one task and in several, packed, unpacked and in floats.

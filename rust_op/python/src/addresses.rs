@@ -281,13 +281,13 @@ pub fn forward_at(
     match layer {
         Some(layer) => {
             let layer = &layer.get().0;
-            run(py, cost(rows, n, k, false), || layer.forward(tier, &threads, x, key, y, saved))
+            run(py, cost(rows, n, k, false), || layer.forward(&threads, x, key, y, saved))
         }
         None => {
             // SAFETY: as above.
             let source = unsafe { Source::at(params, (n, k), weight, bias, w_saved)? };
             run(py, cost(rows, n, k, true), || {
-                source.prepare(tier, &threads, params, (n, k))?.forward(tier, &threads, x, key, y, saved)
+                source.prepare(tier, &threads, params, (n, k))?.forward(&threads, x, key, y, saved)
             })
         }
     }

@@ -158,7 +158,7 @@ pub fn optical_linear_forward<'py>(
     let work = |x: &[f32], y: &mut [f32]| {
         let source = WeightSource::F32(weight);
         let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
-        Layer::new(params, weights, bias)?.forward(tier, &threads, x, key, y, None)
+        Layer::new(params, weights, bias)?.forward(&threads, x, key, y, None)
     };
     call(&mut arguments, ("input", input), out, (n, k), true, work)?.map_err(|error| renamed(error, NAMES))
 }

@@ -67,8 +67,8 @@ impl PyPreparedLayer {
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
-        let (tier, threads) = (tier()?, Threads::current(py)?);
-        let work = |x: &[f32], y: &mut [f32]| self.0.forward(tier, &threads, x, key, y, None);
+        let threads = Threads::current(py)?;
+        let work = |x: &[f32], y: &mut [f32]| self.0.forward(&threads, x, key, y, None);
         call(&mut Arguments::default(), ("x", x), out, (self.n(), self.k()), false, work)?
             .map_err(|error| renamed(error, &[("input", "x")]))
     }

@@ -197,7 +197,7 @@ pub fn forward_train<'py>(
     let work = || -> Result<(), Error> {
         let weights = Weights::new(tier, &threads, &params, (n, k), WeightSource::F32(weight), None, w_codes)?;
         w_scale.copy_from_slice(weights.scale());
-        Layer::new(params, weights, bias)?.forward(tier, &threads, x, key, y, Some(saved))
+        Layer::new(params, weights, bias)?.forward(&threads, x, key, y, Some(saved))
     };
     run(py, cost(m, n, k, true), work).map_err(|error| renamed(error, &[("input", "x")]))
 }

@@ -2,7 +2,8 @@
 //!
 //! | step | instructions |
 //! |---|---|
-//! | dot | `vpsignb`, `vpmaddubsw` on \|c\| and a sign(c), `vpmaddwd` with ones: exact, since 2 * 127 * 127 < 2^15 |
+//! | dot | `vpsignb`, `vpmaddubsw` on \|a\| and c sign(a), `vpmaddwd` with ones: exact, since 2 * 127 * 127 < 2^15 |
+//! | dot of up to 4 bits | `vpmaddubsw` on c + z and a, `vpaddw`; `vpmaddwd` with ones before 16 bits overflow |
 //! | mask | the top bit of each lane |
 //! | 64-bit product | three `vpmuludq` |
 
@@ -34,11 +35,11 @@ pub(crate) struct F(__m256, __m256);
 /// 16 x i32, 8 x u64, or a mask in the top bits of 16 lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct I(__m256i, __m256i);
-/// 16 columns x 4 codes: |c| and c.
+/// 4 codes a of a row, for each column of a register, and \|a\|.
 #[derive(Clone, Copy)]
-pub(crate) struct W {
-    magnitude: I,
-    code: I,
+pub(crate) struct A {
+    code: __m256i,
+    magnitude: __m256i,
 }
 
 /// Transposes 8 x 8 lanes.
@@ -75,9 +76,11 @@ impl Isa for Avx2 {
     type I = I;
     type M = I;
     type U = I;
-    type W = W;
+    type A = A;
 
-    const OFFSET_CODES: bool = false;
+    const SIGNED_CODES: bool = true;
+    const SMALL_SUMS: bool = true;
+    const ONE_CHAIN: bool = true;
     const INT_TILE: (usize, usize) = (4, 1);
     const FLOAT_TILE: (usize, usize) = (6, 1);
 
@@ -323,21 +326,39 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn weights(self, stored: Self::I, zero: Self::I) -> Self::W {
-        // SAFETY: `self` proves the instructions.
+    unsafe fn activations(self, codes: *const i8, magnitudes: *const i8) -> Self::A {
+        // SAFETY: `self` proves the instruction; both are valid for 4 bytes, by this method's contract.
         unsafe {
-            let code = I(_mm256_sub_epi8(stored.0, zero.0), _mm256_sub_epi8(stored.1, zero.1));
-            W { magnitude: I(_mm256_abs_epi8(code.0), _mm256_abs_epi8(code.1)), code }
+            A {
+                code: _mm256_set1_epi32(codes.cast::<i32>().read_unaligned()),
+                magnitude: _mm256_set1_epi32(magnitudes.cast::<i32>().read_unaligned()),
+            }
         }
     }
     #[inline(always)]
-    fn dot(self, sum: Self::I, weights: Self::W, activations: Self::I) -> Self::I {
+    fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
+        let A { code, magnitude } = activations;
+        // SAFETY: `self` proves the instructions.
+        let pairs = unsafe {
+            let low = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(stored.0, code));
+            I(low, _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(stored.1, code)))
+        };
+        self.widen(sum, pairs)
+    }
+    #[inline(always)]
+    fn dot_small(self, sums: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let low = _mm256_add_epi16(sums.0, _mm256_maddubs_epi16(stored.0, activations.code));
+            I(low, _mm256_add_epi16(sums.1, _mm256_maddubs_epi16(stored.1, activations.code)))
+        }
+    }
+    #[inline(always)]
+    fn widen(self, sum: Self::I, small: Self::I) -> Self::I {
         // SAFETY: `self` proves the instructions.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let low = _mm256_maddubs_epi16(weights.magnitude.0, _mm256_sign_epi8(activations.0, weights.code.0));
-            let high = _mm256_maddubs_epi16(weights.magnitude.1, _mm256_sign_epi8(activations.1, weights.code.1));
-            self.add_i(sum, I(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)))
+            self.add_i(sum, I(_mm256_madd_epi16(small.0, ones), _mm256_madd_epi16(small.1, ones)))
         }
     }
 

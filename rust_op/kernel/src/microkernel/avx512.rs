@@ -114,9 +114,11 @@ impl Isa for Avx512 {
     type I = __m512i;
     type M = __mmask16;
     type U = __m512i;
-    type W = __m512i;
+    type A = __m512i;
 
-    const OFFSET_CODES: bool = true;
+    const SIGNED_CODES: bool = false;
+    const SMALL_SUMS: bool = false;
+    const ONE_CHAIN: bool = false;
     const INT_TILE: (usize, usize) = (12, 2);
     const FLOAT_TILE: (usize, usize) = (12, 2);
 
@@ -336,13 +338,14 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn weights(self, stored: Self::I, _zero: Self::I) -> Self::W {
-        stored
+    unsafe fn activations(self, codes: *const i8, _magnitudes: *const i8) -> Self::A {
+        // SAFETY: valid for 4 bytes, by this method's contract.
+        self.splat_i(unsafe { codes.cast::<i32>().read_unaligned() })
     }
     #[inline(always)]
-    fn dot(self, sum: Self::I, weights: Self::W, activations: Self::I) -> Self::I {
+    fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
         // SAFETY: `self` proves the instruction.
-        unsafe { _mm512_dpbusd_epi32(sum, weights, activations) }
+        unsafe { _mm512_dpbusd_epi32(sum, stored, activations) }
     }
     #[inline(always)]
     fn splat_u(self, value: u64) -> Self::U {

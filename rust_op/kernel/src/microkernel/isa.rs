@@ -28,11 +28,15 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     type M: Copy;
     /// 8 x u64.
     type U: Copy;
-    /// 16 columns x 4 weight codes, ready for [`Isa::dot`].
-    type W: Copy;
+    /// 4 codes of a row of X for each column, ready for [`Isa::dot`].
+    type A: Copy;
 
-    /// Whether [`Isa::dot`] multiplies the stored codes c + z, so that sums start at -z * sum(a).
-    const OFFSET_CODES: bool;
+    /// Whether [`Isa::dot`] multiplies signed bytes, so that panels of 8 bits hold the codes as they are; else unsigned ones.
+    const SIGNED_CODES: bool;
+    /// Whether [`Isa::dot_small`] sums in 16 bits, which small codes leave room for.
+    const SMALL_SUMS: bool;
+    /// Whether a sum is ready for the next [`Isa::dot`] at once, so that one chain is as fast as several.
+    const ONE_CHAIN: bool;
     /// Rows of an integer tile, and how many vectors wide it is.
     const INT_TILE: (usize, usize);
     /// The same of a float tile.
@@ -99,10 +103,24 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Rows become columns.
     fn transpose(self, rows: [Self::I; LANES]) -> [Self::I; LANES];
 
-    /// Makes 16 x 4 stored codes (c + `zero`) ready.
-    fn weights(self, stored: Self::I, zero: Self::I) -> Self::W;
-    /// Adds to each column the product of its 4 codes with the 4 of `activations` (i8 in each lane).
-    fn dot(self, sum: Self::I, weights: Self::W, activations: Self::I) -> Self::I;
+    /// 4 codes of a row of X.
+    ///
+    /// # Safety
+    /// `codes` is valid for reads of 4 codes and, with [`Isa::SIGNED_CODES`], `magnitudes` of as many magnitudes.
+    unsafe fn activations(self, codes: *const i8, magnitudes: *const i8) -> Self::A;
+    /// Adds to each column the product of its 4 stored codes with the 4 of `activations`.
+    fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I;
+    /// The same for unsigned codes of up to 4 bits, into sums that [`Isa::widen`] ends: with [`Isa::SMALL_SUMS`] 32 sums of
+    /// 16 bits, which are the caller's to keep from overflowing.
+    #[inline(always)]
+    fn dot_small(self, sums: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
+        self.dot(sums, stored, activations)
+    }
+    /// Adds the sums of [`Isa::dot_small`].
+    #[inline(always)]
+    fn widen(self, sum: Self::I, small: Self::I) -> Self::I {
+        self.add_i(sum, small)
+    }
 
     fn splat_u(self, value: u64) -> Self::U;
     fn load_u(self, source: &[u64; 8]) -> Self::U;

@@ -47,7 +47,7 @@ fn pack_int_of<S: Isa, const BITS: u32>(isa: S, k: usize, codes: &[i8], panel: &
 #[inline(always)]
 fn combine<S: Isa, const BITS: u32>(isa: S, groups: &[S::I]) -> S::I {
     if BITS == 8 {
-        return isa.xor(groups[0], isa.splat_byte(0x80));
+        return if S::SIGNED_CODES { groups[0] } else { isa.xor(groups[0], isa.splat_byte(0x80)) };
     }
     // Pairs of neighbours are merged until one is left.
     let mut merged = [groups[0]; 8];

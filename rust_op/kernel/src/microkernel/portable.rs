@@ -35,9 +35,11 @@ impl Isa for Portable {
     type I = [i32; LANES];
     type M = [bool; LANES];
     type U = [u64; 8];
-    type W = [[i8; 4]; LANES];
+    type A = [i8; 4];
 
-    const OFFSET_CODES: bool = false;
+    const SIGNED_CODES: bool = false;
+    const SMALL_SUMS: bool = false;
+    const ONE_CHAIN: bool = false;
     const INT_TILE: (usize, usize) = (4, 1);
     const FLOAT_TILE: (usize, usize) = (4, 1);
 
@@ -212,19 +214,17 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn weights(self, stored: Self::I, zero: Self::I) -> Self::W {
-        zip(stored, zero, |stored, zero| {
-            let (stored, zero) = (stored.to_le_bytes(), zero.to_le_bytes());
-            std::array::from_fn(|k| stored[k].wrapping_sub(zero[k]) as i8)
-        })
+    unsafe fn activations(self, codes: *const i8, _magnitudes: *const i8) -> Self::A {
+        // SAFETY: valid for 4 codes, by this method's contract.
+        unsafe { codes.cast::<Self::A>().read() }
     }
     #[inline(always)]
-    fn dot(self, sum: Self::I, weights: Self::W, activations: Self::I) -> Self::I {
+    fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
         let mut out = sum;
         for lane in 0..LANES {
-            let a = activations[lane].to_le_bytes();
+            let codes = stored[lane].to_le_bytes();
             for k in 0..4 {
-                let product = i32::from(weights[lane][k]) * i32::from(a[k] as i8);
+                let product = i32::from(codes[k]) * i32::from(activations[k]);
                 out[lane] = out[lane].wrapping_add(product);
             }
         }

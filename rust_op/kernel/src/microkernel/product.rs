@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
-use super::Tier;
 use super::buffer::Buffer;
 use super::isa::{Isa, Vectorized};
 use super::tile::float::{FloatRows, float_panel};
-use super::tile::int::{IntRows, int_panel, unpack_panel};
+use super::tile::int::{IntPanel, IntRows, int_panel, unpack_panel};
 use super::tile::target::{SharedRows, Target};
-use super::tile::{BLOCK_BYTES, PANEL, Scaling, Storage};
+use super::tile::{BLOCK_BYTES, PANEL, Scaling};
 use crate::executor::{Executor, run_each};
 use crate::weights::{Panels, Weights};
 
-/// Rows up to which packed panels are read as they are; for more, unpacking once pays.
+/// Rows up to which packed panels are read as they are; for more, unpacking once pays. Where sums of 16 bits make
+/// the products cheap ([`Isa::SMALL_SUMS`]), it pays earlier.
 const PACKED_ROWS: usize = 24;
+const PACKED_ROWS_OF_SMALL_SUMS: usize = 8;
 
 /// Bytes of weights that a core's own caches hold, about. To fetch what is there already costs more than it saves.
 const NEAR_BYTES: usize = 3 << 19;
@@ -58,16 +59,18 @@ impl Product<'_> {
                 let fetch = bytes.as_slice().len() > NEAR_BYTES;
                 let bytes = &bytes.as_slice()[panel * size..(panel + 1) * size];
                 let groups = k.div_ceil(4);
-                let rows = IntRows { zero: storage.zero(), fetch, ..*rows };
-                let (storage, bytes) = if storage.bits < 8 && self.x_step.len() > PACKED_ROWS {
+                let unpack = storage.bits < 8
+                    && self.x_step.len() > if S::SMALL_SUMS { PACKED_ROWS_OF_SMALL_SUMS } else { PACKED_ROWS };
+                let bytes = if unpack {
                     let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
                     unpack_panel(isa, *storage, bytes, groups, unpacked.as_mut_slice());
-                    (Storage { bits: 8 }, unpacked.as_slice())
+                    unpacked.as_slice()
                 } else {
-                    (*storage, bytes)
+                    bytes
                 };
+                let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch };
                 // SAFETY: passed on.
-                unsafe { int_panel(isa, storage, &rows, bytes, groups, &scaling, target) };
+                unsafe { int_panel(isa, rows, &panel, &scaling, target) };
             }
             (Panels::Float(values), Staged::Float(rows)) => {
                 let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
@@ -79,22 +82,15 @@ impl Product<'_> {
     }
 
     /// z of all rows and columns, on the calling thread.
-    pub(crate) fn into_rows(&self, tier: Tier, z: &mut [f32]) {
-        let n = self.weights.n();
+    pub(crate) fn into_rows(&self, z: &mut [f32]) {
+        let (tier, n) = (self.weights.tier(), self.weights.n());
         assert_eq!(z.len(), self.x_step.len() * n);
         tier.vectorize(Columns { product: self, z: &SharedRows::new(z, n), panels: 0..n.div_ceil(PANEL) });
     }
 
     /// z of all rows and columns, in tasks of `together` panels each.
-    pub(crate) fn into_columns(
-        &self,
-        tier: Tier,
-        executor: &dyn Executor,
-        work_ns: u64,
-        together: usize,
-        z: &mut [f32],
-    ) {
-        let n = self.weights.n();
+    pub(crate) fn into_columns(&self, executor: &dyn Executor, work_ns: u64, together: usize, z: &mut [f32]) {
+        let (tier, n) = (self.weights.tier(), self.weights.n());
         assert_eq!(z.len(), self.x_step.len() * n);
         let panels = n.div_ceil(PANEL);
         let shared = SharedRows::new(z, n);

@@ -158,6 +158,14 @@ pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<
     total
 }
 
+/// Writes |c| of each code.
+#[inline(always)]
+pub(crate) fn magnitudes(codes: &[i8], out: &mut [i8]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = code.wrapping_abs();
+    }
+}
+
 /// Writes codes of up to 16 bits that stand as floats, zeros to the end of `out`.
 #[inline(always)]
 pub(crate) fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {

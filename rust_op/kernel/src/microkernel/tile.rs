@@ -3,7 +3,8 @@
 //! An integer panel is `[blocks][PANEL][4]` bytes: four consecutive k of a column side by side (a *group*),
 //! as a four-way dot product wants them, and in each byte the stored codes c + z of 8/b consecutive groups,
 //! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
-//! sum a c = sum a (c + z) - z sum a. A float panel is `[K][PANEL]`.
+//! sum a c = sum a (c + z) - z sum a. Where a tier's dot multiplies signed bytes, z is 0 at 8 bits.
+//! A float panel is `[K][PANEL]`.
 
 pub(crate) mod float;
 pub(crate) mod gradient;
@@ -22,17 +23,20 @@ pub(crate) const BLOCK_BYTES: usize = PANEL * 4;
 pub(crate) struct Storage {
     /// 1, 2, 4 or 8.
     pub(crate) bits: u32,
+    /// z. Bits are stored for the codes of a single bit, and unpacked to {0, 2}.
+    pub(crate) zero: i32,
 }
 
 impl Storage {
-    /// The narrowest storage of codes of `bits` bits.
-    pub(crate) const fn of(bits: u32) -> Self {
-        Storage { bits: if bits <= 2 { bits } else { bits.next_power_of_two() } }
-    }
-
-    /// z. Bits are stored for the codes of a single bit, and unpacked to {0, 2}.
-    pub(crate) const fn zero(self) -> i32 {
-        if self.bits == 1 { 1 } else { 1 << (self.bits - 1) }
+    /// The narrowest storage of codes of `bits` bits, at 8 bits as they are where they are `signed`.
+    pub(crate) const fn of(bits: u32, signed: bool) -> Self {
+        let bits = if bits <= 2 { bits } else { bits.next_power_of_two() };
+        let zero = match bits {
+            1 => 1,
+            8 if signed => 0,
+            _ => 1 << (bits - 1),
+        };
+        Storage { bits, zero }
     }
 
     /// Groups in a block.

@@ -165,7 +165,7 @@ impl Case {
         let layer = Layer::new(params.clone(), weights, self.bias.clone()).expect("a valid layer");
 
         let mut y = vec![7.0f32; m * n];
-        layer.forward(tier, executor, &self.x, self.key, &mut y, None).expect("a valid call");
+        layer.forward(executor, &self.x, self.key, &mut y, None).expect("a valid call");
         let without_saving = bits(&y);
 
         let mut x_step = vec![7.0; m];
@@ -182,7 +182,7 @@ impl Case {
             adc_mask: adc_wanted.then_some(&mut adc[..]),
             dac_mask: dac_wanted.then_some(&mut dac[..]),
         };
-        layer.forward(tier, executor, &self.x, self.key, &mut y, Some(saved)).expect("a valid call");
+        layer.forward(executor, &self.x, self.key, &mut y, Some(saved)).expect("a valid call");
         assert_eq!(without_saving, bits(&y), "saving changes nothing");
 
         let unpad = |rows8: &[i8], rows16: &[i16]| -> Vec<i32> {

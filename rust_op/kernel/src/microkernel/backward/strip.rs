@@ -72,7 +72,7 @@ impl Arithmetic {
     /// Rows of a tile.
     fn tile_rows(self) -> usize {
         let (Arithmetic::Floats(tier) | Arithmetic::Bf16(tier, _)) = self;
-        tier.float_tile_rows()
+        tier.float_tile().0
     }
 
     /// Runs `op` with this arithmetic's instructions.

@@ -8,69 +8,85 @@ use crate::microkernel::isa::{Isa, LANES};
 #[derive(Clone, Copy)]
 pub(crate) struct IntRows<'a> {
     pub(crate) codes: &'a [i8],
+    /// Their magnitudes, in rows as theirs, where the tier's dot reads them ([`Isa::SIGNED_CODES`]).
+    pub(crate) magnitudes: &'a [i8],
     pub(crate) stride: usize,
     /// Sum of the codes of each row.
     pub(crate) sums: &'a [i32],
-    /// z of the weights that they meet.
-    pub(crate) zero: i32,
+}
+
+/// An integer panel of `groups` groups.
+#[derive(Clone, Copy)]
+pub(crate) struct IntPanel<'a> {
+    pub(crate) storage: Storage,
+    /// Whether codes of fewer than 8 bits have a byte each ([`unpack_panel`]).
+    pub(crate) unpacked: bool,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) groups: usize,
     /// Whether these weights are too many for a core's own caches, so that panels are fetched ahead.
     pub(crate) fetch: bool,
 }
 
-/// z of `scaling.x_step.len()` rows of codes with one integer panel of `groups` groups.
+/// z of `scaling.x_step.len()` rows of codes with one integer panel.
 ///
 /// # Safety
 /// `target` holds that many rows.
 #[inline(always)]
 pub(crate) unsafe fn int_panel<S: Isa>(
     isa: S,
-    storage: Storage,
     rows: &IntRows<'_>,
-    panel: &[u8],
-    groups: usize,
+    panel: &IntPanel<'_>,
     scaling: &Scaling<'_>,
     target: Target,
 ) {
     // SAFETY: passed on.
     unsafe {
-        match storage.bits {
-            8 => int_panel_of::<S, 8>(isa, rows, panel, groups, scaling, target),
-            4 => int_panel_of::<S, 4>(isa, rows, panel, groups, scaling, target),
-            2 => int_panel_of::<S, 2>(isa, rows, panel, groups, scaling, target),
-            _ => int_panel_of::<S, 1>(isa, rows, panel, groups, scaling, target),
+        match (panel.storage.bits, panel.unpacked) {
+            (8, _) => int_panel_of::<S, 8, 8>(isa, rows, panel, scaling, target),
+            (_, true) if !S::SMALL_SUMS => int_panel_of::<S, 8, 8>(isa, rows, panel, scaling, target),
+            (4, false) => int_panel_of::<S, 4, 4>(isa, rows, panel, scaling, target),
+            (2, false) => int_panel_of::<S, 2, 2>(isa, rows, panel, scaling, target),
+            (_, false) => int_panel_of::<S, 1, 1>(isa, rows, panel, scaling, target),
+            (4, true) => int_panel_of::<S, 4, 8>(isa, rows, panel, scaling, target),
+            (2, true) => int_panel_of::<S, 2, 8>(isa, rows, panel, scaling, target),
+            (_, true) => int_panel_of::<S, 1, 8>(isa, rows, panel, scaling, target),
         }
     }
 }
 
+/// [`int_panel`] of codes of `BITS` bits that take `SIZE` bits each.
+///
 /// # Safety
 /// As [`int_panel`].
 #[inline(always)]
-unsafe fn int_panel_of<S: Isa, const BITS: u32>(
+unsafe fn int_panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
     isa: S,
     rows: &IntRows<'_>,
-    panel: &[u8],
-    groups: usize,
+    panel: &IntPanel<'_>,
     scaling: &Scaling<'_>,
     target: Target,
 ) {
     let count = scaling.x_step.len();
     let (most, _) = S::INT_TILE;
+    let small = S::SMALL_SUMS && BITS < 8;
     let mut row = 0;
     // SAFETY: passed on; `row + MR <= count` at each call.
     unsafe {
         while row < count {
             let left = count - row;
-            // Unpacking takes registers that 12 rows do not leave.
-            row += if BITS == 8 && most >= 12 && left >= 12 {
-                int_rows::<S, BITS, 12, 1>(isa, rows, panel, groups, scaling, target, row)
+            // Unpacking takes registers that 12 rows, or 6 of sums of 16 bits, do not leave. 8 of those are twice 4.
+            row += if SIZE == 8 && most >= 12 && left >= 12 {
+                int_rows::<S, BITS, SIZE, 12, 1>(isa, rows, panel, scaling, target, row)
             } else if most >= 8 && left >= 8 {
-                int_rows::<S, BITS, 8, 1>(isa, rows, panel, groups, scaling, target, row)
+                int_rows::<S, BITS, SIZE, 8, 1>(isa, rows, panel, scaling, target, row)
+            } else if small && SIZE == 8 && left >= 6 && left != 8 {
+                int_rows::<S, BITS, SIZE, 6, 1>(isa, rows, panel, scaling, target, row)
             } else if left >= 4 {
-                int_rows::<S, BITS, 4, 1>(isa, rows, panel, groups, scaling, target, row)
+                int_rows::<S, BITS, SIZE, 4, 1>(isa, rows, panel, scaling, target, row)
             } else if left >= 2 {
-                int_rows::<S, BITS, 2, 2>(isa, rows, panel, groups, scaling, target, row)
+                int_rows::<S, BITS, SIZE, 2, 2>(isa, rows, panel, scaling, target, row)
             } else {
-                int_rows::<S, BITS, 1, 4>(isa, rows, panel, groups, scaling, target, row)
+                int_rows::<S, BITS, SIZE, 1, 4>(isa, rows, panel, scaling, target, row)
             };
         }
     }
@@ -79,59 +95,82 @@ unsafe fn int_panel_of<S: Isa, const BITS: u32>(
 /// # Safety
 /// As [`int_panel`]; rows `row..row + MR` exist.
 #[inline(always)]
-unsafe fn int_rows<S: Isa, const BITS: u32, const MR: usize, const U: usize>(
+unsafe fn int_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const U: usize>(
     isa: S,
     rows: &IntRows<'_>,
-    panel: &[u8],
-    groups: usize,
+    panel: &IntPanel<'_>,
     scaling: &Scaling<'_>,
     target: Target,
     row: usize,
 ) -> usize {
     // SAFETY: passed on.
     unsafe {
-        match S::INT_TILE.1 {
-            2 => int_vectors::<S, BITS, MR, 2, U>(isa, rows, panel, groups, scaling, target, row, 0),
-            _ => {
-                int_vectors::<S, BITS, MR, 1, U>(isa, rows, panel, groups, scaling, target, row, 0);
-                int_vectors::<S, BITS, MR, 1, U>(isa, rows, panel, groups, scaling, target, row, 1);
-            }
+        // A panel is read from its beginning to its end where its sums fit the registers.
+        if S::INT_TILE.1 == 2 || (MR <= 2 && BITS > 2) {
+            int_vectors::<S, BITS, SIZE, MR, 2, U>(isa, rows, panel, scaling, target, row, 0);
+        } else {
+            int_vectors::<S, BITS, SIZE, MR, 1, U>(isa, rows, panel, scaling, target, row, 0);
+            int_vectors::<S, BITS, SIZE, MR, 1, U>(isa, rows, panel, scaling, target, row, 1);
         }
     }
     MR
 }
 
+/// Where the tile of some rows and vectors of a panel begins.
+#[derive(Clone, Copy)]
+struct Origin {
+    codes: *const i8,
+    magnitudes: *const i8,
+    stride: usize,
+    panel: *const u8,
+    groups: usize,
+    fetch: bool,
+}
+
 /// # Safety
 /// As [`int_panel`]; rows `row..row + MR` exist.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "an inlined part of one function")]
-unsafe fn int_vectors<S: Isa, const BITS: u32, const MR: usize, const NV: usize, const U: usize>(
+unsafe fn int_vectors<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const NV: usize, const U: usize>(
     isa: S,
     rows: &IntRows<'_>,
-    panel: &[u8],
-    groups: usize,
+    panel: &IntPanel<'_>,
     scaling: &Scaling<'_>,
     target: Target,
     row: usize,
     vector: usize,
 ) {
-    let storage = Storage { bits: BITS };
-    debug_assert!(panel.len() >= groups.div_ceil(storage.groups()) * BLOCK_BYTES);
+    let groups = panel.groups;
+    debug_assert!(panel.bytes.len() >= groups.div_ceil(8 / SIZE as usize) * BLOCK_BYTES);
     debug_assert!(rows.codes.len() >= (row + MR - 1) * rows.stride + 4 * groups);
+    debug_assert!(!S::SIGNED_CODES || BITS < 8 || rows.magnitudes.len() == rows.codes.len());
     let mut start = [0; MR];
-    if S::OFFSET_CODES {
-        for (start, sum) in start.iter_mut().zip(&rows.sums[row..row + MR]) {
-            *start = -rows.zero * sum;
-        }
+    for (start, sum) in start.iter_mut().zip(&rows.sums[row..row + MR]) {
+        *start = -panel.storage.zero * sum;
     }
     // SAFETY: the slices hold what the assertions above say, which their makers keep; the target by contract.
     unsafe {
         let codes = rows.codes.as_ptr().add(row * rows.stride);
-        let panel = panel.as_ptr().add(vector * 4 * LANES);
-        let sums = if S::OFFSET_CODES && slot_chains::<BITS, MR>() && groups <= SLOT_CHAIN_GROUPS {
-            slot_tile::<S, BITS, MR, NV>(isa, codes, rows.stride, panel, groups, start)
+        // Sums of small codes do without magnitudes.
+        let magnitudes =
+            if S::SIGNED_CODES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
+        let origin = Origin {
+            codes,
+            magnitudes,
+            stride: rows.stride,
+            panel: panel.bytes.as_ptr().add(vector * 4 * LANES),
+            groups,
+            fetch: panel.fetch,
+        };
+        let sums = if S::SMALL_SUMS && BITS < 4 && SIZE < 8 && MR == 1 {
+            nibble_tile::<S, BITS, MR, NV>(isa, origin, start)
+        } else if S::SMALL_SUMS && BITS < 8 {
+            small_tile::<S, BITS, SIZE, MR, NV>(isa, origin, start)
+        } else if slot_chains::<SIZE, MR>() && groups <= SLOT_CHAIN_GROUPS {
+            slot_tile::<S, BITS, MR, NV>(isa, origin, start)
+        } else if S::ONE_CHAIN {
+            int_tile::<S, SIZE, MR, NV, 1>(isa, origin, start)
         } else {
-            int_tile::<S, BITS, MR, NV, U>(isa, codes, rows.stride, panel, groups, rows.fetch, rows.zero, start)
+            int_tile::<S, SIZE, MR, NV, U>(isa, origin, start)
         };
         for i in 0..MR {
             for v in 0..NV {
@@ -176,6 +215,16 @@ fn slot<S: Isa, const BITS: u32>(isa: S, block: S::I, slot: usize) -> S::I {
     }
 }
 
+/// [`slot`] of each vector.
+#[inline(always)]
+fn slots_of<S: Isa, const SIZE: u32, const NV: usize>(isa: S, block: &[S::I; NV], index: usize) -> [S::I; NV] {
+    let mut stored = *block;
+    for vector in &mut stored {
+        *vector = slot::<S, SIZE>(isa, *vector, index);
+    }
+    stored
+}
+
 /// # Safety
 /// `block` is valid for NV vectors.
 #[inline(always)]
@@ -199,60 +248,49 @@ fn prefetch_ahead<S: Isa>(isa: S, block: *const u8) {
     }
 }
 
-/// Adds the products of one group.
+/// Adds the products of one group of stored codes.
 ///
 /// # Safety
-/// `codes` is valid for 4 codes of MR rows, `stride` apart.
+/// `offset` is that of 4 codes of each of MR rows.
 #[inline(always)]
-unsafe fn dot_group<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+unsafe fn dot_group<S: Isa, const MR: usize, const NV: usize>(
     isa: S,
     sums: &mut [[S::I; NV]; MR],
-    block: &[S::I; NV],
-    slot_index: usize,
-    codes: *const i8,
-    stride: usize,
-    zero: S::I,
+    stored: &[S::I; NV],
+    origin: Origin,
+    offset: usize,
 ) {
-    let mut weights = [isa.weights(block[0], zero); NV];
-    for v in 0..NV {
-        weights[v] = isa.weights(slot::<S, BITS>(isa, block[v], slot_index), zero);
-    }
     for (row, sums) in sums.iter_mut().enumerate() {
+        let at = row * origin.stride + offset;
         // SAFETY: 4 codes of one of the rows.
-        let a = isa.splat_i(unsafe { codes.add(row * stride).cast::<i32>().read_unaligned() });
+        let a = unsafe { isa.activations(origin.codes.add(at), origin.magnitudes.add(at)) };
         for v in 0..NV {
-            sums[v] = isa.dot(sums[v], weights[v], a);
+            sums[v] = isa.dot(sums[v], stored[v], a);
         }
     }
 }
 
-/// Sums of MR rows of i8 codes with NV vectors of columns, in `U` chains each.
+/// Sums of MR rows of codes with NV vectors of columns, in `U` chains each.
 ///
 /// # Safety
-/// `codes` is valid for `MR` rows, `stride` apart, of `4 * groups` bytes; `panel` for the blocks of `groups`
-/// groups, of which the NV vectors from `panel` on are read.
+/// `origin` is that of MR rows of `4 * groups` codes, and of the blocks of `groups` groups, of which the NV vectors
+/// from `panel` on are read.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "an inlined part of one function")]
-unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, const U: usize>(
+unsafe fn int_tile<S: Isa, const SIZE: u32, const MR: usize, const NV: usize, const U: usize>(
     isa: S,
-    codes: *const i8,
-    stride: usize,
-    panel: *const u8,
-    groups: usize,
-    fetch: bool,
-    zero: i32,
+    origin: Origin,
     start: [i32; MR],
 ) -> [[S::I; NV]; MR] {
-    let slots = 8 / BITS as usize;
-    let zero = isa.splat_byte(zero as u8);
+    let Origin { groups, fetch, .. } = origin;
+    let slots = 8 / SIZE as usize;
     let mut sums = [[[isa.splat_i(0); NV]; MR]; U];
     for row in 0..MR {
         sums[0][row] = [isa.splat_i(start[row]); NV];
     }
 
-    let blocks_at_once = if BITS == 8 { U } else { 1 };
+    let blocks_at_once = if SIZE == 8 { U } else { 1 };
     let mut group = 0;
-    let mut block = panel;
+    let mut block = origin.panel;
     // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
     unsafe {
         while group + blocks_at_once * slots <= groups {
@@ -263,9 +301,9 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
                 }
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
-                    let at = codes.add(4 * (group + index * slots + s));
                     let chain = &mut sums[(index * slots + s) % U];
-                    dot_group::<S, BITS, MR, NV>(isa, chain, &vectors, s, at, stride, zero);
+                    let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+                    dot_group::<S, MR, NV>(isa, chain, &stored, origin, 4 * (group + index * slots + s));
                 }
             }
             group += blocks_at_once * slots;
@@ -274,7 +312,8 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
         while group < groups {
             let vectors = load_block::<S, NV>(isa, block);
             for s in 0..slots.min(groups - group) {
-                dot_group::<S, BITS, MR, NV>(isa, &mut sums[0], &vectors, s, codes.add(4 * (group + s)), stride, zero);
+                let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+                dot_group::<S, MR, NV>(isa, &mut sums[0], &stored, origin, 4 * (group + s));
             }
             group += slots;
             block = block.add(BLOCK_BYTES);
@@ -292,12 +331,157 @@ unsafe fn int_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize, co
     total
 }
 
+/// Adds the products of one group of small codes to sums of 16 bits.
+///
+/// # Safety
+/// As [`dot_group`].
+#[inline(always)]
+unsafe fn dot_small_group<S: Isa, const MR: usize, const NV: usize>(
+    isa: S,
+    sums: &mut [[S::I; NV]; MR],
+    stored: &[S::I; NV],
+    origin: Origin,
+    offset: usize,
+) {
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let at = row * origin.stride + offset;
+        // SAFETY: 4 codes of one of the rows.
+        let a = unsafe { isa.activations(origin.codes.add(at), origin.magnitudes.add(at)) };
+        for v in 0..NV {
+            sums[v] = isa.dot_small(sums[v], stored[v], a);
+        }
+    }
+}
+
+/// Adds sums of 16 bits to those of 32.
+#[inline(always)]
+fn widen_all<S: Isa, const MR: usize, const NV: usize>(isa: S, sums: &mut [[S::I; NV]; MR], small: &[[S::I; NV]; MR]) {
+    for row in 0..MR {
+        for v in 0..NV {
+            sums[row][v] = isa.widen(sums[row][v], small[row][v]);
+        }
+    }
+}
+
+/// The largest magnitude of a DAC code.
+const LARGEST_CODE: i32 = 127;
+
+/// Groups of stored codes of up to `largest` that a sum of 16 bits, which takes two products of each, has room for.
+const fn small_groups(largest: i32) -> usize {
+    (i16::MAX as i32 / (2 * largest * LARGEST_CODE)) as usize
+}
+
+/// [`int_tile`] of codes of fewer than 8 bits in sums of 16 bits, which become ones of 32 before they could overflow.
+///
+/// # Safety
+/// As [`int_tile`].
+#[inline(always)]
+unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    origin: Origin,
+    start: [i32; MR],
+) -> [[S::I; NV]; MR] {
+    let Origin { groups, fetch, .. } = origin;
+    let slots = 8 / SIZE as usize;
+    let largest = if BITS == 1 { 2 } else { (1 << BITS) - 1 };
+    let blocks_at_once = small_groups(largest) / slots;
+    let mut sums = [[isa.splat_i(0); NV]; MR];
+    for row in 0..MR {
+        sums[row] = [isa.splat_i(start[row]); NV];
+    }
+    let whole = groups / slots;
+    let mut first = 0;
+    // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
+    unsafe {
+        while first < whole {
+            let mut small = [[isa.splat_i(0); NV]; MR];
+            let end = whole.min(first + blocks_at_once);
+            for index in first..end {
+                let block = origin.panel.add(index * BLOCK_BYTES);
+                if fetch {
+                    prefetch_ahead(isa, block);
+                }
+                let vectors = load_block::<S, NV>(isa, block);
+                for s in 0..slots {
+                    let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+                    dot_small_group::<S, MR, NV>(isa, &mut small, &stored, origin, 4 * (index * slots + s));
+                }
+            }
+            widen_all(isa, &mut sums, &small);
+            first = end;
+        }
+        if whole * slots < groups {
+            let mut small = [[isa.splat_i(0); NV]; MR];
+            let vectors = load_block::<S, NV>(isa, origin.panel.add(whole * BLOCK_BYTES));
+            for s in 0..groups - whole * slots {
+                let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+                dot_small_group::<S, MR, NV>(isa, &mut small, &stored, origin, 4 * (whole * slots + s));
+            }
+            widen_all(isa, &mut sums, &small);
+        }
+    }
+    sums
+}
+
+/// [`small_tile`] for a single row of packed codes of 1 or 2 bits: the codes of a half byte are masked but left where they
+/// are in it, times a power of two, with sums of their own for each place that are shifted at the end. For one
+/// row the shifts would be as much work as the products.
+///
+/// # Safety
+/// As [`int_tile`].
+#[inline(always)]
+unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    origin: Origin,
+    start: [i32; MR],
+) -> [[S::I; NV]; MR] {
+    let groups = origin.groups;
+    let (slots, places) = (8 / BITS as usize, 4 / BITS as usize);
+    // A place gets two groups of each block.
+    let blocks_at_once = small_groups(((1 << BITS) - 1) << (4 - BITS)) / 2;
+    let mut sums = [[[isa.splat_i(0); NV]; MR]; 4];
+    let blocks = groups.div_ceil(slots);
+    let mut first = 0;
+    // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
+    unsafe {
+        while first < blocks {
+            let mut small = [[[isa.splat_i(0); NV]; MR]; 4];
+            let end = blocks.min(first + blocks_at_once);
+            for index in first..end {
+                let block = origin.panel.add(index * BLOCK_BYTES);
+                if origin.fetch {
+                    prefetch_ahead(isa, block);
+                }
+                let low = load_block::<S, NV>(isa, block);
+                let mut high = low;
+                for v in 0..NV {
+                    high[v] = isa.shr::<4>(low[v]);
+                }
+                let at = 4 * index * slots;
+                let left = groups - index * slots;
+                for s in 0..slots {
+                    // The last block may have fewer. An end that varies would keep the sums in memory.
+                    if s < left {
+                        let stored = masked::<S, BITS, NV>(isa, if s < places { &low } else { &high }, s % places);
+                        dot_small_group::<S, MR, NV>(isa, &mut small[s % places], &stored, origin, at + 4 * s);
+                    }
+                }
+            }
+            for place in 0..places {
+                widen_all(isa, &mut sums[place], &small[place]);
+            }
+            first = end;
+        }
+    }
+    joined::<S, BITS, MR, NV>(isa, &sums[..places], places, start)
+}
+
 /// Groups up to which [`slot_tile`]'s sums fit: 255 * 127 * 4 * 2^14 < 2^31.
 const SLOT_CHAIN_GROUPS: usize = 1 << 14;
 
 /// Whether a tile of packed codes has few enough rows that its slots can have chains of their own.
-const fn slot_chains<const BITS: u32, const MR: usize>() -> bool {
-    BITS < 8 && MR * 8 / BITS as usize <= 8
+const fn slot_chains<const SIZE: u32, const MR: usize>() -> bool {
+    SIZE < 8 && MR * 8 / SIZE as usize <= 8
 }
 
 /// [`int_tile`] for few rows of packed codes: a slot's codes are masked but left where they are in their bytes, times a
@@ -309,17 +493,14 @@ const fn slot_chains<const BITS: u32, const MR: usize>() -> bool {
 #[inline(always)]
 unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
     isa: S,
-    codes: *const i8,
-    stride: usize,
-    panel: *const u8,
-    groups: usize,
+    origin: Origin,
     start: [i32; MR],
 ) -> [[S::I; NV]; MR] {
+    let groups = origin.groups;
     let slots = 8 / BITS as usize;
     // Chains enough to hide the latency of a product.
     let phases = if slots * MR < 4 { 2 } else { 1 };
     let mut chains = [[[isa.splat_i(0); NV]; MR]; 8];
-    let unused = isa.splat_i(0);
 
     let whole = groups / (slots * phases);
     // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
@@ -327,32 +508,41 @@ unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
         for step in 0..whole {
             for phase in 0..phases {
                 let index = step * phases + phase;
-                let block = panel.add(index * BLOCK_BYTES);
+                let block = origin.panel.add(index * BLOCK_BYTES);
                 prefetch_ahead(isa, block);
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
-                    let vectors = masked::<S, BITS, NV>(isa, &vectors, s);
-                    let at = codes.add(4 * (index * slots + s));
-                    dot_group::<S, 8, MR, NV>(isa, &mut chains[phase * slots + s], &vectors, 0, at, stride, unused);
+                    let stored = masked::<S, BITS, NV>(isa, &vectors, s);
+                    let chain = &mut chains[phase * slots + s];
+                    dot_group::<S, MR, NV>(isa, chain, &stored, origin, 4 * (index * slots + s));
                 }
             }
         }
         for index in whole * phases..groups.div_ceil(slots) {
-            let vectors = load_block::<S, NV>(isa, panel.add(index * BLOCK_BYTES));
+            let vectors = load_block::<S, NV>(isa, origin.panel.add(index * BLOCK_BYTES));
             for s in 0..slots.min(groups - index * slots) {
-                let vectors = masked::<S, BITS, NV>(isa, &vectors, s);
-                let at = codes.add(4 * (index * slots + s));
-                dot_group::<S, 8, MR, NV>(isa, &mut chains[s], &vectors, 0, at, stride, unused);
+                let stored = masked::<S, BITS, NV>(isa, &vectors, s);
+                dot_group::<S, MR, NV>(isa, &mut chains[s], &stored, origin, 4 * (index * slots + s));
             }
         }
     }
+    joined::<S, BITS, MR, NV>(isa, &chains[..phases * slots], slots, start)
+}
 
+/// The sums of chains of codes times 2^(BITS * place), the chain's number modulo `places`.
+#[inline(always)]
+fn joined<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    chains: &[[[S::I; NV]; MR]],
+    places: usize,
+    start: [i32; MR],
+) -> [[S::I; NV]; MR] {
     let mut total = [[isa.splat_i(0); NV]; MR];
     for row in 0..MR {
         for v in 0..NV {
             let mut sum = isa.splat_i(0);
-            for (index, chain) in chains[..phases * slots].iter().enumerate() {
-                sum = isa.add_i(sum, shifted::<S, BITS>(isa, chain[row][v], index % slots));
+            for (index, chain) in chains.iter().enumerate() {
+                sum = isa.add_i(sum, shifted::<S, BITS>(isa, chain[row][v], index % places));
             }
             // A single bit stands for 0 or 2.
             let sum = if BITS == 1 { isa.shl::<1>(sum) } else { sum };
