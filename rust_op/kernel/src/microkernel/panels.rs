@@ -1,7 +1,7 @@
 //! Rows of weights become panels ([`super::tile`] has the layouts).
 
 use super::isa::{Isa, LANES};
-use super::tile::{BLOCK_BYTES, PANEL, Storage};
+use super::tile::{BLOCK_BYTES, PANEL, Storage, panel_lane};
 
 /// Elements from one row of staged codes to the next: whole vectors of 16 groups.
 pub(crate) const fn staged_stride(k: usize) -> usize {
@@ -79,20 +79,20 @@ fn narrow<S: Isa, const BITS: u32>(isa: S, group: S::I) -> S::I {
 }
 
 /// Packs [`PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
-/// `k` rows.
+/// `depth` rows.
 #[inline(always)]
-pub(crate) fn pack_float<S: Isa>(isa: S, k: usize, stride: usize, rows: &[f32], panel: &mut [f32]) {
+pub(crate) fn pack_float<S: Isa>(isa: S, depth: usize, stride: usize, rows: &[f32], panel: &mut [f32]) {
     for half in 0..2 {
         let rows = &rows[half * LANES * stride..(half + 1) * LANES * stride];
-        for start in (0..k).step_by(LANES) {
+        for start in (0..depth).step_by(LANES) {
             let mut vectors = [isa.splat_i(0); LANES];
             for (row, vector) in rows.chunks_exact(stride).zip(&mut vectors) {
                 let (chunks, _) = row[start..].as_chunks::<LANES>();
                 *vector = isa.bits(isa.load(&chunks[0]));
             }
             let columns = isa.transpose(vectors);
-            for (k, column) in (start..k.min(start + LANES)).zip(columns) {
-                let (chunks, _) = panel[k * PANEL + half * LANES..].as_chunks_mut::<LANES>();
+            for (k, column) in (start..depth.min(start + LANES)).zip(columns) {
+                let (chunks, _) = panel[panel_lane::<S>(depth, k, half)..].as_chunks_mut::<LANES>();
                 isa.store(&mut chunks[0], isa.from_bits(column));
             }
         }

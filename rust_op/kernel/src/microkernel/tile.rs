@@ -4,7 +4,9 @@
 //! as a four-way dot product wants them, and in each byte the stored codes c + z of 8/b consecutive groups,
 //! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
 //! sum a c = sum a (c + z) - z sum a. Where a tier's dot multiplies signed bytes, z is 0 at 8 bits.
-//! A float panel is `[K][PANEL]`.
+//!
+//! A float panel is `[K][PANEL]`, or where float tiles are one vector wide two halves of `[K][LANES]`, so that what a tile
+//! reads lies side by side ([`panel_lane`]).
 
 pub(crate) mod float;
 pub(crate) mod gradient;
@@ -48,6 +50,12 @@ impl Storage {
     pub(crate) const fn panel_bytes(self, k: usize) -> usize {
         k.div_ceil(4).div_ceil(self.groups()) * BLOCK_BYTES
     }
+}
+
+/// Where vector `vector` of row `k` begins in a float panel of `depth` rows.
+#[inline(always)]
+pub(crate) fn panel_lane<S: Isa>(depth: usize, k: usize, vector: usize) -> usize {
+    if S::FLOAT_TILE.1 == 1 { (vector * depth + k) * LANES } else { k * PANEL + vector * LANES }
 }
 
 /// What turns a panel's sums into z.

@@ -7,8 +7,8 @@ use crate::forward::mask_stride;
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::rows;
-use crate::microkernel::tile::PANEL;
 use crate::microkernel::tile::gradient::{tile_height, tile_stride};
+use crate::microkernel::tile::{PANEL, panel_lane};
 use crate::reference::NAN;
 use crate::weights::code_stride;
 
@@ -189,8 +189,9 @@ impl Operand<'_> {
         k: usize,
         panel: &mut [f32],
     ) {
-        let (panel, _) = panel.as_chunks_mut::<PANEL>();
-        for (step, lanes) in panel.iter_mut().enumerate() {
+        let (panel, _) = panel.as_chunks_mut::<LANES>();
+        let steps = panel.len() / (PANEL / LANES);
+        for step in 0..steps {
             let row = terms.start + step * F::TERMS;
             let first = self.row(isa, row, column, k);
             let second = if F::TERMS == 2 && row + 1 < terms.end {
@@ -198,8 +199,8 @@ impl Operand<'_> {
             } else {
                 [isa.splat(0.0); 2]
             };
-            let (halves, _) = lanes.as_chunks_mut::<LANES>();
-            for (half, lanes) in halves.iter_mut().enumerate() {
+            for half in 0..PANEL / LANES {
+                let lanes = &mut panel[panel_lane::<S>(steps, step, half) / LANES];
                 isa.store(lanes, form.zip(isa, first[half], second[half]));
             }
         }

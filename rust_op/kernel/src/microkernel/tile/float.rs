@@ -1,7 +1,7 @@
 //! Float tiles: one chain of fused multiply-adds an output.
 
 use super::target::Target;
-use super::{PANEL, Scaling};
+use super::{PANEL, Scaling, panel_lane};
 use crate::microkernel::isa::{Isa, LANES};
 
 /// Rows of floats, `stride` apart.
@@ -93,7 +93,7 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
     // SAFETY: the slices hold what the assertions above say, which their makers keep; the target by contract.
     unsafe {
         let values = rows.values.as_ptr().add(row * rows.stride);
-        let panel = panel.as_ptr().add(vector * LANES);
+        let panel = panel.as_ptr().add(panel_lane::<S>(depth, 0, vector));
         let sums = float_tile::<S, MR, NV>(isa, values, rows.stride, panel, depth);
         for i in 0..MR {
             for v in 0..NV {
@@ -106,8 +106,8 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
 /// Sums of MR rows of floats with NV vectors of columns, each one chain of fused multiply-adds from 0.
 ///
 /// # Safety
-/// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for `depth` rows of [`PANEL`], of which the
-/// NV vectors from `panel` on are read.
+/// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for NV vectors of each of `depth` rows, where
+/// [`panel_lane`] has them.
 #[inline(always)]
 unsafe fn float_tile<S: Isa, const MR: usize, const NV: usize>(
     isa: S,
@@ -122,7 +122,7 @@ unsafe fn float_tile<S: Isa, const MR: usize, const NV: usize>(
         unsafe {
             let mut w = [isa.splat(0.0); NV];
             for (v, w) in w.iter_mut().enumerate() {
-                *w = isa.load_ptr(panel.add(k * PANEL + v * LANES));
+                *w = isa.load_ptr(panel.add(panel_lane::<S>(depth, k, 0) + v * LANES));
             }
             for row in 0..MR {
                 let a = isa.splat(*rows.add(row * stride + k));

@@ -1,10 +1,10 @@
 //! Tiles of a gradient: both operands packed, one chain of fused multiply-adds an output.
 //!
 //! Terms of a sum are taken in *steps*, a lane of 32 bits each ([`Form`] says what a lane holds). The left operand lies
-//! in tiles of [`Left`], `[steps][rows]` each; the right one in panels of `[steps][PANEL]`.
+//! in tiles of [`Left`], `[steps][rows]` each; the right one in float panels of as many steps.
 
-use super::PANEL;
 use super::target::Target;
+use super::{PANEL, panel_lane};
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::reference::NAN;
@@ -147,7 +147,7 @@ impl Tile<'_> {
         // SAFETY: rows and steps that there are, by contract.
         unsafe {
             let left = self.left.values.as_ptr().add(self.row / most * tile_stride(most, self.left.steps));
-            let panel = self.panel.add(vector * LANES);
+            let panel = self.panel.add(panel_lane::<S>(self.left.steps, 0, vector));
             if self.finish.continued {
                 for (i, sums) in sums.iter_mut().enumerate().take(rows) {
                     for (v, sum) in sums.iter_mut().enumerate() {
@@ -170,7 +170,7 @@ impl Tile<'_> {
 /// The sums of MR rows with NV vectors of columns, which continue `sums`.
 ///
 /// # Safety
-/// `left` is valid for `steps` times MR lanes, `panel` for `steps` rows of [`PANEL`], of which NV vectors are read.
+/// `left` is valid for `steps` times MR lanes, `panel` for NV vectors of each step, where [`panel_lane`] has them.
 #[inline(always)]
 unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
     isa: S,
@@ -186,7 +186,7 @@ unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
         unsafe {
             let mut right = [isa.splat(0.0); NV];
             for (v, right) in right.iter_mut().enumerate() {
-                *right = isa.load_ptr(panel.add(step * PANEL + v * LANES));
+                *right = isa.load_ptr(panel.add(panel_lane::<S>(steps, step, 0) + v * LANES));
             }
             for row in 0..MR {
                 let lane = isa.splat(*left.add(step * MR + row));
