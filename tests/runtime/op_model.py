@@ -121,3 +121,13 @@ def random_layer(
     else:
         scale = np.ones(n, np.float32)
     return Layer(w, scale, b, attributes)
+
+
+def few_rows_layer(bits: int) -> Layer:
+    """A layer with all noise, so large that few rows are cut by columns, and a single one goes to several threads.
+
+    Where weights are fewer bytes, that takes more outputs.
+    """
+    noise = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
+    outputs, storage = (1003, "int8") if bits == 8 else (2701, "uint8")
+    return random_layer(outputs, 1030, weight_bits=bits, storage=storage, seed=bits, input_bits=8, **noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_model import Array, Layer, assert_same_bits, make_session, random_layer, run
+from op_model import Array, Layer, assert_same_bits, few_rows_layer, make_session, random_layer, run
 
 RUNS = 2
 
@@ -97,6 +98,25 @@ def test_work_for_several_threads(library: str, threads: int, weight_bits: int) 
     session = make_session(layer.model(), library, threads=threads)
     assert_same_bits(run(session, x), layer.expected(x))
     assert_same_bits(run(session, x[:1]), layer.expected(x[:1], stream=1))
+
+
+@functools.cache
+def few_rows(bits: int, m: int) -> tuple[bytes, Array, list[Array]]:
+    """A model, X and what the runs of a session give."""
+    layer = few_rows_layer(bits)
+    x = np.random.default_rng(m).normal(size=(m, 1030)).astype(np.float32)
+    return layer.model(), x, [layer.expected(x, stream) for stream in range(RUNS)]
+
+
+@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_few_rows_of_a_large_layer(library: str, bits: int, m: int, threads: int) -> None:
+    """Cut by columns; a single row goes through the weights backwards in the second run."""
+    model, x, outputs = few_rows(bits, m)
+    session = make_session(model, library, threads=threads)
+    for stream, expected in enumerate(outputs):
+        assert_same_bits(run(session, x), expected, (stream, bits, m))
 
 
 @pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 0, 6), (1, 6), (2, 3, 4, 6)])

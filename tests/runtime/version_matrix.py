@@ -32,7 +32,7 @@ def write_cases(folder: Path) -> None:
     import numpy as np
     import onnxruntime
     from exported_models import exported_models
-    from op_model import make_session, random_layer, run
+    from op_model import few_rows_layer, make_session, random_layer, run
 
     import lumina_onnx
 
@@ -65,6 +65,11 @@ def write_cases(folder: Path) -> None:
     for name, layer in layers.items():
         outputs = [[layer.expected(x, stream)] for stream in range(RUNS)]
         write(name, layer.model(x_shape=["batch", 65]), {"X": x}, outputs, ["batch", 70])
+
+    large = few_rows_layer(4)
+    row = np.random.default_rng(2).normal(size=(1, 1030)).astype(np.float32)
+    outputs = [[large.expected(row, stream)] for stream in range(RUNS)]
+    write("row", large.model(x_shape=["batch", 1030]), {"X": row}, outputs, ["batch", len(large.w)])
 
     for name, layer in layers.items():
         write_body_case(folder / f"{name}_body", layer, x)
