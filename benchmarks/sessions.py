@@ -6,6 +6,7 @@ the operators. No bias; weights [N, K] are constants.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,8 +100,12 @@ def mat_mul(weight: Floats) -> Layer:
     return Layer((n, k), [node("MatMul", "X W", "Y")], {"W": weight.T})
 
 
-def integer_chain(weight: Floats) -> Layer:
-    """DynamicQuantizeLinear, MatMulInteger and the scaling, which ONNX Runtime fuses; one scale a channel."""
+def integer_chain(weight: Floats, *, unsigned: bool = False) -> Layer:
+    """DynamicQuantizeLinear, MatMulInteger and the scaling, which ONNX Runtime fuses; one scale a channel.
+
+    On x86 without VNNI its kernel for signed weights adds pairs of products in saturating 16 bits; that for
+    `unsigned` ones is exact.
+    """
     n, k = weight.shape
     codes, scale = lumina_kernel.quantize_weight(weight, 8)
     quantize = helper.make_node("DynamicQuantizeLinear", ["X"], ["q", "s", "z"])
@@ -111,7 +116,13 @@ def integer_chain(weight: Floats) -> Layer:
         node("Mul", "s S", "scale"),
         node("Mul", "f scale", "Y"),
     ]
-    return Layer((n, k), nodes, {"W": codes.T, "W_zero": np.zeros(n, np.int8), "S": scale})
+    stored, zero = _stored(codes, unsigned)
+    return Layer((n, k), nodes, {"W": stored.T, "W_zero": np.full(n, zero, stored.dtype), "S": scale})
+
+
+def _stored(codes: Array, unsigned: bool) -> tuple[Array, int]:
+    """8-bit codes as int8, or moved up into uint8, and the zero point."""
+    return ((codes.astype(np.int16) + 128).astype(np.uint8), 128) if unsigned else (codes, 0)
 
 
 def n_bits(weight: Floats, bits: int, block: int) -> Layer:
@@ -133,37 +144,46 @@ def n_bits(weight: Floats, bits: int, block: int) -> Layer:
     return Layer((n, k), [node("MatMulNBits", "X W S", "Y", "com.microsoft", **attributes)], constants)
 
 
-def standard_operators(weight: Floats, noise_relative: float, *, integer: bool) -> Layer:
+#: The ways in which :func:`standard_operators` multiplies.
+PRODUCTS = ("float product", "integer product", "integer product, unsigned weights")
+
+
+def standard_operators(weight: Floats, noise_relative: float, product: str) -> Layer:
     """The semantics of our operator at 8/8/8 bits in standard operators, the weights quantised beforehand.
 
-    The product is one of floats, or with `integer` MatMulInteger's, of the codes.
+    The product is one of :data:`PRODUCTS`: of floats, or MatMulInteger's of the codes. Those of X enter as unsigned
+    bytes, since ONNX Runtime has no fast kernel for two signed sides on x86; for the weights see :func:`integer_chain`.
     """
     n, k = weight.shape
     codes, scale = lumina_kernel.quantize_weight(weight, 8)
     constants: dict[str, Array] = {"L": np.array(127, np.float32), "last": np.array([-1], np.int64)}
 
-    def quantizer(source: str, target: str) -> list[onnx.NodeProto]:
+    def scaler(source: str, target: str) -> list[onnx.NodeProto]:
         return [
             node("Abs", source, f"{target}_magnitude"),
             node("ReduceMax", f"{target}_magnitude last", f"{target}_range"),
             node("Div", f"{target}_range L", f"{target}_step"),
             node("Div", f"{source} {target}_step", f"{target}_scaled"),
-            node("Round", f"{target}_scaled", f"{target}_code"),
         ]
 
-    nodes = quantizer("X", "a")
-    if integer:
-        constants |= {"W": codes.T, "S": scale}
-        nodes += [
-            node("Cast", "a_code", "a_int", to=TensorProto.INT8),
-            node("MatMulInteger", "a_int W", "i"),
+    def quantizer(source: str, target: str) -> list[onnx.NodeProto]:
+        return [*scaler(source, target), node("Round", f"{target}_scaled", f"{target}_code")]
+
+    if product == PRODUCTS[0]:
+        constants["W"] = (codes * scale[:, None]).T.astype(np.float32)
+        nodes = [*quantizer("X", "a"), node("Mul", "a_code a_step", "a"), node("MatMul", "a W", "z")]
+    else:
+        stored, zero = _stored(codes, product == PRODUCTS[2])
+        constants |= {"W": stored.T, "W_zero": np.array(zero, stored.dtype), "S": scale}
+        constants |= {"one": np.array(1, np.float32), "middle": np.array(128, np.uint8)}
+        nodes = [
+            *scaler("X", "a"),
+            node("QuantizeLinear", "a_scaled one middle", "a_byte"),
+            node("MatMulInteger", "a_byte W middle W_zero", "i"),
             node("Cast", "i", "f", to=TensorProto.FLOAT),
             node("Mul", "a_step S", "scale"),
             node("Mul", "f scale", "z"),
         ]
-    else:
-        constants["W"] = (codes * scale[:, None]).T.astype(np.float32)
-        nodes += [node("Mul", "a_code a_step", "a"), node("MatMul", "a W", "z")]
     # onnxruntime aborts on a scale of 0.
     if noise_relative:
         nodes += [
@@ -173,6 +193,19 @@ def standard_operators(weight: Floats, noise_relative: float, *, integer: bool) 
         ]
     nodes += [*quantizer("v" if noise_relative else "z", "y"), node("Mul", "y_code y_step", "Y")]
     return Layer((n, k), nodes, constants)
+
+
+@functools.cache
+def signed_products_are_exact() -> bool:
+    """Whether ONNX Runtime multiplies unsigned by signed bytes exactly here (see :func:`integer_chain`)."""
+    ones = np.ones((1, 64), np.float32)
+    return bool(Bound(model([integer_chain(ones)], 1), ones).output()[0, 0] == 64)
+
+
+def exact_products() -> tuple[str, ...]:
+    """Those of :data:`PRODUCTS` that are exact on this processor."""
+    floats, signed, unsigned = PRODUCTS
+    return (floats, unsigned, signed) if signed_products_are_exact() else (floats, unsigned)
 
 
 def nothing() -> bytes:

@@ -41,6 +41,7 @@ TINY_SIZES = (96, 64, 10)
 
 OURS, EMPTY, BODY = "ours", "an empty session", "its function body in standard operators"
 TORCH, FLOAT, CHAIN = "PyTorch F.linear", "MatMul, float32", "DynamicQuantizeLinear and MatMulInteger"
+EXACT_CHAIN = f"{CHAIN}, unsigned weights"
 
 LAYERS = (
     "Every session has the same options and its input and output bound. Where the other side is an integer operator of "
@@ -106,6 +107,7 @@ def _sides(x: Floats, weights: Sequence[Floats], threads: int, blocks: dict[int,
         TORCH: pytorch,
         FLOAT: bound(sessions.mat_mul),
         CHAIN: bound(sessions.integer_chain),
+        EXACT_CHAIN: bound(partial(sessions.integer_chain, unsigned=True)),
         EMPTY: Bound(sessions.nothing(), np.zeros((1, 1), np.float32), threads),
     }
     for bits in BITS:
@@ -118,9 +120,11 @@ def _sides(x: Floats, weights: Sequence[Floats], threads: int, blocks: dict[int,
 
 
 def _integer(times: dict[str, Samples], bits: int, blocks: dict[int, int]) -> str:
-    """ONNX Runtime's best integer operator of as many bits, or of the fewest that it has."""
+    """ONNX Runtime's best exact integer operator of as many bits, or of the fewest that it has."""
     width = max(bits, min(N_BITS))
-    names = [f"MatMulNBits {width}, block {blocks[width]}"] + ([CHAIN] if bits == 8 else [])
+    names = [f"MatMulNBits {width}, block {blocks[width]}"]
+    if bits == 8:
+        names += [EXACT_CHAIN] + [CHAIN] * sessions.signed_products_are_exact()
     return _fastest(times, names)
 
 
@@ -187,6 +191,10 @@ def _layer(
             less_empty=True,
             **fields,
         )
+        if bits == 8 and best != CHAIN:
+            exact = sessions.signed_products_are_exact()
+            against = f"integer operators: {CHAIN}" if exact else f"{CHAIN}, which saturates here"
+            yield _compare(context, times, ours, CHAIN, against=against, less_empty=True, **fields)
         yield _compare(context, times, ours, f"{BODY} {bits}", against=BODY, less_empty=True, **fields)
 
 
@@ -199,9 +207,10 @@ def _everything_on(context: Context, shape: Shape, threads: int) -> Iterator[Row
         BODY: Bound(ours, x, threads, library=False),
         EMPTY: Bound(sessions.nothing(), np.zeros((1, 1), np.float32), threads),
     }
-    for integer in (False, True):
-        standard = sessions.model([sessions.standard_operators(weight, NOISE, integer=integer)], m)
-        sides[f"{'integer' if integer else 'float'} product"] = Bound(standard, x, threads)
+    products = sessions.exact_products()
+    for product in products:
+        standard = sessions.model([sessions.standard_operators(weight, NOISE, product)], m)
+        sides[product] = Bound(standard, x, threads)
     times = interleave(sides, context.effort, own_threads=threads > 1)
     fields: dict[str, Any] = {
         "group": "session",
@@ -209,10 +218,11 @@ def _everything_on(context: Context, shape: Shape, threads: int) -> Iterator[Row
         "shape": shape,
         "threads": threads,
     }
-    best = _fastest(times, ["float product", "integer product"])
+    best = _fastest(times, [*products, BODY])
     goal = context.goal(any=4.0)
-    yield _compare(context, times, OURS, best, against=f"standard operators: {best}", goal=goal, **fields)
-    yield _compare(context, times, OURS, BODY, against=BODY, goal=goal, **fields)
+    for other in (best, *(side for side in (products[0], BODY) if side != best)):
+        against = other if other == BODY else f"standard operators: {other}"
+        yield _compare(context, times, OURS, other, against=against, goal=goal if other == best else None, **fields)
 
 
 @torch.no_grad()
