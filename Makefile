@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all demo test test-rust test-python lint format bench bench-train bench-edge docs wheel wheel-test board clean
+.PHONY: help all demo test test-rust test-python lint format bench bench-train bench-edge docs wheel wheel-test versions board clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -20,6 +20,7 @@ help: ## This list
 all: ## What continuous integration runs
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory wheel-test
+	@$(MAKE) --no-print-directory versions
 	@$(MAKE) --no-print-directory board BOARD_ARGS=--where-possible
 	@$(MAKE) --no-print-directory test
 
@@ -72,6 +73,10 @@ wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zi
 
 wheel-test: ## Builds the wheel and tests it in clean environments
 	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run
+
+# The oldest that is served, some between, and the newest.
+versions: $(VENV)/dev.stamp ## Runs models in other releases of ONNX Runtime, with the library and without
+	$(BIN)/python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
 
 board: $(VENV)/dev.stamp ## Builds liblumina_ort.so for aarch64 Linux and tests it under qemu
 	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run $(BOARD_ARGS)

@@ -73,7 +73,7 @@ def bench(
             "--threads",
             min=1,
             max=MAXIMUM_THREADS,
-            help="Threads of a session; may be given again. \\[default: 1 and the usable cores]",
+            help="Threads of a session; may be given again. \\[default: 1, 2, 3, 4, 8 and so on, to all usable cores]",
         ),
     ] = None,
     rounds: Annotated[
@@ -92,7 +92,7 @@ def bench(
     """
     if target is not None:
         _check_target(target)
-    counts = sorted({*(threads or (1, usable_cores()))})
+    counts = sorted({*(threads or thread_counts(usable_cores()))})
     rows: list[dict[str, Any]] = []
     feeds = arrays.feeds(arrays.load_model(model), source, batch=batch, seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -170,6 +170,14 @@ def measure(
         }
         for each in latencies
     ]
+
+
+def thread_counts(cores: int) -> list[int]:
+    """The numbers of threads that are measured unasked: each up to 4, then doubled, and all cores."""
+    counts = [count for count in (1, 2, 3, 4) if count <= cores]
+    while counts[-1] < cores:
+        counts.append(min(2 * counts[-1], cores))
+    return counts
 
 
 def usable_cores() -> int:

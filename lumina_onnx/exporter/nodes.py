@@ -77,12 +77,19 @@ def walk(graph: onnx.GraphProto, *, nested: bool = False) -> Iterator[tuple[onnx
                 yield from walk(subgraph, nested=True)
 
 
-def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
+_Scope = dict[str, onnx.TensorProto]
+
+
+def _scoped(
+    graph: onnx.GraphProto, outer: _Scope, *, nested: bool = False
+) -> Iterator[tuple[onnx.NodeProto, bool, _Scope]]:
+    """As :func:`walk`, with the initializers that a node's inputs may name: its graph's own hide those around it."""
+    scope = outer | {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
+        yield node, nested, scope
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
-                yield from _initializers(subgraph)
+                yield from _scoped(subgraph, scope, nested=True)
 
 
 def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
@@ -91,9 +98,8 @@ def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
     Raises:
         ValueError: a node is of a later version of the operator.
     """
-    tensors = {tensor.name: tensor for tensor in _initializers(model.graph)}
     found = []
-    for node, nested in walk(model.graph):
+    for node, nested, tensors in _scoped(model.graph, {}):
         if (node.domain, node.op_type) == (DOMAIN, OPERATOR):
             attributes = defaults() | {attribute.name: _value(attribute) for attribute in node.attribute}
             version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
@@ -124,11 +130,10 @@ def body_bytes(model: onnx.ModelProto) -> int:
 
 def layers(model: onnx.ModelProto) -> list[Layer]:
     """What each `OpticalLinear` node of a model is."""
-    first_user: dict[str, str] = {}
+    first_user: dict[int, str] = {}
     rows = []
     for node in optical_nodes(model):
-        weight_name = node.proto.input[1] if len(node.proto.input) > 1 else ""
-        shared_with = first_user.setdefault(weight_name, node.name)
+        shared_with = first_user.setdefault(id(node.weight), node.name) if node.weight is not None else node.name
         stored = 0 if shared_with != node.name else _bytes(node.weight) + _bytes(node.weight_scale)
         rows.append(
             Layer(

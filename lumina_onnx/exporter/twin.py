@@ -40,7 +40,7 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
         return name
 
     codes = {name for layer in layers.values() for name in layer.proto.input[1:3]}
-    weights: dict[tuple[str, ...], onnx.TensorProto] = {}
+    weights: dict[tuple[int, ...], onnx.TensorProto] = {}
     # From the innermost: a graph's nodes are copied with the graphs in them.
     for graph in reversed(list(_graphs(model.graph))):
         content = [made for node in graph.node for made in _replaced(node, layers, weights, unused)]
@@ -65,14 +65,15 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
 def _replaced(
     node: onnx.NodeProto,
     layers: dict[str, nodes.OpticalNode],
-    weights: dict[tuple[str, ...], onnx.TensorProto],
+    weights: dict[tuple[int, ...], onnx.TensorProto],
     unused: Callable[[str], str],
 ) -> list[onnx.NodeProto]:
     """What stands for a node; float weights are added to `weights`."""
     if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
         return [node]
     layer = layers[node.output[0]]
-    key = (*node.input[1:3], str(layer.attributes["weight_bits"]))
+    # Not by name: two branches may each have a W of their own.
+    key = (id(layer.weight), id(layer.weight_scale), layer.attributes["weight_bits"])
     if key not in weights:
         weights[key] = numpy_helper.from_array(_values(layer), unused(f"{node.input[1]}_float"))
     x, bias, y = node.input[0], [name for name in node.input[3:] if name], node.output[0]

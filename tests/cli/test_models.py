@@ -213,7 +213,9 @@ def test_bench_measures_every_way_with_each_number_of_threads(lumina, model) -> 
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_by_default_runs_on_one_thread_and_on_all_cores(lumina, model, monkeypatch) -> None:
+def test_bench_by_default_runs_on_one_thread_to_all_cores(lumina, model, monkeypatch) -> None:
+    for cores, counts in ((4, [1, 2, 3, 4]), (6, [1, 2, 3, 4, 6]), (16, [1, 2, 3, 4, 8, 16])):
+        assert bench.thread_counts(cores) == counts
     for cores, counts in ((1, [1]), (2, [1, 2])):
         monkeypatch.setattr(bench, "usable_cores", lambda cores=cores: cores)
         facts = json.loads(lumina("bench", model, "--rounds", 1, "--json").stdout)
@@ -305,5 +307,5 @@ def test_bench_refuses_other_targets(lumina, model, target, words, tmp_path) -> 
 def test_bench_help_shows_what_stands_in_brackets(lumina, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = " ".join(lumina("bench", "--help").stdout.replace("│", " ").split())
-    assert "[default: 1 and the usable cores]" in text
+    assert "[default: 1, 2, 3, 4, 8 and so on, to all usable cores]" in text
     assert "pip install 'lumina-onnx[plot]'" in text

@@ -84,6 +84,27 @@ def test_layers_in_subgraphs(tmp_path: Path) -> None:
     assert {tensor.name for tensor in twin.graph.initializer} == {"B", "W_float", "W_float_"}
 
 
+def test_branches_with_weights_of_their_own(tmp_path: Path) -> None:
+    """Both call theirs W: each branch keeps its own, which hides the one around it."""
+    around, own = np.arange(12, dtype=np.int8).reshape(3, 4), np.full((3, 4), -5, np.int8)
+    model = nested(around)
+    branches = {attribute.name: attribute.g for attribute in model.graph.node[0].attribute}
+    branches["else_branch"].initializer.append(numpy_helper.from_array(own, "W"))
+    onnx.save(model, tmp_path / "own.onnx")
+    then, other = nodes.optical_nodes(nodes.load(tmp_path / "own.onnx"))
+    if then.name == "else":
+        then, other = other, then
+    for node, weight in ((then, around), (other, own)):
+        assert node.weight is not None
+        np.testing.assert_array_equal(numpy_helper.to_array(node.weight), weight)
+    assert [layer.shared_with for layer in nodes.layers(model)] == ["", ""]
+    twin = float_twin(tmp_path / "own.onnx")
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    for condition, weight in ((True, around), (False, own)):
+        (got,) = run(twin, x, np.array(condition))
+        np.testing.assert_allclose(got, x @ (0.5 * weight.T) + 1, rtol=1e-5)
+
+
 def test_computed_weights_are_refused(tmp_path: Path) -> None:
     model = nested(np.zeros((3, 4), np.int8))
     model.graph.initializer[0].name = "stored"

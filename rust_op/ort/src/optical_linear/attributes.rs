@@ -59,7 +59,8 @@ fn rows() -> impl Iterator<Item = &'static Parameter> {
 
 /// Reads and checks the attributes of a node.
 pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
-    check_version(info.int(VERSION_ATTRIBUTE)?)?;
+    let version = info.int(VERSION_ATTRIBUTE);
+    check_version(version.map_err(|failure| mistyped(VERSION_ATTRIBUTE, Kind::Int, &VERSION.to_string(), &failure))?)?;
     let mut raw = Raw::default();
     for row in rows() {
         let value = match row.kind {
@@ -68,15 +69,7 @@ pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
             Kind::Floats => info.floats(row.name).map(|value| value.map(Value::Floats)),
             Kind::String => info.string(row.name).map(|value| value.map(Value::String)),
         };
-        let value = value.map_err(|failure| {
-            Failure::invalid(format!(
-                "attribute {} is not of type {}: allowed is {} ({})",
-                row.name,
-                row.kind.name(),
-                row.allowed,
-                failure.message
-            ))
-        })?;
+        let value = value.map_err(|failure| mistyped(row.name, row.kind, row.allowed, &failure))?;
         if let Some(value) = value
             && !raw.set(row.name, value)
         {
@@ -88,6 +81,11 @@ pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
         seed: at_least("seed", raw.seed, 0)?,
         in_features: raw.in_features.map(|k| at_least("in_features", k, 1)).transpose()?,
     })
+}
+
+fn mistyped(name: &str, kind: Kind, allowed: &str, failure: &Failure) -> Failure {
+    let Failure { message, .. } = failure;
+    Failure::invalid(format!("attribute {name} is not of type {}: allowed is {allowed} ({message})", kind.name()))
 }
 
 /// Refuses a node of a version that this library does not have; its other attributes may mean anything.
