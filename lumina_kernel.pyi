@@ -272,7 +272,6 @@ def forward_train(
     y: _Array,
     x_codes: _Array | None,
     x_step: _Array,
-    w_codes: _Array | None,
     w_scale: _Array,
     adc_mask: _Array | None,
     dac_mask: _Array | None,
@@ -289,7 +288,6 @@ def forward_train(
         y: Out, [M, N].
         x_codes: Out, [M, code_stride(K)] int8 (int16 from 9 bits); None where input_bits is 0.
         x_step: Out, [M].
-        w_codes: Out, [N, code_stride(K)] int8 (int16 from 9 bits); None where weight_bits is 0.
         w_scale: Out, [N].
         adc_mask: Out, uint8 [M, mask_stride(N)]; None where output_bits is 0 or output_range dynamic.
         dac_mask: Out, uint8 [M, mask_stride(K)]; None where input_range is dynamic.
@@ -300,11 +298,10 @@ def backward(
     dy: _Array,
     x: _Array,
     x_step: _Array,
-    w: _Array,
+    weight: _Array,
     w_scale: _Array,
     adc_mask: _Array | None,
     dac_mask: _Array | None,
-    k: SupportsIndex,
     dx: _Array | None,
     dw: _Array | None,
     db: _Array | None,
@@ -317,11 +314,10 @@ def backward(
         dy: [M, N].
         x: The codes that the forward pass saved, or X itself where input_bits is 0.
         x_step: [M], saved.
-        w: The codes that the forward pass saved, or W itself where weight_bits is 0.
+        weight: [N, K], as it was in the forward pass; quantised here once more.
         w_scale: [N], saved.
         adc_mask: Saved, or None where the ADC cannot saturate.
         dac_mask: Saved, or None where the DAC cannot saturate.
-        k: K.
         dx: Out, [M, K], or None where it is not asked for.
         dw: Out, [N, K], or None.
         db: Out, [N], or None.
@@ -346,10 +342,10 @@ def backward(
 # What follows is for `lumina_onnx.nn` alone: memory by address, 0 for none, which nothing checks.
 
 def _saved_bytes(params: Params, n: SupportsIndex, k: SupportsIndex, for_x: bool, for_weight: bool) -> tuple[int, int]:
-    """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
+    """Bytes that a forward pass saves for its gradient, and bytes more for each row of X."""
 
-def _prepare_at(params: Params, n: int, k: int, weight: int, bias: int, w_saved: int) -> PreparedLayer:
-    """A `PreparedLayer`; `w_saved` receives what the gradient needs of the weights."""
+def _prepare_at(params: Params, n: int, k: int, weight: int, bias: int) -> PreparedLayer:
+    """A `PreparedLayer`."""
 
 def _forward_at(
     params: Params,
@@ -363,12 +359,11 @@ def _forward_at(
     seed: SupportsIndex,
     stream: SupportsIndex,
     y: int,
-    x_saved: int,
-    w_saved: int,
+    saved: int,
     for_x: bool,
     for_weight: bool,
 ) -> None:
-    """The forward pass; weight, bias and w_saved are used where there is no `layer`."""
+    """The forward pass; weight and bias are read where there is no `layer`."""
 
 def _backward_at(
     params: Params,
@@ -378,8 +373,7 @@ def _backward_at(
     dy: int,
     x: int,
     weight: int,
-    x_saved: int,
-    w_saved: int,
+    saved: int,
     dx: int,
     dw: int,
     db: int,
@@ -387,4 +381,4 @@ def _backward_at(
     for_x: bool,
     for_weight: bool,
 ) -> None:
-    """`backward`; x and weight are read where their side is analog."""
+    """`backward`; weight is read for dx, and x for dw where it is analog."""

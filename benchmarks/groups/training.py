@@ -53,8 +53,9 @@ ANALOG = (
     "so that it gains little from a second one, or loses."
 )
 MEMORY = (
-    "Saved: the bytes of all tensors that autograd keeps, each memory counted once, parameters not counted. Codes "
-    "have 8 bits where eager PyTorch keeps 32-bit floats, so of a layer alone a quarter is what 8 bits can reach; "
+    "Saved: the bytes of all tensors that autograd keeps, each memory counted once, parameters not counted. Ours "
+    "keeps codes of X, 8 bits each, where eager PyTorch keeps quantised X and W in 32-bit floats, so that a layer "
+    "alone can reach 4 (1 + N / M); "
     "activations that other layers keep (ReLU, GELU, norms) are the same on both sides. Most at once: the growth "
     "of a process's resident memory during steps, each side in a process of its own, gradients and everything "
     "included."

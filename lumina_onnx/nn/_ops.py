@@ -106,17 +106,13 @@ def _bytes(count: int) -> Tensor:
     return tensor if tensor.is_cpu else torch.empty(count, dtype=torch.uint8, device="cpu")
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def named(error: ValueError, layer: str) -> ValueError:
     """`error`, saying which layer it is about."""
     return ValueError(f"{layer}: {error}") if layer else error
 
 
 class Kept(NamedTuple):
-    """Which gradients a forward pass keeps something for: X's needs W, and W's needs X."""
+    """Which gradients a forward pass keeps something for: X's needs W and its scale, and W's needs X's codes."""
 
     for_x: bool = True
     for_weight: bool = True
@@ -124,25 +120,16 @@ class Kept(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: Kept) -> tuple[int, int]:
-    """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
+    """Bytes that a forward pass saves for its gradient, and bytes more for each row of X."""
     return lumina_kernel._saved_bytes(params, n, k, *kept)
 
 
-class Prepared(NamedTuple):
-    """Weights, quantised and packed, and what a gradient needs of them where one was asked for."""
-
-    layer: lumina_kernel.PreparedLayer
-    w_saved: Tensor | None
-
-
-def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None, trains: bool) -> Prepared:
+def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None) -> lumina_kernel.PreparedLayer:
     """Quantises and packs weights."""
     n, k = weight.shape
-    w_saved = _bytes(saved_bytes(params, n, k, Kept())[0]) if trains else None
     weight, bias = _dense(weight), None if bias is None else _dense(bias)
     follow_torch_threads()
-    layer = lumina_kernel._prepare_at(params, n, k, weight.data_ptr(), _address(bias), _address(w_saved))
-    return Prepared(layer, w_saved)
+    return lumina_kernel._prepare_at(params, n, k, weight.data_ptr(), 0 if bias is None else bias.data_ptr())
 
 
 def forward_now(
@@ -152,35 +139,22 @@ def forward_now(
     params: lumina_kernel.Params,
     seed: int,
     stream: int,
-    prepared: Prepared | None,
+    prepared: lumina_kernel.PreparedLayer | None,
     kept: Kept | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The forward pass: y, and what gradients need, where something is `kept` for them.
-
-    That is one tensor of bytes: of W, then of X; with `prepared` weights it is X's alone, and theirs is the third.
-    """
+) -> tuple[Tensor, Tensor | None]:
+    """The forward pass: y, and where something is `kept` for gradients the bytes that they need beside x and weight."""
     n, k = weight.shape
     rows = x.numel() // k
     y = _empty(*x.shape[:-1], n)
     x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
     follow_torch_threads()
-    layer = saved = w_saved = None
-    w_address = x_address = 0
-    if prepared is not None:
-        layer, w_saved = prepared
+    saved = None
     if kept is not None:
-        w_bytes, row_bytes = saved_bytes(params, n, k, kept)
-        if layer is not None:
-            w_bytes = 0
-        saved = _bytes(w_bytes + rows * row_bytes)
-        x_address = saved.data_ptr() + w_bytes
-        w_address = x_address - w_bytes if w_bytes else 0
-        if not kept.for_x:
-            w_saved = None
-    for_x, for_weight = kept or Kept()
+        call_bytes, row_bytes = saved_bytes(params, n, k, kept)
+        saved = _bytes(call_bytes + rows * row_bytes)
     lumina_kernel._forward_at(
         params,
-        layer,
+        prepared,
         rows,
         n,
         k,
@@ -190,12 +164,10 @@ def forward_now(
         seed,
         stream,
         y.data_ptr(),
-        x_address,
-        w_address,
-        for_x,
-        for_weight,
+        0 if saved is None else saved.data_ptr(),
+        *(kept or Kept()),
     )
-    return y, saved, w_saved
+    return y, saved
 
 
 @torch.library.custom_op(
@@ -238,7 +210,7 @@ def optical_linear_train(
 ) -> tuple[Tensor, ...]:
     _checks.check_call(x, weight, bias)
     try:
-        y, saved, _ = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
+        y, saved = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
     except ValueError as error:
         raise named(error, layer) from None
     assert saved is not None
@@ -250,11 +222,11 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
 ) -> tuple[Tensor, ...]:
     n, k = weight.shape
-    w_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k), Kept())
+    call_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k), Kept())
     rows = math.prod(x.shape[:-1])
     return (
         x.new_empty((*x.shape[:-1], n)),
-        x.new_empty((w_bytes + rows * row_bytes,), dtype=torch.uint8),
+        x.new_empty((call_bytes + rows * row_bytes,), dtype=torch.uint8),
         x.new_empty(0),
     )
 
@@ -268,21 +240,15 @@ def gradient_precision() -> Literal["highest", "high", "medium"]:
     return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"
 
 
-def _saved_address(saved: Tensor | None, count: int) -> int:
+def _saved_address(saved: Tensor, count: int) -> int:
     """Where the bytes are that a forward pass saved, as they come back from autograd."""
-    if (
-        saved is None
-        or saved.dtype is not torch.uint8
-        or saved.numel() != count
-        or not saved.is_cpu
-        or not saved.is_contiguous()
-    ):
+    if saved.dtype is not torch.uint8 or saved.numel() != count or not saved.is_cpu or not saved.is_contiguous():
         raise ValueError(f"what was saved for the gradient is {_told(saved)}: allowed is uint8 [{count}] {_UNCHANGED}")
     return saved.data_ptr()
 
 
 def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuses an analog operand that comes back from autograd as another tensor."""
+    """Refuses an operand that comes back from autograd as another tensor."""
     if tensor.dtype is not _float32 or tensor.shape != shape or not tensor.is_cpu:
         allowed = f"float32 {[*shape]} {_UNCHANGED}"
         raise ValueError(f"{name} saved for the gradient is {_told(tensor)}: allowed is {allowed}")
@@ -291,20 +257,21 @@ def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 _UNCHANGED = "on the CPU, as the forward pass saved it (torch.autograd.graph.saved_tensors_hooks may change it)"
 
 
-def _told(tensor: Tensor | None) -> str:
-    return "None" if tensor is None else f"{tensor.dtype} {[*tensor.shape]} on {tensor.device}"
+def _told(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {[*tensor.shape]} on {tensor.device}"
 
 
 def backward_now(
     grad: Tensor,
-    saved: Sequence[Tensor | None],
+    x: Tensor | None,
+    weight: Tensor | None,
+    saved: Tensor,
     k: int,
     needs: Sequence[bool],
     kept: Kept,
     params: lumina_kernel.Params,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias (None where not needed), from what the forward pass kept."""
-    x, weight, x_saved, w_saved = saved
     n = grad.shape[-1]
     rows = grad.numel() // n
     if x is not None:
@@ -315,14 +282,8 @@ def backward_now(
     dw = _empty(n, k) if needs[1] else None
     db = _empty(n) if needs[2] else None
     grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
-    w_bytes, row_bytes = saved_bytes(params, n, k, kept)
-    x_bytes = rows * row_bytes
-    if w_saved is None:
-        w_address = _saved_address(x_saved, w_bytes + x_bytes)
-        x_address = w_address + w_bytes
-    else:
-        w_address = _saved_address(w_saved, w_bytes)
-        x_address = _saved_address(x_saved, x_bytes)
+    call_bytes, row_bytes = saved_bytes(params, n, k, kept)
+    saved_address = _saved_address(saved, call_bytes + rows * row_bytes)
     follow_torch_threads()
     lumina_kernel._backward_at(
         params,
@@ -332,8 +293,7 @@ def backward_now(
         grad.data_ptr(),
         0 if x is None else x.data_ptr(),
         0 if weight is None else weight.data_ptr(),
-        x_address,
-        w_address,
+        saved_address,
         0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(),
         0 if db is None else db.data_ptr(),
@@ -347,7 +307,7 @@ def backward_now(
     "lumina::optical_linear_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor? w_saved, Tensor history, int k, "
+    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor history, int k, "
     "bool need_x, bool need_weight, bool need_bias, bool kept_for_x, bool kept_for_weight, "
     f"{_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
@@ -356,7 +316,6 @@ def optical_linear_backward(
     x: Tensor | None,
     weight: Tensor | None,
     saved: Tensor,
-    w_saved: Tensor | None,
     history: Tensor,
     k: int,
     need_x: bool,
@@ -369,7 +328,7 @@ def optical_linear_backward(
     _checks.check_tensor("grad", grad)
     needs = (need_x, need_weight, need_bias)
     kept = Kept(kept_for_x, kept_for_weight)
-    gradients = backward_now(grad, (x, weight, saved, w_saved), k, needs, kept, params_of(parameters))
+    gradients = backward_now(grad, x, weight, saved, k, needs, kept, params_of(parameters))
     return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -379,7 +338,6 @@ def _(
     x: Tensor | None,
     weight: Tensor | None,
     saved: Tensor,
-    w_saved: Tensor | None,
     history: Tensor,
     k: int,
     need_x: bool,
@@ -438,12 +396,9 @@ for _operator in (optical_linear, optical_linear_train, optical_linear_backward)
     _each_sample(_operator)
 
 
-def _analog(x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: Kept) -> tuple[Tensor | None, Tensor | None]:
-    """x and weight, which the gradient reads where they are analog, else None."""
-    return (
-        x if kept.for_weight and not params.input_bits else None,
-        weight if kept.for_x and not params.weight_bits else None,
-    )
+def _read(x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: Kept) -> tuple[Tensor | None, Tensor | None]:
+    """x and weight where the gradients read them, else None: W's reads an x without codes, X's reads weight."""
+    return (x if kept.for_weight and not params.input_bits else None, weight if kept.for_x else None)
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
@@ -459,7 +414,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.parameters = parameters
     # `history` has no elements, but has x and weight behind it: through it a second derivative reaches
     # _second_derivative.
-    ctx.save_for_backward(*_analog(x, weight, params_of(parameters), Kept()), saved, None, history)
+    kept = Kept(*ctx.needs_input_grad[:2])
+    ctx.save_for_backward(*_read(x, weight, params_of(parameters), kept), saved, history)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
@@ -533,13 +489,13 @@ class TrainNow(torch.autograd.Function):
         params: lumina_kernel.Params,
         seed: int,
         stream: int,
-        prepared: Prepared | None,
+        prepared: lumina_kernel.PreparedLayer | None,
     ) -> Tensor:
         kept = Kept(*ctx.needs_input_grad[:2])
-        y, saved, w_saved = forward_now(x, weight, bias, params, seed, stream, prepared, kept)
+        y, saved = forward_now(x, weight, bias, params, seed, stream, prepared, kept)
         ctx.set_materialize_grads(False)
         ctx.call = (weight.shape[1], kept, params)
-        ctx.save_for_backward(*_analog(x, weight, params, kept), saved, w_saved)
+        ctx.save_for_backward(*_read(x, weight, params, kept), saved)
         return y
 
     @staticmethod
@@ -548,13 +504,14 @@ class TrainNow(torch.autograd.Function):
             return (None,) * 7
         k, kept, params = ctx.call
         needs = _needs(ctx)
+        x, weight, saved = ctx.saved_tensors
         dx: Tensor | None
         if _is_dense_float(grad) and _dispatch_modes() == 0 and _transform() is None:
-            dx, dw, db = backward_now(grad, ctx.saved_tensors, k, needs, kept, params)
+            dx, dw, db = backward_now(grad, x, weight, saved, k, needs, kept, params)
         else:
             # Several gradients at once (is_grads_batched), or something that watches.
-            saved = (*ctx.saved_tensors, grad.new_empty(0))
-            outputs = optical_linear_backward(grad, *saved, k, *needs, *kept, *parameters_of(params))
+            history = grad.new_empty(0)
+            outputs = optical_linear_backward(grad, x, weight, saved, history, k, *needs, *kept, *parameters_of(params))
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if torch.is_grad_enabled():
             # create_graph: a gradient that requires one itself, and says why it has none when it is asked.

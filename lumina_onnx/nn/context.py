@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+import lumina_kernel
 from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile
@@ -51,8 +52,8 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
 def frozen(model: nn.Module) -> Iterator[None]:
     """Promises that the weights in `model` do not change inside: they are quantised and packed once.
 
-    For evaluation over many batches, and for gradients that add up over several: passes that record a gradient share
-    the packed weights and their codes. Results and gradients have the same bits as outside. Each layer's weight and
+    For evaluation over many batches, and for gradients that add up over several: all passes share the packed weights.
+    Results and gradients have the same bits as outside. Each layer's weight and
     bias are watched: a forward pass after one of them changed (an optimiser's step, ``load_state_dict``, another
     tensor, another profile) raises. A change that torch itself does not count, such as one through
     ``weight.data.mul_`` or through numpy, is not seen.
@@ -115,17 +116,17 @@ class Frozen:
                     "load or convert the model outside of it"
                 )
         self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
-        self._prepared: dict[OpticalProfile, _ops.Prepared] = {}
-        self._prepare(layer, layer.profile, functional.records_gradient(layer.weight, layer.bias))
+        self._prepared: dict[OpticalProfile, lumina_kernel.PreparedLayer] = {}
+        self._prepare(layer, layer.profile)
 
-    def _prepare(self, layer: OpticalLinear, profile: OpticalProfile, trains: bool) -> _ops.Prepared:
+    def _prepare(self, layer: OpticalLinear, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
         prepared = self._prepared.get(profile)
-        if prepared is None or (trains and prepared.w_saved is None):
+        if prepared is None:
             weight, bias = (watched.tensor for watched in self._watched)
             assert weight is not None
             _checks.check_weight(weight, bias)
             try:
-                prepared = _ops.prepare(_ops.params_for(profile), weight, bias, trains)
+                prepared = _ops.prepare(_ops.params_for(profile), weight, bias)
             except ValueError as error:
                 raise _ops.named(error, layer.label) from None
             self._prepared[profile] = prepared
@@ -140,5 +141,5 @@ class Frozen:
         x = functional.autocast(x)
         if not _ops.is_plain(x, weight, bias):
             return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
-        prepared = self._prepare(layer, profile, functional.records_gradient(weight, bias, x))
+        prepared = self._prepare(layer, profile)
         return functional.apply_now(x, weight, bias, profile, layer.seed, stream, layer.label, prepared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import lumina_kernel
 from lumina_onnx.nn import _checks, _ops
 from lumina_onnx.profile import OpticalProfile
 
@@ -81,7 +82,7 @@ def apply_now(
     seed: int,
     stream: int | Tensor | None,
     layer: str,
-    prepared: _ops.Prepared | None = None,
+    prepared: lumina_kernel.PreparedLayer | None = None,
 ) -> Tensor:
     """:func:`apply` where :func:`_ops.is_plain` holds; `prepared` are the weights, where that was done before."""
     check_is_profile(profile)

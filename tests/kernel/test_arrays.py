@@ -147,7 +147,7 @@ def test_training_refuses_what_does_not_fit() -> None:
             "params": params, "x": X, "weight": W, "bias": B, "seed": 0, "stream": 0,
             "y": np.empty((5, 3), np.float32),
             "x_codes": np.empty((5, stride), np.int8), "x_step": np.empty(5, np.float32),
-            "w_codes": np.empty((3, stride), np.int8), "w_scale": np.empty(3, np.float32),
+            "w_scale": np.empty(3, np.float32),
             "adc_mask": np.empty((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None,
         }  # fmt: skip
 
@@ -186,16 +186,19 @@ def test_training_refuses_what_does_not_fit() -> None:
 
     gradient = {
         "params": params, "dy": np.ones((5, 3), np.float32), "x": np.ones((5, stride), np.int8),
-        "x_step": np.ones(5, np.float32), "w": np.ones((3, stride), np.int8), "w_scale": B,
-        "adc_mask": np.zeros((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None, "k": 2,
+        "x_step": np.ones(5, np.float32), "weight": W, "w_scale": B,
+        "adc_mask": np.zeros((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None,
         "dx": np.empty((5, 2), np.float32), "dw": None, "db": None,
     }  # fmt: skip
     lumina_kernel.backward(**gradient)
     for change, error, message in [
         ({"dy": np.ones(15, np.float32)}, ValueError, "dy has shape (15,): allowed is [M, N]"),
         ({"x": X}, TypeError, "x has dtype float32: allowed is int8"),
-        ({"w": np.ones((3, 5), np.int8)}, ValueError, "w has shape (3, 5): allowed is (rows, code_stride(K))"),
-        ({"k": 0}, ValueError, "k = 0: allowed is an integer >= 1"),
+        ({"x": np.ones((5, 9), np.int8)}, ValueError, "x has shape (5, 9): allowed is (rows, code_stride(K))"),
+        ({"weight": W[:2]}, ValueError, "weight has shape (2, 2): allowed is (N, K) with N = 3, the columns of dy"),
+        ({"weight": B}, ValueError, "weight has shape (3,): allowed is [N, K]"),
+        ({"weight": W.astype(np.int8)}, TypeError, "weight has dtype int8: allowed is float32"),
+        ({"weight": np.ones((3, 0), np.float32)}, ValueError, "K (columns of weight) = 0: allowed is at least 1"),
         ({"dx": np.empty((5, 3), np.float32)}, ValueError, "dx has shape (5, 3): allowed is (M, K) = (5, 2)"),
         ({"dw": np.empty((2, 3), np.float32)}, ValueError, "dw has shape (2, 3): allowed is (N, K) = (3, 2)"),
         ({"db": np.empty(2, np.float32)}, ValueError, "db has shape (2,): allowed is (N,) = (3,)"),
@@ -207,27 +210,40 @@ def test_training_refuses_what_does_not_fit() -> None:
 
 def test_addresses_that_cannot_be_are_refused() -> None:
     """Nothing is read or written before all of a call's addresses were looked at."""
-    params = lumina_kernel.Params(input_bits=8, weight_bits=4)
-    x, weight, bias, y = (array.ctypes.data for array in (X, W, B, np.empty((5, 3), np.float32)))
+    params, analog = (lumina_kernel.Params(input_bits=bits, weight_bits=4) for bits in (8, 0))
+    arrays = X, W, B, np.empty((5, 3), np.float32), np.empty(256, np.float32)
+    x, weight, bias, y, saved = (array.ctypes.data for array in arrays)
     allowed = "allowed is memory that is there, aligned"
     for call, message in [
-        (lambda: lumina_kernel._prepare_at(params, 3, 2, 0, bias, 0), "weight is 6 elements of 4 bytes at address 0x0"),
-        (lambda: lumina_kernel._prepare_at(params, 3, 2, weight, 2, 0), "bias is 3 elements of 4 bytes at address 0x2"),
+        (lambda: lumina_kernel._prepare_at(params, 3, 2, 0, bias), "weight is 6 elements of 4 bytes at address 0x0"),
+        (lambda: lumina_kernel._prepare_at(params, 3, 2, weight, 2), "bias is 3 elements of 4 bytes at address 0x2"),
         (
-            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, 0, weight, bias, 0, 0, y, 0, 0, True, True),
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, 0, weight, bias, 0, 0, y, 0, True, True),
             "x is 10 elements of 4 bytes at address 0x0",
         ),
         (
-            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y + 1, 0, 0, True, True),
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y + 1, 0, True, True),
             f"y is 15 elements of 4 bytes at address {y + 1:#x}",
         ),
         (
-            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y, 2, 0, True, True),
-            "x_saved is 5 elements of 4 bytes at address 0x16",
+            lambda: lumina_kernel._forward_at(params, None, 5, 3, 2, x, weight, bias, 0, 0, y, 2, True, True),
+            "saved is 3 elements of 4 bytes at address 0x2",
         ),
         (
-            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, 0, 0, x, 0, 0, "highest", True, True),
-            "x_saved is 20 elements of 1 bytes at address 0x0",
+            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, weight, 0, x, 0, 0, "highest", True, True),
+            "saved is 3 elements of 4 bytes at address 0x0",
+        ),
+        (
+            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, weight, 0, x, 0, 0, "highest", False, True),
+            "saved is 20 elements of 1 bytes at address 0x0",
+        ),
+        (
+            lambda: lumina_kernel._backward_at(params, 5, 3, 2, y, 0, 0, saved, x, 0, 0, "highest", True, True),
+            "weight is 6 elements of 4 bytes at address 0x0",
+        ),
+        (
+            lambda: lumina_kernel._backward_at(analog, 5, 3, 2, y, 0, 0, saved, 0, weight, 0, "highest", True, True),
+            "x is 10 elements of 4 bytes at address 0x0",
         ),
     ]:
         with pytest.raises(ValueError, match=re.escape(message) + ".*: " + allowed):

@@ -118,28 +118,27 @@ def test_training(case: Case) -> None:
     params, fields = case.params, case.fields
     (m, k), n = case.x.shape, len(case.weight)
 
-    def codes(bits: int, rows: int) -> np.ndarray | None:
+    def codes(bits: int) -> np.ndarray | None:
         dtype = np.int8 if bits <= 8 else np.int16
-        return np.full((rows, lumina_kernel.code_stride(k)), 7, dtype) if bits else None
+        return np.full((m, lumina_kernel.code_stride(k)), 7, dtype) if bits else None
 
     def mask(needed: bool, columns: int) -> np.ndarray | None:
         return np.full((m, lumina_kernel.mask_stride(columns)), 255, np.uint8) if needed else None
 
     y, x_step, w_scale = np.empty((m, n), np.float32), np.empty(m, np.float32), np.empty(n, np.float32)
-    x_codes, w_codes = codes(params.input_bits, m), codes(params.weight_bits, n)
+    x_codes = codes(params.input_bits)
     adc_mask = mask(bool(fields["output_bits"] and fields["output_range"]), n)
     dac_mask = mask(bool(fields["input_range"]), k)
     lumina_kernel.forward_train(
         params, case.x, case.weight, case.bias, case.seed, case.stream,
-        y, x_codes, x_step, w_codes, w_scale, adc_mask, dac_mask,
+        y, x_codes, x_step, w_scale, adc_mask, dac_mask,
     )  # fmt: skip
     assert_same_bits(y, case.expected())
 
     dy = np.random.default_rng(0).standard_normal((m, n)).astype(np.float32)
     dx, dw, db = np.empty((m, k), np.float32), np.empty((n, k), np.float32), np.empty(n, np.float32)
     x = case.x if x_codes is None else x_codes
-    w = case.weight if w_codes is None else w_codes
-    saved = (x, x_step, w, w_scale, adc_mask, dac_mask, k)
+    saved = (x, x_step, case.weight, w_scale, adc_mask, dac_mask)
     lumina_kernel.backward(params, dy, *saved, dx, dw, db)
     expected = reference.optical_linear_backward(
         dy, case.x, case.weight, case.bias, seed=case.seed, stream=case.stream, **fields

@@ -26,17 +26,20 @@ class Pass:
     dy: np.ndarray
     x: np.ndarray
     x_step: np.ndarray
-    w: np.ndarray
+    weight: np.ndarray
     w_scale: np.ndarray
     adc_mask: np.ndarray
     dac_mask: np.ndarray
-    k: int
+
+    @property
+    def k(self) -> int:
+        return self.weight.shape[1]
 
     def gradients(self, precision: Any) -> list[np.ndarray]:
         (m, n), k = self.dy.shape, self.k
         out = [np.full(shape, 7, np.float32) for shape in ((m, k), (n, k), (n,))]
         lumina_kernel.backward(
-            self.params, self.dy, self.x, self.x_step, self.w, self.w_scale, self.adc_mask, self.dac_mask, k,
+            self.params, self.dy, self.x, self.x_step, self.weight, self.w_scale, self.adc_mask, self.dac_mask,
             *out, precision,
         )  # fmt: skip
         return out
@@ -44,7 +47,8 @@ class Pass:
     def factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """g [M, N] in float64, the codes of X [M, K] and of W [N, K]."""
         g = np.where(bits(self.adc_mask, self.dy.shape[1]), 0.0, self.dy.astype(np.float64))
-        return g, self.x[:, : self.k].astype(np.float64), self.w[:, : self.k].astype(np.float64)
+        codes, _ = lumina_kernel.quantize_weight(self.weight, self.params.weight_bits)
+        return g, self.x[:, : self.k].astype(np.float64), codes.astype(np.float64)
 
 
 def bits(mask: np.ndarray, columns: int) -> np.ndarray:
@@ -62,23 +66,19 @@ def passes(draw: st.DrawFn) -> Pass:
     x, weight, dy = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k), (m, n)))
     dy *= np.float32(draw(st.sampled_from([1.0, 1e-38, 1e25])))
 
-    def codes(bits: int, rows: int) -> np.ndarray:
-        return np.empty((rows, lumina_kernel.code_stride(k)), np.int8 if bits <= 8 else np.int16)
-
     result = Pass(
         params,
         dy,
-        codes(input_bits, m),
+        np.empty((m, lumina_kernel.code_stride(k)), np.int8 if input_bits <= 8 else np.int16),
         np.empty(m, np.float32),
-        codes(weight_bits, n),
+        weight,
         np.empty(n, np.float32),
         np.empty((m, lumina_kernel.mask_stride(n)), np.uint8),
         np.empty((m, lumina_kernel.mask_stride(k)), np.uint8),
-        k,
     )
     lumina_kernel.forward_train(
         params, x, weight, None, 0, 0, np.empty((m, n), np.float32),
-        result.x, result.x_step, result.w, result.w_scale, result.adc_mask, result.dac_mask,
+        result.x, result.x_step, result.w_scale, result.adc_mask, result.dac_mask,
     )  # fmt: skip
     return result
 
@@ -121,11 +121,10 @@ def random_pass(m: int, n: int, k: int) -> Pass:
         generator.standard_normal((m, n)).astype(np.float32),
         generator.integers(-127, 128, (m, stride), dtype=np.int8),
         np.full(m, 0.1, np.float32),
-        generator.integers(-127, 128, (n, stride), dtype=np.int8),
+        generator.standard_normal((n, k)).astype(np.float32),
         np.full(n, 0.2, np.float32),
         generator.integers(0, 256, (m, lumina_kernel.mask_stride(n)), dtype=np.uint8),
         generator.integers(0, 256, (m, lumina_kernel.mask_stride(k)), dtype=np.uint8),
-        k,
     )
 
 

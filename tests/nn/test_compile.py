@@ -64,6 +64,22 @@ def test_a_compiled_training_run_equals_the_eager_one(backend):
         assert torch.equal(eager, compiled)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("optical", [False, True])
+def test_a_weight_changed_in_place_before_its_gradient_raises_in_a_compiled_model(backend, optical):
+    layer = OpticalLinear(6, 8, profile=NOISY) if optical else nn.Linear(6, 8)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    for x in (torch.ones(4, 6, requires_grad=True), torch.ones(4, 6)):
+        y = compiled(x)
+        with torch.no_grad():
+            layer.weight.add_(1)
+        if x.requires_grad:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+        else:
+            y.sum().backward()
+
+
 def test_noise_off_and_another_batch_size_in_a_compiled_model():
     model = net()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

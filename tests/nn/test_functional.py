@@ -75,40 +75,87 @@ def test_gradients_of_some_inputs_equal_the_reference(case: Case, wanted: tuple[
 @pytest.mark.parametrize(
     ("profile", "for_x", "for_weight"),
     [
-        # Codes of 64 x 128 (with s_x), of 32 x 128 (with the scale), an ADC's mask of 64 x 32 and a DAC's of 64 x 128.
-        (OpticalProfile(8, 8, 8, 1.0, 1.0), 32 * (128 + 4) + 64 * (4 + 16), 64 * (128 + 4 + 4)),
-        (OpticalProfile(8, 8, 8), 32 * (128 + 4), 64 * (128 + 4)),
-        (OpticalProfile(12, 12, 8), 32 * (256 + 4), 64 * (256 + 4)),
-        (OpticalProfile(0, 0, 8), 4 * 32 * 128 + 32 * 4, 4 * 64 * 128 + 64 * 4),
+        # The scale of 32 rows, codes of 64 x 128 (with s_x), an ADC's mask of 64 x 32 and a DAC's of 64 x 128.
+        (OpticalProfile(8, 8, 8, 1.0, 1.0), 32 * 4 + 64 * (4 + 16), 64 * (128 + 4 + 4)),
+        (OpticalProfile(8, 8, 8), 32 * 4, 64 * (128 + 4)),
+        (OpticalProfile(12, 12, 8), 32 * 4, 64 * (256 + 4)),
+        (OpticalProfile(0, 0, 8), 32 * 4, 64 * 4),
     ],
 )
 def test_a_forward_pass_keeps_what_the_wanted_gradients_need(profile, for_x, for_weight):
     x, weight, bias = torch.ones(64, 128), torch.ones(32, 128), torch.ones(32)
 
     def kept(*wanted):
-        sizes = []
+        """Which of x and weight are kept as they are, and bytes of the rest."""
         for tensor in (x, weight, bias):
             tensor.requires_grad_(any(tensor is one for one in wanted))
-        pack = torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor
-        )
-        with pack:
-            optical_linear(x, weight, bias, profile)
-        return sum(sizes)
+        tensors = saved_by(lambda: optical_linear(x, weight, bias, profile))
+        held = [any(tensor.data_ptr() == kept.data_ptr() for kept in tensors) for tensor in (x, weight)]
+        return (*held, sum(kept.nbytes for kept in tensors if kept.dtype == torch.uint8))
 
-    adc = 64 * 4 if profile.output_range else 0
-    assert kept(x) == for_x
-    assert kept(weight) == for_weight
-    assert kept(x, weight, bias) == for_x + for_weight - adc
-    assert kept(bias) == adc
+    adc, analog = 64 * 4 if profile.output_range else 0, not profile.input_bits
+    assert kept(x) == (False, True, for_x)
+    assert kept(weight) == (analog, False, for_weight)
+    assert kept(x, weight, bias) == (analog, True, for_x + for_weight - adc)
+    assert kept(bias) == (False, False, adc)
 
 
-@pytest.mark.parametrize("bits", [4, 8, 9])
-def test_training_of_wide_layers_equals_the_reference(bits):
+def saved_by(run):
+    """The tensors that a forward pass saves for the gradient."""
+    tensors = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda t: t):
+        run()
+    return tensors
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [(32, 1024, 1024), (256, 100, 700), (5, 33, 40)])
+@pytest.mark.parametrize("weight_bits", [0, 1, 8, 12])
+def test_a_layer_keeps_the_codes_of_its_input_alone(freeze, m, n, k, weight_bits):
+    layer = OpticalLinear(k, n, profile=OpticalProfile(8, weight_bits, 8, 1.0, 1.0))
+    x = torch.zeros(m, k, requires_grad=True)
+    with frozen(layer) if freeze else nullcontext():
+        tensors = saved_by(lambda: layer(x))
+    (saved,) = (tensor for tensor in tensors if tensor is not layer.weight)
+    masks = m * (lumina_kernel.mask_stride(n) + lumina_kernel.mask_stride(k))
+    assert saved.nbytes <= m * lumina_kernel.code_stride(k) + 4 * m + 4 * n + 63 + masks
+    assert len(tensors) == 2
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("weight_bits", [0, 8])
+def test_a_weight_changed_in_place_before_its_gradient_raises(freeze, weight_bits):
+    """As a linear layer of torch's does."""
+    ours = OpticalLinear(5, 4, profile=OpticalProfile(8, weight_bits, 8))
+    for linear in (torch.nn.Linear(5, 4), ours):
+        for x in (torch.ones(3, 5, requires_grad=True), torch.ones(3, 5)):
+            with frozen(linear) if freeze else nullcontext():
+                y = linear(x)
+            with torch.no_grad():
+                linear.weight.add_(1)
+            if x.requires_grad:
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    y.sum().backward()
+            else:
+                y.sum().backward()
+
+
+@pytest.mark.parametrize("weight_bits", [1, 8, 12])
+def test_a_weight_that_became_nan_unseen_gives_nan(weight_bits):
+    layer = OpticalLinear(5, 4, profile=OpticalProfile(8, weight_bits, 8))
+    x = torch.ones(3, 5, requires_grad=True)
+    y = layer(x)
+    layer.weight.data[1, 2] = float("nan")
+    y.sum().backward()
+    assert x.grad.isnan().sum(0).tolist() == [0, 0, 3, 0, 0]
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), [(8, 0), (8, 1), (8, 2), (4, 4), (8, 8), (9, 12), (12, 16), (0, 8)])
+def test_training_of_wide_layers_equals_the_reference(bits, weight_bits):
     generator = torch.Generator().manual_seed(0)
     m, k, n = 5, 600, 37
     case = Case(
-        profile=OpticalProfile(bits, bits, bits, 1.5, 20.0, noise_additive=0.1),
+        profile=OpticalProfile(bits, weight_bits, 8, 1.5 if bits else 0.0, 20.0, noise_additive=0.1),
         x=torch.randn(m, k, generator=generator),
         weight=torch.randn(n, k, generator=generator),
         bias=torch.randn(n, generator=generator),
@@ -353,7 +400,7 @@ def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():
     def backward(grad, saved):
         arguments = _ops.parameters_of(CLEAN)
         torch.ops.lumina.optical_linear_backward(
-            grad, None, None, saved, None, torch.zeros(0), 5, True, True, True, *_ops.Kept(), *arguments
+            grad, None, torch.ones(4, 5), saved, torch.zeros(0), 5, True, True, True, *_ops.Kept(), *arguments
         )
 
     with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):
@@ -376,8 +423,16 @@ def test_an_exported_program_under_autocast_is_refused_not_misread():
     ("profile", "unpack", "message"),
     [
         (CLEAN, lambda t: t[:16], r"what was saved for the gradient is torch.uint8 \[16\] on cpu: allowed is uint8 \["),
-        (CLEAN, lambda t: t.int(), r"what was saved for the gradient is torch.int32"),
-        (OpticalProfile(0, 8, 8), lambda t: t.half() if t.is_floating_point() else t,
+        (CLEAN, lambda t: t if t.is_floating_point() else t.int(), r"what was saved for the gradient is torch.int32"),
+        (CLEAN, lambda t: t if t.is_floating_point() else t.repeat_interleave(2)[::2],
+         r"what was saved for the gradient is torch.uint8 \[\d+\] on cpu: allowed is"),
+        (CLEAN, lambda t: t.bfloat16() if t.is_floating_point() else t,
+         r"weight saved for the gradient is torch.bfloat16 \[4, 5\] on cpu: allowed is float32 \[4, 5\]"),
+        (CLEAN, lambda t: t.T if t.is_floating_point() else t,
+         r"weight saved for the gradient is torch.float32 \[5, 4\] on cpu: allowed is float32 \[4, 5\]"),
+        (CLEAN, lambda t: t.to("meta") if t.is_floating_point() else t,
+         r"weight saved for the gradient is torch.float32 \[4, 5\] on meta: allowed is float32 \[4, 5\] on the CPU"),
+        (OpticalProfile(0, 8, 8), lambda t: t.half() if t.shape == (3, 5) else t,
          r"x saved for the gradient is torch.float16 \[3, 5\] on cpu: allowed is float32 \[3, 5\]"),
         (OpticalProfile(8, 0, 8), lambda t: t[:1] if t.is_floating_point() else t,
          r"weight saved for the gradient is torch.float32 \[1, 5\] on cpu: allowed is float32 \[4, 5\]"),

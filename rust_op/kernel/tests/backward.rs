@@ -5,7 +5,7 @@ mod common;
 use common::{Backward, Case, Reversed, Storage, Threads, case, small_random};
 use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::{Executor, Serial};
-use lumina_kernel::reference::Gradients;
+use lumina_kernel::reference::{self, Gradients};
 use lumina_kernel::{NoiseKey, Spec, Tier};
 use proptest::prelude::*;
 
@@ -58,6 +58,43 @@ proptest! {
         dy_seed in any::<u64>(),
     ) {
         check(&case, dy_seed, &[&Threads::new(3), &Reversed]);
+    }
+}
+
+/// No forward pass takes such weights: they were written after it.
+#[test]
+fn weights_that_are_not_finite_give_nan() {
+    let (m, n, k) = (3, 5, 70);
+    let mut random = small_random(7);
+    let mut values = |count| -> Vec<f32> { (0..count).map(|_| random()).collect() };
+    let (x, w, dy) = (values(m * k), values(n * k), values(m * n));
+    for weight_bits in [1, 2, 8, 9, 16] {
+        let spec = Spec { input_bits: 8, weight_bits, output_bits: 0, ..Spec::default() };
+        let case = Case {
+            m,
+            n,
+            k,
+            spec,
+            storage: Storage::F32,
+            x: x.clone(),
+            w: w.clone(),
+            bias: None,
+            key: NoiseKey::default(),
+        };
+        let mut pass = Backward::new(&case, &dy);
+        for tier in Tier::available() {
+            for precision in [Precision::Highest, Precision::Medium] {
+                pass.case.w.clone_from(&w);
+                let mut expected = pass.run(tier, &Serial, precision, [true; 3]);
+                let bad = [(0, 0, f32::NAN), (2, 31, f32::INFINITY), (4, 64, -f32::INFINITY), (1, 69, -f32::NAN)];
+                for (row, column, value) in bad {
+                    pass.case.w[row * k + column] = value;
+                    expected.x.iter_mut().skip(column).step_by(k).for_each(|dx| *dx = reference::NAN);
+                }
+                let what = format!("{} {precision:?} {weight_bits} bits", tier.name());
+                pass.assert_same(&what, &pass.run(tier, &Serial, precision, [true; 3]), &expected);
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Backward, Case, Reversed, Storage, any_bits, assert_same};
+use common::{Backward, Case, Reversed, Storage, any_bits, assert_same, small_random};
 use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::Serial;
 use lumina_kernel::params::OutputRange;
@@ -171,6 +171,33 @@ fn a_denormal_range_is_a_range_where_the_caller_flushes_denormals() {
     let params = params.expect("valid");
     assert_eq!(params.input_range, Some(1e-41));
     assert_eq!(params.output_range, OutputRange::Layer(1e-41));
+}
+
+/// The weights' full scale of 5e-39 is a number, and so are their codes.
+#[test]
+fn denormal_weights_have_codes_in_the_gradient_where_the_caller_flushes_denormals() {
+    let (m, n, k) = (3, 4, 20);
+    let mut random = small_random(11);
+    let case = Case {
+        m,
+        n,
+        k,
+        spec: Spec { input_bits: 8, weight_bits: 2, output_bits: 0, ..Spec::default() },
+        storage: Storage::F32,
+        x: (0..m * k).map(|_| random()).collect(),
+        w: (0..n * k).map(|_| 5e-39 * random().signum()).collect(),
+        bias: None,
+        key: NoiseKey::default(),
+    };
+    let pass = Backward::new(&case, &[1e30; 12]);
+    let expected = pass.expected();
+    assert!(expected.x.iter().any(|dx| *dx != 0.0));
+    for tier in Tier::available() {
+        flush_denormals(true);
+        let got = pass.run(tier, &Serial, Precision::Highest, [true; 3]);
+        flush_denormals(false);
+        pass.assert_same(tier.name(), &got, &expected);
+    }
 }
 
 #[allow(unsafe_code, reason = "no safe way sets the register")]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, backward};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
 use lumina_kernel::weights::{CodesMut, code_stride};
@@ -258,7 +258,7 @@ fn gradients() {
     let params = Params::new(&Spec { input_bits: 0, weight_bits: 0, ..Spec::default() }).expect("valid");
     let (x, w) = ([0.0f32; 6], [0.0f32; 3]);
     let of_x = Factor { values: Operand::F32(&x), steps: &[1.0; 2] };
-    let of_weight = Factor { values: Operand::F32(&w), steps: &[1.0] };
+    let of_weight = Weight { values: &w, scale: &[1.0] };
     let inputs = Inputs {
         shape: (2, 1, 3),
         dy: &[0.0; 2],
@@ -275,8 +275,8 @@ fn gradients() {
     refused(with_x(Factor { values: Operand::I8(&[0; 6]), ..of_x }), "x has 6 elements: allowed is 8");
     refused(with_x(Factor { steps: &[1.0; 3], ..of_x }), "x_step has 3 elements: allowed is 2");
     let with_weight = |weight| run(&Inputs { weight: Some(weight), ..inputs });
-    refused(with_weight(Factor { values: Operand::I16(&[0; 3]), ..of_weight }), "weight has 3 elements: allowed is 4");
-    refused(with_weight(Factor { steps: &[], ..of_weight }), "weight_scale has 0 elements: allowed is 1");
+    refused(with_weight(Weight { values: &w[1..], ..of_weight }), "weight has 2 elements: allowed is 3");
+    refused(with_weight(Weight { scale: &[], ..of_weight }), "weight_scale has 0 elements: allowed is 1");
     refused(run(&Inputs { adc_mask: Some(&[0; 3]), ..inputs }), "adc_mask has 3 elements: allowed is 4");
     refused(run(&Inputs { dac_mask: Some(&[0; 2]), ..inputs }), "dac_mask has 2 elements: allowed is 4");
     refused(run(&Inputs { shape: (2, 1, 0), ..inputs }), "K (columns of weight) = 0: allowed is at least 1");

@@ -1,6 +1,6 @@
 //! The golden vectors against the scalar reference and against the kernels of every tier of this processor.
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, backward};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
 use lumina_kernel::forward::mask_stride;
 use lumina_kernel::params::{BiasStage, Params, Spec};
 use lumina_kernel::rng::{self, NoiseKey};
@@ -237,11 +237,10 @@ fn gradient() {
         for tier in Tier::available() {
             let name = |what| format!("{}: {what}, {}", case.name, tier.name());
             let mut x_codes = Codes::new(case.params.input_bits, m, k);
-            let mut w_codes = Codes::new(case.params.weight_bits, n, k);
             let shape = (n, k);
             let source = WeightSource::F32(&case.weight);
             let scale = case.scale.as_deref();
-            let weights = Weights::new(tier, &Serial, &case.params, shape, source, scale, w_codes.target())
+            let weights = Weights::new(tier, &Serial, &case.params, shape, source, scale, None)
                 .unwrap_or_else(|error| panic!("{}: {error}", case.name));
             let w_scale = weights.scale().to_vec();
             let layer = Layer::new(case.params.clone(), weights, case.bias.clone()).expect("a layer");
@@ -264,7 +263,7 @@ fn gradient() {
                 shape: (m, n, k),
                 dy: &dy,
                 x: Some(Factor { values: x_codes.operand(&case.x), steps: &x_step }),
-                weight: Some(Factor { values: w_codes.operand(&case.weight), steps: &w_scale }),
+                weight: Some(Weight { values: &case.weight, scale: &w_scale }),
                 adc_mask: adc_mask.as_deref(),
                 dac_mask: dac_mask.as_deref(),
             };

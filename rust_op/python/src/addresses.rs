@@ -9,7 +9,7 @@
 
 use std::slice;
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision, Weight};
 use lumina_kernel::forward::mask_stride;
 use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Saved, Tier, Weights};
@@ -123,17 +123,15 @@ fn code_bytes(bits: u32, k: usize) -> usize {
     }
 }
 
-/// Bytes of all codes of W and the scale.
-fn weight_bytes(params: &Params, n: usize, k: usize) -> usize {
-    n * (code_bytes(params.weight_bits, k) + size_of::<f32>())
-}
-
-/// What a forward pass saves of X for the gradients that will be asked for, and where.
+/// What a forward pass saves for the gradients that will be asked for, one after the other.
 ///
-/// All codes and all steps s_x, where W's gradient needs them; then the masks of the ADC and, where X's needs it, of the
-/// DAC. A row of codes is a multiple of 4 bytes, so that all of it is aligned.
+/// The scale of W, where X's gradient needs it, filled up to whole cache lines; all codes of X and all steps s_x, where
+/// W's does; then the masks of the ADC and, where X's needs it, of the DAC. A row of codes is a multiple of 4 bytes, so
+/// that all of it is aligned. W itself is not saved: whoever calls still has it.
 #[derive(Clone, Copy)]
-struct RowsLayout {
+struct Layout {
+    /// Elements of the scale, and bytes behind them.
+    scale: (usize, usize),
     /// Bits of the codes, where they are saved.
     codes: Option<u32>,
     /// Bytes of a row of the masks.
@@ -141,26 +139,49 @@ struct RowsLayout {
     dac: usize,
 }
 
-impl RowsLayout {
+impl Layout {
     fn new(params: &Params, n: usize, k: usize, (for_x, for_weight): (bool, bool)) -> Self {
         let mask = |saturates, columns| if saturates { mask_stride(columns) } else { 0 };
-        RowsLayout {
+        let scale = n * size_of::<f32>();
+        Layout {
+            scale: if for_x { (n, scale.next_multiple_of(LINE) - scale) } else { (0, 0) },
             codes: for_weight.then_some(params.input_bits),
             adc: mask(params.adc_can_saturate(), n),
             dac: mask(params.input_range.is_some() && for_x, k),
         }
     }
 
-    /// Bytes of a row of all of it.
-    fn bytes(self, k: usize) -> usize {
+    /// Bytes of the scale and what fills it up.
+    fn scale_bytes(self) -> usize {
+        self.scale.0 * size_of::<f32>() + self.scale.1
+    }
+
+    /// Bytes of a row of all that is saved of X and Y.
+    fn row_bytes(self, k: usize) -> usize {
         self.codes.map_or(0, |bits| code_bytes(bits, k) + size_of::<f32>()) + self.adc + self.dac
+    }
+
+    /// The memory at `address` as a forward pass of `m` rows fills it: the scale, and the rest.
+    ///
+    /// # Safety
+    /// As [`Memory::write`].
+    unsafe fn write<'a>(self, address: usize, (m, k): (usize, usize)) -> PyResult<(&'a mut [f32], Saved<'a>)> {
+        let mut saved = Memory::new("saved", address);
+        // SAFETY: the caller's.
+        unsafe {
+            let scale = saved.write(self.scale.0)?;
+            saved.write::<u8>(self.scale.1)?.fill(0);
+            let (x_codes, x_step) = match self.codes {
+                Some(bits) => (saved.codes(bits, m, k)?, Some(saved.write(m)?)),
+                None => (None, None),
+            };
+            let mut mask = |bytes| if bytes > 0 { saved.write(m * bytes).map(Some) } else { Ok(None) };
+            Ok((scale, Saved { x_codes, x_step, adc_mask: mask(self.adc)?, dac_mask: mask(self.dac)? }))
+        }
     }
 }
 
-/// Bytes of W that a forward pass saves for the gradient, and bytes for each row of X.
-///
-/// W's are all its codes, then the scale, filled up to whole cache lines: nothing unless X's gradient will be asked for.
-/// X's are as [`RowsLayout`] says.
+/// Bytes of what a forward pass saves for the gradient: those that each call takes, and those for each row of X.
 #[pyfunction]
 #[pyo3(name = "_saved_bytes")]
 pub fn saved_bytes(
@@ -172,36 +193,25 @@ pub fn saved_bytes(
 ) -> PyResult<(usize, usize)> {
     let params = PyParams::of(params)?;
     let (n, k) = (n.size("n")?, k.size("k")?);
-    let rows = RowsLayout::new(params, n, k, (for_x, for_weight)).bytes(k);
-    Ok((if for_x { weight_bytes(params, n, k).next_multiple_of(LINE) } else { 0 }, rows))
+    let layout = Layout::new(params, n, k, (for_x, for_weight));
+    Ok((layout.scale_bytes(), layout.row_bytes(k)))
 }
 
-/// Weights to be prepared, and where what the gradient needs of them goes.
+/// Weights to be prepared.
 struct Source<'a> {
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
-    saved: Option<(Option<CodesMut<'a>>, &'a mut [f32])>,
 }
 
 impl<'a> Source<'a> {
     /// # Safety
-    /// As [`Memory::read`] and, for `saved`, [`Memory::write`].
-    unsafe fn at(params: &Params, (n, k): (usize, usize), weight: usize, bias: usize, saved: usize) -> PyResult<Self> {
+    /// As [`Memory::read`].
+    unsafe fn at((n, k): (usize, usize), weight: usize, bias: usize) -> PyResult<Self> {
         // SAFETY: the caller's.
         unsafe {
             let weight = Memory::new("weight", weight).read(n * k)?;
             let bias = if bias == 0 { None } else { Some(Memory::new("bias", bias).read(n)?) };
-            let mut memory = Memory::new("w_saved", saved);
-            let saved = match saved {
-                0 => None,
-                _ => {
-                    let (codes, scale) = (memory.codes(params.weight_bits, n, k)?, memory.write(n)?);
-                    let padding = weight_bytes(params, n, k).next_multiple_of(LINE) - weight_bytes(params, n, k);
-                    memory.write::<u8>(padding)?.fill(0);
-                    Some((codes, scale))
-                }
-            };
-            Ok(Source { weight, bias, saved })
+            Ok(Source { weight, bias })
         }
     }
 
@@ -212,16 +222,12 @@ impl<'a> Source<'a> {
         params: &Params,
         shape: (usize, usize),
     ) -> Result<Layer, lumina_kernel::Error> {
-        let (codes, scale) = self.saved.map_or((None, None), |(codes, scale)| (codes, Some(scale)));
-        let weights = Weights::new(tier, threads, params, shape, WeightSource::F32(self.weight), None, codes)?;
-        if let Some(scale) = scale {
-            scale.copy_from_slice(weights.scale());
-        }
+        let weights = Weights::new(tier, threads, params, shape, WeightSource::F32(self.weight), None, None)?;
         Layer::new(params.clone(), weights, self.bias.map(<[f32]>::to_vec))
     }
 }
 
-/// A `PreparedLayer`, from addresses; `w_saved` receives what the gradient needs of the weights, unless it is 0.
+/// A `PreparedLayer`, from addresses.
 #[pyfunction]
 #[pyo3(name = "_prepare_at")]
 pub fn prepare_at(
@@ -231,21 +237,39 @@ pub fn prepare_at(
     k: usize,
     weight: usize,
     bias: usize,
-    w_saved: usize,
 ) -> PyResult<PyPreparedLayer> {
     let params = PyParams::of(params)?;
     params.check_shape(n, k).map_err(to_python)?;
     // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
-    let source = unsafe { Source::at(params, (n, k), weight, bias, w_saved)? };
+    let source = unsafe { Source::at((n, k), weight, bias)? };
     let (tier, threads) = (tier()?, Threads::current(py)?);
     run(py, cost(0, n, k, true), || source.prepare(tier, &threads, params, (n, k)))
         .map(PyPreparedLayer)
         .map_err(to_python)
 }
 
-/// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight`, `bias` and `w_saved` are not
-/// read. `w_saved` receives what X's gradient needs of W, `x_saved` what the gradients of X (`for_x`) and of W
-/// (`for_weight`) need of the rows, unless they are 0.
+/// What a forward pass reads and writes beside its weights.
+struct Pass<'a> {
+    x: &'a [f32],
+    key: NoiseKey,
+    y: &'a mut [f32],
+    saved: Option<(&'a mut [f32], Saved<'a>)>,
+}
+
+impl Pass<'_> {
+    fn run(self, threads: &Threads, layer: &Layer) -> Result<(), lumina_kernel::Error> {
+        let saved = self.saved.map(|(scale, saved)| {
+            if !scale.is_empty() {
+                scale.copy_from_slice(layer.weights().scale());
+            }
+            saved
+        });
+        layer.forward(threads, self.x, self.key, self.y, saved)
+    }
+}
+
+/// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight` and `bias` are not read. `saved`
+/// receives what the gradients of X (`for_x`) and of W (`for_weight`) need, unless it is 0.
 #[pyfunction]
 #[pyo3(name = "_forward_at")]
 #[allow(clippy::too_many_arguments, reason = "one for each tensor")]
@@ -262,57 +286,38 @@ pub fn forward_at(
     seed: Int,
     stream: Int,
     y: usize,
-    x_saved: usize,
-    w_saved: usize,
+    saved: usize,
     for_x: bool,
     for_weight: bool,
 ) -> PyResult<()> {
     let params = PyParams::of(params)?;
     params.check_shape(n, k).map_err(to_python)?;
-    let layout = RowsLayout::new(params, n, k, (for_x, for_weight));
+    let layout = Layout::new(params, n, k, (for_x, for_weight));
     let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
     // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
-    let (x, y, saved) = unsafe {
+    let pass = unsafe {
         let x: &[f32] = Memory::new("x", x).read(rows * k)?;
         let y: &mut [f32] = Memory::new("y", y).write(rows * n)?;
-        (x, y, if x_saved == 0 { None } else { Some(saved_rows(x_saved, layout, (rows, k))?) })
+        let saved = if saved == 0 { None } else { Some(layout.write(saved, (rows, k))?) };
+        Pass { x, key, y, saved }
     };
     let (tier, threads) = (tier()?, Threads::current(py)?);
     match layer {
         Some(layer) => {
             let layer = &layer.get().0;
-            run(py, cost(rows, n, k, false), || layer.forward(&threads, x, key, y, saved))
+            run(py, cost(rows, n, k, false), || pass.run(&threads, layer))
         }
         None => {
             // SAFETY: as above.
-            let source = unsafe { Source::at(params, (n, k), weight, bias, w_saved)? };
-            run(py, cost(rows, n, k, true), || {
-                source.prepare(tier, &threads, params, (n, k))?.forward(&threads, x, key, y, saved)
-            })
+            let source = unsafe { Source::at((n, k), weight, bias)? };
+            run(py, cost(rows, n, k, true), || pass.run(&threads, &source.prepare(tier, &threads, params, (n, k))?))
         }
     }
     .map_err(|error| renamed(error, &[("input", "x")]))
 }
 
-/// The memory at `address` as a forward pass fills it.
-///
-/// # Safety
-/// As [`Memory::write`].
-unsafe fn saved_rows<'a>(address: usize, layout: RowsLayout, (m, k): (usize, usize)) -> PyResult<Saved<'a>> {
-    let mut saved = Memory::new("x_saved", address);
-    // SAFETY: the caller's.
-    unsafe {
-        let (x_codes, x_step) = match layout.codes {
-            Some(bits) => (saved.codes(bits, m, k)?, Some(saved.write(m)?)),
-            None => (None, None),
-        };
-        let mut mask = |bytes| if bytes > 0 { saved.write(m * bytes).map(Some) } else { Ok(None) };
-        Ok(Saved { x_codes, x_step, adc_mask: mask(layout.adc)?, dac_mask: mask(layout.dac)? })
-    }
-}
-
-/// `backward`, on addresses. `x` and `weight` are read where their side is analog; `dx`, `dw` and `db` are 0 where
-/// they are not asked for. `for_x` and `for_weight` are those of the forward pass: what is at `x_saved` and `w_saved`.
+/// `backward`, on addresses. `dx`, `dw` and `db` are 0 where they are not asked for. `weight` is read for `dx`, and `x` for
+/// `dw` where it is analog. `for_x` and `for_weight` are those of the forward pass: they say what is at `saved`.
 #[pyfunction]
 #[pyo3(name = "_backward_at")]
 #[allow(clippy::too_many_arguments, reason = "one for each tensor")]
@@ -325,8 +330,7 @@ pub fn backward_at(
     dy: usize,
     x: usize,
     weight: usize,
-    x_saved: usize,
-    w_saved: usize,
+    saved: usize,
     dx: usize,
     dw: usize,
     db: usize,
@@ -339,27 +343,33 @@ pub fn backward_at(
     let precision = precision.checked("precision", PRECISIONS, Some)?;
     let precision = Precision::from_name(&precision).map_err(to_python)?;
     let m = rows;
-    let layout = RowsLayout::new(params, n, k, (for_x, for_weight));
-    let (mut x_saved, mut w_saved) = (Memory::new("x_saved", x_saved), Memory::new("w_saved", w_saved));
+    let layout = Layout::new(params, n, k, (for_x, for_weight));
+    let mut saved = Memory::new("saved", saved);
     // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
     let (inputs, outputs) = unsafe {
         let wanted = |name, address, count| {
             if address == 0 { Ok::<_, PyErr>(None) } else { Memory::new(name, address).write::<f32>(count).map(Some) }
         };
-        let of_x = match layout.codes {
-            Some(bits) => {
-                let values = x_saved.operand(&mut Memory::new("x", x), bits, m, k)?;
-                Some(Factor { values, steps: x_saved.read(m)? })
-            }
-            None => None,
-        };
-        let of_weight = if for_x {
-            let values = w_saved.operand(&mut Memory::new("weight", weight), params.weight_bits, n, k)?;
-            Some(Factor { values, steps: w_saved.read(n)? })
+        let scale = saved.read(layout.scale.0)?;
+        saved.take::<u8>(layout.scale.1)?;
+        let of_weight = if for_x && dx != 0 {
+            let values = Memory::new("weight", weight).read(n * k)?;
+            Some(Weight { values, scale })
         } else {
             None
         };
-        let mut mask = |bytes| if bytes > 0 { x_saved.read(m * bytes).map(Some) } else { Ok(None) };
+        let of_x = match layout.codes {
+            Some(0) if dw == 0 => {
+                saved.take::<f32>(m)?;
+                None
+            }
+            Some(bits) => {
+                let values = saved.operand(&mut Memory::new("x", x), bits, m, k)?;
+                Some(Factor { values, steps: saved.read(m)? })
+            }
+            None => None,
+        };
+        let mut mask = |bytes| if bytes > 0 { saved.read(m * bytes).map(Some) } else { Ok(None) };
         let inputs = Inputs {
             shape: (m, n, k),
             dy: Memory::new("dy", dy).read(m * n)?,

@@ -1,6 +1,6 @@
 //! The two passes of training, on memory that the caller allocates.
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision, Weight};
 use lumina_kernel::forward as kernel_forward;
 use lumina_kernel::weights::{self, CodesMut, WeightSource};
 use lumina_kernel::{Error, Layer, NoiseKey, Saved, Weights};
@@ -63,14 +63,14 @@ impl<'py> CodesOut<'py> {
     }
 }
 
-/// One side of the product, to be read: its codes, or its values where it is analog.
-enum Side<'py> {
+/// X, to be read: its codes, or its values where it is analog.
+enum Rows<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     I8(PyReadonlyArrayDyn<'py, i8>),
     I16(PyReadonlyArrayDyn<'py, i16>),
 }
 
-impl<'py> Side<'py> {
+impl<'py> Rows<'py> {
     fn new(
         arguments: &mut Arguments,
         name: &'static str,
@@ -81,17 +81,17 @@ impl<'py> Side<'py> {
         let expected = [rows, if bits == 0 { k } else { weights::code_stride(k) }];
         let meaning = if bits == 0 { "(rows, K)" } else { "(rows, code_stride(K))" };
         Ok(match bits {
-            0 => Side::F32(arguments.read_shaped(name, object, &expected, meaning)?),
-            1..=8 => Side::I8(arguments.read_shaped(name, object, &expected, meaning)?),
-            _ => Side::I16(arguments.read_shaped(name, object, &expected, meaning)?),
+            0 => Rows::F32(arguments.read_shaped(name, object, &expected, meaning)?),
+            1..=8 => Rows::I8(arguments.read_shaped(name, object, &expected, meaning)?),
+            _ => Rows::I16(arguments.read_shaped(name, object, &expected, meaning)?),
         })
     }
 
     fn operand(&self) -> PyResult<Operand<'_>> {
         Ok(match self {
-            Side::F32(values) => Operand::F32(values.as_slice()?),
-            Side::I8(codes) => Operand::I8(codes.as_slice()?),
-            Side::I16(codes) => Operand::I16(codes.as_slice()?),
+            Rows::F32(values) => Operand::F32(values.as_slice()?),
+            Rows::I8(codes) => Operand::I8(codes.as_slice()?),
+            Rows::I16(codes) => Operand::I16(codes.as_slice()?),
         })
     }
 }
@@ -130,7 +130,6 @@ const DAC_SATURATES: (&str, &str) = ("input_range is static", "the DAC cannot sa
 ///     y: out, float32 [M, N].
 ///     x_codes: out, [M, code_stride(K)] int8 (int16 from 9 bits); None where input_bits is 0.
 ///     x_step: out, float32 [M].
-///     w_codes: out, [N, code_stride(K)] int8 (int16 from 9 bits); None where weight_bits is 0.
 ///     w_scale: out, float32 [N].
 ///     adc_mask: out, uint8 [M, mask_stride(N)]; None where output_bits is 0 or output_range dynamic.
 ///     dac_mask: out, uint8 [M, mask_stride(K)]; None where input_range is dynamic.
@@ -147,7 +146,6 @@ pub fn forward_train<'py>(
     y: Object<'_, 'py>,
     x_codes: Option<Object<'_, 'py>>,
     x_step: Object<'_, 'py>,
-    w_codes: Option<Object<'_, 'py>>,
     w_scale: Object<'_, 'py>,
     adc_mask: Option<Object<'_, 'py>>,
     dac_mask: Option<Object<'_, 'py>>,
@@ -170,7 +168,6 @@ pub fn forward_train<'py>(
     let mut y = arguments.write_shaped::<f32>("y", y, &[m, n], "(M, N)")?;
     let mut x_codes = CodesOut::new(&mut arguments, "x_codes", x_codes, params.input_bits, (m, k))?;
     let mut x_step = arguments.write_shaped::<f32>("x_step", x_step, &[m], "(M,)")?;
-    let mut w_codes = CodesOut::new(&mut arguments, "w_codes", w_codes, params.weight_bits, (n, k))?;
     let mut w_scale = arguments.write_shaped::<f32>("w_scale", w_scale, &[n], "(N,)")?;
     let mut mask = |name, object, columns, wanted, (because, because_not)| {
         present(name, object, wanted, because, because_not)?
@@ -185,7 +182,6 @@ pub fn forward_train<'py>(
     let (x, weight) = (x.as_slice()?, weight.as_slice()?);
     let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
     let y = y.as_slice_mut()?;
-    let w_codes = w_codes.as_mut().map(CodesOut::slice).transpose()?;
     let w_scale = w_scale.as_slice_mut()?;
     let saved = Saved {
         x_codes: x_codes.as_mut().map(CodesOut::slice).transpose()?,
@@ -195,7 +191,7 @@ pub fn forward_train<'py>(
     };
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let work = || -> Result<(), Error> {
-        let weights = Weights::new(tier, &threads, &params, (n, k), WeightSource::F32(weight), None, w_codes)?;
+        let weights = Weights::new(tier, &threads, &params, (n, k), WeightSource::F32(weight), None, None)?;
         w_scale.copy_from_slice(weights.scale());
         Layer::new(params, weights, bias)?.forward(&threads, x, key, y, Some(saved))
     };
@@ -209,10 +205,9 @@ pub fn forward_train<'py>(
 ///     dy: float32 [M, N].
 ///     x: the codes that the forward pass saved, or X itself where input_bits is 0.
 ///     x_step: float32 [M], saved.
-///     w: the codes that the forward pass saved, or W itself where weight_bits is 0.
+///     weight: float32 [N, K], as it was in the forward pass; quantised here once more.
 ///     w_scale: float32 [N], saved.
 ///     adc_mask, dac_mask: saved, or None where there are none.
-///     k: K.
 ///     dx: out, float32 [M, K], or None where it is not asked for.
 ///     dw: out, float32 [N, K], or None.
 ///     db: out, float32 [N], or None.
@@ -226,9 +221,9 @@ pub fn forward_train<'py>(
 #[pyfunction]
 #[pyo3(
     signature = (
-        params, dy, x, x_step, w, w_scale, adc_mask, dac_mask, k, dx, dw, db, precision=Text::from("highest".to_owned())
+        params, dy, x, x_step, weight, w_scale, adc_mask, dac_mask, dx, dw, db, precision=Text::from("highest".to_owned())
     ),
-    text_signature = "(params, dy, x, x_step, w, w_scale, adc_mask, dac_mask, k, dx, dw, db, precision=\"highest\")"
+    text_signature = "(params, dy, x, x_step, weight, w_scale, adc_mask, dac_mask, dx, dw, db, precision=\"highest\")"
 )]
 #[allow(clippy::too_many_arguments, reason = "one for each array")]
 pub fn backward<'py>(
@@ -237,11 +232,10 @@ pub fn backward<'py>(
     dy: Object<'_, 'py>,
     x: Object<'_, 'py>,
     x_step: Object<'_, 'py>,
-    w: Object<'_, 'py>,
+    weight: Object<'_, 'py>,
     w_scale: Object<'_, 'py>,
     adc_mask: Option<Object<'_, 'py>>,
     dac_mask: Option<Object<'_, 'py>>,
-    k: Int,
     dx: Option<Object<'_, 'py>>,
     dw: Option<Object<'_, 'py>>,
     db: Option<Object<'_, 'py>>,
@@ -250,14 +244,20 @@ pub fn backward<'py>(
     let params = PyParams::of(params)?;
     let precision = precision.checked("precision", PRECISIONS, Some)?;
     let precision = Precision::from_name(&precision).map_err(to_python)?;
-    let k = k.size("k")?;
     let mut arguments = Arguments::default();
     let dy = arguments.read::<f32>("dy", dy)?;
     let (m, n) = arrays::two_dimensions("dy", dy.shape(), "[M, N]")?;
+    let weight = arguments.read::<f32>("weight", weight)?;
+    let (rows, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
+    if rows != n {
+        return Err(PyValueError::new_err(format!(
+            "weight has shape {}: allowed is (N, K) with N = {n}, the columns of dy",
+            arrays::Shape(&[rows, k])
+        )));
+    }
     params.check_shape(n, k).map_err(to_python)?;
-    let x = Side::new(&mut arguments, "x", x, params.input_bits, (m, k))?;
+    let x = Rows::new(&mut arguments, "x", x, params.input_bits, (m, k))?;
     let x_step = arguments.read_shaped::<f32>("x_step", x_step, &[m], "(M,)")?;
-    let w = Side::new(&mut arguments, "w", w, params.weight_bits, (n, k))?;
     let w_scale = arguments.read_shaped::<f32>("w_scale", w_scale, &[n], "(N,)")?;
     let mut mask = |name, object, columns, wanted, (because, because_not)| {
         present(name, object, wanted, because, because_not)?
@@ -280,7 +280,7 @@ pub fn backward<'py>(
         shape: (m, n, k),
         dy: dy.as_slice()?,
         x: Some(Factor { values: x.operand()?, steps: x_step.as_slice()? }),
-        weight: Some(Factor { values: w.operand()?, steps: w_scale.as_slice()? }),
+        weight: Some(Weight { values: weight.as_slice()?, scale: w_scale.as_slice()? }),
         adc_mask: adc_mask.as_ref().map(|mask| mask.as_slice()).transpose()?,
         dac_mask: dac_mask.as_ref().map(|mask| mask.as_slice()).transpose()?,
     };

@@ -7,12 +7,15 @@ use crate::error::Error;
 use crate::executor::{Executor, run_each};
 use crate::forward::mask_stride;
 use crate::microkernel::Tier;
+use crate::microkernel::float_env::FloatEnv;
 use crate::microkernel::tile::target::SharedRows;
 use crate::params::{BiasStage, Params};
+use crate::quantize::{Quantizer, weight_quantizer};
 use crate::weights::code_stride;
+use pack::Right;
 use strip::{Call, Side, Target, interleave};
 
-/// One side of the product as the forward pass left it.
+/// X as the forward pass left it.
 #[derive(Clone, Copy, Debug)]
 pub enum Operand<'a> {
     /// Analog values, in rows of K.
@@ -34,13 +37,23 @@ impl Operand<'_> {
     }
 }
 
-/// One side of the product, and the step of each of its rows.
+/// X, and the step of each of its rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor<'a> {
     /// Rows of K.
     pub values: Operand<'a>,
-    /// s_x `[M]`, or the weights' scale `[N]`.
+    /// s_x `[M]`.
     pub steps: &'a [f32],
+}
+
+/// W as the forward pass was given it. Its codes are made again from the scale: the same, since the same quantiser makes
+/// them.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    /// `[N, K]`. Where one is not finite, which no forward pass takes, the gradient of X that depends on it is not either.
+    pub values: &'a [f32],
+    /// `[N]`, as [`crate::Weights::scale`] is.
+    pub scale: &'a [f32],
 }
 
 /// What the gradient is computed from.
@@ -53,7 +66,7 @@ pub struct Inputs<'a> {
     /// X, which dW is made of.
     pub x: Option<Factor<'a>>,
     /// W, which dX is made of.
-    pub weight: Option<Factor<'a>>,
+    pub weight: Option<Weight<'a>>,
     /// As in [`crate::forward::Saved`].
     pub adc_mask: Option<&'a [u8]>,
     /// As in [`crate::forward::Saved`].
@@ -130,8 +143,22 @@ pub fn backward(
     let work = products * m * n * k;
     let dx = dx.map(|dx| SharedRows::new(dx, k));
     let dw = dw.map(|dw| SharedRows::new(dw, k));
-    let for_x = dx.as_ref().zip(inputs.weight).map(|(rows, factor)| Target { rows, factor });
-    let for_weight = dw.as_ref().zip(inputs.x).map(|(rows, factor)| Target { rows, factor });
+    let quantizers = match (&dx, &inputs.weight) {
+        (Some(_), Some(weight)) => quantizers(params.weight_bits, weight.scale),
+        _ => Vec::new(),
+    };
+    let for_x = dx.as_ref().zip(inputs.weight).map(|(rows, Weight { values, scale })| {
+        let right = match params.weight_bits {
+            0 => Right::Rows(Operand::F32(values)),
+            1 => Right::Signs(values),
+            bits => Right::Quantized { values, bits, quantizers: &quantizers },
+        };
+        Target { rows, right, steps: scale }
+    });
+    let for_weight = dw.as_ref().zip(inputs.x).map(|(rows, Factor { values, steps })| {
+        let right = Right::Rows(values);
+        Target { rows, right, steps }
+    });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
     let call = Call { tier, precision, inputs, work, unmasked_bias };
@@ -142,6 +169,13 @@ pub fn backward(
     Ok(())
 }
 
+/// What makes codes of each row of W; nothing where it takes none.
+fn quantizers(bits: u32, scale: &[f32]) -> Vec<Quantizer> {
+    let _environment = FloatEnv::canonical();
+    let scale = if bits > 1 { scale } else { &[] };
+    scale.iter().map(|scale| weight_quantizer(bits, *scale)).collect()
+}
+
 fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<(), Error> {
     let (m, n, k) = inputs.shape;
     params.check_shape(n, k)?;
@@ -149,17 +183,24 @@ fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<
         if length == expected { Ok(()) } else { Err(Error::Length { name, length, allowed: expected.to_string() }) }
     };
     length("grad_output", (inputs.dy.len(), m * n))?;
-    let factor = |names: (&'static str, &'static str), factor: &Option<Factor<'_>>, rows, needed_for: Option<&str>| {
-        let Some(factor) = factor else {
-            return needed_for.map_or(Ok(()), |gradient| {
-                Err(Error::value(names.0, "absent", format!("it is there where {gradient} is asked for")))
-            });
-        };
-        length(names.0, factor.values.length(rows, k))?;
-        length(names.1, (factor.steps.len(), rows))
-    };
-    factor(("x", "x_step"), &inputs.x, m, outputs.weight.as_ref().map(|_| "grad_weight"))?;
-    factor(("weight", "weight_scale"), &inputs.weight, n, outputs.x.as_ref().map(|_| "grad_x"))?;
+    let absent =
+        |name, gradient| Err(Error::value(name, "absent", format!("it is there where {gradient} is asked for")));
+    match &inputs.x {
+        Some(Factor { values, steps }) => {
+            length("x", values.length(m, k))?;
+            length("x_step", (steps.len(), m))?;
+        }
+        None if outputs.weight.is_some() => return absent("x", "grad_weight"),
+        None => {}
+    }
+    match &inputs.weight {
+        Some(Weight { values, scale }) => {
+            length("weight", (values.len(), n * k))?;
+            length("weight_scale", (scale.len(), n))?;
+        }
+        None if outputs.x.is_some() => return absent("weight", "grad_x"),
+        None => {}
+    }
     if let Some(mask) = inputs.adc_mask {
         length("adc_mask", (mask.len(), m * mask_stride(n)))?;
     }

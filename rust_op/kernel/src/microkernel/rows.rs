@@ -121,7 +121,7 @@ pub(crate) enum Coder<S: Isa> {
 
 impl<S: Isa> Coder<S> {
     #[inline(always)]
-    fn code(&self, isa: S, x: S::F) -> S::I {
+    pub(crate) fn code(&self, isa: S, x: S::F) -> S::I {
         match self {
             Coder::Quantizer(quantizer) => quantizer.code(x),
             Coder::Sign => {

@@ -1,7 +1,7 @@
 //! Cases, executors and comparisons that the equality tests share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, backward};
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
 use lumina_kernel::reference::{self, Gradients};
@@ -253,15 +253,13 @@ impl Case {
 
 /// A backward pass: what the forward pass of a case leaves, laid out as the kernel saves it, and dY.
 pub struct Backward {
-    case: Case,
+    pub case: Case,
     pub params: Params,
     pub weight: reference::Weight,
     pub forward: reference::Forward,
     pub dy: Vec<f32>,
     x8: Vec<i8>,
     x16: Vec<i16>,
-    w8: Vec<i8>,
-    w16: Vec<i16>,
     adc: Option<Vec<u8>>,
     dac: Option<Vec<u8>>,
 }
@@ -270,15 +268,11 @@ impl Backward {
     pub fn new(case: &Case, dy: &[f32]) -> Self {
         let (params, weight) = (case.params(), case.reference_weight());
         let forward = reference::forward(&params, &weight, case.bias.as_deref(), &case.x, case.k, case.key);
-        let padded = |values: &[f32], bits: u32| -> Vec<i16> {
-            let mut out = Vec::new();
-            for row in values.chunks(case.k).filter(|_| bits > 0) {
-                out.extend(row.iter().map(|code| *code as i16));
-                out.resize(out.len() + code_stride(case.k) - case.k, 0);
-            }
-            out
-        };
-        let narrow = |codes: &[i16]| -> Vec<i8> { codes.iter().map(|code| *code as i8).collect() };
+        let mut x16 = Vec::new();
+        for row in forward.x_values.chunks(case.k).filter(|_| params.input_bits > 0) {
+            x16.extend(row.iter().map(|code| *code as i16));
+            x16.resize(x16.len() + code_stride(case.k) - case.k, 0);
+        }
         let mask = |bits: &[bool], columns: usize| {
             let mut out = Vec::new();
             for row in bits.chunks(columns) {
@@ -288,12 +282,9 @@ impl Backward {
             }
             out
         };
-        let (x16, w16) = (padded(&forward.x_values, params.input_bits), padded(&weight.values, params.weight_bits));
         Backward {
-            x8: narrow(&x16),
+            x8: x16.iter().map(|code| *code as i8).collect(),
             x16,
-            w8: narrow(&w16),
-            w16,
             adc: params.adc_can_saturate().then(|| mask(&forward.adc_saturated, case.n)),
             dac: params.input_range.is_some().then(|| mask(&forward.dac_saturated, case.k)),
             case: case.clone(),
@@ -318,18 +309,16 @@ impl Backward {
     /// The gradients of X, of W and of the bias that are wanted; the others stay 7.
     pub fn run(&self, tier: Tier, executor: &dyn Executor, precision: Precision, wanted: [bool; 3]) -> Gradients {
         let Case { m, n, k, .. } = self.case;
-        let operand = |bits, f32s, i8s, i16s| match bits {
-            0 => Operand::F32(f32s),
-            1..=8 => Operand::I8(i8s),
-            _ => Operand::I16(i16s),
+        let x = match self.params.input_bits {
+            0 => Operand::F32(&self.case.x),
+            1..=8 => Operand::I8(&self.x8),
+            _ => Operand::I16(&self.x16),
         };
-        let x = operand(self.params.input_bits, &self.case.x, &self.x8, &self.x16);
-        let weight = operand(self.params.weight_bits, &self.case.w, &self.w8, &self.w16);
         let inputs = Inputs {
             shape: (m, n, k),
             dy: &self.dy,
             x: wanted[1].then_some(Factor { values: x, steps: &self.forward.x_step }),
-            weight: wanted[0].then_some(Factor { values: weight, steps: &self.weight.scale }),
+            weight: wanted[0].then_some(Weight { values: &self.case.w, scale: &self.weight.scale }),
             adc_mask: self.adc.as_deref(),
             dac_mask: self.dac.as_deref(),
         };

@@ -1,4 +1,4 @@
-//! The operands of the backward products, packed: the scaled gradient on the left, codes on the right.
+//! The operands of the backward products, packed: the scaled gradient on the left, codes or values on the right.
 
 use std::ops::Range;
 
@@ -6,9 +6,10 @@ use super::{Inputs, Operand};
 use crate::forward::mask_stride;
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
-use crate::microkernel::rows;
+use crate::microkernel::rows::{self, Coder, VectorQuantizer};
 use crate::microkernel::tile::gradient::{tile_height, tile_stride};
 use crate::microkernel::tile::{PANEL, panel_lane};
+use crate::quantize::Quantizer;
 use crate::reference::NAN;
 use crate::weights::code_stride;
 
@@ -177,8 +178,29 @@ fn lanes_at(values: &mut [f32], at: usize) -> &mut [f32; LANES] {
     values[at..].first_chunk_mut().expect("each tile has slack behind it")
 }
 
-impl Operand<'_> {
-    /// Columns `column..column + PANEL` (those that there are) of rows `terms`, as a panel; zeros elsewhere.
+/// What g is multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Right<'a> {
+    /// Rows as they are: X's, or those of analog weights.
+    Rows(Operand<'a>),
+    /// Weights of one bit, `[N, K]`.
+    Signs(&'a [f32]),
+    /// Weights `[N, K]` of more bits, and what makes codes of each row.
+    Quantized { values: &'a [f32], bits: u32, quantizers: &'a [Quantizer] },
+}
+
+impl Right<'_> {
+    /// Whether its elements are exact in bf16.
+    pub(super) fn fits_bf16(&self) -> bool {
+        match self {
+            Right::Rows(values) => matches!(values, Operand::I8(_)),
+            Right::Signs(_) => true,
+            Right::Quantized { bits, .. } => *bits <= 8,
+        }
+    }
+
+    /// Columns `column..column + PANEL` (those that there are) of rows `terms`, as a panel. What stands elsewhere means
+    /// nothing.
     #[inline(always)]
     pub(super) fn widen<S: Isa, F: Form<S>>(
         &self,
@@ -211,25 +233,46 @@ impl Operand<'_> {
     fn row<S: Isa>(&self, isa: S, row: usize, column: usize, k: usize) -> [S::F; 2] {
         let count = PANEL.min(k - column);
         match self {
-            Operand::F32(values) => {
-                let values = &values[row * k + column..][..count];
-                [
-                    rows::vector(isa, values, 0),
-                    if count > LANES { rows::vector(isa, values, 1) } else { isa.splat(0.0) },
-                ]
+            Right::Rows(Operand::F32(values)) => halves(isa, &values[row * k + column..][..count]),
+            Right::Signs(values) => quantized(isa, &values[row * k + column..], count, k, &Coder::Sign),
+            Right::Quantized { values, quantizers, .. } => {
+                let coder = Coder::Quantizer(VectorQuantizer::new(isa, &quantizers[row]));
+                quantized(isa, &values[row * k + column..], count, k, &coder)
             }
-            Operand::I8(codes) => {
+            Right::Rows(Operand::I8(codes)) => {
                 let codes = padded(&codes[row * code_stride(k) + column..][..count]);
                 let (halves, _) = codes.as_chunks::<LANES>();
                 [isa.to_float(isa.load_i8(&halves[0])), isa.to_float(isa.load_i8(&halves[1]))]
             }
-            Operand::I16(codes) => {
+            Right::Rows(Operand::I16(codes)) => {
                 let codes = padded(&codes[row * code_stride(k) + column..][..count]);
                 let (halves, _) = codes.as_chunks::<LANES>();
                 [isa.to_float(isa.load_i16(&halves[0])), isa.to_float(isa.load_i16(&halves[1]))]
             }
         }
     }
+}
+
+/// A panel's columns of values, filled up with zeros.
+#[inline(always)]
+fn halves<S: Isa>(isa: S, values: &[f32]) -> [S::F; 2] {
+    [rows::vector(isa, values, 0), if values.len() > LANES { rows::vector(isa, values, 1) } else { isa.splat(0.0) }]
+}
+
+/// The codes of the first `count` of `values`, which is a panel's columns in a row of `k`; NaN where a value is not
+/// finite. Meanwhile a row further down is fetched, which lies on another page.
+#[inline(always)]
+fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Coder<S>) -> [S::F; 2] {
+    for line in (0..PANEL).step_by(LANES) {
+        isa.prefetch(values.as_ptr().wrapping_add(ROWS_AHEAD * k + line));
+    }
+    let values = halves(isa, &values[..count]);
+    let mut codes = values;
+    for (code, value) in codes.iter_mut().zip(values) {
+        // 0 * value is NaN where value is not finite, and else adds nothing.
+        *code = isa.fma(isa.splat(0.0), value, isa.to_float(coder.code(isa, value)));
+    }
+    codes
 }
 
 /// A panel's columns of codes, filled up with zeros.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::pack::{Bias, pack_for_weight, pack_for_x};
-use super::{Factor, Inputs, Operand, Precision};
+use super::pack::{Bias, Right, pack_for_weight, pack_for_x};
+use super::{Inputs, Precision};
 use crate::forward::mask_stride;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::form::{Floats, Form, Formed};
@@ -54,9 +54,9 @@ enum Arithmetic {
 }
 
 impl Arithmetic {
-    fn new(tier: Tier, precision: Precision, right: Option<&Operand<'_>>) -> Self {
+    fn new(tier: Tier, precision: Precision, right: Option<&Right<'_>>) -> Self {
         match (precision, right, tier.bf16()) {
-            (Precision::Medium, Some(Operand::I8(_)), Some(bf16)) => Arithmetic::Bf16(tier, bf16),
+            (Precision::Medium, Some(right), Some(bf16)) if right.fits_bf16() => Arithmetic::Bf16(tier, bf16),
             _ => Arithmetic::Floats(tier),
         }
     }
@@ -96,11 +96,12 @@ impl<V: Formed> Vectorized for InFloats<V> {
     }
 }
 
-/// A gradient that is asked for, and what g is multiplied with.
+/// A gradient that is asked for, what g is multiplied with, and the step of each of its rows.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     pub(super) rows: &'a SharedRows<'a>,
-    pub(super) factor: Factor<'a>,
+    pub(super) right: Right<'a>,
+    pub(super) steps: &'a [f32],
 }
 
 /// Which gradient.
@@ -195,7 +196,7 @@ impl<'a> Strip<'a> {
         users: usize,
         bias: Option<&'a mut [f32]>,
     ) -> Self {
-        let right = target.as_ref().map(|target| &target.factor.values);
+        let right = target.as_ref().map(|target| &target.right);
         let arithmetic = Arithmetic::new(call.tier, call.precision, right);
         let bias = Mutex::new(bias);
         let mut strip = Strip { call, side, rows, target, arithmetic, users, blocks: Vec::new(), bias };
@@ -277,7 +278,7 @@ impl Gradient<'_> {
                 strip.arithmetic.vectorize(Pack { strip, terms, packed: None });
                 continue;
             };
-            let left = strip.acquire(index, &terms, target.factor.steps);
+            let left = strip.acquire(index, &terms, target.steps);
             let panels = self.panels.clone();
             strip.arithmetic.vectorize(Product { strip, left: left.as_slice(), terms, panels, target });
             drop(left);
@@ -308,7 +309,7 @@ impl Formed for Product<'_, '_> {
         for first in self.panels.clone().step_by(together) {
             let panels = first..self.panels.end.min(first + together);
             for (panel, lanes) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(panel_lanes.max(1))) {
-                self.target.factor.values.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
+                self.target.right.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
             }
             let column = panels.start * PANEL;
             let finish = Finish {
