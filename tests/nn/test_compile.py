@@ -1,5 +1,7 @@
 """`torch.compile` and `torch.export` over optical layers."""
 
+import copy
+import pickle
 import shutil
 
 import pytest
@@ -82,6 +84,56 @@ def test_a_compiled_layer_is_named_in_errors_when_it_trains():
         model[2].weight[1, 2] = float("nan")
     with pytest.raises(ValueError, match=r"layer '2': weight\[1, 2\] = NaN"):
         torch.compile(model, backend="aot_eager")(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_of_a_compiled_layer_computes_with_its_own_weights(duplicate):
+    layer, x = net()[0], torch.randn(4, 6)
+    layer.compile(backend="aot_eager")
+    with noise(layer):
+        expected = layer(x)
+    other = duplicate(layer)
+    with torch.no_grad():
+        other.weight.zero_()
+        other.bias.zero_()
+    with noise(other), noise(layer):
+        assert torch.equal(other(x), torch.zeros(4, 8))
+        assert torch.equal(layer(x), expected)
+
+
+def test_a_compiled_layer_becomes_one_of_the_other_kind():
+    linear, x = nn.Linear(6, 8), torch.randn(4, 6)
+    linear.compile(backend="aot_eager")
+    floats = linear(x)
+    profile = OpticalProfile(input_bits=2)
+    optical = OpticalLinear.from_linear(linear, profile)
+    codes = optical_linear(x, linear.weight, linear.bias, profile)
+    assert not torch.equal(floats, codes)
+    assert torch.equal(optical(x), codes)
+    optical.compile(backend="aot_eager")
+    assert torch.equal(optical(x), codes)
+    assert torch.equal(optical.to_linear()(x), floats)
+    assert torch.equal(linear(x), floats)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_converting_a_compiled_model(whole, inplace):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6)
+    expected = convert(model, OpticalProfile(input_bits=2))(x)
+    for module in [model] if whole else [model[0], model[2]]:
+        module.compile(backend="aot_eager")
+    floats = model(x)
+    optical = convert(model, OpticalProfile(input_bits=2), inplace=inplace)
+    assert torch.equal(optical(x), expected)
+    assert not torch.equal(floats, expected)
+    again = convert(optical, OpticalProfile(input_bits=3))
+    with torch.no_grad():
+        again[2].weight.zero_()
+        again[2].bias.zero_()
+    assert torch.equal(again(x), torch.zeros(4, 3))
+    assert torch.equal(optical(x), expected)
 
 
 def test_calibrating_and_freezing_a_compiled_model():
