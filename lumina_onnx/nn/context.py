@@ -133,6 +133,8 @@ class Frozen:
 
     def forward(self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None) -> Tensor:
         weight, bias = layer.weight, layer.bias
+        if _ops.is_transformed():  # its tensors wrap those that are watched, or take their place
+            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):
             watched.check(tensor, layer.label)
         if layer.profile != self._profile:

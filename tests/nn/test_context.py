@@ -184,6 +184,32 @@ def test_frozen_prepares_once(monkeypatch):
     assert len(made) == 2
 
 
+def test_transforms_inside_frozen():
+    """They read the weights as they are: those that functional_call brings, or that changed."""
+    net = model()
+    parameters = {name: 2 * parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x,)).square().sum()
+
+    def found():
+        gradients = torch.func.grad(loss)(parameters, X)
+        values = torch.func.vmap(net, randomness="same")(X[:, None])
+        return [*gradients.values(), values, torch.func.vjp(net, X)[0]]
+
+    with noise(net):
+        expected = found()
+        with frozen(net):
+            assert all(map(torch.equal, found(), expected))
+            with torch.no_grad():
+                net[0].weight.mul_(2)
+            changed = found()
+            with pytest.raises(RuntimeError, match="layer '0': weight was changed in place inside frozen"):
+                net(X)
+        assert all(map(torch.equal, changed, found()))
+    assert not torch.equal(changed[-1], expected[-1])
+
+
 def test_noise_inside_frozen():
     net = model()
     with noise(net):
