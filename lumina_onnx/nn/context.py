@@ -116,7 +116,8 @@ class Frozen:
                 )
         self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
         self._prepared: dict[OpticalProfile, _ops.Prepared] = {}
-        self._prepare(layer, layer.profile, functional.records_gradient(layer.weight, layer.bias))
+        in_force = layer.profile if layer.noise_is_on else layer._quiet
+        self._prepare(layer, in_force, functional.records_gradient(layer.weight, layer.bias))
 
     def _prepare(self, layer: OpticalLinear, profile: OpticalProfile, trains: bool) -> _ops.Prepared:
         prepared = self._prepared.get(profile)

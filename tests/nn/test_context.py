@@ -184,6 +184,25 @@ def test_frozen_prepares_once(monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_frozen_prepares_for_the_noise_in_force(monkeypatch, on):
+    made = []
+    prepare = lumina_kernel._prepare_at
+    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
+    net = model()
+    with noise(net, on), frozen(net):
+        assert len(made) == 2
+        net(X).sum().backward()
+        with torch.no_grad():
+            net(X)
+        assert len(made) == 2
+        with noise(net, not on):  # the other profile is prepared once, when it is first needed
+            net(X)
+            net(X)
+        net(X)
+    assert len(made) == 4
+
+
 def test_transforms_inside_frozen():
     """They read the weights as they are: those that functional_call brings, or that changed."""
     net = model()
