@@ -66,6 +66,52 @@ def test_a_compiled_training_run_equals_the_eager_one(backend):
         assert torch.equal(eager, compiled)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_compiled_inference_equals_the_eager_one(backend, context):
+    model = net().eval()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+
+    def run(forward):
+        torch.manual_seed(7)
+        with context():
+            return [forward(x) for x in (torch.randn(4, 6), torch.randn(9, 6), torch.zeros(1, 6))]
+
+    results, expected = run(compiled), run(model)
+    assert all(map(torch.equal, results, expected))
+    assert not any(result.requires_grad for result in results)
+    assert not torch.equal(compiled(torch.zeros(1, 6)), results[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_around_and_inside_a_compiled_model(backend, grad, inside):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), OpticalLinear(6, 3, profile=NOISY))
+    x = torch.randn(4, 6)
+
+    def forward(x):
+        if not inside:
+            return model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x)
+
+    def run(forward):
+        torch.manual_seed(7)
+        model.zero_grad()
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+            y = forward(x)
+        if grad:
+            y.square().sum().backward()
+        return [y.detach(), *(parameter.grad for parameter in model[1].parameters() if grad)]
+
+    expected = run(forward)
+    results = run(torch.compile(forward, backend=backend, fullgraph=True))
+    assert results[0].dtype == torch.float32
+    assert all(map(torch.equal, results, expected))
+
+
 def test_noise_off_and_another_batch_size_in_a_compiled_model():
     model = net()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
