@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.nn.linear import OpticalLinear
@@ -67,13 +70,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
         RuntimeError: inside, at the forward pass of a layer that changed.
     """
     layers = [layer for _, layer in optical_layers(model) if layer._frozen is None and _is_plain(layer)]
+    steps = register_optimizer_step_post_hook(_count_step)
     try:
         for layer in layers:
             layer._frozen = Frozen(layer)
         yield
     finally:
+        steps.remove()
         for layer in layers:
             layer._frozen = None
+
+
+def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Counts the change of an optimiser's parameters: with ``fused=True`` torch itself does not."""
+    for group in optimizer.param_groups:
+        increment_version([parameter for parameter in group["params"] if parameter.grad is not None])
 
 
 def _is_plain(layer: OpticalLinear) -> bool:

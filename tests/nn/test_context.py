@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.optim.optimizer import _global_optimizer_post_hooks  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx.nn import OpticalLinear, convert, frozen, noise  # noqa: E402
@@ -317,8 +318,8 @@ def test_a_copy_of_a_frozen_model_is_not_frozen(duplicate):
             other(X)
 
 
-def step(net):
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+def step(net, **options):
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, **options)
     net(X).sum().backward()
     optimiser.step()
 
@@ -340,11 +341,25 @@ def change_bias(net):
         net[2].bias.add_(1)
 
 
+def test_a_step_inside_frozen_on_other_weights_is_no_change():
+    net, other = model(), model()
+    net.requires_grad_(False)
+    with frozen(net):
+        everything = [*net.parameters(), *other.parameters()]
+        other(net(X)).sum().backward()
+        torch.optim.SGD(everything, lr=0.1, fused=True).step()
+        net(X)
+    assert not _global_optimizer_post_hooks, "the block takes its hook back"
+
+
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (step, "layer '0': weight was changed in place inside frozen"),
+        (lambda net: step(net, foreach=True), "layer '0': weight was changed in place inside frozen"),
+        (lambda net: step(net, fused=True), "layer '0': weight was changed in place inside frozen"),
+        (lambda net: step(net[0], fused=True), "layer '0': weight was changed in place inside frozen"),
         (lambda net: net.load_state_dict(net.state_dict()), "layer '0': weight was changed in place inside frozen"),
         (swap_data, "layer '2': weight was changed in place inside frozen"),
         (change_bias, "layer '2': bias was changed in place inside frozen"),
