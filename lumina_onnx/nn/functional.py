@@ -39,6 +39,9 @@ def optical_linear(
     where nothing overflows, with r = 0 at ``"highest"``, 2**-16 at ``"high"`` and 2**-8 at ``"medium"``. The bias's
     gradient does not depend on the precision.
 
+    Under ``torch.autocast("cpu")`` tensors of bfloat16 or float16 are cast to float32: the operator is one of those
+    that compute, and return, float32. Elsewhere such tensors are refused.
+
     Args:
         x: float32 ``[..., K]`` or ``[K]``, on the CPU. Made contiguous where it is not.
         weight: float32 ``[N, K]``, finite.

@@ -34,6 +34,8 @@ class OpticalLinear(nn.Linear):
     drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
 
     Shapes: x float32 ``[..., in_features]`` (or ``[in_features]``) -> y float32 ``[..., out_features]``, on the CPU.
+    Under ``torch.autocast("cpu")`` an x of bfloat16 or float16, as other layers give it there, is cast to float32, and
+    y is float32 all the same. The parameters stay float32.
 
     Args:
         in_features: K, size of an input row.
