@@ -52,7 +52,8 @@ _PARAMETERS_SCHEMA = (
 STREAMS = 2**63
 
 
-@functools.lru_cache(maxsize=1024)
+# An entry of a layer with a range for each of 4096 outputs takes some 150 KB.
+@functools.lru_cache(maxsize=256)
 def _cached_params(*values: Any) -> lumina_kernel.Params:
     return lumina_kernel.Params(**dict(zip(PARAMETERS, values, strict=True)))
 
@@ -122,7 +123,6 @@ class Kept(NamedTuple):
     for_weight: bool = True
 
 
-@functools.lru_cache(maxsize=1024)
 def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: Kept) -> tuple[int, int]:
     """Bytes of W that a forward pass saves for its gradient, and bytes for each row of X."""
     return lumina_kernel._saved_bytes(params, n, k, *kept)
