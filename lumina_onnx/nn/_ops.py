@@ -421,15 +421,22 @@ def _each_sample(operator: Any) -> None:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         def sample(index: int) -> list[Any]:
-            return [
-                argument.select(dim, index) if isinstance(argument, Tensor) and dim is not None else argument
-                for argument, dim in zip(arguments, in_dims, strict=True)
-            ]
+            taken = []
+            for argument, dim in zip(arguments, in_dims, strict=True):
+                if isinstance(argument, Tensor) and dim is not None:
+                    samples = argument.movedim(dim, 0)
+                    # Of no samples the results have the shapes of one of zeros.
+                    argument = samples[index] if info.batch_size else samples.new_zeros(samples.shape[1:])
+                taken.append(argument)
+            return taken
 
-        results = [operator(*sample(index)) for index in range(info.batch_size)]
+        def together(results: Sequence[Tensor]) -> Tensor:
+            return torch.stack(results)[: info.batch_size]
+
+        results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]
         if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+            return together(results), 0
+        return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
 
     operator.register_vmap(rule)
 
