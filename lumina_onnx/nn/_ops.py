@@ -52,7 +52,8 @@ _PARAMETERS_SCHEMA = (
 STREAMS = 2**63
 
 
-@functools.lru_cache(maxsize=1024)
+# An entry of a layer with a range for each of 4096 outputs takes some 150 KB.
+@functools.lru_cache(maxsize=256)
 def _cached_params(*values: Any) -> lumina_kernel.Params:
     return lumina_kernel.Params(**dict(zip(PARAMETERS, values, strict=True)))
 
@@ -118,7 +119,6 @@ class Kept(NamedTuple):
     for_weight: bool = True
 
 
-@functools.lru_cache(maxsize=1024)
 def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: Kept) -> tuple[int, int]:
     """Bytes that a forward pass saves for its gradient, and bytes more for each row of X."""
     return lumina_kernel._saved_bytes(params, n, k, *kept)
@@ -379,15 +379,22 @@ def _each_sample(operator: Any) -> None:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         def sample(index: int) -> list[Any]:
-            return [
-                argument.select(dim, index) if isinstance(argument, Tensor) and dim is not None else argument
-                for argument, dim in zip(arguments, in_dims, strict=True)
-            ]
+            taken = []
+            for argument, dim in zip(arguments, in_dims, strict=True):
+                if isinstance(argument, Tensor) and dim is not None:
+                    samples = argument.movedim(dim, 0)
+                    # Of no samples the results have the shapes of one of zeros.
+                    argument = samples[index] if info.batch_size else samples.new_zeros(samples.shape[1:])
+                taken.append(argument)
+            return taken
 
-        results = [operator(*sample(index)) for index in range(info.batch_size)]
+        def together(results: Sequence[Tensor]) -> Tensor:
+            return torch.stack(results)[: info.batch_size]
+
+        results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]
         if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+            return together(results), 0
+        return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
 
     operator.register_vmap(rule)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
 from lumina_onnx.nn import _checks, _ops, functional
@@ -68,13 +71,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
         RuntimeError: inside, at the forward pass of a layer that changed.
     """
     layers = [layer for _, layer in optical_layers(model) if layer._frozen is None and _is_plain(layer)]
+    steps = register_optimizer_step_post_hook(_count_step)
     try:
         for layer in layers:
             layer._frozen = Frozen(layer)
         yield
     finally:
+        steps.remove()
         for layer in layers:
             layer._frozen = None
+
+
+def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Counts the change of an optimiser's parameters: with ``fused=True`` torch itself does not."""
+    for group in optimizer.param_groups:
+        increment_version([parameter for parameter in group["params"] if parameter.grad is not None])
 
 
 def _is_plain(layer: OpticalLinear) -> bool:
@@ -117,7 +128,7 @@ class Frozen:
                 )
         self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
         self._prepared: dict[OpticalProfile, lumina_kernel.PreparedLayer] = {}
-        self._prepare(layer, layer.profile)
+        self._prepare(layer, layer.profile if layer.noise_is_on else layer._quiet)
 
     def _prepare(self, layer: OpticalLinear, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
         prepared = self._prepared.get(profile)
@@ -134,6 +145,8 @@ class Frozen:
 
     def forward(self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None) -> Tensor:
         weight, bias = layer.weight, layer.bias
+        if _ops.is_transformed():  # its tensors wrap those that are watched, or take their place
+            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):
             watched.check(tensor, layer.label)
         if layer.profile != self._profile:

@@ -31,9 +31,17 @@ def optical_linear(
     The gradient is as exact as ``torch.set_float32_matmul_precision`` asks when it is computed; the forward pass does
     not depend on it. ``"highest"``, torch's default, is float32 with the reference's bits. ``"high"`` is the same here.
     ``"medium"`` rounds the scaled output gradient to bfloat16 where that is faster (on AMD processors from Zen 5 on,
-    with codes of up to 8 bits): an element of a gradient, a sum of T products of a gradient g, a step s and a code c,
-    is then off by at most ``(2**-8 + (T + 2) * 2**-23) * sum(abs(g * s * c))``. ``lumina_kernel.backward`` has the
-    bound in full.
+    with codes of up to 8 bits), and is ``"highest"`` elsewhere. An element of the gradient of x or weight is a sum of T
+    products of a gradient g, a step s and a code c (a value, where that side is analog). It is off the exact sum by at
+    most ::
+
+        (r + (T + 2) * 2**-23) * sum(abs(g * s * c)) + T * 2**-125 * (1 + max(abs(c)))
+
+    where nothing overflows, with r = 0 at ``"highest"``, 2**-16 at ``"high"`` and 2**-8 at ``"medium"``. The bias's
+    gradient does not depend on the precision.
+
+    Under ``torch.autocast("cpu")`` tensors of bfloat16 or float16 are cast to float32: the operator is one of those
+    that compute, and return, float32. Elsewhere such tensors are refused.
 
     Args:
         x: float32 ``[..., K]`` or ``[K]``, on the CPU. Made contiguous where it is not.

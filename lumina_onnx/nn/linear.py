@@ -34,6 +34,8 @@ class OpticalLinear(nn.Linear):
     drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
 
     Shapes: x float32 ``[..., in_features]`` (or ``[in_features]``) -> y float32 ``[..., out_features]``, on the CPU.
+    Under ``torch.autocast("cpu")`` an x of bfloat16 or float16, as other layers give it there, is cast to float32, and
+    y is float32 all the same. The parameters stay float32.
 
     Args:
         in_features: K, size of an input row.
@@ -201,7 +203,7 @@ class OpticalLinear(nn.Linear):
             missing_keys.remove(prefix + _STATE_KEY)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **_TRANSIENT}
+        return {**super().__getstate__(), **_TRANSIENT}
 
     if TYPE_CHECKING:
         _profile: OpticalProfile
@@ -225,10 +227,13 @@ def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: 
 
 
 def shallow_copy(module: _Module) -> _Module:
-    """A module of its own with the same parameters, buffers, children and hooks."""
+    """A module of its own with the same parameters, buffers, children and hooks; not compiled, where `module` is."""
     copy = module.__class__.__new__(module.__class__)
     copy.__dict__.update(
-        {key: value.copy() if isinstance(value, dict) else value for key, value in module.__dict__.items()}
+        {
+            key: value.copy() if isinstance(value, dict) else value
+            for key, value in nn.Module.__getstate__(module).items()
+        }
     )
     return copy
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -110,8 +110,19 @@ def test_default_threads(value: str, threads: int | None) -> None:
     assert 1 <= allowed <= len(os.sched_getaffinity(0))
 
 
+# Made here, since numpy gives the interpreter up too.
+DY, ROWS, STEPS = (np.ones(shape, np.float32) for shape in ((2000, 100), (2000, 1), 2000))
+COLUMN, SCALE, DB = (np.ones(shape, np.float32) for shape in ((100, 1), 100, 100))
+
+
+def gradient_of_the_bias() -> None:
+    params = lumina_kernel.Params()
+    lumina_kernel.backward(params, DY, ROWS, STEPS, COLUMN, SCALE, None, None, 1, None, None, DB)
+
+
 @pytest.mark.usefixtures("threads")
-def test_other_threads_run_python_during_a_long_call() -> None:
+@pytest.mark.parametrize("call", [lambda: run(seed=1), gradient_of_the_bias], ids=["forward", "bias"])
+def test_other_threads_run_python_during_a_long_call(call: Callable[[], object]) -> None:
     """No thread gives the interpreter up of itself here, so another one runs only if a call lets it."""
     lumina_kernel.set_num_threads(1)
     gate, entered, interval = threading.Event(), threading.Event(), sys.getswitchinterval()
@@ -120,7 +131,7 @@ def test_other_threads_run_python_during_a_long_call() -> None:
     def work() -> None:
         gate.set()
         for _ in range(1000):
-            run(seed=1)
+            call()
             if entered.is_set():
                 break
         seen.append(entered.is_set())

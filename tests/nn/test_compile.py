@@ -1,5 +1,7 @@
 """`torch.compile` and `torch.export` over optical layers."""
 
+import copy
+import pickle
 import shutil
 
 import pytest
@@ -80,6 +82,52 @@ def test_a_weight_changed_in_place_before_its_gradient_raises_in_a_compiled_mode
             y.sum().backward()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_compiled_inference_equals_the_eager_one(backend, context):
+    model = net().eval()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+
+    def run(forward):
+        torch.manual_seed(7)
+        with context():
+            return [forward(x) for x in (torch.randn(4, 6), torch.randn(9, 6), torch.zeros(1, 6))]
+
+    results, expected = run(compiled), run(model)
+    assert all(map(torch.equal, results, expected))
+    assert not any(result.requires_grad for result in results)
+    assert not torch.equal(compiled(torch.zeros(1, 6)), results[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_around_and_inside_a_compiled_model(backend, grad, inside):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), OpticalLinear(6, 3, profile=NOISY))
+    x = torch.randn(4, 6)
+
+    def forward(x):
+        if not inside:
+            return model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x)
+
+    def run(forward):
+        torch.manual_seed(7)
+        model.zero_grad()
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+            y = forward(x)
+        if grad:
+            y.square().sum().backward()
+        return [y.detach(), *(parameter.grad for parameter in model[1].parameters() if grad)]
+
+    expected = run(forward)
+    results = run(torch.compile(forward, backend=backend, fullgraph=True))
+    assert results[0].dtype == torch.float32
+    assert all(map(torch.equal, results, expected))
+
+
 def test_noise_off_and_another_batch_size_in_a_compiled_model():
     model = net()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -98,6 +146,56 @@ def test_a_compiled_layer_is_named_in_errors_when_it_trains():
         model[2].weight[1, 2] = float("nan")
     with pytest.raises(ValueError, match=r"layer '2': weight\[1, 2\] = NaN"):
         torch.compile(model, backend="aot_eager")(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_of_a_compiled_layer_computes_with_its_own_weights(duplicate):
+    layer, x = net()[0], torch.randn(4, 6)
+    layer.compile(backend="aot_eager")
+    with noise(layer):
+        expected = layer(x)
+    other = duplicate(layer)
+    with torch.no_grad():
+        other.weight.zero_()
+        other.bias.zero_()
+    with noise(other), noise(layer):
+        assert torch.equal(other(x), torch.zeros(4, 8))
+        assert torch.equal(layer(x), expected)
+
+
+def test_a_compiled_layer_becomes_one_of_the_other_kind():
+    linear, x = nn.Linear(6, 8), torch.randn(4, 6)
+    linear.compile(backend="aot_eager")
+    floats = linear(x)
+    profile = OpticalProfile(input_bits=2)
+    optical = OpticalLinear.from_linear(linear, profile)
+    codes = optical_linear(x, linear.weight, linear.bias, profile)
+    assert not torch.equal(floats, codes)
+    assert torch.equal(optical(x), codes)
+    optical.compile(backend="aot_eager")
+    assert torch.equal(optical(x), codes)
+    assert torch.equal(optical.to_linear()(x), floats)
+    assert torch.equal(linear(x), floats)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_converting_a_compiled_model(whole, inplace):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6)
+    expected = convert(model, OpticalProfile(input_bits=2))(x)
+    for module in [model] if whole else [model[0], model[2]]:
+        module.compile(backend="aot_eager")
+    floats = model(x)
+    optical = convert(model, OpticalProfile(input_bits=2), inplace=inplace)
+    assert torch.equal(optical(x), expected)
+    assert not torch.equal(floats, expected)
+    again = convert(optical, OpticalProfile(input_bits=3))
+    with torch.no_grad():
+        again[2].weight.zero_()
+        again[2].bias.zero_()
+    assert torch.equal(again(x), torch.zeros(4, 3))
+    assert torch.equal(optical(x), expected)
 
 
 def test_calibrating_and_freezing_a_compiled_model():

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.optim.optimizer import _global_optimizer_post_hooks  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx.nn import OpticalLinear, convert, frozen, noise  # noqa: E402
@@ -180,6 +181,51 @@ def test_frozen_prepares_once(monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_frozen_prepares_for_the_noise_in_force(monkeypatch, on):
+    made = []
+    prepare = lumina_kernel._prepare_at
+    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
+    net = model()
+    with noise(net, on), frozen(net):
+        assert len(made) == 2
+        net(X).sum().backward()
+        with torch.no_grad():
+            net(X)
+        assert len(made) == 2
+        with noise(net, not on):  # the other profile is prepared once, when it is first needed
+            net(X)
+            net(X)
+        net(X)
+    assert len(made) == 4
+
+
+def test_transforms_inside_frozen():
+    """They read the weights as they are: those that functional_call brings, or that changed."""
+    net = model()
+    parameters = {name: 2 * parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x,)).square().sum()
+
+    def found():
+        gradients = torch.func.grad(loss)(parameters, X)
+        values = torch.func.vmap(net, randomness="same")(X[:, None])
+        return [*gradients.values(), values, torch.func.vjp(net, X)[0]]
+
+    with noise(net):
+        expected = found()
+        with frozen(net):
+            assert all(map(torch.equal, found(), expected))
+            with torch.no_grad():
+                net[0].weight.mul_(2)
+            changed = found()
+            with pytest.raises(RuntimeError, match="layer '0': weight was changed in place inside frozen"):
+                net(X)
+        assert all(map(torch.equal, changed, found()))
+    assert not torch.equal(changed[-1], expected[-1])
+
+
 def test_noise_inside_frozen():
     net = model()
     with noise(net):
@@ -267,8 +313,8 @@ def test_a_copy_of_a_frozen_model_is_not_frozen(duplicate):
             other(X)
 
 
-def step(net):
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+def step(net, **options):
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, **options)
     net(X).sum().backward()
     optimiser.step()
 
@@ -290,11 +336,25 @@ def change_bias(net):
         net[2].bias.add_(1)
 
 
+def test_a_step_inside_frozen_on_other_weights_is_no_change():
+    net, other = model(), model()
+    net.requires_grad_(False)
+    with frozen(net):
+        everything = [*net.parameters(), *other.parameters()]
+        other(net(X)).sum().backward()
+        torch.optim.SGD(everything, lr=0.1, fused=True).step()
+        net(X)
+    assert not _global_optimizer_post_hooks, "the block takes its hook back"
+
+
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (step, "layer '0': weight was changed in place inside frozen"),
+        (lambda net: step(net, foreach=True), "layer '0': weight was changed in place inside frozen"),
+        (lambda net: step(net, fused=True), "layer '0': weight was changed in place inside frozen"),
+        (lambda net: step(net[0], fused=True), "layer '0': weight was changed in place inside frozen"),
         (lambda net: net.load_state_dict(net.state_dict()), "layer '0': weight was changed in place inside frozen"),
         (swap_data, "layer '2': weight was changed in place inside frozen"),
         (change_bias, "layer '2': bias was changed in place inside frozen"),

@@ -478,6 +478,16 @@ def test_vmap_over_models():
             assert torch.equal(net(batch()), y)
 
 
+def test_vmap_over_no_sample():
+    net, linear = model(), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    for x, dim in ((torch.empty(0, 4, 6), 0), (torch.empty(4, 0, 6), 1), (torch.empty(0, 0, 6), 0)):
+        found, expected = (torch.vmap(each, in_dims=dim, randomness="different")(x) for each in (net, linear))
+        assert found.shape == expected.shape
+        assert found.numel() == 0
+    found, expected = (per_sample(each, torch.empty(0, 6), randomness="different") for each in (net, linear))
+    assert [gradient.shape for gradient in found] == [gradient.shape for gradient in expected]
+
+
 def test_jacobians():
     net, x = model(CLEAN), batch()[:2]
     expected = torch.autograd.functional.jacobian(net, x)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import lumina_kernel
 
-torch.set_num_threads({threads})
-lumina_kernel.set_num_threads({threads})
+torch.set_num_threads(3)
+lumina_kernel.set_num_threads(3)
 generator = np.random.default_rng(0)
 x = generator.standard_normal((300, 300)).astype(np.float32)
 w = generator.standard_normal((130, 300)).astype(np.float32)
@@ -41,10 +41,10 @@ def torch_runs():
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, and for libtorch_cpu.so")
 
 
-def output(script: str, threads: int = 3, **variables: str) -> str:
+def output(script: str, prelude: str = PRELUDE, **variables: str) -> str:
     """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
     result = subprocess.run(
-        [sys.executable, "-c", PRELUDE.replace("{threads}", str(threads)) + script],
+        [sys.executable, "-c", prelude + script],
         env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables,
         capture_output=True,
         text=True,
@@ -108,6 +108,39 @@ if pid == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), np.array_equal(run(), expected), ours())
 """
     assert output(script) == "0 True False"
+
+
+def test_a_forked_child_that_imports_the_module_itself() -> None:
+    script = f"""
+import os, signal, sys
+import torch
+torch.set_num_threads(3)
+torch.ones(1 << 20).exp_()
+assert "lumina_kernel" not in sys.modules
+pid = os.fork()
+if pid == 0:
+    signal.alarm(200)  # or a child that waits for ever would stay
+    exec({PRELUDE!r})
+    os._exit(0 if run().shape == (300, 130) and ours() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert output(script, prelude="") == "0"
+
+
+def test_a_forked_child_that_loads_torch_itself_shares_its_threads() -> None:
+    script = f"""
+import os
+pid = os.fork()
+if pid == 0:
+    import lumina_kernel
+    exec({PRELUDE!r})
+    torch_runs()
+    before = tasks()
+    run()
+    os._exit(0 if tasks() == before and not ours() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert output(script, prelude="") == "0"
 
 
 def test_many_python_threads_and_torch_at_once() -> None:

@@ -67,3 +67,66 @@ where
         task(item.expect("each task runs once"));
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Two threads, worth 1000 ns; runs each call's tasks on a thread of their own and counts the calls.
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Executor for Counting {
+        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            thread::scope(|scope| {
+                scope.spawn(|| (0..count).for_each(task));
+            });
+        }
+
+        fn threads(&self) -> usize {
+            2
+        }
+
+        fn worthwhile_ns(&self) -> u64 {
+            1000
+        }
+    }
+
+    #[test]
+    fn work_below_the_threshold_stays_on_the_calling_thread() {
+        for (work_ns, count, handed) in
+            [(0, 8, false), (999, 8, false), (1000, 8, true), (u64::MAX, 8, true), (u64::MAX, 1, false)]
+        {
+            let executor = Counting::default();
+            assert_eq!(threads_for(&executor, work_ns), if work_ns < 1000 { 1 } else { 2 });
+            let ran = Mutex::new(Vec::new());
+            run_each(&executor, work_ns, 0..count, |item| {
+                ran.lock().expect("no task panics").push((item, thread::current().id()));
+            });
+            let ran = ran.into_inner().expect("no task panics");
+            assert_eq!(ran.iter().map(|(item, _)| *item).collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
+            let here = thread::current().id();
+            assert!(ran.iter().all(|(_, id)| (*id != here) == handed), "{work_ns} ns, {count} tasks");
+            assert_eq!(executor.0.into_inner(), usize::from(handed), "{work_ns} ns, {count} tasks");
+        }
+    }
+
+    #[test]
+    fn one_thread_is_never_handed_anything() {
+        struct Alone;
+        impl Executor for Alone {
+            fn run(&self, _: usize, _: &(dyn Fn(usize) + Sync)) {
+                panic!("handed over");
+            }
+
+            fn threads(&self) -> usize {
+                1
+            }
+        }
+        run_each(&Alone, u64::MAX, 0..8, |_| ());
+    }
+}

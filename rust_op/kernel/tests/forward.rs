@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::{Case, Reversed, Storage, Threads, case, small_random};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::{NoiseKey, Spec, Tier};
@@ -89,6 +91,48 @@ fn threads_change_nothing() {
             for executor in executors {
                 case.check(tier, executor);
             }
+        }
+    }
+}
+
+/// Runs tasks in turn, on threads that are worth 20 microseconds, and counts how often it is asked.
+#[derive(Default)]
+struct Worthwhile(AtomicUsize);
+
+impl Executor for Worthwhile {
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Serial.run(count, task);
+    }
+
+    fn threads(&self) -> usize {
+        4
+    }
+
+    fn worthwhile_ns(&self) -> u64 {
+        20_000
+    }
+}
+
+#[test]
+fn only_large_calls_are_handed_to_other_threads() {
+    let mut random = small_random(8);
+    for ((m, n, k), handed) in [((1, 16, 16), false), ((16, 40, 32), false), ((200, 300, 512), true)] {
+        let case = Case {
+            m,
+            n,
+            k,
+            spec: Spec { input_bits: 8, weight_bits: 8, noise_additive: 0.1, ..Spec::default() },
+            storage: Storage::F32,
+            x: (0..m * k).map(|_| random()).collect(),
+            w: (0..n * k).map(|_| random()).collect(),
+            bias: None,
+            key: NoiseKey { seed: 3, stream: 9 },
+        };
+        for tier in Tier::available() {
+            let executor = Worthwhile::default();
+            case.run(tier, &executor);
+            assert_eq!(executor.0.into_inner() > 0, handed, "{m} x {k} x {n}, {}", tier.name());
         }
     }
 }

@@ -18,7 +18,7 @@ use pyo3::prelude::*;
 
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
-use crate::forward::{cost, run};
+use crate::forward::{backward_cost, cost, run};
 use crate::layer::PyPreparedLayer;
 use crate::numbers::{Int, Text};
 use crate::params::PyParams;
@@ -385,5 +385,5 @@ pub fn backward_at(
     let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
-    run(py, products * cost(m, n, k, false), work).map_err(to_python)
+    run(py, backward_cost(products, m, n, k), work).map_err(to_python)
 }

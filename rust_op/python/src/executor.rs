@@ -53,13 +53,32 @@ fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     if state.pid != pid {
         // Its threads are not in this process: to drop it would wait for locks that they may have held.
         mem::forget(state.pool.take());
-        state.forked = state.pid != 0;
+        // Loaded by a child, the module has not seen its parent, which may have used the torch that the child has from it.
+        state.forked = state.pid != 0 || (is_fork() && OpenMp::of_torch().is_some());
         state.pid = pid;
     }
     if state.threads == 0 {
         state.threads = default_threads();
     }
     state
+}
+
+/// Whether this process was forked, and runs no program of its own since.
+#[cfg(target_os = "linux")]
+fn is_fork() -> bool {
+    // proc(5): after the program's name in brackets come state, ppid, pgrp, session, tty_nr, tpgid and flags, of which
+    // PF_FORKNOEXEC (include/linux/sched.h) is one.
+    const FORKNOEXEC: u32 = 0x40;
+    let stat = std::fs::read("/proc/self/stat").unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat);
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & FORKNOEXEC != 0)
+}
+
+/// Whether this process was forked, and runs no program of its own since: where torch is not found, nothing asks.
+#[cfg(not(target_os = "linux"))]
+fn is_fork() -> bool {
+    false
 }
 
 /// `OMP_NUM_THREADS` (its first number, where it is a list), else the cores this process may use.

@@ -30,6 +30,11 @@ pub fn cost(m: usize, n: usize, k: usize, fresh_weights: bool) -> usize {
         .saturating_add(weights)
 }
 
+/// Nanoseconds of a backward pass with so many of the two products, roughly; the bias's gradient alone reads dY too.
+pub fn backward_cost(products: usize, m: usize, n: usize, k: usize) -> usize {
+    products.saturating_mul(cost(m, n, k, false)).saturating_add(m.saturating_mul(n))
+}
+
 /// Runs `work`, detached from the interpreter where its `cost` is worth it.
 pub fn run<T: Send>(py: Python<'_>, cost: usize, work: impl FnOnce() -> T + Send) -> T {
     if cost > DETACH_NS { py.detach(work) } else { work() }

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use crate::arrays::{self, Arguments};
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
-use crate::forward::{cost, run};
+use crate::forward::{backward_cost, cost, run};
 use crate::numbers::{Int, Text};
 use crate::params::PyParams;
 use crate::schema::tier;
@@ -291,5 +291,5 @@ pub fn backward<'py>(
     };
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
-    run(py, products * cost(m, n, k, false), work).map_err(|error| renamed(error, &[("grad_output", "dy")]))
+    run(py, backward_cost(products, m, n, k), work).map_err(|error| renamed(error, &[("grad_output", "dy")]))
 }

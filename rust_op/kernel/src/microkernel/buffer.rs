@@ -115,6 +115,25 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_kept_than_the_limits_say() {
+        // Small and many, large and few, all at once and one after another; 65 MiB by itself is too large to be kept.
+        let sizes = [vec![4096; 100], vec![2 << 20; 40], (1..200).map(|i| i * 5000).collect(), vec![65 << 20]].concat();
+        let mut alive = Vec::new();
+        for (index, &bytes) in sizes.iter().enumerate() {
+            alive.push(Buffer::<u8>::new(bytes));
+            if index % 100 == 99 || index + 1 == sizes.len() {
+                for buffer in alive.drain(..) {
+                    drop(buffer);
+                    let kept = KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    assert!(kept.len() <= 64, "{} buffers", kept.len());
+                    let bytes = kept.iter().map(|lines| size_of_val(&lines[..])).sum::<usize>();
+                    assert!(bytes <= 64 << 20, "{bytes} bytes");
+                }
+            }
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "a buffer's bytes can be counted")]
     fn a_length_that_overflows_is_not_wrapped() {
         // 2^62 + 16 floats would wrap to 64 bytes.

@@ -1,14 +1,14 @@
 //! Rows of weights become panels ([`super::tile`] has the layouts).
 
 use super::isa::{Isa, LANES};
-use super::tile::{BLOCK_BYTES, PANEL, Storage, panel_lane};
+use super::tile::{BLOCK_BYTES, Storage, panel_lane};
 
 /// Elements from one row of staged codes to the next: whole vectors of 16 groups.
 pub(crate) const fn staged_stride(k: usize) -> usize {
     k.next_multiple_of(4 * LANES)
 }
 
-/// Packs [`PANEL`] rows of codes, [`staged_stride`] apart and filled up with zeros, into an integer panel.
+/// Packs [`super::tile::PANEL`] rows of codes, [`staged_stride`] apart and filled up with zeros, into an integer panel.
 #[inline(always)]
 pub(crate) fn pack_int<S: Isa>(isa: S, storage: Storage, k: usize, codes: &[i8], panel: &mut [u8]) {
     match storage.bits {
@@ -78,7 +78,7 @@ fn narrow<S: Isa, const BITS: u32>(isa: S, group: S::I) -> S::I {
     }
 }
 
-/// Packs [`PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
+/// Packs [`super::tile::PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
 /// `depth` rows.
 #[inline(always)]
 pub(crate) fn pack_float<S: Isa>(isa: S, depth: usize, stride: usize, rows: &[f32], panel: &mut [f32]) {
