@@ -43,6 +43,7 @@ GROUPS: dict[str, Group] = {
     "training": Group(
         "a training step of one layer through autograd", training.steps, page="training", notes=training.STEPS
     ),
+    "step-scaling": Group("the same, two threads against one", training.scaling, page="training"),
     "networks": Group("a training step of whole networks", training.networks, page="training", notes=training.NETWORKS),
     "aihwkit": Group(
         "the same against aihwkit's analog tile in C++",

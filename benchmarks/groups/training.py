@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 from benchmarks import eager, memory, rivals
 from benchmarks.context import Context
 from benchmarks.groups.forward import BITS, means, use_threads
+from benchmarks.groups.scaling import LARGE
 from benchmarks.results import Row, Time, compare
 from benchmarks.rivals import AIHWKIT, AUTOCAST, COMPILED, EAGER, INT_MM, OURS, PLAIN, Task
-from benchmarks.timing import Call, Effort, Samples, interleave
+from benchmarks.timing import Call, Effort, Samples, Side, interleave
 from lumina_onnx import OpticalProfile
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
@@ -92,6 +95,31 @@ def networks(context: Context) -> Iterator[Row]:
 def counts(context: Context) -> list[int]:
     """The numbers of threads, most first."""
     return sorted({1, context.threads}, reverse=True)
+
+
+def scaling(context: Context) -> Iterator[Row]:
+    """The steps of :func:`steps` on two threads against one, at "highest". Each side waits until the threads rest."""
+    if context.machine.cores < 2:
+        return
+    for shape in context.shapes:
+        task = rivals.layer(shape)
+        context.say(" x ".join(map(str, shape)))
+        call = rivals.step(task, OURS)
+        sides = {count: Side(call, before=functools.partial(use_threads, count)) for count in (2, 1)}
+        times = interleave(
+            {str(count): side for count, side in sides.items()}, _effort(context, task), own_threads=True
+        )
+        yield compare(
+            times["2"],
+            times["1"],
+            group="step-scaling",
+            what=f'{task.name}: forward, backward, {LAW}, precision "{HIGHEST}"',
+            against="one thread",
+            shape=shape,
+            threads=2,
+            tier=context.machine.tier,
+            goal=context.goal(any=1.9) if math.prod(shape) >= LARGE else None,
+        )
 
 
 def _goals(context: Context, precision: str) -> dict[str, float | None]:
