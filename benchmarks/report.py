@@ -22,8 +22,8 @@ METHOD = (
     "Both sides run in turn in one process, on the same number of threads, each burst after an untimed call. A time, "
     "in microseconds, is the median of all samples, in brackets the minimum; a ratio is the median over the rounds of "
     "theirs / ours, in brackets its quartiles. Of peak: what a call reaches of the processor's peak, measured in the "
-    "same process (dot, fma: its product instruction on every thread, for the time of the whole call; read: reading as "
-    "many bytes as the weights have). Full scales are dynamic."
+    "same process (dot, fma, bf16: its product instruction for codes, floats or pairs of bfloat16 on every thread, for "
+    "the time of the whole call; read: reading as many bytes as the weights have). Full scales are dynamic."
 )
 
 

@@ -25,6 +25,7 @@ NOISE = 0.02
 PROFILE = OpticalProfile(noise_relative=NOISE)
 
 OURS = "ours"
+OURS_COMPILED = "ours under torch.compile"
 EAGER = "eager PyTorch"
 COMPILED = "torch.compile of it"
 AUTOCAST = "eager, autocast to bfloat16"
@@ -60,8 +61,11 @@ def swap(model: nn.Module, layer: type[nn.Linear]) -> nn.Module:
 
 def with_layers_of(side: str, model: nn.Module) -> nn.Module:
     """A copy of a network of ``nn.Linear`` layers, as one of the sides has them."""
-    if side == OURS:
-        return convert(model, PROFILE)
+    if side in (OURS, OURS_COMPILED):
+        model = convert(model, PROFILE)
+        if side == OURS_COMPILED:
+            model.compile(dynamic=False)
+        return model
     if side == AIHWKIT:
         return _analog(model)
     if side == PLAIN:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.context import Context
-from benchmarks.groups import forward, gemm, noise, scaling, session, stream, training
+from benchmarks.groups import forward, gemm, noise, packing, scaling, session, stream, training
 from benchmarks.results import Row
 
 
@@ -39,10 +39,12 @@ GROUPS: dict[str, Group] = {
     "seed": Group("analog inputs and weights, noise, ADC, against three lines of PyTorch", forward.seed),
     "noise": Group("Gaussian noise, against torch.randn", noise.run, every_tier=True),
     "gemm": Group("products alone, against the processor's peak and PyTorch", gemm.run, every_tier=True),
+    "packing": Group("float32 weights quantised and packed, against read bandwidth", packing.run),
     "scaling": Group("two threads against one", scaling.run, alone=True),
     "training": Group(
         "a training step of one layer through autograd", training.steps, page="training", notes=training.STEPS
     ),
+    "step-scaling": Group("the same, two threads against one", training.scaling, page="training"),
     "networks": Group("a training step of whole networks", training.networks, page="training", notes=training.NETWORKS),
     "aihwkit": Group(
         "the same against aihwkit's analog tile in C++",

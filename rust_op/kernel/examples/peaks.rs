@@ -14,7 +14,7 @@ use std::hint::black_box;
 /// Operations (a multiplication and an addition are two) that `rounds` rounds of the instruction called `name` do, which
 /// this call runs; 0 where this processor has no such instruction, or nothing here is called so.
 ///
-/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vpdpbusd.512`, `vpmaddwd.256`.
+/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `vpdpbusd.512`, `vpmaddwd.256`.
 ///
 /// # Safety
 /// `name` is a C string.
@@ -92,6 +92,11 @@ mod x86 {
                 unsafe { fma_256(rounds) };
                 2 * 8 * SUMS as u64
             }
+            b"vdpbf16ps.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") => {
+                // SAFETY: AVX-512 F and BF16 are there.
+                unsafe { vdpbf16ps_512(rounds) };
+                2 * 32 * SUMS as u64
+            }
             b"vpdpbusd.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") => {
                 // SAFETY: AVX-512 F and VNNI are there.
                 unsafe { vpdpbusd_512(rounds) };
@@ -129,6 +134,21 @@ mod x86 {
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm256_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 F and BF16.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn vdpbf16ps_512(rounds: u64) {
+        let (a, b) = (_mm512_set1_ps(1.001), _mm512_set1_ps(-0.999));
+        let (a, b) = black_box((_mm512_cvtne2ps_pbh(a, a), _mm512_cvtne2ps_pbh(b, b)));
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
             }
         }
         black_box(sums);
