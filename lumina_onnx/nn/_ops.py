@@ -388,13 +388,14 @@ def _each_sample(operator: Any) -> None:
                 taken.append(argument)
             return taken
 
-        def together(results: Sequence[Tensor]) -> Tensor:
+        def together(results: list[Tensor]) -> Tensor:
             return torch.stack(results)[: info.batch_size]
 
         results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]
         if isinstance(results[0], Tensor):
             return together(results), 0
-        return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
+        outputs = tuple(together([*output]) for output in zip(*results, strict=True))
+        return outputs, (0,) * len(outputs)
 
     operator.register_vmap(rule)
 

@@ -117,7 +117,7 @@ COLUMN, SCALE, DB = (np.ones(shape, np.float32) for shape in ((100, 1), 100, 100
 
 def gradient_of_the_bias() -> None:
     params = lumina_kernel.Params()
-    lumina_kernel.backward(params, DY, ROWS, STEPS, COLUMN, SCALE, None, None, 1, None, None, DB)
+    lumina_kernel.backward(params, DY, ROWS, STEPS, COLUMN, SCALE, None, None, None, None, DB)
 
 
 @pytest.mark.usefixtures("threads")

@@ -300,7 +300,7 @@ impl Call<'_> {
         let k = self.layer.weights.k();
         let values = if self.layer.params.is_integer() {
             let magnitudes = self.layer.weights.needs_magnitudes();
-            StagedValues::Int { codes: Buffer::new(rows * code_stride(k) << usize::from(magnitudes)), magnitudes }
+            StagedValues::Int { codes: Buffer::new((rows * code_stride(k)) << usize::from(magnitudes)), magnitudes }
         } else {
             let stride = float_stride(k);
             StagedValues::Float { values: Buffer::new(rows * stride), stride }
