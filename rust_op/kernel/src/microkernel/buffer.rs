@@ -52,7 +52,8 @@ impl<T: Plain> Buffer<T> {
     pub(crate) fn new(len: usize) -> Self {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's bytes can be counted");
         let count = bytes.div_ceil(size_of::<Line>());
-        let fits = |lines: &Vec<Line>| (count..=2 * count + 64).contains(&lines.len());
+        // Panels live as long as their layer, so that what a buffer has too much stays taken.
+        let fits = |lines: &Vec<Line>| (count..=count + count / 8 + 64).contains(&lines.len());
         let found = kept().and_then(|mut kept| kept.iter().rposition(fits).and_then(|index| kept.remove(index)));
         let lines = found.unwrap_or_else(|| vec![Line([0; 64]); count]);
         Buffer { lines, len, _element: PhantomData }
