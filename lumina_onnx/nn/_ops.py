@@ -430,7 +430,7 @@ def _each_sample(operator: Any) -> None:
                 taken.append(argument)
             return taken
 
-        def together(results: Sequence[Tensor]) -> Tensor:
+        def together(results: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
             return torch.stack(results)[: info.batch_size]
 
         results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]

@@ -203,7 +203,7 @@ class OpticalLinear(nn.Linear):
             missing_keys.remove(prefix + _STATE_KEY)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **_TRANSIENT}
+        return {**super().__getstate__(), **_TRANSIENT}  # type: ignore[no-untyped-call]
 
     if TYPE_CHECKING:
         _profile: OpticalProfile
@@ -229,12 +229,8 @@ def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: 
 def shallow_copy(module: _Module) -> _Module:
     """A module of its own with the same parameters, buffers, children and hooks; not compiled, where `module` is."""
     copy = module.__class__.__new__(module.__class__)
-    copy.__dict__.update(
-        {
-            key: value.copy() if isinstance(value, dict) else value
-            for key, value in nn.Module.__getstate__(module).items()
-        }
-    )
+    state: dict[str, Any] = nn.Module.__getstate__(module)  # type: ignore[no-untyped-call]
+    copy.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in state.items()})
     return copy
 
 
