@@ -11,13 +11,19 @@ import lumina_kernel
 from benchmarks import eager
 from benchmarks.context import Context
 from benchmarks.groups.forward import data, use_threads
-from benchmarks.peaks import DOT, FMA
 from benchmarks.results import Row, Shape, compare
 from benchmarks.timing import Call, interleave
+from lumina_onnx import OpticalProfile
+from lumina_onnx.nn import functional
+
+HIGHEST, MEDIUM = "highest", "medium"
 
 
 def run(context: Context) -> Iterator[Row]:
-    """8-bit codes and 32-bit floats, with weights prepared; the DAC of the integer product is part of its time."""
+    """8-bit codes and 32-bit floats, with weights prepared; the DAC of the integer product is part of its time.
+
+    Then the products of the backward pass, from codes of 8 bits, through autograd, which takes next to nothing of them.
+    """
     use_threads(1)
     shape: Shape = context.shapes[0] if context.quick else (1024, 1024, 1024)
     x, weight, _ = data(shape)
@@ -25,48 +31,86 @@ def run(context: Context) -> Iterator[Row]:
     yield from _product(
         context,
         shape,
-        x,
-        lumina_kernel.PreparedLayer(lumina_kernel.Params(input_bits=8, weight_bits=8, output_bits=0), weight),
+        _forward(shape, x, lumina_kernel.Params(input_bits=8, weight_bits=8, output_bits=0), weight),
         what="int8 product with DAC and scaling",
-        instruction=DOT.get(context.machine.tier),
+        instruction=context.instruction("dot"),
         of_peak=context.goal(intel=0.8, amd=0.9),
         rival=("torch._int_mm, codes ready", lambda: torch._int_mm(x_codes, w_codes), None),
     )
     yield from _product(
         context,
         shape,
-        x,
-        lumina_kernel.PreparedLayer(lumina_kernel.Params(output_bits=0), weight),
+        _forward(shape, x, lumina_kernel.Params(output_bits=0), weight),
         what="float32 product",
-        instruction=FMA.get(context.machine.tier),
+        instruction=context.instruction("fma"),
         of_peak=context.goal(amd=0.85),
         rival=("F.linear", lambda: F.linear(x, weight), context.goal(intel=1.0)),
     )
+    yield from _gradients(context, shape)
 
 
 @torch.no_grad()
+def _forward(shape: Shape, x: torch.Tensor, params: lumina_kernel.Params, weight: torch.Tensor) -> Call:
+    layer, out = lumina_kernel.PreparedLayer(params, weight), torch.empty(shape[0], shape[2])
+    return lambda: layer.forward(x, 0, 0, out=out)
+
+
+@torch.enable_grad()
+def _gradients(context: Context, shape: Shape) -> Iterator[Row]:
+    """dX and dW, each alone and both; at "medium" where bfloat16 is faster."""
+    x, weight = (tensor.requires_grad_() for tensor in data(shape)[:2])
+    grad = torch.randn(shape[0], shape[2])
+    y = functional.optical_linear(x, weight, None, OpticalProfile(output_bits=0))
+    plain_x, plain_weight = x.detach(), weight.detach()
+    products: dict[str, tuple[tuple[torch.Tensor, ...], Call]] = {
+        "dX": ((x,), lambda: grad @ plain_weight),
+        "dW": ((weight,), lambda: grad.t() @ plain_x),
+        "dX and dW": ((x, weight), lambda: (grad @ plain_weight, grad.t() @ plain_x)),
+    }
+    for precision in (HIGHEST, MEDIUM):
+        peak = context.gradient_peak(precision)
+        if precision == MEDIUM and peak == "fma":
+            continue
+        for name, (inputs, theirs) in products.items():
+            yield from _product(
+                context,
+                shape,
+                lambda inputs=inputs: torch.autograd.grad(y, inputs, grad, retain_graph=True),
+                what=f'{name}, precision "{precision}"',
+                instruction=context.instruction(peak),
+                of_peak=context.goal(amd=0.85) if precision == HIGHEST else None,
+                rival=("grad @ w, grad.t() @ x", theirs, context.goal(intel=1.0) if precision == HIGHEST else None),
+                products=len(inputs),
+                precision=precision,
+            )
+
+
 def _product(
     context: Context,
     shape: Shape,
-    x: torch.Tensor,
-    layer: lumina_kernel.PreparedLayer,
+    ours: Call,
     *,
     what: str,
     instruction: str | None,
     of_peak: float | None,
     rival: tuple[str, Call, float | None],
+    products: int = 1,
+    precision: str = HIGHEST,
 ) -> Iterator[Row]:
     name, call, goal = rival
-    out = torch.empty(shape[0], shape[2])
-    sides: dict[str, Call] = {"ours": lambda: layer.forward(x, 0, 0, out=out), name: call}
+    sides: dict[str, Call] = {"ours": ours, name: call}
     peaks = context.peaks
     if peaks is not None and instruction is not None:
         sides["peak"] = lambda: peaks.operations(instruction)
-    times = interleave(sides, context.effort)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        times = interleave(sides, context.effort)
+    finally:
+        torch.set_float32_matmul_precision(HIGHEST)
     tier = context.machine.tier
     if peaks is not None and instruction is not None:
-        # Seconds of as many operations as the product has, were they all at the peak.
-        scale = 2 * shape[0] * shape[1] * shape[2] / peaks.operations(instruction)
+        # Seconds of as many operations as the products have, were they all at the peak.
+        scale = products * 2 * shape[0] * shape[1] * shape[2] / peaks.operations(instruction)
         yield compare(
             times["ours"],
             times["peak"],

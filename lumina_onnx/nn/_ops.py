@@ -388,14 +388,13 @@ def _each_sample(operator: Any) -> None:
                 taken.append(argument)
             return taken
 
-        def together(results: list[Tensor]) -> Tensor:
+        def together(results: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
             return torch.stack(results)[: info.batch_size]
 
         results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]
         if isinstance(results[0], Tensor):
             return together(results), 0
-        outputs = tuple(together([*output]) for output in zip(*results, strict=True))
-        return outputs, (0,) * len(outputs)
+        return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
 
     operator.register_vmap(rule)
 
