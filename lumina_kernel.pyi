@@ -18,10 +18,8 @@ __all__ = [
     "OP_VERSION_ATTRIBUTE",
     "Params",
     "PreparedLayer",
+    "_Tensors",
     "__version__",
-    "_backward_at",
-    "_forward_at",
-    "_prepare_at",
     "_saved_bytes",
     "available_isas",
     "backward",
@@ -339,46 +337,69 @@ def backward(
         ValueError: A shape or value that is not allowed.
     """
 
-# What follows is for `lumina_onnx.nn` alone: memory by address, 0 for none, which nothing checks.
+# What follows is for `lumina_onnx.nn` alone.
 
 def _saved_bytes(params: Params, n: SupportsIndex, k: SupportsIndex, for_x: bool, for_weight: bool) -> tuple[int, int]:
     """Bytes that a forward pass saves for its gradient, and bytes more for each row of X."""
 
-def _prepare_at(params: Params, n: int, k: int, weight: int, bias: int) -> PreparedLayer:
-    """A `PreparedLayer`."""
+@final
+class _Tensors:
+    """The passes on torch's tensors, which torch's own C functions (DLPack's) describe.
 
-def _forward_at(
-    params: Params,
-    layer: PreparedLayer | None,
-    rows: int,
-    n: int,
-    k: int,
-    x: int,
-    weight: int,
-    bias: int,
-    seed: SupportsIndex,
-    stream: SupportsIndex,
-    y: int,
-    saved: int,
-    for_x: bool,
-    for_weight: bool,
-) -> None:
-    """The forward pass; weight and bias are read where there is no `layer`."""
+    Args:
+        tensor: torch.Tensor.
+        parameter: torch.nn.Parameter.
 
-def _backward_at(
-    params: Params,
-    rows: int,
-    n: int,
-    k: int,
-    dy: int,
-    x: int,
-    weight: int,
-    saved: int,
-    dx: int,
-    dw: int,
-    db: int,
-    precision: _Precision,
-    for_x: bool,
-    for_weight: bool,
-) -> None:
-    """`backward`; weight is read for dx, and x for dw where it is analog."""
+    Raises:
+        ValueError: A torch with another version of DLPack.
+    """
+
+    def __new__(cls, tensor: type, parameter: type) -> Self: ...
+    def is_float(self, tensor: object) -> bool:
+        """Whether this is a float32 tensor in the CPU's memory, of no subclass but `parameter`, and no wrapper."""
+
+    def are_call(self, x: object, weight: object, bias: object) -> bool:
+        """Whether these are such an input [..., K], weight [N, K] and bias [N] or None; N and K are at least 1."""
+
+    def prepare(self, params: Params, weight: Any, bias: Any, threads: int) -> PreparedLayer:
+        """A `PreparedLayer`."""
+
+    def forward(
+        self,
+        params: Params,
+        layer: PreparedLayer | None,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        seed: SupportsIndex,
+        stream: SupportsIndex,
+        y: Any,
+        saved: Any,
+        for_x: bool,
+        for_weight: bool,
+        threads: int,
+    ) -> bool:
+        """The forward pass, unless a tensor is not dense or of another type or size: False, and nothing was done.
+
+        Where there is a `layer`, its weights serve, and of `weight` and `bias` only the shape is read. `saved`, uint8,
+        receives what the gradients of X and of W need, unless it is None. `threads` are torch's; later calls use
+        as many.
+        """
+
+    def backward(
+        self,
+        params: Params,
+        k: int,
+        dy: Any,
+        x: Any,
+        weight: Any,
+        saved: Any,
+        dx: Any,
+        dw: Any,
+        db: Any,
+        precision: _Precision,
+        for_x: bool,
+        for_weight: bool,
+        threads: int,
+    ) -> bool:
+        """`backward`, with False as from `forward`; weight is read for dx, and x for dw where it is analog."""

@@ -66,6 +66,11 @@ class OpticalProfile:
 
     def params(self) -> lumina_kernel.Params:
         """The same as the kernel takes it, floats in 32 bits."""
+        return self._params
+
+    @functools.cached_property
+    def _params(self) -> lumina_kernel.Params:
+        """Made once, when the profile is checked: each call of a layer asks for them."""
         return lumina_kernel.Params(**_fields(self))
 
     def replace(self, **changes: Any) -> OpticalProfile:

@@ -10,10 +10,11 @@ Going through torch's operator registry costs some 100 us a call in Python. A pl
 compiles or transforms (:func:`is_plain`), runs the same functions without it: :func:`forward_now`, and
 :class:`TrainNow` under autograd.
 
-Every tensor is allocated by torch. The kernel reads and writes them by address: a numpy view of each would cost as
-much as the arithmetic of a small layer. So this module alone calls the functions of `lumina_kernel` that take
-addresses, on dense float32 tensors on the CPU, and on its own. A call through the registry is checked here: a graph may
-be run with other tensors than those it was made with. A plain one was checked by :func:`is_plain`.
+Every tensor is allocated by torch. `lumina_kernel._Tensors` asks torch's table of C functions what and where each is: a
+numpy view of each, or its attributes one after another, would cost as much as the arithmetic of a small layer. What it
+does not take (elements out of order, another dtype) it says before anything is done, and is looked at here. A call
+through the registry is checked here: a graph may be run with other tensors than those it was made with. A plain one was
+checked by :func:`is_plain`.
 """
 
 import functools
@@ -50,6 +51,7 @@ _PARAMETERS_SCHEMA = (
 )
 #: Streams are 63-bit.
 STREAMS = 2**63
+_LAST_STREAM = STREAMS - 1
 
 
 # An entry of a layer with a range for each of 4096 outputs takes some 150 KB.
@@ -63,24 +65,11 @@ def params_of(parameters: Sequence[Any]) -> lumina_kernel.Params:
     return _cached_params(*(tuple(value) if isinstance(value, list) else value for value in parameters))
 
 
-@functools.lru_cache(maxsize=1024)
-def params_for(profile: OpticalProfile) -> lumina_kernel.Params:
-    """The profile as the kernel takes it."""
-    return profile.params()
-
-
 def parameters_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
     """The values of :data:`PARAMETERS`, as the operators take them."""
     values = {name: getattr(source, name) for name in PARAMETERS}
     ranges = values["output_range"]
     return [*({**values, "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges]}.values())]
-
-
-def follow_torch_threads() -> None:
-    """Makes the kernel use as many threads as torch does."""
-    threads = torch.get_num_threads()
-    if lumina_kernel.num_threads() != threads:
-        lumina_kernel.set_num_threads(threads)
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -92,19 +81,6 @@ def view(tensor: Tensor) -> np.ndarray:
     """The memory of a CPU tensor as a C-ordered array (a copy only where the tensor is not contiguous)."""
     array: np.ndarray = _dense(tensor.detach()).numpy()
     return array
-
-
-def _empty(*shape: int) -> Tensor:
-    """A float32 tensor on the CPU. To be told so takes torch half as long again."""
-    tensor = torch.empty(*shape)
-    if tensor.dtype is torch.float32 and tensor.is_cpu:
-        return tensor
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _bytes(count: int) -> Tensor:
-    tensor = torch.empty(count, dtype=torch.uint8)
-    return tensor if tensor.is_cpu else torch.empty(count, dtype=torch.uint8, device="cpu")
 
 
 def named(error: ValueError, layer: str) -> ValueError:
@@ -119,17 +95,15 @@ class Kept(NamedTuple):
     for_weight: bool = True
 
 
-def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: Kept) -> tuple[int, int]:
+def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: tuple[bool, bool]) -> tuple[int, int]:
     """Bytes that a forward pass saves for its gradient, and bytes more for each row of X."""
     return lumina_kernel._saved_bytes(params, n, k, *kept)
 
 
 def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None) -> lumina_kernel.PreparedLayer:
     """Quantises and packs weights."""
-    n, k = weight.shape
     weight, bias = _dense(weight), None if bias is None else _dense(bias)
-    follow_torch_threads()
-    return lumina_kernel._prepare_at(params, n, k, weight.data_ptr(), 0 if bias is None else bias.data_ptr())
+    return _tensors.prepare(params, weight, bias, torch.get_num_threads())
 
 
 def forward_now(
@@ -140,34 +114,34 @@ def forward_now(
     seed: int,
     stream: int,
     prepared: lumina_kernel.PreparedLayer | None,
-    kept: Kept | None,
+    kept: tuple[bool, bool] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The forward pass: y, and where something is `kept` for gradients the bytes that they need beside x and weight."""
     n, k = weight.shape
-    rows = x.numel() // k
-    y = _empty(*x.shape[:-1], n)
-    x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
-    follow_torch_threads()
+    y = torch.empty(*x.shape[:-1], n)
     saved = None
     if kept is not None:
         call_bytes, row_bytes = saved_bytes(params, n, k, kept)
-        saved = _bytes(call_bytes + rows * row_bytes)
-    lumina_kernel._forward_at(
-        params,
-        prepared,
-        rows,
-        n,
-        k,
-        x.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        seed,
-        stream,
-        y.data_ptr(),
-        0 if saved is None else saved.data_ptr(),
-        *(kept or Kept()),
-    )
+        saved = torch.empty(call_bytes + x.numel() // k * row_bytes, dtype=_uint8)
+    threads = torch.get_num_threads()
+    for_x, for_weight = kept or Kept()
+    # The kernel tells tensors in order from others, but does not see that one stands for its negative.
+    if (
+        x.is_neg()
+        or weight.is_neg()
+        or (bias is not None and bias.is_neg())
+        or not _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads)
+    ):
+        x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
+        y, saved = _on_cpu(y), None if saved is None else _on_cpu(saved, _uint8)
+        done = _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads)
+        assert done
     return y, saved
+
+
+def _on_cpu(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for what `tensor` was made for, where torch's default dtype or device is another."""
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu")
 
 
 @torch.library.custom_op(
@@ -236,15 +210,15 @@ def gradient_precision() -> Literal["highest", "high", "medium"]:
 
     ``torch.set_float32_matmul_precision`` sets it, and so does ``torch.backends``: then the former's getter raises.
     """
-    asked: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    # What torch.backends.mkldnn.matmul.fp32_precision reads, through three objects that each look the name up.
+    asked: str = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
     return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"
 
 
-def _saved_address(saved: Tensor, count: int) -> int:
-    """Where the bytes are that a forward pass saved, as they come back from autograd."""
-    if saved.dtype is not torch.uint8 or saved.numel() != count or not saved.is_cpu or not saved.is_contiguous():
+def _check_saved_bytes(saved: Tensor, count: int) -> None:
+    """Refuses bytes that come back from autograd as another tensor."""
+    if saved.dtype is not _uint8 or saved.numel() != count or not saved.is_cpu or not saved.is_contiguous():
         raise ValueError(f"what was saved for the gradient is {_told(saved)}: allowed is uint8 [{count}] {_UNCHANGED}")
-    return saved.data_ptr()
 
 
 def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -268,38 +242,31 @@ def backward_now(
     saved: Tensor,
     k: int,
     needs: Sequence[bool],
-    kept: Kept,
+    kept: tuple[bool, bool],
     params: lumina_kernel.Params,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias (None where not needed), from what the forward pass kept."""
-    n = grad.shape[-1]
-    rows = grad.numel() // n
-    if x is not None:
-        _check_saved("x", x, (*grad.shape[:-1], k))
-    if weight is not None:
-        _check_saved("weight", weight, (n, k))
-    dx = _empty(*grad.shape[:-1], k) if needs[0] else None
-    dw = _empty(n, k) if needs[1] else None
-    db = _empty(n) if needs[2] else None
-    grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
-    call_bytes, row_bytes = saved_bytes(params, n, k, kept)
-    saved_address = _saved_address(saved, call_bytes + rows * row_bytes)
-    follow_torch_threads()
-    lumina_kernel._backward_at(
-        params,
-        rows,
-        n,
-        k,
-        grad.data_ptr(),
-        0 if x is None else x.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        saved_address,
-        0 if dx is None else dx.data_ptr(),
-        0 if dw is None else dw.data_ptr(),
-        0 if db is None else db.data_ptr(),
-        gradient_precision(),
-        *kept,
-    )
+    *leading, n = grad.shape
+    dx = torch.empty(*leading, k) if needs[0] else None
+    dw = torch.empty(n, k) if needs[1] else None
+    db = torch.empty(n) if needs[2] else None
+    threads, precision = torch.get_num_threads(), gradient_precision()
+    if (
+        grad.is_neg()
+        or (x is not None and x.is_neg())
+        or (weight is not None and weight.is_neg())
+        or not _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads)
+    ):
+        if x is not None:
+            _check_saved("x", x, (*leading, k))
+        if weight is not None:
+            _check_saved("weight", weight, (n, k))
+        call_bytes, row_bytes = saved_bytes(params, n, k, kept)
+        _check_saved_bytes(saved, call_bytes + grad.numel() // n * row_bytes)
+        grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
+        dx, dw, db = (None if gradient is None else _on_cpu(gradient) for gradient in (dx, dw, db))
+        done = _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads)
+        assert done
     return dx, dw, db
 
 
@@ -403,9 +370,12 @@ for _operator in (optical_linear, optical_linear_train, optical_linear_backward)
     _each_sample(_operator)
 
 
-def _read(x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: Kept) -> tuple[Tensor | None, Tensor | None]:
+def _read(
+    x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """x and weight where the gradients read them, else None: W's reads an x without codes, X's reads weight."""
-    return (x if kept.for_weight and not params.input_bits else None, weight if kept.for_x else None)
+    for_x, for_weight = kept
+    return (x if for_weight and not params.input_bits else None, weight if for_x else None)
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
@@ -498,7 +468,7 @@ class TrainNow(torch.autograd.Function):
         stream: int,
         prepared: lumina_kernel.PreparedLayer | None,
     ) -> Tensor:
-        kept = Kept(*ctx.needs_input_grad[:2])
+        kept = ctx.needs_input_grad[:2]
         y, saved = forward_now(x, weight, bias, params, seed, stream, prepared, kept)
         ctx.set_materialize_grads(False)
         ctx.call = (weight.shape[1], kept, params)
@@ -513,7 +483,7 @@ class TrainNow(torch.autograd.Function):
         needs = _needs(ctx)
         x, weight, saved = ctx.saved_tensors
         dx: Tensor | None
-        if _is_dense_float(grad) and _dispatch_modes() == 0 and _transform() is None:
+        if _tensors.is_float(grad) and _dispatch_modes() == 0 and _transform() is None:
             dx, dw, db = backward_now(grad, x, weight, saved, k, needs, kept, params)
         else:
             # Several gradients at once (is_grads_batched), or something that watches.
@@ -533,22 +503,11 @@ apply_train_now: Callable[..., Tensor] = super(torch.autograd.Function, TrainNow
 
 # Looked up once: each of these is asked in every call.
 _float32 = torch.float32
-_has_storage = torch._C._has_storage
+_uint8 = torch.uint8
+_tensors = lumina_kernel._Tensors(Tensor, Parameter)
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.maybe_current_level
-
-
-def _is_dense_float(tensor: Tensor) -> bool:
-    """Whether this is a float32 tensor in the CPU's memory, and no wrapper of one."""
-    return (
-        (type(tensor) is Parameter or type(tensor) is Tensor)
-        and tensor.dtype is _float32
-        and tensor.is_cpu
-        and _has_storage(tensor)
-        and not tensor.is_nested
-        and not tensor._is_zerotensor()
-    )
 
 
 def is_transformed() -> bool:
@@ -572,16 +531,9 @@ def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     It can where nothing watches it (no tracing, compiling, dispatch mode, torch.func transform or subclass) and its
     tensors are what the kernel takes. What is wrong with others is said by the checks that they go through instead.
     """
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False
-    if not (_is_dense_float(x) and _is_dense_float(weight) and (bias is None or _is_dense_float(bias))):
-        return False
-    if weight.dim() != 2 or x.dim() == 0:
-        return False
-    n, k = weight.shape
     return (
-        x.size(-1) == k > 0 < n
-        and (bias is None or (bias.dim() == 1 and len(bias) == n))
+        not torch.compiler.is_compiling()  # which exporting is a kind of
+        and _tensors.are_call(x, weight, bias)
         and _tracing_state() is None
         and _dispatch_modes() == 0
         and _transform() is None
@@ -591,20 +543,23 @@ def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def draw() -> Tensor:
     """A fresh noise stream from torch's generator, as a tensor."""
-    return torch.randint(0, STREAMS - 1, (), dtype=torch.int64, device="cpu")
+    return torch.randint(0, _LAST_STREAM, (), dtype=torch.int64, device="cpu")
 
 
 _scratch = threading.local()
 
 
 def draw_now() -> int:
-    """The number that :func:`draw` would draw, in half its time."""
+    """The number that :func:`draw` would draw, in a third of its time."""
     try:
         number: Tensor = _scratch.number
     except AttributeError:
         with torch.inference_mode(False):
             number = _scratch.number = torch.empty((), dtype=torch.int64, device="cpu")
-    return int(number.random_(0, STREAMS - 1).item())
+        _scratch.read = number.numpy().item
+    number.random_(0, _LAST_STREAM)
+    drawn: int = _scratch.read()
+    return drawn
 
 
 @torch.library.custom_op(

@@ -137,7 +137,7 @@ class Frozen:
             assert weight is not None
             _checks.check_weight(weight, bias)
             try:
-                prepared = _ops.prepare(_ops.params_for(profile), weight, bias)
+                prepared = _ops.prepare(profile.params(), weight, bias)
             except ValueError as error:
                 raise _ops.named(error, layer.label) from None
             self._prepared[profile] = prepared

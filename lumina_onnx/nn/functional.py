@@ -94,7 +94,7 @@ def apply_now(
 ) -> Tensor:
     """:func:`apply` where :func:`_ops.is_plain` holds; `prepared` are the weights, where that was done before."""
     check_is_profile(profile)
-    params = _ops.params_for(profile)
+    params = profile.params()
     number = stream_number(profile, stream)
     try:
         if records_gradient(weight, bias, x):

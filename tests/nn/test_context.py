@@ -12,8 +12,7 @@ from hypothesis import given  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.optim.optimizer import _global_optimizer_post_hooks  # noqa: E402
 
-import lumina_kernel  # noqa: E402
-from lumina_onnx.nn import OpticalLinear, convert, frozen, noise  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _ops, convert, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -167,8 +166,8 @@ def linear(case):
 
 def test_frozen_prepares_once(monkeypatch):
     made = []
-    prepare = lumina_kernel._prepare_at
-    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
+    prepare = _ops.prepare
+    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
     net = model().eval()
     with torch.no_grad():
         with frozen(net):
@@ -184,8 +183,8 @@ def test_frozen_prepares_once(monkeypatch):
 @pytest.mark.parametrize("on", [False, True])
 def test_frozen_prepares_for_the_noise_in_force(monkeypatch, on):
     made = []
-    prepare = lumina_kernel._prepare_at
-    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
+    prepare = _ops.prepare
+    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
     net = model()
     with noise(net, on), frozen(net):
         assert len(made) == 2
@@ -264,8 +263,8 @@ def test_gradients_inside_frozen():
 @pytest.mark.parametrize("grad", [True, False])
 def test_frozen_prepares_once_for_gradients(monkeypatch, grad):
     made = []
-    prepare = lumina_kernel._prepare_at
-    monkeypatch.setattr(lumina_kernel, "_prepare_at", lambda *args: made.append(1) or prepare(*args))
+    prepare = _ops.prepare
+    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
     net = model()
     with torch.set_grad_enabled(grad), frozen(net):
         assert len(made) == 2

@@ -1,12 +1,14 @@
-//! The passes on memory that is given by address: what `lumina_onnx.nn` calls on torch's tensors.
+//! The passes on torch's tensors, for `lumina_onnx.nn`.
 //!
 //! A numpy view of a tensor costs torch some 0.7 microseconds and each pass has six, as much as all the arithmetic
-//! of a small layer. So `lumina_onnx/nn/_ops.py`, which allocates every result itself and knows what each tensor is,
-//! hands over addresses and sizes. Nothing else may: whoever gives a wrong one has given memory away. For everyone
-//! else there are the functions that take arrays and check them.
+//! of a small layer. So torch's own C functions say what a tensor is and where: those of DLPack, by a table that
+//! `torch.Tensor` carries. What they cannot say is whether a tensor stands for its negative: `lumina_onnx/nn/_ops.py`
+//! asks for that, and makes every tensor that is written to. For everyone else there are the functions that take arrays.
 
 #![allow(unsafe_code, reason = "the fence: memory by address is read and written here and nowhere else")]
 
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
 use std::slice;
 
 use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, PRECISIONS, Precision, Weight};
@@ -14,7 +16,9 @@ use lumina_kernel::forward::mask_stride;
 use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Saved, Tier, Weights};
 use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
 
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
@@ -161,6 +165,11 @@ impl Layout {
         self.codes.map_or(0, |bits| code_bytes(bits, k) + size_of::<f32>()) + self.adc + self.dac
     }
 
+    /// Bytes of all of it, for `m` rows.
+    fn bytes(self, m: usize, k: usize) -> usize {
+        self.scale_bytes() + m * self.row_bytes(k)
+    }
+
     /// The memory at `address` as a forward pass of `m` rows fills it: the scale, and the rest.
     ///
     /// # Safety
@@ -227,27 +236,6 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A `PreparedLayer`, from addresses.
-#[pyfunction]
-#[pyo3(name = "_prepare_at")]
-pub fn prepare_at(
-    py: Python<'_>,
-    params: &Bound<'_, PyAny>,
-    n: usize,
-    k: usize,
-    weight: usize,
-    bias: usize,
-) -> PyResult<PyPreparedLayer> {
-    let params = PyParams::of(params)?;
-    params.check_shape(n, k).map_err(to_python)?;
-    // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
-    let source = unsafe { Source::at((n, k), weight, bias)? };
-    let (tier, threads) = (tier()?, Threads::current(py)?);
-    run(py, cost(0, n, k, true), || source.prepare(tier, &threads, params, (n, k)))
-        .map(PyPreparedLayer)
-        .map_err(to_python)
-}
-
 /// What a forward pass reads and writes beside its weights.
 struct Pass<'a> {
     x: &'a [f32],
@@ -268,122 +256,346 @@ impl Pass<'_> {
     }
 }
 
-/// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight` and `bias` are not read. `saved`
-/// receives what the gradients of X (`for_x`) and of W (`for_weight`) need, unless it is 0.
-#[pyfunction]
-#[pyo3(name = "_forward_at")]
-#[allow(clippy::too_many_arguments, reason = "one for each tensor")]
-pub fn forward_at(
-    py: Python<'_>,
-    params: &Bound<'_, PyAny>,
-    layer: Option<&Bound<'_, PyPreparedLayer>>,
-    rows: usize,
-    n: usize,
-    k: usize,
-    x: usize,
-    weight: usize,
-    bias: usize,
-    seed: Int,
-    stream: Int,
-    y: usize,
-    saved: usize,
-    for_x: bool,
-    for_weight: bool,
-) -> PyResult<()> {
-    let params = PyParams::of(params)?;
-    params.check_shape(n, k).map_err(to_python)?;
-    let layout = Layout::new(params, n, k, (for_x, for_weight));
-    let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
-    // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
-    let pass = unsafe {
-        let x: &[f32] = Memory::new("x", x).read(rows * k)?;
-        let y: &mut [f32] = Memory::new("y", y).write(rows * n)?;
-        let saved = if saved == 0 { None } else { Some(layout.write(saved, (rows, k))?) };
-        Pass { x, key, y, saved }
-    };
-    let (tier, threads) = (tier()?, Threads::current(py)?);
-    match layer {
-        Some(layer) => {
-            let layer = &layer.get().0;
-            run(py, cost(rows, n, k, false), || pass.run(&threads, layer))
-        }
-        None => {
-            // SAFETY: as above.
-            let source = unsafe { Source::at((n, k), weight, bias)? };
-            run(py, cost(rows, n, k, true), || pass.run(&threads, &source.prepare(tier, &threads, params, (n, k))?))
-        }
-    }
-    .map_err(|error| renamed(error, &[("input", "x")]))
+/// A tensor as DLPack describes it: the fields of `DLTensor`, in its order.
+#[repr(C)]
+struct Described {
+    data: *const c_void,
+    device_type: i32,
+    device_id: i32,
+    dimensions: i32,
+    code: u8,
+    bits: u8,
+    lanes: u16,
+    shape: *const i64,
+    strides: *const i64,
+    byte_offset: u64,
 }
 
-/// `backward`, on addresses. `dx`, `dw` and `db` are 0 where they are not asked for. `weight` is read for `dx`, and `x` for
-/// `dw` where it is analog. `for_x` and `for_weight` are those of the forward pass: they say what is at `saved`.
-#[pyfunction]
-#[pyo3(name = "_backward_at")]
-#[allow(clippy::too_many_arguments, reason = "one for each tensor")]
-pub fn backward_at(
-    py: Python<'_>,
-    params: &Bound<'_, PyAny>,
-    rows: usize,
-    n: usize,
-    k: usize,
-    dy: usize,
-    x: usize,
-    weight: usize,
-    saved: usize,
-    dx: usize,
-    dw: usize,
-    db: usize,
-    precision: Text,
-    for_x: bool,
-    for_weight: bool,
-) -> PyResult<()> {
-    let params = PyParams::of(params)?;
-    params.check_shape(n, k).map_err(to_python)?;
-    let precision = precision.checked("precision", PRECISIONS, Some)?;
-    let precision = Precision::from_name(&precision).map_err(to_python)?;
-    let m = rows;
-    let layout = Layout::new(params, n, k, (for_x, for_weight));
-    let mut saved = Memory::new("saved", saved);
-    // SAFETY: whoever calls vouches for the addresses, and keeps what is there for the time of the call.
-    let (inputs, outputs) = unsafe {
-        let wanted = |name, address, count| {
-            if address == 0 { Ok::<_, PyErr>(None) } else { Memory::new(name, address).write::<f32>(count).map(Some) }
+/// `kDLCPU`, and the codes and bits of float32 and of uint8.
+const ON_CPU: i32 = 1;
+const FLOAT32: (u8, u8) = (2, 32);
+const UINT8: (u8, u8) = (1, 8);
+
+impl Described {
+    /// Sizes of the dimensions, where this is a tensor of that type in the CPU's memory.
+    fn sizes(&self, element: (u8, u8)) -> Option<&[i64]> {
+        // SAFETY: as many sizes as dimensions lie there while the tensor lives.
+        let sizes = unsafe { counts(self.shape, self.dimensions) };
+        let fits = (self.code, self.bits) == element && self.lanes == 1 && self.device_type == ON_CPU;
+        (fits && (!self.data.is_null() || sizes.contains(&0))).then_some(sizes)
+    }
+
+    /// The same, where in addition its elements stand one after another.
+    fn dense(&self, element: (u8, u8)) -> Option<&[i64]> {
+        let sizes = self.sizes(element)?;
+        // SAFETY: as many strides as sizes.
+        let strides = unsafe { counts(self.strides, self.dimensions) };
+        let mut expected = 1;
+        for (size, stride) in sizes.iter().zip(strides).rev() {
+            if *size != 1 && *stride != expected {
+                return sizes.contains(&0).then_some(sizes);
+            }
+            expected *= size;
+        }
+        Some(sizes)
+    }
+
+    /// Where its elements are.
+    fn address(&self) -> usize {
+        self.data.addr() + self.byte_offset as usize
+    }
+}
+
+/// The address of `tensor`, where it has `count` elements of that type, one after another; 0 where it is absent and
+/// `None` where it is another.
+fn address(tensor: &Option<Described>, element: (u8, u8), count: usize) -> Option<usize> {
+    match tensor {
+        None => Some(0),
+        Some(tensor) => (elements(tensor.dense(element)?) == count).then(|| tensor.address()),
+    }
+}
+
+/// How many elements a tensor of these sizes has.
+fn elements(sizes: &[i64]) -> usize {
+    sizes.iter().map(|size| *size as usize).product()
+}
+
+/// # Safety
+/// `count` numbers lie at `first`, and stay there while the slice lives.
+unsafe fn counts<'a>(first: *const i64, count: i32) -> &'a [i64] {
+    match usize::try_from(count) {
+        // SAFETY: the caller's.
+        Ok(count) if count > 0 && !first.is_null() => unsafe { slice::from_raw_parts(first, count) },
+        _ => &[],
+    }
+}
+
+/// DLPack's table of functions, as far as it is used here.
+#[repr(C)]
+struct ExchangeApi {
+    major: u32,
+    minor: u32,
+    older: *const c_void,
+    unused: [*const c_void; 3],
+    /// Describes a tensor; not 0, with a Python exception set, where it cannot.
+    describe: Option<unsafe extern "C" fn(*mut ffi::PyObject, *mut Described) -> c_int>,
+}
+
+/// Major version of DLPack that [`ExchangeApi`] is of.
+const DLPACK: u32 = 1;
+
+/// The passes on torch's tensors.
+///
+/// Args:
+///     tensor: torch.Tensor.
+///     parameter: torch.nn.Parameter.
+#[pyclass(frozen, name = "_Tensors", module = "lumina_kernel")]
+pub struct Tensors {
+    tensor: Py<PyType>,
+    parameter: Py<PyType>,
+    describe: unsafe extern "C" fn(*mut ffi::PyObject, *mut Described) -> c_int,
+}
+
+#[pymethods]
+impl Tensors {
+    #[new]
+    fn new(tensor: Bound<'_, PyType>, parameter: Bound<'_, PyType>) -> PyResult<Self> {
+        let capsule = tensor.getattr("__dlpack_c_exchange_api__")?.cast_into::<PyCapsule>()?;
+        let table = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeApi>();
+        // SAFETY: a capsule of this name holds a table that begins with its version, and is never freed.
+        let major = unsafe { table.cast::<u32>().read() };
+        // SAFETY: within a major version the table only grows.
+        let describe = if major == DLPACK { unsafe { table.as_ref() }.describe } else { None };
+        let describe = describe.ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "torch.Tensor has DLPack {major}: allowed is DLPack {DLPACK}, with the function that describes a tensor"
+            ))
+        })?;
+        Ok(Tensors { tensor: tensor.unbind(), parameter: parameter.unbind(), describe })
+    }
+
+    /// Whether this is a float32 tensor in the CPU's memory, and no wrapper of one.
+    fn is_float(&self, tensor: &Bound<'_, PyAny>) -> bool {
+        self.plain(tensor).is_some_and(|tensor| tensor.sizes(FLOAT32).is_some())
+    }
+
+    /// Whether these are such an input [..., K], weight [N, K] and bias [N] or None.
+    fn are_call(&self, x: &Bound<'_, PyAny>, weight: &Bound<'_, PyAny>, bias: &Bound<'_, PyAny>) -> bool {
+        let (Some(x), Some(weight)) = (self.plain(x), self.plain(weight)) else { return false };
+        let (Some(x), Some([n, k])) = (x.sizes(FLOAT32), weight.sizes(FLOAT32)) else { return false };
+        let fits = *n > 0 && *k > 0 && x.last() == Some(k);
+        fits && (bias.is_none() || self.plain(bias).is_some_and(|bias| bias.sizes(FLOAT32) == Some(&[*n])))
+    }
+
+    /// A `PreparedLayer` of a weight [N, K] and a bias [N] or None.
+    fn prepare(
+        &self,
+        py: Python<'_>,
+        params: &Bound<'_, PyAny>,
+        weight: &Bound<'_, PyAny>,
+        bias: Option<&Bound<'_, PyAny>>,
+        threads: usize,
+    ) -> PyResult<PyPreparedLayer> {
+        let params = PyParams::of(params)?;
+        let refused = || PyValueError::new_err("weight or bias is no dense float32 tensor [N, K] or [N]");
+        let weight = self.described(weight).ok_or_else(refused)?;
+        let Some([n, k]) = weight.dense(FLOAT32) else { return Err(refused()) };
+        let (n, k) = (*n as usize, *k as usize);
+        params.check_shape(n, k).map_err(to_python)?;
+        let bias = self.optional(bias).and_then(|bias| address(&bias, FLOAT32, n)).ok_or_else(refused)?;
+        // SAFETY: tensors of these sizes, which whoever calls keeps and does not change for the time of the call.
+        let source = unsafe { Source::at((n, k), weight.address(), bias)? };
+        let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
+        run(py, cost(0, n, k, true), || source.prepare(tier, &threads, params, (n, k)))
+            .map(PyPreparedLayer)
+            .map_err(to_python)
+    }
+
+    /// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight` and `bias` are not read.
+    /// `saved` receives what the gradients of X (`for_x`) and of W (`for_weight`) need, unless it is None.
+    ///
+    /// Returns:
+    ///     Whether all tensors are dense and of the right type and size: if not, nothing was done.
+    #[allow(clippy::too_many_arguments, reason = "one for each tensor")]
+    fn forward(
+        &self,
+        py: Python<'_>,
+        params: &Bound<'_, PyAny>,
+        layer: Option<&Bound<'_, PyPreparedLayer>>,
+        x: &Bound<'_, PyAny>,
+        weight: &Bound<'_, PyAny>,
+        bias: Option<&Bound<'_, PyAny>>,
+        seed: Int,
+        stream: Int,
+        y: &Bound<'_, PyAny>,
+        saved: Option<&Bound<'_, PyAny>>,
+        for_x: bool,
+        for_weight: bool,
+        threads: usize,
+    ) -> PyResult<bool> {
+        let params = PyParams::of(params)?;
+        let (Some(x), Some(weight), Some(bias)) = (self.described(x), self.described(weight), self.optional(bias))
+        else {
+            return Ok(false);
         };
-        let scale = saved.read(layout.scale.0)?;
-        saved.take::<u8>(layout.scale.1)?;
-        let of_weight = if for_x && dx != 0 {
-            let values = Memory::new("weight", weight).read(n * k)?;
-            Some(Weight { values, scale })
-        } else {
-            None
+        let (Some(y), Some(saved)) = (self.described(y), self.optional(saved)) else { return Ok(false) };
+        let (Some(sizes), Some([n, k])) = (x.dense(FLOAT32), weight.dense(FLOAT32)) else { return Ok(false) };
+        let (n, k) = (*n as usize, *k as usize);
+        params.check_shape(n, k).map_err(to_python)?;
+        if sizes.last() != Some(&(k as i64)) || layer.is_some_and(|layer| layer.get().shape() != (n, k)) {
+            return Ok(false);
+        }
+        let rows = elements(&sizes[..sizes.len() - 1]);
+        let layout = Layout::new(params, n, k, (for_x, for_weight));
+        let bias = address(&bias, FLOAT32, n);
+        let saved_address = address(&saved, UINT8, layout.bytes(rows, k));
+        let (Some(bias), Some(y), Some(saved_address)) = (bias, address(&Some(y), FLOAT32, rows * n), saved_address)
+        else {
+            return Ok(false);
         };
-        let of_x = match layout.codes {
-            Some(0) if dw == 0 => {
-                saved.take::<f32>(m)?;
+        let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
+        // SAFETY: tensors of these sizes. Whoever calls keeps them for the time of the call, changes none, and has made `y`
+        // and `saved` for it.
+        let pass = unsafe {
+            let x: &[f32] = Memory::new("x", x.address()).read(rows * k)?;
+            let y: &mut [f32] = Memory::new("y", y).write(rows * n)?;
+            let saved = if saved.is_none() { None } else { Some(layout.write(saved_address, (rows, k))?) };
+            Pass { x, key, y, saved }
+        };
+        let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
+        match layer {
+            Some(layer) => {
+                let layer = &layer.get().0;
+                run(py, cost(rows, n, k, false), || pass.run(&threads, layer))
+            }
+            None => {
+                // SAFETY: as above.
+                let source = unsafe { Source::at((n, k), weight.address(), bias)? };
+                run(py, cost(rows, n, k, true), || pass.run(&threads, &source.prepare(tier, &threads, params, (n, k))?))
+            }
+        }
+        .map_err(|error| renamed(error, &[("input", "x")]))?;
+        Ok(true)
+    }
+
+    /// `backward`. `dx`, `dw` and `db` are None where they are not asked for. `weight` is read for `dx`, and `x` for `dw`
+    /// where it is analog. `for_x` and `for_weight` are those of the forward pass: they say what is in `saved`.
+    ///
+    /// Returns:
+    ///     As `forward`.
+    #[allow(clippy::too_many_arguments, reason = "one for each tensor")]
+    fn backward(
+        &self,
+        py: Python<'_>,
+        params: &Bound<'_, PyAny>,
+        k: usize,
+        dy: &Bound<'_, PyAny>,
+        x: Option<&Bound<'_, PyAny>>,
+        weight: Option<&Bound<'_, PyAny>>,
+        saved: &Bound<'_, PyAny>,
+        dx: Option<&Bound<'_, PyAny>>,
+        dw: Option<&Bound<'_, PyAny>>,
+        db: Option<&Bound<'_, PyAny>>,
+        precision: Text,
+        for_x: bool,
+        for_weight: bool,
+        threads: usize,
+    ) -> PyResult<bool> {
+        let params = PyParams::of(params)?;
+        let (Some(dy), Some(saved)) = (self.described(dy), self.described(saved)) else { return Ok(false) };
+        let Some([leading @ .., n]) = dy.dense(FLOAT32) else { return Ok(false) };
+        let (m, n) = (elements(leading), *n as usize);
+        params.check_shape(n, k).map_err(to_python)?;
+        let precision = precision.checked("precision", PRECISIONS, Some)?;
+        let precision = Precision::from_name(&precision).map_err(to_python)?;
+        let layout = Layout::new(params, n, k, (for_x, for_weight));
+        let Some(saved) = address(&Some(saved), UINT8, layout.bytes(m, k)) else { return Ok(false) };
+        let floats = |tensor, count| self.optional(tensor).and_then(|tensor| address(&tensor, FLOAT32, count));
+        let shaped = |tensor: Option<&Bound<'_, PyAny>>, leading: &[i64]| {
+            let tensor = self.optional(tensor)?;
+            let fits = |sizes: &[i64]| sizes.split_last() == Some((&(k as i64), leading));
+            let other = tensor.as_ref().is_some_and(|tensor| !tensor.dense(FLOAT32).is_some_and(fits));
+            if other { None } else { Some(tensor.map_or(0, |tensor| tensor.address())) }
+        };
+        let (Some(x), Some(weight)) = (shaped(x, leading), shaped(weight, &[n as i64])) else { return Ok(false) };
+        let wanted = (floats(dx, m * k), floats(dw, n * k), floats(db, n));
+        let (Some(x_out), Some(weight_out), Some(bias_out)) = wanted else { return Ok(false) };
+        let mut saved = Memory::new("saved", saved);
+        // SAFETY: as in `forward`; `dx`, `dw` and `db` were made for this call.
+        let (inputs, outputs) = unsafe {
+            let write = |name, tensor: Option<_>, address, count| {
+                tensor.map(|_| Memory::new(name, address).write::<f32>(count)).transpose()
+            };
+            let scale = saved.read(layout.scale.0)?;
+            saved.take::<u8>(layout.scale.1)?;
+            let of_weight = if for_x && dx.is_some() {
+                let values = Memory::new("weight", weight).read(n * k)?;
+                Some(Weight { values, scale })
+            } else {
                 None
-            }
-            Some(bits) => {
-                let values = saved.operand(&mut Memory::new("x", x), bits, m, k)?;
-                Some(Factor { values, steps: saved.read(m)? })
-            }
-            None => None,
+            };
+            let of_x = match layout.codes {
+                Some(0) if dw.is_none() => {
+                    saved.take::<f32>(m)?;
+                    None
+                }
+                Some(bits) => {
+                    let values = saved.operand(&mut Memory::new("x", x), bits, m, k)?;
+                    Some(Factor { values, steps: saved.read(m)? })
+                }
+                None => None,
+            };
+            let mut mask = |bytes| if bytes > 0 { saved.read(m * bytes).map(Some) } else { Ok(None) };
+            let inputs = Inputs {
+                shape: (m, n, k),
+                dy: Memory::new("dy", dy.address()).read(m * n)?,
+                x: of_x,
+                weight: of_weight,
+                adc_mask: mask(layout.adc)?,
+                dac_mask: mask(layout.dac)?,
+            };
+            let outputs = Outputs {
+                x: write("dx", dx, x_out, m * k)?,
+                weight: write("dw", dw, weight_out, n * k)?,
+                bias: write("db", db, bias_out, n)?,
+            };
+            (inputs, outputs)
         };
-        let mut mask = |bytes| if bytes > 0 { saved.read(m * bytes).map(Some) } else { Ok(None) };
-        let inputs = Inputs {
-            shape: (m, n, k),
-            dy: Memory::new("dy", dy).read(m * n)?,
-            x: of_x,
-            weight: of_weight,
-            adc_mask: mask(layout.adc)?,
-            dac_mask: mask(layout.dac)?,
-        };
-        let outputs =
-            Outputs { x: wanted("dx", dx, m * k)?, weight: wanted("dw", dw, n * k)?, bias: wanted("db", db, n)? };
-        (inputs, outputs)
-    };
-    let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
-    let (tier, threads) = (tier()?, Threads::current(py)?);
-    let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
-    run(py, backward_cost(products, m, n, k), work).map_err(to_python)
+        let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
+        let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
+        let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
+        run(py, backward_cost(products, m, n, k), work).map_err(to_python)?;
+        Ok(true)
+    }
+}
+
+impl Tensors {
+    /// What a tensor is; `None` where it cannot be said, as of a wrapper without memory.
+    fn described(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
+        let mut described = MaybeUninit::<Described>::uninit();
+        // SAFETY: an object, of which the function itself finds out whether it is a tensor; it has filled in all fields where
+        // it returns 0.
+        unsafe {
+            if (self.describe)(tensor.as_ptr(), described.as_mut_ptr()) == 0 {
+                return Some(described.assume_init());
+            }
+        }
+        drop(PyErr::take(tensor.py()));
+        None
+    }
+
+    /// The same where there is a tensor.
+    fn optional(&self, tensor: Option<&Bound<'_, PyAny>>) -> Option<Option<Described>> {
+        match tensor {
+            None => Some(None),
+            Some(tensor) => self.described(tensor).map(Some),
+        }
+    }
+
+    /// The same of a tensor that is of no subclass but `torch.nn.Parameter`.
+    fn plain(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
+        let class = tensor.get_type_ptr();
+        let plain = class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast();
+        if plain { self.described(tensor) } else { None }
+    }
 }

@@ -105,12 +105,17 @@ pub fn num_threads(py: Python<'_>) -> usize {
 pub fn set_num_threads(py: Python<'_>, n: Int) -> PyResult<()> {
     let inside = |n| usize::try_from(n).ok().filter(|n| (1..=MAX_THREADS).contains(n));
     let threads = n.checked("n", &format!("an integer 1..{MAX_THREADS}"), inside)?;
-    let mut state = state(py);
-    if state.threads != threads {
-        state.threads = threads;
-        state.pool = None;
-    }
+    state(py).set_threads(threads);
     Ok(())
+}
+
+impl State {
+    fn set_threads(&mut self, threads: usize) {
+        if self.threads != threads {
+            self.threads = threads;
+            self.pool = None;
+        }
+    }
 }
 
 /// The threads of one call.
@@ -126,7 +131,17 @@ pub enum Threads {
 impl Threads {
     /// The executor for one call.
     pub fn current(py: Python<'_>) -> PyResult<Self> {
+        Threads::new(&mut state(py))
+    }
+
+    /// The executor for one call on torch's tensors, from which on calls use as many threads as torch, `threads`.
+    pub fn of_torch(py: Python<'_>, threads: usize) -> PyResult<Self> {
         let mut state = state(py);
+        state.set_threads(threads.clamp(1, MAX_THREADS));
+        Threads::new(&mut state)
+    }
+
+    fn new(state: &mut State) -> PyResult<Self> {
         if state.threads == 1 {
             return Ok(Threads::One);
         }

@@ -28,6 +28,13 @@ use crate::schema::tier;
 #[pyclass(frozen, name = "PreparedLayer", module = "lumina_kernel")]
 pub struct PyPreparedLayer(pub(crate) Layer);
 
+impl PyPreparedLayer {
+    /// N and K.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.0.weights().n(), self.0.weights().k())
+    }
+}
+
 #[pymethods]
 impl PyPreparedLayer {
     #[new]

@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 #[pymodule(name = "lumina_kernel")]
 mod module {
     #[pymodule_export]
-    use super::addresses::{backward_at, forward_at, prepare_at, saved_bytes};
+    use super::addresses::{Tensors, saved_bytes};
     #[pymodule_export]
     use super::executor::{num_threads, set_num_threads};
     #[pymodule_export]
