@@ -58,29 +58,32 @@ def _forward(shape: Shape, x: torch.Tensor, params: lumina_kernel.Params, weight
 @torch.enable_grad()
 def _gradients(context: Context, shape: Shape) -> Iterator[Row]:
     """dX and dW, each alone and both; at "medium" where bfloat16 is faster."""
-    x, weight = (tensor.requires_grad_() for tensor in data(shape)[:2])
+    x, weight, _ = data(shape)
     grad = torch.randn(shape[0], shape[2])
-    y = functional.optical_linear(x, weight, None, OpticalProfile(output_bits=0))
-    plain_x, plain_weight = x.detach(), weight.detach()
-    products: dict[str, tuple[tuple[torch.Tensor, ...], Call]] = {
-        "dX": ((x,), lambda: grad @ plain_weight),
-        "dW": ((weight,), lambda: grad.t() @ plain_x),
-        "dX and dW": ((x, weight), lambda: (grad @ plain_weight, grad.t() @ plain_x)),
+    profile = OpticalProfile(output_bits=0)
+    rivals: dict[str, tuple[bool, bool, Call]] = {
+        "dX": (True, False, lambda: grad @ weight),
+        "dW": (False, True, lambda: grad.t() @ x),
+        "dX and dW": (True, True, lambda: (grad @ weight, grad.t() @ x)),
     }
     for precision in (HIGHEST, MEDIUM):
         peak = context.gradient_peak(precision)
         if precision == MEDIUM and peak == "fma":
             continue
-        for name, (inputs, theirs) in products.items():
+        for name, (for_x, for_weight, theirs) in rivals.items():
+            # What the forward pass was told is what its gradient computes: autograd does not ask for less.
+            leaves = x.clone().requires_grad_(for_x), weight.clone().requires_grad_(for_weight)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            y = functional.optical_linear(*leaves, None, profile)
             yield from _product(
                 context,
                 shape,
-                lambda inputs=inputs: torch.autograd.grad(y, inputs, grad, retain_graph=True),
+                lambda y=y, wanted=wanted: torch.autograd.grad(y, wanted, grad, retain_graph=True),
                 what=f'{name}, precision "{precision}"',
                 instruction=context.instruction(peak),
                 of_peak=context.goal(amd=0.85) if precision == HIGHEST else None,
                 rival=("grad @ w, grad.t() @ x", theirs, context.goal(intel=1.0) if precision == HIGHEST else None),
-                products=len(inputs),
+                products=len(wanted),
                 precision=precision,
             )
 

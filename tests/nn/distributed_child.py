@@ -53,7 +53,9 @@ def main(rank: int, world: int, folder: Path) -> None:
     found = {"losses": losses, "weights": weights, "alike": alike, "apart": apart, "gradients": gradients}
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()
-    # Without the interpreter's shutdown: there torch may wait with the GIL for a gloo thread that waits for the GIL.
+    torch.distributed.destroy_process_group()
+    # Without the interpreter's shutdown: there a thread of gloo's or autograd's that asks for the GIL may end the
+    # process (https://github.com/pytorch/pytorch/issues/190489), or be waited for with it.
     os._exit(0)
 
 
