@@ -28,7 +28,8 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
             computed in the graph.
     """
     model = nodes.load(path)
-    layers = {node.proto.output[0]: node for node in nodes.optical_nodes(model)}
+    # Not by name: two branches may each have an output, and a W, of the same.
+    layers = {id(node.proto): node for node in nodes.optical_nodes(model)}
     if not layers:
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node")
     taken = {name for graph in _graphs(model.graph) for name in _names(graph)}
@@ -64,15 +65,14 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 def _replaced(
     node: onnx.NodeProto,
-    layers: dict[str, nodes.OpticalNode],
+    layers: dict[int, nodes.OpticalNode],
     weights: dict[tuple[int, ...], onnx.TensorProto],
     unused: Callable[[str], str],
 ) -> list[onnx.NodeProto]:
     """What stands for a node; float weights are added to `weights`."""
     if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
         return [node]
-    layer = layers[node.output[0]]
-    # Not by name: two branches may each have a W of their own.
+    layer = layers[id(node)]
     key = (id(layer.weight), id(layer.weight_scale), layer.attributes["weight_bits"])
     if key not in weights:
         weights[key] = numpy_helper.from_array(_values(layer), unused(f"{node.input[1]}_float"))

@@ -188,6 +188,12 @@ def test_defaults_of_torch_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(found, expected * 2, strict=True))
 
 
+@pytest.mark.parametrize("tensor", [type("Tensor", (), {}), type("Tensor", (), {"__dlpack_c_exchange_api__": 1})])
+def test_a_torch_without_a_table_of_dlpack_is_refused_in_words(tensor):
+    with pytest.raises(ValueError, match=r"torch\.Tensor has no table of DLPack's functions: allowed is a torch with"):
+        lumina_kernel._Tensors(tensor, torch.nn.Parameter)
+
+
 @pytest.mark.parametrize(("version", "function"), [(2, 1), (1, 0)])
 def test_another_table_of_dlpack_is_refused_in_words(version, function):
     table = (ctypes.c_uint64 * 7)(version, 0, 0, 0, 0, function, 0)

@@ -71,6 +71,8 @@ const ROW_COSTS: RowCosts = [(32, 100), (24, 102), (16, 108), (12, 106), (8, 118
 /// Products of floats in tiles one vector wide, which read twice as much of the weights for each operation.
 const ROW_COSTS_OF_NARROW_FLOATS: RowCosts = [(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
 
+const _: () = assert!(ROW_COSTS[0].0 <= COLUMN_CUT_ROWS && ROW_COSTS_OF_NARROW_FLOATS[0].0 <= TASK_ROWS);
+
 /// Rows of a task of a call of `m` rows: those with which the thread that has most to do is through soonest.
 fn task_rows(m: usize, threads: usize, costs: &RowCosts) -> usize {
     let slowest = |(rows, cost): &(usize, usize)| m.div_ceil(*rows).div_ceil(threads) * rows * cost;
@@ -220,7 +222,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Memory for up to [`COLUMN_CUT_ROWS`] rows as the product reads them.
+/// Memory for rows as the product reads them; of codes up to [`COLUMN_CUT_ROWS`], which no task by rows exceeds.
 struct Staging {
     values: StagedValues,
     sums: [i32; COLUMN_CUT_ROWS],

@@ -360,7 +360,13 @@ pub struct Tensors {
 impl Tensors {
     #[new]
     fn new(tensor: Bound<'_, PyType>, parameter: Bound<'_, PyType>) -> PyResult<Self> {
-        let capsule = tensor.getattr("__dlpack_c_exchange_api__")?.cast_into::<PyCapsule>()?;
+        let capsule =
+            tensor.getattr("__dlpack_c_exchange_api__").ok().and_then(|table| table.cast_into::<PyCapsule>().ok());
+        let capsule = capsule.ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "torch.Tensor has no table of DLPack's functions: allowed is a torch with DLPack {DLPACK}, 2.13 or newer"
+            ))
+        })?;
         let table = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeApi>();
         // SAFETY: a capsule of this name holds a table that begins with its version, and is never freed.
         let major = unsafe { table.cast::<u32>().read() };
