@@ -201,6 +201,13 @@ def test_optimised_a_node_is_its_converters_and_one_product(tmp_path: Path) -> N
     assert matrices[64, 8] == TensorProto.INT8
 
 
+def test_no_rows_through_the_body() -> None:
+    model, _ = layer(20, 6, "int8", 8, bias=True, seed=0, input_bits=8, noise_relative=0.1)
+    for level in EVERY_LEVEL:
+        (got,) = session(model.SerializeToString(), level).run(None, {"X": np.zeros((0, 20), np.float32)})
+        assert got.shape == (0, 6)
+
+
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 @pytest.mark.parametrize("ranges", [[0.0], [40.0]])
 @pytest.mark.parametrize(
