@@ -70,7 +70,7 @@ def test_a_later_version(library: str, others: dict[str, int]) -> None:
         f"{NODE}attribute op_version = 2: LuminaKernel {lumina_kernel.__version__} has version 1 of the operator; a "
         "file of a later version needs a newer LuminaKernel"
     ) in refused(library, op_version=2, **others)
-    mistyped = f"{NODE}attribute op_version is not of type int: allowed is 1 ("
+    mistyped = f"{NODE}attribute op_version is not of type INT: allowed is 1 ("
     assert mistyped in refused(library, op_version=1.5, **others)
     make_session(make_model(W, op_version=1), library)
 
