@@ -206,7 +206,6 @@ def _everything_on(context: Context, shape: Shape, threads: int) -> Iterator[Row
     sides: dict[str, Call] = {
         OURS: Bound(ours, x, threads),
         BODY: Bound(ours, x, threads, library=False),
-        EMPTY: Bound(sessions.nothing(), np.zeros((1, 1), np.float32), threads),
     }
     products = sessions.exact_products()
     for product in products:
