@@ -21,6 +21,7 @@ from lumina_onnx import OpticalProfile, exporter
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
+from lumina_onnx.exporter import nodes
 
 MODELS = Path(__file__).parents[1] / "models"
 CARDS = MODELS / "README.md"
@@ -163,13 +164,7 @@ def with_part(text: str, begin: str, end: str, part: str) -> str:
 def accuracies(path: Path, data: classifier.Data) -> tuple[Estimate, Estimate]:
     """Accuracy on the test images in ONNX Runtime: with the file's noise, and with the noise taken out."""
     noisy = onnx.load(path)
-    quiet = onnx.ModelProto()
-    quiet.CopyFrom(noisy)
-    for node in quiet.graph.node:
-        kept = [attribute for attribute in node.attribute if not attribute.name.startswith("noise_")]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    return _accuracy(noisy, data, DRAWS), _accuracy(quiet, data, 1)
+    return _accuracy(noisy, data, DRAWS), _accuracy(nodes.without_noise(noisy), data, 1)
 
 
 def _accuracy(model: onnx.ModelProto, data: classifier.Data, draws: int) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,19 @@ from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION, VERSION_ATTRIBUTE
 from .onnx_schema import defaults
 from .report import Layer
 
-__all__ = ["OpticalNode", "body_bytes", "layers", "load", "operators", "optical_nodes", "walk"]
+__all__ = [
+    "OpticalNode",
+    "body_bytes",
+    "layers",
+    "load",
+    "operators",
+    "optical_nodes",
+    "showing",
+    "walk",
+    "without_noise",
+]
+
+NOISE = ("noise_relative", "noise_additive", "noise_shot")
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,28 @@ def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
             weight, scale, bias = (tensors.get(name) for name in [*node.input[1:], "", "", ""][:3])
             found.append(OpticalNode(node, attributes, weight, scale, bias, nested))
     return found
+
+
+def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose optical layers have no noise."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in optical_nodes(copy):
+        kept = [attribute for attribute in node.proto.attribute if attribute.name not in NOISE]
+        del node.proto.attribute[:]
+        node.proto.attribute.extend(kept)
+    return copy
+
+
+def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy that has these float32 values among its outputs too."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    shown = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in shown
+    )
+    return copy
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -52,6 +52,8 @@ _PARAMETERS_SCHEMA = (
 #: Streams are 63-bit.
 STREAMS = 2**63
 _LAST_STREAM = STREAMS - 1
+#: Of the package whose kernel a compiled graph calls.
+RELEASE = lumina_kernel.__version__
 
 
 # An entry of a layer with a range for each of 4096 outputs takes some 150 KB.
@@ -176,12 +178,21 @@ optical_linear.register_autograd(_inference_only)
     "lumina::optical_linear_train",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str layer, int seed, {_PARAMETERS_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str release, str layer, int seed, "
+    f"{_PARAMETERS_SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_train(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor,
+    release: str,
+    layer: str,
+    seed: int,
+    *parameters: Any,
 ) -> tuple[Tensor, ...]:
+    # `release` is there for torch's cache of compiled graphs on disk, whose keys are made of arguments: releases may
+    # save other amounts for the gradient.
     _checks.check_call(x, weight, bias)
     try:
         y, saved = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
@@ -193,7 +204,14 @@ def optical_linear_train(
 
 @optical_linear_train.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, layer: str, seed: int, *parameters: Any
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor,
+    release: str,
+    layer: str,
+    seed: int,
+    *parameters: Any,
 ) -> tuple[Tensor, ...]:
     n, k = weight.shape
     call_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k), Kept())
@@ -384,7 +402,7 @@ def _needs(ctx: Any) -> tuple[bool, bool, bool]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _bias, _stream, _layer, _seed, *parameters = inputs
+    x, weight, _bias, _stream, _release, _layer, _seed, *parameters = inputs
     _y, saved, history = output
     ctx.set_materialize_grads(False)
     ctx.k = weight.shape[1]
@@ -396,7 +414,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
-    nothing: tuple[None, ...] = (None,) * (3 + len(PARAMETERS))
+    nothing: tuple[None, ...] = (None,) * (4 + len(PARAMETERS))
     if grad is None:
         return (None, None, None, *nothing)
     needs = _needs(ctx)
@@ -463,13 +481,10 @@ class TrainNow(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        params: lumina_kernel.Params,
-        seed: int,
-        stream: int,
-        prepared: lumina_kernel.PreparedLayer | None,
+        call: tuple[lumina_kernel.Params, int, int, lumina_kernel.PreparedLayer | None],
     ) -> Tensor:
-        kept = ctx.needs_input_grad[:2]
-        y, saved = forward_now(x, weight, bias, params, seed, stream, prepared, kept)
+        params, kept = call[0], (x.requires_grad, weight.requires_grad)
+        y, saved = forward_now(x, weight, bias, *call, kept)
         ctx.set_materialize_grads(False)
         ctx.call = (weight.shape[1], kept, params)
         ctx.save_for_backward(*_read(x, weight, params, kept), saved)
@@ -478,9 +493,9 @@ class TrainNow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * 7
+            return (None,) * 4
         k, kept, params = ctx.call
-        needs = _needs(ctx)
+        *needs, _ = ctx.needs_input_grad
         x, weight, saved = ctx.saved_tensors
         dx: Tensor | None
         if _tensors.is_float(grad) and _dispatch_modes() == 0 and _transform() is None:
@@ -494,7 +509,7 @@ class TrainNow(torch.autograd.Function):
             # create_graph: a gradient that requires one itself, and says why it has none when it is asked.
             fail = torch._C._functions.DelayedError(_NO_SECOND_DERIVATIVE.encode(), 1)
             dx, dw, db = (None if g is None else fail(g.detach().requires_grad_()) for g in (dx, dw, db))
-        return dx, dw, db, None, None, None, None
+        return dx, dw, db, None
 
 
 #: ``TrainNow.apply`` without its look for torch.func's wrappers, which takes longer than the rest of it:
@@ -552,14 +567,23 @@ _scratch = threading.local()
 def draw_now() -> int:
     """The number that :func:`draw` would draw, in a third of its time."""
     try:
-        number: Tensor = _scratch.number
+        drawer: Callable[[], int] = _scratch.drawer
     except AttributeError:
-        with torch.inference_mode(False):
-            number = _scratch.number = torch.empty((), dtype=torch.int64, device="cpu")
-        _scratch.read = number.numpy().item
-    number.random_(0, _LAST_STREAM)
-    drawn: int = _scratch.read()
-    return drawn
+        drawer = _scratch.drawer = _make_drawer()
+    return drawer()
+
+
+def _make_drawer() -> Callable[[], int]:
+    with torch.inference_mode(False):
+        number = torch.empty((), dtype=torch.int64, device="cpu")
+    fill, read = number.random_, number.numpy().item
+
+    def drawer() -> int:
+        fill(0, _LAST_STREAM)
+        drawn: int = read()
+        return drawn
+
+    return drawer
 
 
 @torch.library.custom_op(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -98,7 +100,7 @@ def apply_now(
     number = stream_number(profile, stream)
     try:
         if records_gradient(weight, bias, x):
-            return _ops.apply_train_now(x, weight, bias, params, seed, number, prepared)
+            return _ops.apply_train_now(x, weight, bias, (params, seed, number, prepared))
         return _ops.forward_now(x, weight, bias, params, seed, number, prepared, None)[0]
     except ValueError as error:
         raise _ops.named(error, layer) from None
@@ -122,10 +124,11 @@ def apply_registered(
         raise RuntimeError(_ops.NO_FORWARD_MODE)
     key = stream_tensor(profile, stream)
     if _ops.is_transformed() and not torch.compiler.is_compiling():
-        y: Tensor = _ops.TrainTransformed.apply(x, weight, bias, key, layer, seed, *parameters)[0]  # type: ignore[no-untyped-call]
+        train: Any = _ops.TrainTransformed.apply
+        y: Tensor = train(x, weight, bias, key, _ops.RELEASE, layer, seed, *parameters)[0]
         return y
     if records_gradient(weight, bias, x):
-        return torch.ops.lumina.optical_linear_train(x, weight, bias, key, layer, seed, *parameters)[0]
+        return torch.ops.lumina.optical_linear_train(x, weight, bias, key, _ops.RELEASE, layer, seed, *parameters)[0]
     if torch.compiler.is_compiling() or not layer:
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
     try:

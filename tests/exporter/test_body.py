@@ -185,20 +185,46 @@ def test_where_sums_are_integers_and_nothing_is_added_the_bits_are_equal(k: int,
             np.testing.assert_array_equal(got, expected)
 
 
-def test_optimised_a_node_is_its_converters_and_one_product(tmp_path: Path) -> None:
+SCALES = {
+    "static": {"input_range": 3.0, "output_range": [9.0]},
+    "dynamic": {},
+    "per output": {"input_range": 3.0, "output_range": [9.0] * 8},
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("input_bits", "storage", "bits", "product", "stored"),
+    [
+        (8, "uint8", 4, "MatMulInteger", TensorProto.INT8),
+        (8, "int8", 8, "MatMulInteger", TensorProto.UINT8),
+        (8, "float32", 1, "MatMulInteger", TensorProto.INT8),
+        (8, "float32", 12, "MatMul", TensorProto.FLOAT),
+        (12, "int8", 8, "MatMul", TensorProto.FLOAT),
+        (0, "float32", 0, "MatMul", TensorProto.FLOAT),
+    ],
+)
+def test_optimised_a_node_is_its_converters_and_one_product(
+    input_bits: int, storage: str, bits: int, product: str, stored: int, scale: str, tmp_path: Path
+) -> None:
     """Weights are unpacked, and what depends on attributes decided, when the session is created."""
-    model, _ = layer(64, 8, "uint8", 4, bias=True, seed=0, input_bits=8, input_range=3.0, output_range=[9.0])
+    attributes = SCALES[scale] if input_bits else {"output_range": SCALES[scale].get("output_range", [0.0])}
+    model, _ = layer(64, 8, storage, bits, bias=True, seed=0, input_bits=input_bits, **attributes)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     left = onnx.load(options.optimized_model_filepath)
     counts = nodes.operators(left)
-    assert counts.pop("MatMulInteger") == 1
-    assert set(counts) <= {"Add", "Cast", "Clip", "Gemm", "MatMul", "Mul", "QuantizeLinear", "Round"}
-    assert sum(counts.values()) <= 14
+    dac = {"Abs", "Add", "Cast", "Clip", "Div", "Max", "Mul", "QuantizeLinear", "ReduceMax", "Round"}
+    assert set(counts) <= dac | {"Gemm", "MatMul", "MatMulInteger"}
+    # The rows' NaN and the product of the steps are products with one column or one row.
+    assert counts.get("MatMulInteger", 0) == (product == "MatMulInteger")
+    # Dynamic full scales take four nodes each: a magnitude, its largest, a floor for it and a division.
+    assert sum(counts.values()) <= (22 if scale == "dynamic" else 14)
     matrices = {tuple(tensor.dims): tensor.data_type for tensor in left.graph.initializer if len(tensor.dims) == 2}
-    assert matrices[64, 8] == TensorProto.INT8
+    assert matrices[64, 8] == stored
+    assert sum(dims == (64, 8) for dims in matrices) == 1
 
 
 def test_no_rows_through_the_body() -> None:

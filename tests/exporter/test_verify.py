@@ -19,7 +19,7 @@ from torch import nn
 import lumina_onnx
 from lumina_onnx import nn as optical
 from lumina_onnx import reference
-from lumina_onnx.exporter import export, inspect, onnx_schema, targets, verify
+from lumina_onnx.exporter import export, inspect, nodes, onnx_schema, targets, verify
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import PARAMETERS, VERSION_ATTRIBUTE
 
@@ -44,6 +44,25 @@ def test_a_layer_that_computes_something_else(prover: Any, model: nn.Module, mon
     assert not report.ok
     assert [(row.name, row.run) for row in report.comparisons if not row.ok] == [("2", 1)]
     assert "DIFFERENT" in str(report)
+    assert "NOT ok" in str(report)
+
+
+def test_a_function_body_whose_noise_is_not_finite(prover: Any) -> None:
+    prover.export(
+        optical.convert(nn.Linear(6, 8), OpticalProfile(output_bits=0, noise_relative=0.1)), torch.randn(2, 6)
+    )
+    broken = onnx.load(prover.path)
+    branches = [attribute.g for node in broken.functions[0].node for attribute in node.attribute]
+    inner = [node for branch in branches for node, _ in nodes.walk(branch)]
+    sources = [node for node in inner if node.op_type == "RandomNormalLike"]
+    assert sources
+    for node in sources:
+        node.attribute.append(helper.make_attribute("scale", float("inf")))
+    onnx.save(broken, prover.path)
+    report = verify(prover.path)
+    wrong = [row for row in report.comparisons if not row.ok]
+    assert wrong
+    assert {(row.library, row.max_difference) for row in wrong} == {(False, float("inf"))}
     assert "NOT ok" in str(report)
 
 

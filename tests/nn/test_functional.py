@@ -358,7 +358,7 @@ def test_operators_are_registered_soundly(grad, profile):
     stream = torch.tensor(3)
     if grad:
         torch.library.opcheck(
-            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, "", 1, *parameters)
+            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, "0.0", "", 1, *parameters)
         )
     else:
         torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, bias, stream, 1, *parameters))
@@ -393,7 +393,7 @@ def test_the_operators_refuse_what_the_kernel_cannot_read(error, message, change
     with pytest.raises(error, match=message):
         torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *arguments)
     with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), "", 0, *arguments)
+        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), "0.0", "", 0, *arguments)
 
 
 def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():

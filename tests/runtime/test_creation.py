@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,22 @@ print(status("VmHWM") - before)
 """
 
 
+# Makes sessions until its input ends.
+MANY = """
+import sys
+import threading
+import onnxruntime
+
+library, model = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(library)
+done = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+while not done.is_set():
+    onnxruntime.InferenceSession(model, options)
+"""
+
+
 def save(model: bytes, path: Path) -> str:
     """Writes a model whose larger tensors lie in a file of their own, which ONNX Runtime maps."""
     external = {"save_as_external_data": True, "location": f"{path.stem}.bin", "size_threshold": 1024}
@@ -63,3 +82,29 @@ def test_layers_laid_out_by_several_threads(library: str, storage: str, bits: in
     layer = random_layer(1100, 2400, weight_bits=bits, storage=storage, input_bits=8 if bits else 0, output_bits=8)
     x = np.random.default_rng(1).normal(size=(2, 2400)).astype(np.float32)
     assert_same_bits(run(make_session(layer.model(), library, threads=2), x), layer.expected(x))
+
+
+def test_large_weights_are_laid_out_on_threads_of_their_own(library: str, tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2 or not Path("/proc/self/task").exists():
+        pytest.skip("needs two cores, and /proc to see the threads")
+    model = save(random_layer(2048, 2048, weight_bits=4, storage="float32").model(), tmp_path / "model.onnx")
+    command = [sys.executable, "-c", MANY, library, model]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        try:
+            end = time.monotonic() + 60
+            seen: set[str] = set()
+            while child.poll() is None and "lumina-create" not in seen and time.monotonic() < end:
+                seen |= names_of_threads(child.pid)
+        finally:
+            child.stdin.close()
+    assert child.returncode == 0
+    assert "lumina-create" in seen
+
+
+def names_of_threads(pid: int) -> set[str]:
+    names = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            names.add((task / "comm").read_text().strip())
+    return names

@@ -108,6 +108,9 @@ impl Executor for Creation {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Condvar;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -119,5 +122,18 @@ mod tests {
             });
             assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
         }
+    }
+
+    #[test]
+    fn tasks_of_a_creation_run_side_by_side() {
+        let (arrived, all_here) = (Mutex::new(0), Condvar::new());
+        let count = Creation.threads().min(2);
+        Creation.run(count, &|_| {
+            let mut arrived = arrived.lock().unwrap();
+            *arrived += 1;
+            all_here.notify_all();
+            let waited = all_here.wait_timeout_while(arrived, Duration::from_secs(60), |arrived| *arrived < count);
+            assert!(!waited.unwrap().1.timed_out(), "a task waited for another that did not start");
+        });
     }
 }

@@ -248,12 +248,12 @@ fn prefetch_ahead<S: Isa>(isa: S, block: *const u8) {
     }
 }
 
-/// Adds the products of one group of stored codes.
+/// Adds the products of one group of stored codes to sums of 32 bits, or those of `SMALL` codes to ones of 16.
 ///
 /// # Safety
 /// `offset` is that of 4 codes of each of MR rows.
 #[inline(always)]
-unsafe fn dot_group<S: Isa, const MR: usize, const NV: usize>(
+unsafe fn dot_group<S: Isa, const SMALL: bool, const MR: usize, const NV: usize>(
     isa: S,
     sums: &mut [[S::I; NV]; MR],
     stored: &[S::I; NV],
@@ -265,7 +265,7 @@ unsafe fn dot_group<S: Isa, const MR: usize, const NV: usize>(
         // SAFETY: 4 codes of one of the rows.
         let a = unsafe { isa.activations(origin.codes.add(at), origin.magnitudes.add(at)) };
         for v in 0..NV {
-            sums[v] = isa.dot(sums[v], stored[v], a);
+            sums[v] = if SMALL { isa.dot_small(sums[v], stored[v], a) } else { isa.dot(sums[v], stored[v], a) };
         }
     }
 }
@@ -303,7 +303,7 @@ unsafe fn int_tile<S: Isa, const SIZE: u32, const MR: usize, const NV: usize, co
                 for s in 0..slots {
                     let chain = &mut sums[(index * slots + s) % U];
                     let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
-                    dot_group::<S, MR, NV>(isa, chain, &stored, origin, 4 * (group + index * slots + s));
+                    dot_group::<S, false, MR, NV>(isa, chain, &stored, origin, 4 * (group + index * slots + s));
                 }
             }
             group += blocks_at_once * slots;
@@ -313,7 +313,7 @@ unsafe fn int_tile<S: Isa, const SIZE: u32, const MR: usize, const NV: usize, co
             let vectors = load_block::<S, NV>(isa, block);
             for s in 0..slots.min(groups - group) {
                 let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
-                dot_group::<S, MR, NV>(isa, &mut sums[0], &stored, origin, 4 * (group + s));
+                dot_group::<S, false, MR, NV>(isa, &mut sums[0], &stored, origin, 4 * (group + s));
             }
             group += slots;
             block = block.add(BLOCK_BYTES);
@@ -329,28 +329,6 @@ unsafe fn int_tile<S: Isa, const SIZE: u32, const MR: usize, const NV: usize, co
         }
     }
     total
-}
-
-/// Adds the products of one group of small codes to sums of 16 bits.
-///
-/// # Safety
-/// As [`dot_group`].
-#[inline(always)]
-unsafe fn dot_small_group<S: Isa, const MR: usize, const NV: usize>(
-    isa: S,
-    sums: &mut [[S::I; NV]; MR],
-    stored: &[S::I; NV],
-    origin: Origin,
-    offset: usize,
-) {
-    for (row, sums) in sums.iter_mut().enumerate() {
-        let at = row * origin.stride + offset;
-        // SAFETY: 4 codes of one of the rows.
-        let a = unsafe { isa.activations(origin.codes.add(at), origin.magnitudes.add(at)) };
-        for v in 0..NV {
-            sums[v] = isa.dot_small(sums[v], stored[v], a);
-        }
-    }
 }
 
 /// Adds sums of 16 bits to those of 32.
@@ -404,7 +382,7 @@ unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, 
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
                     let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
-                    dot_small_group::<S, MR, NV>(isa, &mut small, &stored, origin, 4 * (index * slots + s));
+                    dot_group::<S, true, MR, NV>(isa, &mut small, &stored, origin, 4 * (index * slots + s));
                 }
             }
             widen_all(isa, &mut sums, &small);
@@ -415,7 +393,7 @@ unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, 
             let vectors = load_block::<S, NV>(isa, origin.panel.add(whole * BLOCK_BYTES));
             for s in 0..groups - whole * slots {
                 let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
-                dot_small_group::<S, MR, NV>(isa, &mut small, &stored, origin, 4 * (whole * slots + s));
+                dot_group::<S, true, MR, NV>(isa, &mut small, &stored, origin, 4 * (whole * slots + s));
             }
             widen_all(isa, &mut sums, &small);
         }
@@ -463,7 +441,7 @@ unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>
                     // The last block may have fewer. An end that varies would keep the sums in memory.
                     if s < left {
                         let stored = masked::<S, BITS, NV>(isa, if s < places { &low } else { &high }, s % places);
-                        dot_small_group::<S, MR, NV>(isa, &mut small[s % places], &stored, origin, at + 4 * s);
+                        dot_group::<S, true, MR, NV>(isa, &mut small[s % places], &stored, origin, at + 4 * s);
                     }
                 }
             }
@@ -514,7 +492,7 @@ unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
                 for s in 0..slots {
                     let stored = masked::<S, BITS, NV>(isa, &vectors, s);
                     let chain = &mut chains[phase * slots + s];
-                    dot_group::<S, MR, NV>(isa, chain, &stored, origin, 4 * (index * slots + s));
+                    dot_group::<S, false, MR, NV>(isa, chain, &stored, origin, 4 * (index * slots + s));
                 }
             }
         }
@@ -522,7 +500,7 @@ unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
             let vectors = load_block::<S, NV>(isa, origin.panel.add(index * BLOCK_BYTES));
             for s in 0..slots.min(groups - index * slots) {
                 let stored = masked::<S, BITS, NV>(isa, &vectors, s);
-                dot_group::<S, MR, NV>(isa, &mut chains[s], &stored, origin, 4 * (index * slots + s));
+                dot_group::<S, false, MR, NV>(isa, &mut chains[s], &stored, origin, 4 * (index * slots + s));
             }
         }
     }
