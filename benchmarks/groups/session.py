@@ -81,13 +81,15 @@ def _compare(context: Context, times: dict[str, Samples], ours: str, other: str,
     return compare(mine, theirs, tier=context.machine.tier, **fields)
 
 
-def _best_blocks(weights: Sequence[Floats], x: Floats) -> dict[int, int]:
-    """The block size with which MatMulNBits is fastest, by its bits."""
+def _best_blocks(weights: Sequence[Floats], x: Floats, threads: int) -> dict[int, int]:
+    """The block size with which MatMulNBits is fastest on so many threads, by its bits."""
     best = {}
     for bits in N_BITS:
         build = {block: [sessions.n_bits(weight, bits, block) for weight in weights] for block in BLOCKS}
-        sides: dict[str, Call] = {str(block): Bound(sessions.model(build[block], len(x)), x) for block in BLOCKS}
-        best[bits] = int(_fastest(interleave(sides, BRIEF), list(sides)))
+        sides: dict[str, Call] = {
+            str(block): Bound(sessions.model(build[block], len(x)), x, threads) for block in BLOCKS
+        }
+        best[bits] = int(_fastest(interleave(sides, BRIEF, own_threads=threads > 1), list(sides)))
     return best
 
 
@@ -136,11 +138,10 @@ def layers(context: Context) -> Iterator[Row]:
     for shape in shapes:
         m, k, n = shape
         x, weights = _arrays(m, (k, n))
-        use_threads(1)
-        blocks = _best_blocks(weights, x)
         for threads in _counts(context):
             context.say(f"{' x '.join(map(str, shape))}, {threads} threads")
             use_threads(threads)
+            blocks = _best_blocks(weights, x, threads)
             yield from _layer(context, shape, threads, x, weights, blocks)
     for shape in shapes[:1] if context.quick else [shapes[1], shapes[3]]:
         for threads in _counts(context):
@@ -231,11 +232,10 @@ def networks(context: Context) -> Iterator[Row]:
     sizes = TINY_SIZES if context.quick else SIZES
     for m in (1, 16):
         x, weights = _arrays(m, sizes)
-        use_threads(1)
-        blocks = _best_blocks(weights, x)
         for threads in _counts(context):
             context.say(f"a perceptron, {m} rows, {threads} threads")
             use_threads(threads)
+            blocks = _best_blocks(weights, x, threads)
             times = interleave(_sides(x, weights, threads, blocks), context.effort, own_threads=threads > 1)
             for bits in BITS:
                 best = _integer(times, bits, blocks)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+import lumina_onnx  # noqa: E402
 from lumina_onnx.nn import OpticalLinear, calibrate, convert, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
@@ -126,6 +127,19 @@ def test_autocast_around_and_inside_a_compiled_model(backend, grad, inside):
     results = run(torch.compile(forward, backend=backend, fullgraph=True))
     assert results[0].dtype == torch.float32
     assert all(map(torch.equal, results, expected))
+
+
+def test_a_graph_for_training_is_of_one_release():
+    """torch keeps compiled graphs on disk: one that was made with another release must not be taken for this one's."""
+    calls = []
+
+    def watch(graph, inputs):
+        calls.extend(node for node in graph.graph.nodes if "optical_linear_train" in str(node.target))
+        return graph.forward
+
+    torch.compile(OpticalLinear(3, 2, profile=NOISY), backend=watch, fullgraph=True)(torch.randn(4, 3))
+    (call,) = calls
+    assert lumina_onnx.__version__ in call.args
 
 
 def test_noise_off_and_another_batch_size_in_a_compiled_model():

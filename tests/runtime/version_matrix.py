@@ -155,6 +155,9 @@ def main() -> int:
     parser.add_argument(
         "--library", action="append", help="file to register, repeatable; default: lumina_onnx.library_path()"
     )
+    parser.add_argument(
+        "--draws", type=int, default=200, help="of the noise, for its statistics; 0 where time is too dear: none"
+    )
     arguments = parser.parse_args()
     if bool(arguments.versions) == bool(arguments.python):
         parser.error("give releases of onnxruntime, or --python")
@@ -166,7 +169,7 @@ def main() -> int:
         write_cases(cases)
         for version in arguments.versions or arguments.python:
             python = version if arguments.python else make_environment(Path(temporary, version), version)
-            command = [python, "-I", HERE / "version_matrix_child.py", cases, *libraries]
+            command = [python, "-I", HERE / "version_matrix_child.py", cases, str(arguments.draws), *libraries]
             child = subprocess.run(command, check=False, timeout=600)
             if child.returncode == 0:
                 print(f"onnxruntime {version}: {check_bodies(cases)} layers within the body's tolerance", flush=True)
