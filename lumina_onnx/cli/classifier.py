@@ -90,7 +90,7 @@ def fit(
     import torch
 
     count = len(data.train_x)
-    # Fused: one pass over each tensor, a third of an epoch less in all for networks of this size.
+    # Fused, an epoch of networks of this size takes a third less time.
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-count // BATCH))
     with torch.random.fork_rng(devices=[]), one_thread():

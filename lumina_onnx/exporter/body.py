@@ -203,7 +203,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
             if op.Greater(op.Add(relative, shot), zero):
                 by_signal = op.Mul(relative, z)
                 by_scale = op.Mul(additive, full_scale)
-                by_both = op.Mul(op.Mul(shot, shot), op.Mul(op.Abs(z), full_scale))
+                by_both = op.Mul(op.Mul(op.Mul(shot, shot), op.Abs(z)), full_scale)
                 variance = op.Add(op.Add(op.Mul(by_signal, by_signal), op.Mul(by_scale, by_scale)), by_both)
                 sigma = op.Sqrt(variance)
             else:

@@ -17,6 +17,7 @@ from .onnx_schema import defaults
 from .report import Layer
 
 __all__ = [
+    "NOISE",
     "OpticalNode",
     "body_bytes",
     "layers",
@@ -137,12 +138,14 @@ def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy that has these float32 values among its outputs too."""
+    """A copy that has these float32 values of the main graph among its outputs too."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     shown = {value.name for value in copy.graph.output}
     copy.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in shown
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in dict.fromkeys(names)
+        if name not in shown
     )
     return copy
 

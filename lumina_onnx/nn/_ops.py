@@ -52,7 +52,8 @@ _PARAMETERS_SCHEMA = (
 #: Streams are 63-bit.
 STREAMS = 2**63
 _LAST_STREAM = STREAMS - 1
-#: Of the package whose kernel a compiled graph calls.
+#: An argument of `optical_linear_train`, and so part of the keys of torch's cache of compiled graphs on disk: another
+#: release may save other amounts for the gradient.
 RELEASE = lumina_kernel.__version__
 
 
@@ -191,8 +192,6 @@ def optical_linear_train(
     seed: int,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
-    # `release` is there for torch's cache of compiled graphs on disk, whose keys are made of arguments: releases may
-    # save other amounts for the gradient.
     _checks.check_call(x, weight, bias)
     try:
         y, saved = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
@@ -561,15 +560,15 @@ def draw() -> Tensor:
     return torch.randint(0, _LAST_STREAM, (), dtype=torch.int64, device="cpu")
 
 
-_scratch = threading.local()
+_of_thread = threading.local()
 
 
 def draw_now() -> int:
     """The number that :func:`draw` would draw, in a third of its time."""
     try:
-        drawer: Callable[[], int] = _scratch.drawer
+        drawer: Callable[[], int] = _of_thread.drawer
     except AttributeError:
-        drawer = _scratch.drawer = _make_drawer()
+        drawer = _of_thread.drawer = _make_drawer()
     return drawer()
 
 
