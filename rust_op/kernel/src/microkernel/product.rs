@@ -57,18 +57,20 @@ impl Product<'_> {
             (Panels::Int { storage, bytes }, Staged::Int(rows)) => {
                 let size = storage.panel_bytes(k);
                 let fetch = bytes.as_slice().len() > NEAR_BYTES;
-                let bytes = &bytes.as_slice()[panel * size..(panel + 1) * size];
+                let packed = &bytes.as_slice()[panel * size..(panel + 1) * size];
                 let groups = k.div_ceil(4);
                 let unpack = storage.bits < 8
                     && self.x_step.len() > if S::SMALL_SUMS { PACKED_ROWS_OF_SMALL_SUMS } else { PACKED_ROWS };
                 let bytes = if unpack {
                     let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
-                    unpack_panel(isa, *storage, bytes, groups, unpacked.as_mut_slice());
+                    unpack_panel(isa, *storage, packed, groups, unpacked.as_mut_slice());
                     unpacked.as_slice()
                 } else {
-                    bytes
+                    packed
                 };
-                let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch };
+                // Next is the panel at higher addresses, or at lower ones.
+                let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
+                let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
                 // SAFETY: passed on.
                 unsafe { int_panel(isa, rows, &panel, &scaling, target) };
             }

@@ -25,6 +25,8 @@ pub(crate) struct IntPanel<'a> {
     pub(crate) groups: usize,
     /// Whether these weights are too many for a core's own caches, so that panels are fetched ahead.
     pub(crate) fetch: bool,
+    /// Where the next panel begins as it is stored. It is never read, only fetched.
+    pub(crate) next: *const u8,
 }
 
 /// z of `scaling.x_step.len()` rows of codes with one integer panel.
@@ -125,6 +127,8 @@ struct Origin {
     panel: *const u8,
     groups: usize,
     fetch: bool,
+    /// What is fetched at the first block.
+    ahead: *const u8,
 }
 
 /// # Safety
@@ -153,14 +157,17 @@ unsafe fn int_vectors<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize,
         // Sums of small codes do without magnitudes.
         let magnitudes =
             if S::SIGNED_CODES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
-        let origin = Origin {
-            codes,
-            magnitudes,
-            stride: rows.stride,
-            panel: panel.bytes.as_ptr().add(vector * 4 * LANES),
-            groups,
-            fetch: panel.fetch,
+        let bytes = panel.bytes.as_ptr();
+        // An unpacked panel is at hand. While the first rows take it, each of their two vectors of columns fetches half of
+        // what is to be unpacked next.
+        let (fetch, ahead) = if BITS < SIZE {
+            let half = groups * fetched_bytes(BITS, SIZE);
+            (panel.fetch && row == 0, panel.next.wrapping_add(vector * half))
+        } else {
+            (panel.fetch, bytes.wrapping_add(PREFETCH_BYTES))
         };
+        let panel = bytes.add(vector * 4 * LANES);
+        let origin = Origin { codes, magnitudes, stride: rows.stride, panel, groups, fetch, ahead };
         let sums = if S::SMALL_SUMS && BITS < 4 && SIZE < 8 && MR == 1 {
             nibble_tile::<S, BITS, MR, NV>(isa, origin, start)
         } else if S::SMALL_SUMS && BITS < 8 {
@@ -240,11 +247,19 @@ unsafe fn load_block<S: Isa, const NV: usize>(isa: S, block: *const u8) -> [S::I
 /// How far ahead of its use a panel is fetched. Panels follow one another.
 const PREFETCH_BYTES: usize = 2048;
 
-/// Fetches the block that is [`PREFETCH_BYTES`] after `block`.
-#[inline(always)]
-fn prefetch_ahead<S: Isa>(isa: S, block: *const u8) {
-    for line in 0..BLOCK_BYTES / 64 {
-        isa.prefetch(block.wrapping_add(PREFETCH_BYTES + 64 * line));
+/// Bytes that are fetched with a block of codes of `bits` bits that take `size` bits each.
+const fn fetched_bytes(bits: u32, size: u32) -> usize {
+    if bits < size { BLOCK_BYTES * bits as usize / size as usize / 2 } else { BLOCK_BYTES }
+}
+
+impl Origin {
+    /// Fetches what is due at block `index`.
+    #[inline(always)]
+    fn prefetch<S: Isa, const BITS: u32, const SIZE: u32>(&self, isa: S, index: usize) {
+        let bytes = fetched_bytes(BITS, SIZE);
+        for line in 0..bytes.div_ceil(64) {
+            isa.prefetch(self.ahead.wrapping_add(index * bytes + 64 * line));
+        }
     }
 }
 
@@ -297,7 +312,7 @@ unsafe fn int_tile<S: Isa, const SIZE: u32, const MR: usize, const NV: usize, co
             for index in 0..blocks_at_once {
                 let block = block.add(index * BLOCK_BYTES);
                 if MR <= 8 && fetch {
-                    prefetch_ahead(isa, block);
+                    origin.prefetch::<S, SIZE, SIZE>(isa, group / slots + index);
                 }
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
@@ -377,7 +392,7 @@ unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, 
             for index in first..end {
                 let block = origin.panel.add(index * BLOCK_BYTES);
                 if fetch {
-                    prefetch_ahead(isa, block);
+                    origin.prefetch::<S, BITS, SIZE>(isa, index);
                 }
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
@@ -428,7 +443,7 @@ unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>
             for index in first..end {
                 let block = origin.panel.add(index * BLOCK_BYTES);
                 if origin.fetch {
-                    prefetch_ahead(isa, block);
+                    origin.prefetch::<S, BITS, BITS>(isa, index);
                 }
                 let low = load_block::<S, NV>(isa, block);
                 let mut high = low;
@@ -487,7 +502,7 @@ unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
             for phase in 0..phases {
                 let index = step * phases + phase;
                 let block = origin.panel.add(index * BLOCK_BYTES);
-                prefetch_ahead(isa, block);
+                origin.prefetch::<S, BITS, BITS>(isa, index);
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
                     let stored = masked::<S, BITS, NV>(isa, &vectors, s);
