@@ -28,7 +28,7 @@ def without_library(path, level):
 
 
 def run_bodies(folder):
-    """Without library and noise: what the layers get and give, for the parent to compare."""
+    """Without the library: what layers get and give without noise, for the parent to compare; with it all is finite."""
     cases = sorted(folder.glob("*.body.onnx"))
     assert cases, f"nothing to run without the library in {folder}"
     for path in cases:
@@ -36,6 +36,20 @@ def run_bodies(folder):
         for level in LEVELS:
             outputs = without_library(path, level).run(None, feeds)
             np.savez(folder / f"{path.name.removesuffix('.body.onnx')}.ran.{level}.npz", *outputs)
+    for path in noisy_models(folder):
+        for level in LEVELS:
+            for y in without_library(path, level).run(None, inputs_of(path)):
+                assert np.isfinite(y).all(), f"{path.stem}, {level}: not finite without the library"
+
+
+def noisy_models(folder):
+    paths = sorted(folder.glob("*.noisy.onnx"))
+    assert paths, f"nothing with noise in {folder}"
+    return paths
+
+
+def inputs_of(path):
+    return dict(np.load(path.with_name(f"{path.name.removesuffix('.noisy.onnx')}.inputs.npz")))
 
 
 def check_noise(folder, library, count):
@@ -43,11 +57,10 @@ def check_noise(folder, library, count):
 
     Not with optimisation off, where ONNX Runtime gives the layers of a model the same noise.
     """
-    paths = sorted(folder.glob("*.noisy.onnx"))
-    assert paths, f"nothing with noise in {folder}"
+    paths = noisy_models(folder)
     for path in paths:
         name = path.name.removesuffix(".noisy.onnx")
-        few = {key: array[:3] for key, array in np.load(folder / f"{name}.inputs.npz").items()}
+        few = {key: array[:3] for key, array in inputs_of(path).items()}
         draws = []
         for made in (session(path, library), *(without_library(path, level) for level in LEVELS[1:])):
             draws.append(np.stack([made.run(None, few)[0].astype(np.float64).reshape(-1) for _ in range(count)]))
