@@ -42,7 +42,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 4, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 4, ..ProptestConfig::default() })]
 
     /// Sums cut into several blocks, several tasks of rows.
     #[test]
@@ -54,6 +54,8 @@ proptest! {
             // Several tasks that share a strip, one row left over.
             case(193, 390, 70, true),
             case(26, 33, 1700, false),
+            // Strips of several parts, of two blocks each.
+            case(600, 200, 260, false),
         ],
         dy_seed in any::<u64>(),
     ) {

@@ -4,7 +4,7 @@ mod pack;
 mod strip;
 
 use crate::error::Error;
-use crate::executor::{Executor, run_each};
+use crate::executor::{Executor, run_each, threads_for};
 use crate::forward::mask_stride;
 use crate::microkernel::Tier;
 use crate::microkernel::float_env::FloatEnv;
@@ -161,11 +161,12 @@ pub fn backward(
     });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
-    let call = Call { tier, precision, inputs, work, unmasked_bias };
+    let work_ns = (work / 64 + m * n) as u64;
+    let call = Call { tier, precision, inputs, work, threads: threads_for(executor, work_ns), unmasked_bias };
     let for_x = call.tasks(Side::X, m, for_x, None);
     let for_weight = call.tasks(Side::Weight, n, for_weight, db);
     // In turn, since the first task of a strip packs it and the others wait for that.
-    run_each(executor, (work / 64 + m * n) as u64, interleave(for_x, for_weight), |task| task.run());
+    run_each(executor, work_ns, interleave(for_x, for_weight), |task| task.run());
     Ok(())
 }
 

@@ -1,4 +1,5 @@
 //! How the backward pass is cut: strips of rows of a gradient, which share a packed left operand, and tasks of panels.
+//! A strip's left operand is packed in parts, which several tasks do together.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,20 +15,31 @@ use crate::microkernel::tile::gradient::{Finish, Left, gradient_panels, tile_str
 use crate::microkernel::tile::target::SharedRows;
 use crate::microkernel::{Bf16, Tier};
 
-/// Rows of a strip at most.
-const STRIP_ROWS: usize = 192;
+/// Rows of a strip at most. Each strip widens every panel again.
+const STRIP_ROWS: usize = 768;
+/// Rows of a part of a strip at most.
+const PART_ROWS: usize = 192;
 /// Whole tiles of 4, 6 or 12 rows, whole vectors.
-const STRIP_UNIT: usize = 48;
-/// Lanes of a sum's terms that are packed at a time: a panel of them stays in the second-level cache.
-const BLOCK_STEPS: usize = 1024;
+const ROW_UNIT: usize = 48;
+/// Tasks of a call for each thread, at least about.
+const TASKS: usize = 16;
+/// Lanes of a sum's terms that are packed at a time: some panels of them stay in the second-level cache.
+const BLOCK_STEPS: usize = 512;
 /// Lanes of panels that a task widens at a time: they stay in the second-level cache.
 const PANEL_LANES: usize = 1 << 16;
 
-/// Cuts `rows` rows of a gradient into strips of whole tiles and vectors, of similar size.
-fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let strips = rows.div_ceil(STRIP_ROWS).max(1);
-    let together = rows.div_ceil(strips).next_multiple_of(STRIP_UNIT).max(1);
-    (0..rows).step_by(together).map(move |first| first..rows.min(first + together))
+/// Cuts `rows` into about `count` ranges of whole tiles and vectors, of similar size.
+fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
+    let together = rows.len().div_ceil(count.max(1)).next_multiple_of(ROW_UNIT).max(1);
+    rows.clone().step_by(together).map(move |first| first..rows.end.min(first + together))
+}
+
+/// Strips of `rows` rows of a gradient with `panels` panels and sums of `depth` terms, of which `tasks` tasks can be made.
+fn strips(rows: usize, panels: usize, depth: usize, tasks: usize) -> usize {
+    let for_tasks = tasks.div_ceil(panels).min(rows.div_ceil(PART_ROWS));
+    // Where sums are short, storing them is most of the work: tasks are better wide than high.
+    let most = (4 * depth).clamp(PART_ROWS, STRIP_ROWS);
+    rows.div_ceil(most).max(for_tasks)
 }
 
 /// One of `first`, one of `second`, and so on; then the rest.
@@ -119,6 +131,8 @@ pub(super) struct Call<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     /// Multiply-adds of the whole call.
     pub(super) work: usize,
+    /// Threads that share it.
+    pub(super) threads: usize,
     /// Whether the bias's gradient passes where the ADC saturated.
     pub(super) unmasked_bias: bool,
 }
@@ -143,9 +157,10 @@ impl<'a> Call<'a> {
             return tasks;
         }
         let panels = self.inputs.shape.2.div_ceil(PANEL);
-        for rows in strips(rows) {
+        let depth = self.depth(side);
+        for rows in cut(0..rows, strips(rows, panels, depth, self.threads * TASKS / 2)) {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
-            let together = if target.is_some() { self.task_panels(rows.len(), self.depth(side)) } else { panels };
+            let together = if target.is_some() { self.task_panels(rows.len(), depth) } else { panels };
             let strip = Arc::new(Strip::new(self, side, rows, target, panels.div_ceil(together), bias));
             tasks.extend(
                 (0..panels)
@@ -156,30 +171,35 @@ impl<'a> Call<'a> {
         tasks
     }
 
-    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves fewer than 32 tasks.
+    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves fewer tasks than [`TASKS`].
     fn task_panels(&self, rows: usize, depth: usize) -> usize {
-        let task = (self.work / 32).clamp(1 << 20, 1 << 23);
+        let task = (self.work / (self.threads * TASKS)).clamp(1 << 20, 1 << 23);
         (task / (rows * depth.max(1) * PANEL)).max(1)
     }
 }
 
-/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand: the
-/// first one packs it, block by block, the last one frees it.
+/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand: whoever
+/// needs it first packs it, part by part and block by block, and the last one frees it.
 struct Strip<'a> {
     call: Call<'a>,
     side: Side,
-    rows: Range<usize>,
     /// Without it the strip is of the bias's gradient alone.
     target: Option<Target<'a>>,
     arithmetic: Arithmetic,
     /// Tasks of this strip.
     users: usize,
+    parts: Vec<Part<'a>>,
+}
+
+/// Rows of a strip whose left operand is packed by one task at a time.
+struct Part<'a> {
+    rows: Range<usize>,
     blocks: Vec<Mutex<Block>>,
     /// The bias's gradient of these rows.
     bias: Mutex<Option<&'a mut [f32]>>,
 }
 
-/// [`BLOCK_STEPS`] lanes of terms of a strip.
+/// [`BLOCK_STEPS`] lanes of terms of a part.
 #[derive(Default)]
 struct Block {
     packed: Option<Arc<Buffer<f32>>>,
@@ -194,13 +214,18 @@ impl<'a> Strip<'a> {
         rows: Range<usize>,
         target: Option<Target<'a>>,
         users: usize,
-        bias: Option<&'a mut [f32]>,
+        mut bias: Option<&'a mut [f32]>,
     ) -> Self {
         let right = target.as_ref().map(|target| &target.right);
         let arithmetic = Arithmetic::new(call.tier, call.precision, right);
-        let bias = Mutex::new(bias);
-        let mut strip = Strip { call, side, rows, target, arithmetic, users, blocks: Vec::new(), bias };
-        strip.blocks.resize_with(strip.terms().count(), Mutex::default);
+        let mut strip = Strip { call, side, target, arithmetic, users, parts: Vec::new() };
+        let blocks = strip.terms().count();
+        let count = rows.len().div_ceil(PART_ROWS);
+        strip.parts.extend(cut(rows, count).map(|rows| {
+            let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
+            let blocks = std::iter::repeat_with(Mutex::default).take(blocks).collect();
+            Part { rows, blocks, bias: Mutex::new(bias) }
+        }));
         strip
     }
 
@@ -210,25 +235,35 @@ impl<'a> Strip<'a> {
         (0..depth.max(1)).step_by(together).map(move |start| start..depth.min(start + together))
     }
 
-    /// The packed left operand of the block `index`, of `terms`: g times `steps`.
-    fn acquire(&self, index: usize, terms: &Range<usize>, steps: &[f32]) -> Arc<Buffer<f32>> {
-        let mut block = lock(&self.blocks[index]);
-        let packed = block.packed.get_or_insert_with(|| {
-            let (rows, lanes) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
-            let mut packed = Buffer::new(self.rows.len().div_ceil(rows) * tile_stride(rows, lanes));
-            let pack = Pack { strip: self, terms: terms.clone(), packed: Some((packed.as_mut_slice(), steps)) };
-            self.arithmetic.vectorize(pack);
-            Arc::new(packed)
-        });
-        packed.clone()
+    /// The packed left operand of the block `index`, of `terms`, for each part: g times `steps`.
+    fn acquire(&self, index: usize, terms: &Range<usize>, steps: &[f32]) -> Vec<Arc<Buffer<f32>>> {
+        let packed = |part: &Part<'a>, mut block: MutexGuard<'_, Block>| {
+            let packed = block.packed.get_or_insert_with(|| {
+                let (rows, lanes) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
+                let mut packed = Buffer::new(part.rows.len().div_ceil(rows) * tile_stride(rows, lanes));
+                let memory = Some((packed.as_mut_slice(), steps));
+                self.arithmetic.vectorize(Pack { strip: self, part, terms: terms.clone(), packed: memory });
+                Arc::new(packed)
+            });
+            packed.clone()
+        };
+        // A part that another task is packing is left to it while there are others to pack.
+        let mut parts: Vec<_> = (self.parts.iter())
+            .map(|part| part.blocks[index].try_lock().ok().map(|block| packed(part, block)))
+            .collect();
+        (self.parts.iter().zip(&mut parts))
+            .map(|(part, done)| done.take().unwrap_or_else(|| packed(part, lock(&part.blocks[index]))))
+            .collect()
     }
 
     /// Counts a task that is through with the block `index`.
     fn release(&self, index: usize) {
-        let mut block = lock(&self.blocks[index]);
-        block.released += 1;
-        if block.released == self.users {
-            block.packed = None;
+        for part in &self.parts {
+            let mut block = lock(&part.blocks[index]);
+            block.released += 1;
+            if block.released == self.users {
+                block.packed = None;
+            }
         }
     }
 }
@@ -238,9 +273,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs a block of a strip, g times the steps, and adds g to the bias's gradient; without memory for it the latter alone.
+/// Packs a block of a part, g times the steps, and adds g to the bias's gradient; without memory for it the latter alone.
 struct Pack<'s, 'a> {
     strip: &'s Strip<'a>,
+    part: &'s Part<'a>,
     terms: Range<usize>,
     packed: Option<(&'s mut [f32], &'s [f32])>,
 }
@@ -248,19 +284,20 @@ struct Pack<'s, 'a> {
 impl Formed for Pack<'_, '_> {
     #[inline(always)]
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
-        let Strip { call, side, rows, .. } = self.strip;
+        let Strip { call, side, .. } = self.strip;
+        let rows = self.part.rows.clone();
         if *side == Side::X {
             let (packed, steps) = self.packed.expect("the gradient of X goes with no bias");
-            return pack_for_x(isa, form, call.inputs, rows.clone(), self.terms, steps, packed);
+            return pack_for_x(isa, form, call.inputs, rows, self.terms, steps, packed);
         }
-        let mut bias = lock(&self.strip.bias);
+        let mut bias = lock(&self.part.bias);
         let mut bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
         if let Some(bias) = &mut bias
             && self.terms.start == 0
         {
             bias.sums.fill(0.0);
         }
-        pack_for_weight(isa, form, call.inputs, rows.clone(), self.terms, self.packed, bias);
+        pack_for_weight(isa, form, call.inputs, rows, self.terms, self.packed, bias);
     }
 }
 
@@ -275,12 +312,14 @@ impl Gradient<'_> {
         let strip = &*self.strip;
         for (index, terms) in strip.terms().enumerate() {
             let Some(target) = strip.target else {
-                strip.arithmetic.vectorize(Pack { strip, terms, packed: None });
+                for part in &strip.parts {
+                    strip.arithmetic.vectorize(Pack { strip, part, terms: terms.clone(), packed: None });
+                }
                 continue;
             };
             let left = strip.acquire(index, &terms, target.steps);
             let panels = self.panels.clone();
-            strip.arithmetic.vectorize(Product { strip, left: left.as_slice(), terms, panels, target });
+            strip.arithmetic.vectorize(Product { strip, left: &left, terms, panels, target });
             drop(left);
             strip.release(index);
         }
@@ -290,7 +329,8 @@ impl Gradient<'_> {
 /// One block of the sums of a [`Gradient`].
 struct Product<'s, 'a> {
     strip: &'s Strip<'a>,
-    left: &'s [f32],
+    /// Of each part.
+    left: &'s [Arc<Buffer<f32>>],
     terms: Range<usize>,
     panels: Range<usize>,
     target: Target<'a>,
@@ -299,10 +339,9 @@ struct Product<'s, 'a> {
 impl Formed for Product<'_, '_> {
     #[inline(always)]
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
-        let Strip { call, side, rows, .. } = self.strip;
+        let Strip { call, side, parts, .. } = self.strip;
         let (.., k) = call.inputs.shape;
         let steps = self.terms.len().div_ceil(F::TERMS);
-        let left = Left { values: self.left, rows: rows.len(), steps };
         let panel_lanes = steps * PANEL;
         let together = (PANEL_LANES / panel_lanes.max(1)).clamp(1, self.panels.len());
         let mut widened = Buffer::<f32>::new(together * panel_lanes);
@@ -312,18 +351,21 @@ impl Formed for Product<'_, '_> {
                 self.target.right.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
             }
             let column = panels.start * PANEL;
-            let finish = Finish {
-                continued: self.terms.start > 0,
-                last: self.terms.end == call.depth(*side),
-                mask: if *side == Side::X { call.inputs.dac_mask } else { None },
-                mask_stride: mask_stride(k),
-                origin: (rows.start, column),
-            };
             let columns = k.min(panels.end * PANEL) - column;
-            // SAFETY: the target has rows of k for every row of the strip, and no other task has these columns.
-            unsafe {
-                let target = self.target.rows.at(rows.start, column);
-                gradient_panels(isa, form, &left, widened.as_slice(), columns, &finish, target, k);
+            for (Part { rows, .. }, left) in parts.iter().zip(self.left) {
+                let left = Left { values: left.as_slice(), rows: rows.len(), steps };
+                let finish = Finish {
+                    continued: self.terms.start > 0,
+                    last: self.terms.end == call.depth(*side),
+                    mask: if *side == Side::X { call.inputs.dac_mask } else { None },
+                    mask_stride: mask_stride(k),
+                    origin: (rows.start, column),
+                };
+                // SAFETY: the target has rows of k for every row of the strip, and no other task has these columns.
+                unsafe {
+                    let target = self.target.rows.at(rows.start, column);
+                    gradient_panels(isa, form, &left, widened.as_slice(), columns, &finish, target, k);
+                }
             }
         }
     }
