@@ -146,6 +146,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         unsafe { self.store_ptr(target.as_mut_ptr(), value) }
     }
 
+    /// The first N lanes.
+    #[inline(always)]
+    fn store_first<const N: usize>(self, target: &mut [f32; N], value: Self::F) {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, value);
+        target.copy_from_slice(&lanes[..N]);
+    }
+
     #[inline(always)]
     fn lanes(self, value: Self::I) -> [i32; LANES] {
         let mut lanes = [0i32; LANES];

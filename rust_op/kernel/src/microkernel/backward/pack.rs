@@ -94,8 +94,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
                 *vector = isa.bits(form.join(isa, halves[0], halves[1]));
             }
             for (step, lanes) in (start..steps).zip(isa.transpose(vectors)) {
-                // What exceeds the tile's rows is overwritten by the next step's.
-                isa.store(lanes_at(packed, step * height), isa.from_bits(lanes));
+                set_step(isa, packed, step * height, isa.from_bits(lanes));
             }
         }
     }
@@ -162,8 +161,7 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
                 Some(second) => isa.mul(second.passed(isa, column), steps_of_rows[1]),
                 None => isa.splat(0.0),
             };
-            // What exceeds the tile's rows is overwritten by the next step's.
-            isa.store(lanes_at(packed, step * height), form.zip(isa, first, second));
+            set_step(isa, packed, step * height, form.zip(isa, first, second));
         }
     }
     if let Some(bias) = bias {
@@ -173,9 +171,15 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     }
 }
 
+/// Stores a step of a tile. What exceeds the tile's rows is overwritten by the next step's.
 #[inline(always)]
-fn lanes_at(values: &mut [f32], at: usize) -> &mut [f32; LANES] {
-    values[at..].first_chunk_mut().expect("each tile has slack behind it")
+fn set_step<S: Isa>(isa: S, packed: &mut [f32], at: usize, lanes: S::F) {
+    const SLACK: &str = "each tile has slack behind it";
+    if S::FLOAT_TILE.0 <= LANES / 2 {
+        isa.store_first::<{ LANES / 2 }>(packed[at..].first_chunk_mut().expect(SLACK), lanes);
+    } else {
+        isa.store(packed[at..].first_chunk_mut().expect(SLACK), lanes);
+    }
 }
 
 /// What g is multiplied with.
