@@ -162,10 +162,10 @@ pub fn backward(
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
     let work_ns = (work / 64 + m * n) as u64;
-    let call = Call { tier, precision, inputs, work, threads: threads_for(executor, work_ns), unmasked_bias };
+    let call = Call { tier, precision, inputs, threads: threads_for(executor, work_ns), unmasked_bias };
     let for_x = call.tasks(Side::X, m, for_x, None);
     let for_weight = call.tasks(Side::Weight, n, for_weight, db);
-    // In turn, since the first task of a strip packs it and the others wait for that.
+    // In turn, since the first tasks of a strip pack it and the others wait for that.
     run_each(executor, work_ns, interleave(for_x, for_weight), |task| task.run());
     Ok(())
 }

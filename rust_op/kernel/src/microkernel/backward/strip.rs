@@ -17,12 +17,14 @@ use crate::microkernel::{Bf16, Tier};
 
 /// Rows of a strip at most. Each strip widens every panel again.
 const STRIP_ROWS: usize = 768;
+/// Lanes of a packed strip at most, unless it has no more rows than a part: 8 MiB.
+const STRIP_LANES: usize = 1 << 21;
 /// Rows of a part of a strip at most.
 const PART_ROWS: usize = 192;
 /// Whole tiles of 4, 6 or 12 rows, whole vectors.
 const ROW_UNIT: usize = 48;
-/// Tasks of a call for each thread, at least about.
-const TASKS: usize = 16;
+/// Tasks of a gradient for each thread, at least about.
+const TASKS: usize = 8;
 /// Lanes of a sum's terms that are packed at a time: some panels of them stay in the second-level cache.
 const BLOCK_STEPS: usize = 512;
 /// Lanes of panels that a task widens at a time: they stay in the second-level cache.
@@ -38,7 +40,7 @@ fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
 fn strips(rows: usize, panels: usize, depth: usize, tasks: usize) -> usize {
     let for_tasks = tasks.div_ceil(panels).min(rows.div_ceil(PART_ROWS));
     // Where sums are short, storing them is most of the work: tasks are better wide than high.
-    let most = (4 * depth).clamp(PART_ROWS, STRIP_ROWS);
+    let most = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
     rows.div_ceil(most).max(for_tasks)
 }
 
@@ -129,9 +131,7 @@ pub(super) struct Call<'a> {
     pub(super) tier: Tier,
     pub(super) precision: Precision,
     pub(super) inputs: &'a Inputs<'a>,
-    /// Multiply-adds of the whole call.
-    pub(super) work: usize,
-    /// Threads that share it.
+    /// Threads that share the work.
     pub(super) threads: usize,
     /// Whether the bias's gradient passes where the ADC saturated.
     pub(super) unmasked_bias: bool,
@@ -158,7 +158,11 @@ impl<'a> Call<'a> {
         }
         let panels = self.inputs.shape.2.div_ceil(PANEL);
         let depth = self.depth(side);
-        for rows in cut(0..rows, strips(rows, panels, depth, self.threads * TASKS / 2)) {
+        let count = match target {
+            Some(_) => strips(rows, panels, depth, self.tasks_wanted()),
+            None => rows.div_ceil(PART_ROWS),
+        };
+        for rows in cut(0..rows, count) {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
             let together = if target.is_some() { self.task_panels(rows.len(), depth) } else { panels };
             let strip = Arc::new(Strip::new(self, side, rows, target, panels.div_ceil(together), bias));
@@ -171,9 +175,15 @@ impl<'a> Call<'a> {
         tasks
     }
 
-    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves fewer tasks than [`TASKS`].
+    /// Tasks of a gradient, at least about.
+    fn tasks_wanted(&self) -> usize {
+        self.threads.saturating_mul(TASKS)
+    }
+
+    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves too few tasks; at least one.
     fn task_panels(&self, rows: usize, depth: usize) -> usize {
-        let task = (self.work / (self.threads * TASKS)).clamp(1 << 20, 1 << 23);
+        let (m, n, k) = self.inputs.shape;
+        let task = (m * n * k / self.tasks_wanted()).clamp(1 << 20, 1 << 23);
         (task / (rows * depth.max(1) * PANEL)).max(1)
     }
 }
@@ -361,7 +371,7 @@ impl Formed for Product<'_, '_> {
                     mask_stride: mask_stride(k),
                     origin: (rows.start, column),
                 };
-                // SAFETY: the target has rows of k for every row of the strip, and no other task has these columns.
+                // SAFETY: the target has rows of k for every row of the part, and no other task has these columns of them.
                 unsafe {
                     let target = self.target.rows.at(rows.start, column);
                     gradient_panels(isa, form, &left, widened.as_slice(), columns, &finish, target, k);

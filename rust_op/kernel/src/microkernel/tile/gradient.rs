@@ -17,7 +17,7 @@ pub(crate) struct Left<'a> {
     pub(crate) steps: usize,
 }
 
-/// Lanes behind each tile of the left operand: packing stores whole vectors.
+/// Lanes behind each tile of the left operand: packing stores whole vectors, or halves of them.
 const SLACK: usize = LANES;
 
 /// Lanes from one tile of `most` rows of the left operand to the next.
