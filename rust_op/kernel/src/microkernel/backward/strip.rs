@@ -258,11 +258,11 @@ impl<'a> Strip<'a> {
             packed.clone()
         };
         // A part that another task is packing is left to it while there are others to pack.
-        let mut parts: Vec<_> = (self.parts.iter())
+        let parts: Vec<_> = (self.parts.iter())
             .map(|part| part.blocks[index].try_lock().ok().map(|block| packed(part, block)))
             .collect();
-        (self.parts.iter().zip(&mut parts))
-            .map(|(part, done)| done.take().unwrap_or_else(|| packed(part, lock(&part.blocks[index]))))
+        (parts.into_iter().zip(&self.parts))
+            .map(|(done, part)| done.unwrap_or_else(|| packed(part, lock(&part.blocks[index]))))
             .collect()
     }
 
