@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "rust_op" / "kernel" / "examples" / "peaks.rs"
 
 #: The instruction that a tier's products are made of.
-DOT = {"avx512": "vpdpbusd.512", "avx2": "vpmaddwd.256"}
-FMA = {"avx512": "fma.512", "avx2": "fma.256"}
+DOT = {"avx512": "vpdpbusd.512", "avx512bw": "vpmaddwd.512", "avx2": "vpmaddwd.256"}
+FMA = {"avx512": "fma.512", "avx512bw": "fma.512", "avx2": "fma.256"}
 BF16 = {"avx512": "vdpbf16ps.512"}
 #: Rounds of an instruction in one call: some 100 us.
 ROUNDS = 50_000
@@ -104,7 +104,7 @@ class Peaks:
 
     def rates(self, effort: Effort) -> dict[str, float]:
         """Operations a second of one core, by instruction: the best samples."""
-        names = [name for name in (*FMA.values(), *BF16.values(), *DOT.values()) if self.has(name)]
+        names = [name for name in dict.fromkeys((*FMA.values(), *BF16.values(), *DOT.values())) if self.has(name)]
         calls = {name: (lambda name=name: self.operations(name)) for name in names}
         times = interleave(calls, effort)
         return {name: self.operations(name) / min(times[name].seconds) for name in names}

@@ -212,6 +212,7 @@ def test_goals() -> None:
     [
         ("GenuineIntel", "avx512", 5.0),
         ("AuthenticAMD", "avx512", 8.0),
+        ("GenuineIntel", "avx512bw", None),
         ("GenuineIntel", "avx2", None),
         ("aarch64", "portable", None),
     ],

@@ -14,7 +14,8 @@ use std::hint::black_box;
 /// Operations (a multiplication and an addition are two) that `rounds` rounds of the instruction called `name` do, which
 /// this call runs; 0 where this processor has no such instruction, or nothing here is called so.
 ///
-/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `vpdpbusd.512`, `vpmaddwd.256`.
+/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `vpdpbusd.512`,
+/// `vpmaddwd.512`, `vpmaddwd.256`.
 ///
 /// # Safety
 /// `name` is a C string.
@@ -102,6 +103,11 @@ mod x86 {
                 unsafe { vpdpbusd_512(rounds) };
                 2 * 64 * SUMS as u64
             }
+            b"vpmaddwd.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") => {
+                // SAFETY: AVX-512 F and BW are there.
+                unsafe { vpmaddwd_512(rounds) };
+                2 * 32 * SUMS as u64
+            }
             b"vpmaddwd.256" if is_x86_feature_detected!("avx2") => {
                 // SAFETY: AVX2 is there.
                 unsafe { vpmaddwd_256(rounds) };
@@ -169,6 +175,22 @@ mod x86 {
     }
 
     /// The product alone: what is added to it costs another unit's time.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn vpmaddwd_512(rounds: u64) {
+        let b = black_box(_mm512_set1_epi16(-5));
+        let mut products = [_mm512_set1_epi16(3); SUMS];
+        for _ in 0..rounds {
+            for product in &mut products {
+                *product = _mm512_madd_epi16(*product, b);
+            }
+        }
+        black_box(products);
+    }
+
+    /// As [`vpmaddwd_512`].
     ///
     /// # Safety
     /// The processor has AVX2.

@@ -229,7 +229,8 @@ struct Staging {
 }
 
 enum StagedValues {
-    /// Codes, and behind all of them their magnitudes where the product needs them.
+    /// Codes, or where the product needs those ([`Isa::SIGNS`]) their signs, and behind all of them their magnitudes where it
+    /// needs them.
     Int {
         codes: Buffer<i8>,
         magnitudes: bool,
@@ -324,11 +325,15 @@ impl Call<'_> {
                     let stride = code_stride(k);
                     let codes = &mut codes[row * stride..(row + 1) * stride];
                     steps[row] = dac::row(isa, params, x, dac::Target::Int(codes, &mut sums[row]), mask);
-                    if let Some(magnitudes) = magnitudes {
-                        rows::magnitudes(codes, &mut magnitudes[row * stride..(row + 1) * stride]);
-                    }
                     if let Some(CodesMut::I8(saved)) = &mut rows.x_codes {
                         saved[row * stride..(row + 1) * stride].copy_from_slice(codes);
+                    }
+                    if let Some(magnitudes) = magnitudes {
+                        let magnitudes = &mut magnitudes[row * stride..(row + 1) * stride];
+                        rows::magnitudes(codes, magnitudes);
+                        if S::SIGNS {
+                            sums[row] = rows::signs(codes, magnitudes);
+                        }
                     }
                 }
                 StagedMut::Float { values, stride } => {

@@ -38,7 +38,9 @@ enum Token {
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512),
+    Avx512Bw(avx512::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512<true>),
 }
 
 /// An instruction set that this processor has: holding a value is the permission to use it.
@@ -53,6 +55,7 @@ impl Tier {
         #[cfg(target_arch = "x86_64")]
         {
             tiers.extend(avx2::Avx2::new().map(|token| Tier(Token::Avx2(token))));
+            tiers.extend(avx512::Avx512::new().map(|token| Tier(Token::Avx512Bw(token))));
             tiers.extend(avx512::Avx512::new().map(|token| Tier(Token::Avx512(token))));
         }
         tiers
@@ -80,6 +83,8 @@ impl Tier {
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(_) => (80, 50),
             #[cfg(target_arch = "x86_64")]
+            Token::Avx512Bw(_) => (70, 50),
+            #[cfg(target_arch = "x86_64")]
             Token::Avx512(_) => (400, 100),
         }
     }
@@ -90,6 +95,8 @@ impl Tier {
             Token::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512Bw(_) => "avx512bw",
             #[cfg(target_arch = "x86_64")]
             Token::Avx512(_) => "avx512",
         }
@@ -115,6 +122,8 @@ impl Tier {
             Token::Portable(isa) => isa.vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(isa) => isa.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512Bw(isa) => isa.vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Token::Avx512(isa) => isa.vectorize(op),
         }

@@ -79,6 +79,7 @@ impl Isa for Avx2 {
     type A = A;
 
     const SIGNED_CODES: bool = true;
+    const SIGNS: bool = false;
     const SMALL_SUMS: bool = true;
     const ONE_CHAIN: bool = true;
     const INT_TILE: (usize, usize) = (4, 1);

@@ -1,8 +1,10 @@
-//! AVX-512 with VNNI. One vector is one register: F = 16 x f32 in zmm, I = 16 x i32, U = 8 x u64.
+//! AVX-512, with VNNI and without it. One vector is one register: F = 16 x f32 in zmm, I = 16 x i32, U = 8 x u64.
 //!
-//! | step | instruction |
+//! | step | instructions |
 //! |---|---|
-//! | dot | `vpdpbusd` zmm: u8 codes c + z times i8 activations, four products a lane |
+//! | dot with VNNI | `vpdpbusd` zmm: u8 codes c + z times i8 activations, four products a lane |
+//! | dot without it | `vpxor`, `vpmaddubsw` on \|a\| and c ^ s, `vpmaddwd` with ones: exact, since 2 * 127 * 128 < 2^15 |
+//! | dot of up to 4 bits without it | as on AVX2 |
 //! | mask | k registers |
 //! | 64-bit product | `vpmullq` (AVX-512DQ) |
 //! | pairs of bf16 | `vcvtne2ps2bf16`, `vdpbf16ps` (AVX-512 BF16), for the backward pass alone |
@@ -14,18 +16,18 @@ use std::sync::OnceLock;
 use super::form::{Form, Formed};
 use super::isa::{Isa, LANES, Vectorized};
 
-/// Permission to use AVX-512 F, BW, DQ, VL and VNNI.
+/// Permission to use AVX-512 F, BW, DQ and VL, and where `VNNI`, that too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     /// The permission, if this processor has the instructions.
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"))
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma");
         has.then_some(Avx512(()))
@@ -34,22 +36,29 @@ impl Avx512 {
 
 /// # Safety
 /// The processor has the enabled features, which a value of [`Avx512`] proves.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn trampoline<const VNNI: bool, V: Vectorized>(isa: Avx512<VNNI>, op: V) -> V::Output {
+    op.run(isa)
+}
+
+/// # Safety
+/// The processor has the enabled features, which a value of [`Avx512<true>`] proves.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn trampoline<V: Vectorized>(isa: Avx512, op: V) -> V::Output {
+unsafe fn trampoline_vnni<const VNNI: bool, V: Vectorized>(isa: Avx512<VNNI>, op: V) -> V::Output {
     op.run(isa)
 }
 
 /// Permission to use AVX-512 BF16 besides: lanes are pairs of bf16, rounded to nearest, ties to even. Denormals become zeros,
 /// operands and sums alike: these instructions do so whatever the floating-point environment is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bf16(Avx512);
+pub(crate) struct Bf16(Avx512<true>);
 
 impl Bf16 {
     /// The permission, if this processor has the instructions and is faster with them than with floats.
     ///
     /// That was measured: AMD's Zen 5 does twice the work with `vdpbf16ps` that it does with `vfmadd231ps` in the same
     /// time, Intel's Sapphire Rapids half of it.
-    pub(crate) fn new(isa: Avx512) -> Option<Self> {
+    pub(crate) fn new(isa: Avx512<true>) -> Option<Self> {
         static FAST: OnceLock<bool> = OnceLock::new();
         let fast = *FAST.get_or_init(|| is_x86_feature_detected!("avx512bf16") && is_zen_5_or_later());
         fast.then_some(Bf16(isa))
@@ -79,11 +88,11 @@ unsafe fn trampoline_bf16<V: Formed>(form: Bf16, op: V) {
     op.run(form.0, form);
 }
 
-impl Form<Avx512> for Bf16 {
+impl Form<Avx512<true>> for Bf16 {
     const TERMS: usize = 2;
 
     #[inline(always)]
-    fn zip(self, isa: Avx512, first: __m512, second: __m512) -> __m512 {
+    fn zip(self, isa: Avx512<true>, first: __m512, second: __m512) -> __m512 {
         let halves = isa.bits(self.join(isa, first, second));
         let mut order = [0i16; 2 * LANES];
         for lane in 0..LANES {
@@ -94,12 +103,12 @@ impl Form<Avx512> for Bf16 {
         unsafe { isa.from_bits(_mm512_permutexvar_epi16(_mm512_loadu_epi16(order.as_ptr()), halves)) }
     }
     #[inline(always)]
-    fn join(self, isa: Avx512, first: __m512, second: __m512) -> __m512 {
+    fn join(self, isa: Avx512<true>, first: __m512, second: __m512) -> __m512 {
         // SAFETY: `self` proves the instruction; the types have the same size and any bits are a value of theirs.
         unsafe { isa.from_bits(std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))) }
     }
     #[inline(always)]
-    fn multiply_add(self, isa: Avx512, left: __m512, right: __m512, sum: __m512) -> __m512 {
+    fn multiply_add(self, isa: Avx512<true>, left: __m512, right: __m512, sum: __m512) -> __m512 {
         // SAFETY: `self` proves the instruction; the types have the same size and any bits are a value of theirs.
         unsafe {
             let left = std::mem::transmute::<__m512i, __m512bh>(isa.bits(left));
@@ -109,23 +118,31 @@ impl Form<Avx512> for Bf16 {
     }
 }
 
-impl Isa for Avx512 {
+/// 4 codes a of a row or their signs, for each column, and \|a\| where that is needed.
+#[derive(Clone, Copy)]
+pub(crate) struct A {
+    code: __m512i,
+    magnitude: __m512i,
+}
+
+impl<const VNNI: bool> Isa for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
     type U = __m512i;
-    type A = __m512i;
+    type A = A;
 
-    const SIGNED_CODES: bool = false;
-    const SMALL_SUMS: bool = false;
-    const ONE_CHAIN: bool = false;
+    const SIGNED_CODES: bool = !VNNI;
+    const SIGNS: bool = !VNNI;
+    const SMALL_SUMS: bool = !VNNI;
+    const ONE_CHAIN: bool = !VNNI;
     const INT_TILE: (usize, usize) = (12, 2);
     const FLOAT_TILE: (usize, usize) = (12, 2);
 
     #[inline(always)]
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
         // SAFETY: `self` proves the features.
-        unsafe { trampoline(self, op) }
+        unsafe { if VNNI { trampoline_vnni(self, op) } else { trampoline(self, op) } }
     }
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -338,15 +355,41 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn activations(self, codes: *const i8, _magnitudes: *const i8) -> Self::A {
-        // SAFETY: valid for 4 bytes, by this method's contract.
-        self.splat_i(unsafe { codes.cast::<i32>().read_unaligned() })
+    unsafe fn activations(self, codes: *const i8, magnitudes: *const i8) -> Self::A {
+        let magnitudes = if VNNI { codes } else { magnitudes };
+        // SAFETY: both are valid for 4 bytes, by this method's contract.
+        let (code, magnitude) =
+            unsafe { (codes.cast::<i32>().read_unaligned(), magnitudes.cast::<i32>().read_unaligned()) };
+        A { code: self.splat_i(code), magnitude: self.splat_i(magnitude) }
     }
     #[inline(always)]
     fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
-        // SAFETY: `self` proves the instruction.
-        unsafe { _mm512_dpbusd_epi32(sum, stored, activations) }
+        let A { code, magnitude } = activations;
+        // SAFETY: `self` proves the instructions, that of VNNI where it says so.
+        unsafe {
+            if VNNI {
+                return _mm512_dpbusd_epi32(sum, stored, code);
+            }
+            self.widen(sum, _mm512_maddubs_epi16(magnitude, _mm512_xor_si512(stored, code)))
+        }
     }
+    #[inline(always)]
+    fn dot_small(self, sums: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
+        if VNNI {
+            return self.dot(sums, stored, activations);
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_add_epi16(sums, _mm512_maddubs_epi16(stored, activations.code)) }
+    }
+    #[inline(always)]
+    fn widen(self, sum: Self::I, small: Self::I) -> Self::I {
+        if VNNI {
+            return self.add_i(sum, small);
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { self.add_i(sum, _mm512_madd_epi16(small, _mm512_set1_epi16(1))) }
+    }
+
     #[inline(always)]
     fn splat_u(self, value: u64) -> Self::U {
         // SAFETY: `self` proves the instruction.

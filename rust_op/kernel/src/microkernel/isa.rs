@@ -32,7 +32,11 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     type A: Copy;
 
     /// Whether [`Isa::dot`] multiplies signed bytes, so that panels of 8 bits hold the codes as they are; else unsigned ones.
+    /// It then takes the magnitudes of X's codes too.
     const SIGNED_CODES: bool;
+    /// Whether it then takes signs s of X's codes a, 0 or -1, in place of the codes, and sums |a| (c ^ s). That is |a| c, or
+    /// -|a| c - |a| where a is negative: the sum of these |a| is the caller's to add.
+    const SIGNS: bool;
     /// Whether [`Isa::dot_small`] sums in 16 bits, which small codes leave room for.
     const SMALL_SUMS: bool;
     /// Whether a sum is ready for the next [`Isa::dot`] at once, so that one chain is as fast as several.
@@ -103,12 +107,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Rows become columns.
     fn transpose(self, rows: [Self::I; LANES]) -> [Self::I; LANES];
 
-    /// 4 codes of a row of X.
+    /// 4 codes of a row of X, or their signs ([`Isa::SIGNS`]), and where they are asked for their magnitudes.
     ///
     /// # Safety
-    /// `codes` is valid for reads of 4 codes and, with [`Isa::SIGNED_CODES`], `magnitudes` of as many magnitudes.
+    /// `codes` is valid for reads of 4 bytes and, with [`Isa::SIGNED_CODES`], `magnitudes` too.
     unsafe fn activations(self, codes: *const i8, magnitudes: *const i8) -> Self::A;
-    /// Adds to each column the product of its 4 stored codes with the 4 of `activations`.
+    /// Adds to each column the product of its 4 stored codes with the 4 of `activations`, but for what
+    /// [`Isa::SIGNS`] says.
     fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I;
     /// The same for unsigned codes of up to 4 bits, into sums that [`Isa::widen`] ends: with [`Isa::SMALL_SUMS`] 32 sums of
     /// 16 bits, which are the caller's to keep from overflowing.

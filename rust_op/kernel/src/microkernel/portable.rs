@@ -38,6 +38,7 @@ impl Isa for Portable {
     type A = [i8; 4];
 
     const SIGNED_CODES: bool = false;
+    const SIGNS: bool = false;
     const SMALL_SUMS: bool = false;
     const ONE_CHAIN: bool = false;
     const INT_TILE: (usize, usize) = (4, 1);

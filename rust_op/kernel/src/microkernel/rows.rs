@@ -166,6 +166,18 @@ pub(crate) fn magnitudes(codes: &[i8], out: &mut [i8]) {
     }
 }
 
+/// Replaces codes by their signs, 0 or -1 where a code is negative. Returns the sum of the magnitudes of the negative ones,
+/// which [`Isa::dot`] leaves out.
+#[inline(always)]
+pub(crate) fn signs(codes: &mut [i8], magnitudes: &[i8]) -> i32 {
+    let mut negative = 0;
+    for (code, magnitude) in codes.iter_mut().zip(magnitudes) {
+        *code >>= 7;
+        negative += i32::from(*magnitude & *code);
+    }
+    negative
+}
+
 /// Writes codes of up to 16 bits that stand as floats, zeros to the end of `out`.
 #[inline(always)]
 pub(crate) fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {

@@ -244,12 +244,12 @@ impl Right<'_> {
                 quantized(isa, &values[row * k + column..], count, k, &coder)
             }
             Right::Rows(Operand::I8(codes)) => {
-                let codes = padded(&codes[row * code_stride(k) + column..][..count]);
+                let codes = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
                 let (halves, _) = codes.as_chunks::<LANES>();
                 [isa.to_float(isa.load_i8(&halves[0])), isa.to_float(isa.load_i8(&halves[1]))]
             }
             Right::Rows(Operand::I16(codes)) => {
-                let codes = padded(&codes[row * code_stride(k) + column..][..count]);
+                let codes = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
                 let (halves, _) = codes.as_chunks::<LANES>();
                 [isa.to_float(isa.load_i16(&halves[0])), isa.to_float(isa.load_i16(&halves[1]))]
             }
@@ -279,9 +279,12 @@ fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Cod
     codes
 }
 
-/// A panel's columns of codes, filled up with zeros.
+/// The first `count` of `codes`, which are a panel's columns in a row of `stride`, filled up with zeros. Meanwhile a row
+/// further down is fetched.
 #[inline(always)]
-fn padded<T: Copy + Default>(codes: &[T]) -> [T; PANEL] {
+fn fetched<S: Isa, T: Copy + Default>(isa: S, codes: &[T], stride: usize, count: usize) -> [T; PANEL] {
+    isa.prefetch(codes.as_ptr().wrapping_add(ROWS_AHEAD * stride));
+    let codes = &codes[..count];
     match codes.first_chunk::<PANEL>() {
         Some(codes) => *codes,
         None => {

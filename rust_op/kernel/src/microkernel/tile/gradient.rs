@@ -148,6 +148,11 @@ impl Tile<'_> {
         unsafe {
             let left = self.left.values.as_ptr().add(self.row / most * tile_stride(most, self.left.steps));
             let panel = self.panel.add(panel_lane::<S>(self.left.steps, 0, vector));
+            for i in 0..rows {
+                for v in 0..NV {
+                    self.target.fetch(isa, self.row + i, vector + v);
+                }
+            }
             if self.finish.continued {
                 for (i, sums) in sums.iter_mut().enumerate().take(rows) {
                     for (v, sum) in sums.iter_mut().enumerate() {

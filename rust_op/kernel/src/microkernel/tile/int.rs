@@ -7,11 +7,12 @@ use crate::microkernel::isa::{Isa, LANES};
 /// Rows of DAC codes.
 #[derive(Clone, Copy)]
 pub(crate) struct IntRows<'a> {
+    /// Them, or their signs where the tier's dot reads those ([`Isa::SIGNS`]).
     pub(crate) codes: &'a [i8],
     /// Their magnitudes, in rows as theirs, where the tier's dot reads them ([`Isa::SIGNED_CODES`]).
     pub(crate) magnitudes: &'a [i8],
     pub(crate) stride: usize,
-    /// Sum of the codes of each row.
+    /// Sum of the codes of each row; beside signs, of the magnitudes of the negative codes.
     pub(crate) sums: &'a [i32],
 }
 
@@ -79,10 +80,10 @@ unsafe fn int_panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
             // Unpacking takes registers that 12 rows, or 6 of sums of 16 bits, do not leave. 8 of those are twice 4.
             row += if SIZE == 8 && most >= 12 && left >= 12 {
                 int_rows::<S, BITS, SIZE, 12, 1>(isa, rows, panel, scaling, target, row)
-            } else if most >= 8 && left >= 8 {
-                int_rows::<S, BITS, SIZE, 8, 1>(isa, rows, panel, scaling, target, row)
             } else if small && SIZE == 8 && left >= 6 && left != 8 {
                 int_rows::<S, BITS, SIZE, 6, 1>(isa, rows, panel, scaling, target, row)
+            } else if !small && most >= 8 && left >= 8 {
+                int_rows::<S, BITS, SIZE, 8, 1>(isa, rows, panel, scaling, target, row)
             } else if left >= 4 {
                 int_rows::<S, BITS, SIZE, 4, 1>(isa, rows, panel, scaling, target, row)
             } else if left >= 2 {
@@ -149,7 +150,7 @@ unsafe fn int_vectors<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize,
     debug_assert!(!S::SIGNED_CODES || BITS < 8 || rows.magnitudes.len() == rows.codes.len());
     let mut start = [0; MR];
     for (start, sum) in start.iter_mut().zip(&rows.sums[row..row + MR]) {
-        *start = -panel.storage.zero * sum;
+        *start = if S::SIGNS && BITS == 8 { *sum } else { -panel.storage.zero * sum };
     }
     // SAFETY: the slices hold what the assertions above say, which their makers keep; the target by contract.
     unsafe {
@@ -586,16 +587,32 @@ fn unpack_panel_of<S: Isa, const BITS: u32>(isa: S, packed: &[u8], groups: usize
     let slots = 8 / BITS as usize;
     let (blocks, _) = packed.as_chunks::<BLOCK_BYTES>();
     let (targets, _) = unpacked.as_chunks_mut::<BLOCK_BYTES>();
-    for (block, targets) in blocks.iter().zip(targets[..groups].chunks_mut(slots)) {
-        for half in 0..2 {
-            // SAFETY: each block has two halves of 64 bytes.
-            let bytes = unsafe { isa.load_i_ptr(block.as_ptr().add(half * 4 * LANES)) };
-            for (index, target) in targets.iter_mut().enumerate() {
-                // SAFETY: as above.
-                unsafe {
-                    isa.store_i_ptr(target.as_mut_ptr().add(half * 4 * LANES), slot::<S, BITS>(isa, bytes, index))
-                };
-            }
+    let (whole, last) = targets[..groups].split_at_mut(groups / slots * slots);
+    // A number of slots that varied would choose the shift of each anew.
+    for (block, targets) in blocks.iter().zip(whole.chunks_exact_mut(slots)) {
+        for slot in 0..slots {
+            unpack_slot::<S, BITS>(isa, block, slot, &mut targets[slot]);
+        }
+    }
+    for (slot, target) in last.iter_mut().enumerate() {
+        unpack_slot::<S, BITS>(isa, &blocks[groups / slots], slot, target);
+    }
+}
+
+/// Unpacks one group of a block.
+#[inline(always)]
+fn unpack_slot<S: Isa, const BITS: u32>(
+    isa: S,
+    block: &[u8; BLOCK_BYTES],
+    index: usize,
+    target: &mut [u8; BLOCK_BYTES],
+) {
+    for half in 0..2 {
+        let at = half * 4 * LANES;
+        // SAFETY: each has two halves of 64 bytes.
+        unsafe {
+            let bytes = isa.load_i_ptr(block.as_ptr().add(at));
+            isa.store_i_ptr(target.as_mut_ptr().add(at), slot::<S, BITS>(isa, bytes, index));
         }
     }
 }

@@ -29,6 +29,15 @@ impl Target {
         (pointer, self.columns.saturating_sub(vector * LANES).min(LANES))
     }
 
+    /// Asks for the memory, which the rows that lie one below the other have each on another page.
+    ///
+    /// # Safety
+    /// `row` is one of the rows of the contract of [`Target::new`].
+    #[inline(always)]
+    pub(super) unsafe fn fetch<S: Isa>(&self, isa: S, row: usize, vector: usize) {
+        isa.prefetch(self.at(row, vector).0);
+    }
+
     /// # Safety
     /// `row` is one of the rows of the contract of [`Target::new`].
     #[inline(always)]
