@@ -24,7 +24,7 @@ def run(context: Context) -> Iterator[Row]:
         "theirs": lambda: torch.randn(rows, columns, out=tensor),
     }
     times = interleave(sides, context.effort)
-    goal = context.goal(any=5.0) if context.machine.tier == "avx2" else context.goal(intel=6.0, amd=10.0)
+    goal = context.goal(any=5.0) if context.machine.tier in ("avx2", "avx512bw") else context.goal(intel=6.0, amd=10.0)
     yield compare(
         times["ours"],
         times["theirs"],

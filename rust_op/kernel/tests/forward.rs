@@ -41,7 +41,7 @@ proptest! {
         case in prop_oneof![case(1, 1100, 600, false), case(5, 300, 520, true), case(33, 200, 129, false), case(100, 90, 70, true)],
         threads in prop_oneof![Just(1usize), Just(2), Just(3), Just(7)],
     ) {
-        for tier in Tier::available().into_iter().rev().take(2) {
+        for tier in Tier::available().into_iter().rev().take(3) {
             case.check(tier, &Threads::new(threads));
             case.check(tier, &Reversed);
         }

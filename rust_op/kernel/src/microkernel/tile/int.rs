@@ -7,7 +7,7 @@ use crate::microkernel::isa::{Isa, LANES};
 /// Rows of DAC codes.
 #[derive(Clone, Copy)]
 pub(crate) struct IntRows<'a> {
-    /// Them, or their signs where the tier's dot reads those ([`Isa::SIGNS`]).
+    /// Them, or beside weights of 8 bits their signs where the tier's dot reads those ([`Isa::SIGNS`]).
     pub(crate) codes: &'a [i8],
     /// Their magnitudes, in rows as theirs, where the tier's dot reads them ([`Isa::SIGNED_CODES`]).
     pub(crate) magnitudes: &'a [i8],
@@ -82,7 +82,7 @@ unsafe fn int_panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
                 int_rows::<S, BITS, SIZE, 12, 1>(isa, rows, panel, scaling, target, row)
             } else if small && SIZE == 8 && left >= 6 && left != 8 {
                 int_rows::<S, BITS, SIZE, 6, 1>(isa, rows, panel, scaling, target, row)
-            } else if !small && most >= 8 && left >= 8 {
+            } else if most >= 8 && left >= 8 && !(small && BITS == 1) {
                 int_rows::<S, BITS, SIZE, 8, 1>(isa, rows, panel, scaling, target, row)
             } else if left >= 4 {
                 int_rows::<S, BITS, SIZE, 4, 1>(isa, rows, panel, scaling, target, row)
@@ -160,10 +160,10 @@ unsafe fn int_vectors<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize,
             if S::SIGNED_CODES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
         let bytes = panel.bytes.as_ptr();
         // An unpacked panel is at hand. While the first rows take it, each of their two vectors of columns fetches half of
-        // what is to be unpacked next.
+        // what is to be unpacked next, or both together all of it.
         let (fetch, ahead) = if BITS < SIZE {
-            let half = groups * fetched_bytes(BITS, SIZE);
-            (panel.fetch && row == 0, panel.next.wrapping_add(vector * half))
+            let part = groups * fetched_bytes(BITS, SIZE, NV);
+            (panel.fetch && row == 0, panel.next.wrapping_add(vector * part))
         } else {
             (panel.fetch, bytes.wrapping_add(PREFETCH_BYTES))
         };
@@ -248,16 +248,16 @@ unsafe fn load_block<S: Isa, const NV: usize>(isa: S, block: *const u8) -> [S::I
 /// How far ahead of its use a panel is fetched. Panels follow one another.
 const PREFETCH_BYTES: usize = 2048;
 
-/// Bytes that are fetched with a block of codes of `bits` bits that take `size` bits each.
-const fn fetched_bytes(bits: u32, size: u32) -> usize {
-    if bits < size { BLOCK_BYTES * bits as usize / size as usize / 2 } else { BLOCK_BYTES }
+/// Bytes that `vectors` vectors of a block of codes of `bits` bits that take `size` bits each fetch with it.
+const fn fetched_bytes(bits: u32, size: u32, vectors: usize) -> usize {
+    if bits < size { BLOCK_BYTES * bits as usize / size as usize * vectors / 2 } else { BLOCK_BYTES }
 }
 
 impl Origin {
     /// Fetches what is due at block `index`.
     #[inline(always)]
-    fn prefetch<S: Isa, const BITS: u32, const SIZE: u32>(&self, isa: S, index: usize) {
-        let bytes = fetched_bytes(BITS, SIZE);
+    fn prefetch<S: Isa, const BITS: u32, const SIZE: u32, const NV: usize>(&self, isa: S, index: usize) {
+        let bytes = fetched_bytes(BITS, SIZE, NV);
         for line in 0..bytes.div_ceil(64) {
             isa.prefetch(self.ahead.wrapping_add(index * bytes + 64 * line));
         }
@@ -313,7 +313,7 @@ unsafe fn int_tile<S: Isa, const SIZE: u32, const MR: usize, const NV: usize, co
             for index in 0..blocks_at_once {
                 let block = block.add(index * BLOCK_BYTES);
                 if MR <= 8 && fetch {
-                    origin.prefetch::<S, SIZE, SIZE>(isa, group / slots + index);
+                    origin.prefetch::<S, SIZE, SIZE, NV>(isa, group / slots + index);
                 }
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
@@ -393,7 +393,7 @@ unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, 
             for index in first..end {
                 let block = origin.panel.add(index * BLOCK_BYTES);
                 if fetch {
-                    origin.prefetch::<S, BITS, SIZE>(isa, index);
+                    origin.prefetch::<S, BITS, SIZE, NV>(isa, index);
                 }
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
@@ -444,7 +444,7 @@ unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>
             for index in first..end {
                 let block = origin.panel.add(index * BLOCK_BYTES);
                 if origin.fetch {
-                    origin.prefetch::<S, BITS, BITS>(isa, index);
+                    origin.prefetch::<S, BITS, BITS, NV>(isa, index);
                 }
                 let low = load_block::<S, NV>(isa, block);
                 let mut high = low;
@@ -503,7 +503,7 @@ unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
             for phase in 0..phases {
                 let index = step * phases + phase;
                 let block = origin.panel.add(index * BLOCK_BYTES);
-                origin.prefetch::<S, BITS, BITS>(isa, index);
+                origin.prefetch::<S, BITS, BITS, NV>(isa, index);
                 let vectors = load_block::<S, NV>(isa, block);
                 for s in 0..slots {
                     let stored = masked::<S, BITS, NV>(isa, &vectors, s);
