@@ -77,7 +77,8 @@ unsafe fn int_panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
     unsafe {
         while row < count {
             let left = count - row;
-            // Unpacking takes registers that 12 rows, or 6 of sums of 16 bits, do not leave. 8 of those are twice 4.
+            // Unpacking takes registers that 12 rows, or 6 of sums of 16 bits, do not leave. 8 of those are twice 4 where
+            // tiles are small, and of single bits everywhere: that was measured.
             row += if SIZE == 8 && most >= 12 && left >= 12 {
                 int_rows::<S, BITS, SIZE, 12, 1>(isa, rows, panel, scaling, target, row)
             } else if small && SIZE == 8 && left >= 6 && left != 8 {
