@@ -109,6 +109,19 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_first(self, source: &[f32]) -> Self::F {
+        let count = source.len().min(LANES) as i32;
+        // SAFETY: `self` proves the instructions, which read nothing where the mask's lane has no top bit: the second
+        // half's address, which may lie behind the slice, is only formed.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let low = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
+            let high = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lanes);
+            let source = source.as_ptr();
+            F(_mm256_maskload_ps(source, low), _mm256_maskload_ps(source.wrapping_add(8), high))
+        }
+    }
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: `self` proves the instruction.
         unsafe { F(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }

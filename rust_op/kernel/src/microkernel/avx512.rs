@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::form::{Form, Formed};
-use super::isa::{Isa, LANES, Vectorized};
+use super::isa::{Isa, LANES, Vectorized, first_bits};
 
 /// Permission to use AVX-512 F, BW, DQ and VL, and where `VNNI`, that too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +158,36 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     unsafe fn store_ptr(self, target: *mut f32, value: Self::F) {
         // SAFETY: `self` proves the instruction; the pointer is valid by this method's contract.
         unsafe { _mm512_storeu_ps(target, value) }
+    }
+    #[inline(always)]
+    fn load_first(self, source: &[f32]) -> Self::F {
+        // SAFETY: `self` proves the instruction, which reads nothing where the mask has no bit.
+        unsafe { _mm512_maskz_loadu_ps(first_bits(source.len()), source.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_first(self, target: &mut [f32], value: Self::F) {
+        // SAFETY: `self` proves the instruction, which writes nothing where the mask has no bit.
+        unsafe { _mm512_mask_storeu_ps(target.as_mut_ptr(), first_bits(target.len()), value) }
+    }
+    #[inline(always)]
+    fn load_i8_first(self, source: &[i8]) -> Self::I {
+        // SAFETY: `self` proves the instructions, which read nothing where the mask has no bit.
+        unsafe { _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_bits(source.len()), source.as_ptr())) }
+    }
+    #[inline(always)]
+    fn load_i16_first(self, source: &[i16]) -> Self::I {
+        // SAFETY: `self` proves the instructions, which read nothing where the mask has no bit.
+        unsafe { _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(first_bits(source.len()), source.as_ptr())) }
+    }
+    #[inline(always)]
+    fn store_i8_first(self, target: &mut [i8], value: Self::I) {
+        // SAFETY: `self` proves the instruction, which writes nothing where the mask has no bit.
+        unsafe { _mm512_mask_cvtepi32_storeu_epi8(target.as_mut_ptr(), first_bits(target.len()), value) }
+    }
+    #[inline(always)]
+    fn store_i16_first(self, target: &mut [i16], value: Self::I) {
+        // SAFETY: `self` proves the instruction, which writes nothing where the mask has no bit.
+        unsafe { _mm512_mask_cvtepi32_storeu_epi16(target.as_mut_ptr(), first_bits(target.len()), value) }
     }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {

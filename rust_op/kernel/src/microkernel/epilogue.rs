@@ -67,15 +67,11 @@ fn run<S: Isa>(isa: S, row: &mut [f32], pass: &mut impl Pass<S>) -> i32 {
             isa.store(&mut halves[0], first);
             isa.store(&mut halves[1], second);
         } else {
-            let mut padded = [[0.0; LANES]; 2];
-            padded.as_flattened_mut()[..group.len()].copy_from_slice(group);
-            let [first, second] = pass.group(isa, start, [isa.load(&padded[0]), isa.load(&padded[1])]);
-            isa.store(&mut padded[0], first);
-            isa.store(&mut padded[1], second);
-            group.copy_from_slice(&padded.as_flattened()[..group.len()]);
-            padded.as_flattened_mut()[group.len()..].fill(0.0);
-            for half in &padded {
-                largest = isa.max_i(largest, isa.magnitude(isa.load(half)));
+            let (low, high) = group.split_at_mut(group.len().min(LANES));
+            let [first, second] = pass.group(isa, start, [isa.load_first(low), isa.load_first(high)]);
+            for (half, value) in [(low, first), (high, second)] {
+                largest = isa.max_i(largest, isa.magnitude(isa.first(value, half.len())));
+                isa.store_first(half, value);
             }
         }
     }

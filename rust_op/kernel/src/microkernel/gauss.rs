@@ -97,10 +97,9 @@ pub(crate) fn fill_row<S: Isa>(isa: S, call_key: u64, row: u64, out: &mut [f32])
                 isa.store(&mut halves[0], first);
                 isa.store(&mut halves[1], second);
             } else {
-                let mut values = [[0.0; LANES]; 2];
-                isa.store(&mut values[0], first);
-                isa.store(&mut values[1], second);
-                group.copy_from_slice(&values.as_flattened()[..group.len()]);
+                let (low, high) = group.split_at_mut(group.len().min(LANES));
+                isa.store_first(low, first);
+                isa.store_first(high, second);
             }
         }
     }

@@ -7,6 +7,31 @@
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// The first `count` of 16 bits.
+#[inline(always)]
+pub(crate) const fn first_bits(count: usize) -> u16 {
+    if count < LANES { (1 << count) - 1 } else { u16::MAX }
+}
+
+/// Copies up to 16 elements, as many as there are on both sides, in pieces of fixed sizes: a call of the C library's would
+/// take longer.
+#[inline(always)]
+fn copy_first<T: Copy>(source: &[T], target: &mut [T]) {
+    #[inline(always)]
+    fn piece<T: Copy, const N: usize>(source: &[T], target: &mut [T], at: &mut usize, count: usize) {
+        if count & N != 0 {
+            target[*at..][..N].copy_from_slice(&source[*at..][..N]);
+            *at += N;
+        }
+    }
+    let (count, mut at) = (source.len().min(target.len()).min(LANES), 0);
+    piece::<T, LANES>(source, target, &mut at, count);
+    piece::<T, { LANES / 2 }>(source, target, &mut at, count);
+    piece::<T, { LANES / 4 }>(source, target, &mut at, count);
+    piece::<T, { LANES / 8 }>(source, target, &mut at, count);
+    piece::<T, 1>(source, target, &mut at, count);
+}
+
 /// A computation that is compiled once for each tier, with that tier's instructions.
 pub(crate) trait Vectorized {
     /// What it returns.
@@ -151,12 +176,64 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         unsafe { self.store_ptr(target.as_mut_ptr(), value) }
     }
 
-    /// The first N lanes.
+    /// The first 16 elements; zeros behind the end.
     #[inline(always)]
-    fn store_first<const N: usize>(self, target: &mut [f32; N], value: Self::F) {
+    fn load_first(self, source: &[f32]) -> Self::F {
+        let mut lanes = [0.0; LANES];
+        copy_first(source, &mut lanes);
+        self.load(&lanes)
+    }
+
+    /// Sets the first 16 elements, or as many as there are.
+    #[inline(always)]
+    fn store_first(self, target: &mut [f32], value: Self::F) {
         let mut lanes = [0.0; LANES];
         self.store(&mut lanes, value);
-        target.copy_from_slice(&lanes[..N]);
+        copy_first(&lanes, target);
+    }
+
+    /// Widens the first 16 codes; zeros behind the end.
+    #[inline(always)]
+    fn load_i8_first(self, source: &[i8]) -> Self::I {
+        if let Some(whole) = source.first_chunk() {
+            return self.load_i8(whole);
+        }
+        let mut lanes = [0; LANES];
+        copy_first(source, &mut lanes);
+        self.load_i8(&lanes)
+    }
+
+    /// Widens the first 16 codes; zeros behind the end.
+    #[inline(always)]
+    fn load_i16_first(self, source: &[i16]) -> Self::I {
+        if let Some(whole) = source.first_chunk() {
+            return self.load_i16(whole);
+        }
+        let mut lanes = [0; LANES];
+        copy_first(source, &mut lanes);
+        self.load_i16(&lanes)
+    }
+
+    /// Narrows lanes that fit to the first 16 codes, or as many as there are.
+    #[inline(always)]
+    fn store_i8_first(self, target: &mut [i8], value: Self::I) {
+        let mut lanes = [0; LANES];
+        self.store_i8(&mut lanes, value);
+        copy_first(&lanes, target);
+    }
+
+    /// Narrows lanes that fit to the first 16 codes, or as many as there are.
+    #[inline(always)]
+    fn store_i16_first(self, target: &mut [i16], value: Self::I) {
+        let mut lanes = [0; LANES];
+        self.store_i16(&mut lanes, value);
+        copy_first(&lanes, target);
+    }
+
+    /// The first `count` lanes; zeros behind them.
+    #[inline(always)]
+    fn first(self, value: Self::F, count: usize) -> Self::F {
+        self.select(self.mask(first_bits(count)), value, self.splat(0.0))
     }
 
     #[inline(always)]

@@ -14,11 +14,7 @@ pub(crate) fn vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
     let (chunks, tail) = row.as_chunks::<LANES>();
     match chunks.get(index) {
         Some(chunk) => isa.load(chunk),
-        None => {
-            let mut padded = [0.0; LANES];
-            padded[..tail.len()].copy_from_slice(tail);
-            isa.load(&padded)
-        }
+        None => isa.load_first(tail),
     }
 }
 
@@ -28,11 +24,7 @@ pub(crate) fn set_vector<S: Isa>(isa: S, row: &mut [f32], index: usize, value: S
     let (chunks, tail) = row.as_chunks_mut::<LANES>();
     match chunks.get_mut(index) {
         Some(chunk) => isa.store(chunk, value),
-        None => {
-            let mut padded = [0.0; LANES];
-            isa.store(&mut padded, value);
-            tail.copy_from_slice(&padded[..tail.len()]);
-        }
+        None => isa.store_first(tail, value),
     }
 }
 
@@ -148,14 +140,13 @@ pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<
         sum = isa.add_i(sum, codes);
         isa.store_i8(out, codes);
     }
-    let mut total = isa.total(sum);
     if !x_tail.is_empty() {
-        let mut codes = [0; LANES];
-        isa.store_i8(&mut codes, coder.code(isa, vector(isa, x_tail, 0)));
-        out_tail.copy_from_slice(&codes[..out_tail.len()]);
-        total += out_tail.iter().map(|code| i32::from(*code)).sum::<i32>();
+        let codes = coder.code(isa, isa.load_first(x_tail));
+        isa.store_i8_first(out_tail, codes);
+        // The sign of no weight at all is a code too.
+        sum = isa.add_i(sum, isa.bits(isa.first(isa.from_bits(codes), x_tail.len())));
     }
-    total
+    isa.total(sum)
 }
 
 /// Writes |c| of each code.
@@ -188,11 +179,7 @@ pub(crate) fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
         let value = isa.round(vector(isa, codes, index));
         match chunks.get_mut(index) {
             Some(chunk) => isa.store_i16(chunk, value),
-            None => {
-                let mut padded = [0; LANES];
-                isa.store_i16(&mut padded, value);
-                out_tail.copy_from_slice(&padded[..out_tail.len()]);
-            }
+            None => isa.store_i16_first(out_tail, value),
         }
     }
 }

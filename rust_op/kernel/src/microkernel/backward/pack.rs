@@ -176,7 +176,7 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
 fn set_step<S: Isa>(isa: S, packed: &mut [f32], at: usize, lanes: S::F) {
     const SLACK: &str = "each tile has slack behind it";
     if S::FLOAT_TILE.0 <= LANES / 2 {
-        isa.store_first::<{ LANES / 2 }>(packed[at..].first_chunk_mut().expect(SLACK), lanes);
+        isa.store_first(packed[at..].first_chunk_mut::<{ LANES / 2 }>().expect(SLACK), lanes);
     } else {
         isa.store(packed[at..].first_chunk_mut().expect(SLACK), lanes);
     }
@@ -244,14 +244,12 @@ impl Right<'_> {
                 quantized(isa, &values[row * k + column..], count, k, &coder)
             }
             Right::Rows(Operand::I8(codes)) => {
-                let codes = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
-                let (halves, _) = codes.as_chunks::<LANES>();
-                [isa.to_float(isa.load_i8(&halves[0])), isa.to_float(isa.load_i8(&halves[1]))]
+                let [low, high] = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
+                [isa.to_float(isa.load_i8_first(low)), isa.to_float(isa.load_i8_first(high))]
             }
             Right::Rows(Operand::I16(codes)) => {
-                let codes = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
-                let (halves, _) = codes.as_chunks::<LANES>();
-                [isa.to_float(isa.load_i16(&halves[0])), isa.to_float(isa.load_i16(&halves[1]))]
+                let [low, high] = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
+                [isa.to_float(isa.load_i16_first(low)), isa.to_float(isa.load_i16_first(high))]
             }
         }
     }
@@ -279,18 +277,11 @@ fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Cod
     codes
 }
 
-/// The first `count` of `codes`, which are a panel's columns in a row of `stride`, filled up with zeros. Meanwhile a row
-/// further down is fetched.
+/// The halves of the first `count` of `codes`, which are a panel's columns in a row of `stride`. Meanwhile a row further
+/// down is fetched.
 #[inline(always)]
-fn fetched<S: Isa, T: Copy + Default>(isa: S, codes: &[T], stride: usize, count: usize) -> [T; PANEL] {
+fn fetched<S: Isa, T>(isa: S, codes: &[T], stride: usize, count: usize) -> [&[T]; 2] {
     isa.prefetch(codes.as_ptr().wrapping_add(ROWS_AHEAD * stride));
-    let codes = &codes[..count];
-    match codes.first_chunk::<PANEL>() {
-        Some(codes) => *codes,
-        None => {
-            let mut padded = [T::default(); PANEL];
-            padded[..codes.len()].copy_from_slice(codes);
-            padded
-        }
-    }
+    let (low, high) = codes[..count].split_at(count.min(LANES));
+    [low, high]
 }

@@ -48,9 +48,7 @@ impl Target {
             if count == LANES {
                 isa.store_ptr(pointer, value);
             } else if count > 0 {
-                let mut lanes = [0.0; LANES];
-                isa.store(&mut lanes, value);
-                std::ptr::copy_nonoverlapping(lanes.as_ptr(), pointer, count);
+                isa.store_first(std::slice::from_raw_parts_mut(pointer, count), value);
             }
         }
     }
@@ -64,10 +62,10 @@ impl Target {
         unsafe {
             if count == LANES {
                 isa.load_ptr(pointer)
+            } else if count > 0 {
+                isa.load_first(std::slice::from_raw_parts(pointer, count))
             } else {
-                let mut lanes = [0.0; LANES];
-                std::ptr::copy_nonoverlapping(pointer, lanes.as_mut_ptr(), count);
-                isa.load(&lanes)
+                isa.splat(0.0)
             }
         }
     }
