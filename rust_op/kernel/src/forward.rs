@@ -352,15 +352,9 @@ impl Call<'_> {
 
     /// Finishes rows of z.
     #[inline(always)]
-    fn finish<S: Isa>(&self, isa: S, first: usize, y: &mut [f32], steps: &[f32], mut mask: Option<&mut [u8]>) {
+    fn finish<S: Isa>(&self, isa: S, first: usize, y: &mut [f32], steps: &[f32], mask: Option<&mut [u8]>) {
         let n = self.layer.weights.n();
-        for (row, (y, step)) in y.chunks_exact_mut(n).zip(steps).enumerate() {
-            let mask = mask.as_mut().map(|mask| {
-                let stride = mask_stride(n);
-                &mut mask[row * stride..(row + 1) * stride]
-            });
-            self.layer.epilogue.row(isa, self.call_key, (first + row) as u64, step.is_nan(), y, mask);
-        }
+        self.layer.epilogue.rows(isa, self.call_key, first as u64, y, n, steps, mask);
     }
 }
 

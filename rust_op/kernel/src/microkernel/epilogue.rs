@@ -1,4 +1,4 @@
-//! Noise and ADC, over one row of Y that holds z: at most three passes over memory that sits in L1.
+//! Noise and ADC, over rows of Y that hold z: at most three passes over memory that sits in L1.
 //!
 //! 1. R, where a law reads it and it is dynamic: max|z|.
 //! 2. Noise: v = fma(sigma, eps, z), and max|v|.
@@ -7,11 +7,16 @@
 use super::gauss::Gauss;
 use super::isa::{Isa, LANES};
 use super::rows::{INFINITY_BITS, VectorQuantizer, largest_magnitude};
+use crate::forward::mask_stride;
 use crate::params::{BiasStage, NoiseLevels, OutputRange, Params};
 use crate::quantize::{Quantizer, levels};
 use crate::reference::NAN;
 use crate::rng;
 
+/// Rows that go through a pass together, at most.
+const ROWS: usize = 8;
+/// Elements of them at most, where they are several: they stay in the first-level cache.
+const NEAR_LANES: usize = 1 << 12;
 /// Columns that a pass takes at a time.
 const GROUP: usize = 2 * LANES;
 
@@ -76,6 +81,12 @@ fn run<S: Isa>(isa: S, row: &mut [f32], pass: &mut impl Pass<S>) -> i32 {
         }
     }
     isa.largest(largest)
+}
+
+/// The number of these bits, which are of no negative number, where it is finite.
+#[inline(always)]
+fn finite(bits: i32) -> Option<f32> {
+    (bits < INFINITY_BITS).then_some(f32::from_bits(bits as u32))
 }
 
 /// Which laws are on.
@@ -213,53 +224,65 @@ impl Epilogue {
         }
     }
 
-    /// Finishes row `m`, which holds z; `is_nan` rows become NaN. `mask` receives the ADC's saturation bits.
+    /// Finishes rows of `n` from row `first` on, which hold z; those whose step is NaN become NaN. `mask` receives the
+    /// ADC's saturation bits.
+    ///
+    /// [`ROWS`] rows go through a pass before the next one begins: that waits for a row's maximum, while another row has
+    /// something to do.
     #[inline(always)]
-    pub(crate) fn row<S: Isa>(
+    #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
+    pub(crate) fn rows<S: Isa>(
         &self,
         isa: S,
         call_key: u64,
-        m: u64,
-        is_nan: bool,
+        first: u64,
         y: &mut [f32],
+        n: usize,
+        steps: &[f32],
         mut mask: Option<&mut [u8]>,
     ) {
-        if is_nan || !self.finish(isa, call_key, m, y, mask.as_deref_mut()) {
-            y.fill(NAN);
-            if let Some(mask) = mask {
-                mask.fill(0);
+        let together = (NEAR_LANES / n).clamp(1, ROWS);
+        let mut ranges = [None; ROWS];
+        for (chunk, (y, steps)) in y.chunks_mut(together * n).zip(steps.chunks(together)).enumerate() {
+            let first_row = chunk * together;
+            for (row, y) in y.chunks_exact_mut(n).enumerate() {
+                let m = first + (first_row + row) as u64;
+                ranges[row] = if steps[row].is_nan() { None } else { self.range(isa, call_key, m, y) };
+            }
+            for (row, y) in y.chunks_exact_mut(n).enumerate() {
+                let mask = mask.as_mut().map(|mask| {
+                    let stride = mask_stride(n);
+                    &mut mask[(first_row + row) * stride..][..stride]
+                });
+                match ranges[row] {
+                    Some(range) => self.convert(isa, range, y, mask),
+                    None => {
+                        y.fill(NAN);
+                        if let Some(mask) = mask {
+                            mask.fill(0);
+                        }
+                    }
+                }
             }
         }
     }
 
-    /// Whether the row's maxima are finite.
+    /// Adds the noise of row `m` and returns the row's range, 0 where nothing reads it; `None` where it is not finite.
     #[inline(always)]
-    fn finish<S: Isa>(&self, isa: S, call_key: u64, m: u64, y: &mut [f32], mask: Option<&mut [u8]>) -> bool {
-        let mut row_range = 0.0;
+    fn range<S: Isa>(&self, isa: S, call_key: u64, m: u64, y: &mut [f32]) -> Option<f32> {
+        let mut range = 0.0;
         if self.noise_needs_row_maximum {
-            let largest = largest_magnitude(isa, y);
-            if largest >= INFINITY_BITS {
-                return false;
-            }
-            row_range = f32::from_bits(largest as u32);
+            range = finite(largest_magnitude(isa, y))?;
         }
         if self.noise.any() {
-            let largest = self.add_noise(isa, call_key, m, row_range, y);
+            let largest = self.add_noise(isa, call_key, m, range, y);
             if self.adc_needs_row_maximum {
-                if largest >= INFINITY_BITS {
-                    return false;
-                }
-                row_range = f32::from_bits(largest as u32);
+                range = finite(largest)?;
             }
         } else if self.adc_needs_row_maximum {
-            let largest = largest_magnitude(isa, y);
-            if largest >= INFINITY_BITS {
-                return false;
-            }
-            row_range = f32::from_bits(largest as u32);
+            range = finite(largest_magnitude(isa, y))?;
         }
-        self.convert(isa, row_range, y, mask);
-        true
+        Some(range)
     }
 
     /// Pass 2; returns the bits of max|v|.
