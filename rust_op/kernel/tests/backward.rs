@@ -78,7 +78,7 @@ impl<E: Executor> Executor for SaysTwo<E> {
 /// dW, with the bias's gradient, once of dX. Both masks, in each part.
 #[test]
 fn strips_of_several_parts() {
-    for (m, n, k) in [(1025, 193, 481), (193, 1025, 481)] {
+    for (m, n, k) in [(2049, 193, 481), (193, 2049, 481)] {
         let mut random = small_random(m as u64);
         let mut values = |count| -> Vec<f32> { (0..count).map(|_| 2.0 * random()).collect() };
         let (x, w, mut dy) = (values(m * k), values(n * k), values(m * n));

@@ -77,21 +77,27 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     for (tile, packed) in packed.chunks_exact_mut(tile_stride(most, steps)).enumerate() {
         let first = rows.start + tile * most;
         let height = tile_height(most, rows.end - first);
+        let count = height.min(rows.end - first);
+        let mut taken = [Row::new(inputs, first); LANES];
+        for (row, taken) in taken.iter_mut().enumerate().take(count) {
+            *taken = Row::new(inputs, first + row);
+        }
         for start in (0..steps).step_by(LANES) {
             let column = terms.start + start * F::TERMS;
             let mut vectors = [isa.splat_i(0); LANES];
-            for (row, vector) in (first..rows.end).zip(vectors.iter_mut().take(height)) {
-                let row = Row::new(inputs, row);
-                isa.prefetch(row.dy.as_ptr().wrapping_add(column + most * row.dy.len()));
-                let mut halves = [isa.splat(0.0); 2];
-                for (half, lanes) in halves.iter_mut().enumerate().take(F::TERMS) {
-                    let column = column + half * LANES;
-                    if column < terms.end {
-                        let scales = rows::vector(isa, &scale[column..], 0);
+            let mut halves = [[isa.splat(0.0); LANES]; 2];
+            for (half, lanes) in halves.iter_mut().enumerate().take(F::TERMS) {
+                let column = column + half * LANES;
+                if column < terms.end {
+                    let scales = rows::vector(isa, &scale[column..], 0);
+                    for (row, lanes) in taken[..count].iter().zip(lanes) {
+                        isa.prefetch(row.dy.as_ptr().wrapping_add(column + most * row.dy.len()));
                         *lanes = isa.mul(row.passed(isa, column), scales);
                     }
                 }
-                *vector = isa.bits(form.join(isa, halves[0], halves[1]));
+            }
+            for (row, vector) in vectors.iter_mut().enumerate().take(count) {
+                *vector = isa.bits(form.join(isa, halves[0][row], halves[1][row]));
             }
             for (step, lanes) in (start..steps).zip(isa.transpose(vectors)) {
                 set_step(isa, packed, step * height, isa.from_bits(lanes));

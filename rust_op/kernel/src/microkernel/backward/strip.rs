@@ -25,8 +25,8 @@ const PART_ROWS: usize = 192;
 const ROW_UNIT: usize = 48;
 /// Tasks of a gradient for each thread, at least about.
 const TASKS: usize = 8;
-/// Lanes of a sum's terms that are packed at a time: some panels of them stay in the second-level cache.
-const BLOCK_STEPS: usize = 512;
+/// Lanes of a sum's terms that are packed at a time: two panels of them stay in the second-level cache.
+const BLOCK_STEPS: usize = 1024;
 /// Lanes of panels that a task widens at a time: they stay in the second-level cache.
 const PANEL_LANES: usize = 1 << 16;
 
