@@ -138,7 +138,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measures whether gradients in bfloat16 train as well.")
     parser.add_argument("--check", action="store_true", help="only compare the page with its figures")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=30, help="of each training")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of the noise, for each accuracy")
     parser.add_argument("--images", type=int, default=4000, help="to train with")
