@@ -50,7 +50,9 @@ proptest! {
         case in prop_oneof![
             case(1500, 20, 40, false),
             case(30, 1300, 36, false),
-            case(900, 400, 3, true),
+            case(1100, 400, 3, true),
+            case(1024, 7, 40, false),
+            case(5, 2048, 33, false),
             // Several tasks that share a strip, one row left over.
             case(193, 390, 70, true),
             case(26, 33, 1700, false),

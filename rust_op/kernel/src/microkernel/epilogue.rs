@@ -13,7 +13,7 @@ use crate::quantize::{Quantizer, levels};
 use crate::reference::NAN;
 use crate::rng;
 
-/// Rows that go through a pass together, at most.
+/// Rows that have had their noise before the first of them is converted, at most.
 const ROWS: usize = 8;
 /// Elements of them at most, where they are several: they stay in the first-level cache.
 const NEAR_LANES: usize = 1 << 12;
@@ -227,8 +227,7 @@ impl Epilogue {
     /// Finishes rows of `n` from row `first` on, which hold z; those whose step is NaN become NaN. `mask` receives the
     /// ADC's saturation bits.
     ///
-    /// [`ROWS`] rows go through a pass before the next one begins: that waits for a row's maximum, while another row has
-    /// something to do.
+    /// Pass 3 waits for a row's maximum, so it begins when some more rows, up to [`ROWS`], are through the passes before it.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
     pub(crate) fn rows<S: Isa>(
