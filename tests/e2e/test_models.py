@@ -139,8 +139,9 @@ def test_the_page_on_precision_shows_its_figures(precision: Any, monkeypatch: py
         (recipe, asked) for recipe in ("mnist5k-8bit", "mnist5k-4bit") for asked in ("highest", "high", "medium")
     }
     for row in rows:
-        assert row["accuracy"].count == 5
-        assert row["within"], row
+        assert row["accuracy"].count == 20
+        # What the page says of it: less than one of the test's 1,000 images.
+        assert abs(row["paired"].mean) < 1e-3, row
 
 
 def test_precision_trains_measures_and_checks(precision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
