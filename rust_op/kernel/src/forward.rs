@@ -349,13 +349,6 @@ impl Call<'_> {
             saved.copy_from_slice(steps);
         }
     }
-
-    /// Finishes rows of z.
-    #[inline(always)]
-    fn finish<S: Isa>(&self, isa: S, first: usize, y: &mut [f32], steps: &[f32], mask: Option<&mut [u8]>) {
-        let n = self.layer.weights.n();
-        self.layer.epilogue.rows(isa, self.call_key, first as u64, y, n, steps, mask);
-    }
 }
 
 /// Floats from one row to the next: an odd number of cache lines, so that rows do not all fall into the same sets.
@@ -443,6 +436,7 @@ impl Vectorized for FinishTask<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        self.call.finish(isa, self.first, self.y, self.steps, self.mask);
+        let Call { layer, call_key, .. } = *self.call;
+        layer.epilogue.rows(isa, call_key, self.first as u64, self.y, layer.weights.n(), self.steps, self.mask);
     }
 }

@@ -32,6 +32,17 @@ fn copy_first<T: Copy>(source: &[T], target: &mut [T]) {
     piece::<T, 1>(source, target, &mut at, count);
 }
 
+/// The first 16 elements; zeros behind the end.
+#[inline(always)]
+fn filled<T: Copy + Default>(source: &[T]) -> [T; LANES] {
+    if let Some(whole) = source.first_chunk() {
+        return *whole;
+    }
+    let mut lanes = [T::default(); LANES];
+    copy_first(source, &mut lanes);
+    lanes
+}
+
 /// A computation that is compiled once for each tier, with that tier's instructions.
 pub(crate) trait Vectorized {
     /// What it returns.
@@ -179,9 +190,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The first 16 elements; zeros behind the end.
     #[inline(always)]
     fn load_first(self, source: &[f32]) -> Self::F {
-        let mut lanes = [0.0; LANES];
-        copy_first(source, &mut lanes);
-        self.load(&lanes)
+        self.load(&filled(source))
     }
 
     /// Sets the first 16 elements, or as many as there are.
@@ -195,23 +204,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Widens the first 16 codes; zeros behind the end.
     #[inline(always)]
     fn load_i8_first(self, source: &[i8]) -> Self::I {
-        if let Some(whole) = source.first_chunk() {
-            return self.load_i8(whole);
-        }
-        let mut lanes = [0; LANES];
-        copy_first(source, &mut lanes);
-        self.load_i8(&lanes)
+        self.load_i8(&filled(source))
     }
 
     /// Widens the first 16 codes; zeros behind the end.
     #[inline(always)]
     fn load_i16_first(self, source: &[i16]) -> Self::I {
-        if let Some(whole) = source.first_chunk() {
-            return self.load_i16(whole);
-        }
-        let mut lanes = [0; LANES];
-        copy_first(source, &mut lanes);
-        self.load_i16(&lanes)
+        self.load_i16(&filled(source))
     }
 
     /// Narrows lanes that fit to the first 16 codes, or as many as there are.
