@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import onnx
-import onnx.reference
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 import lumina_kernel
 from lumina_onnx.schema import DOMAIN, OPERATOR
 
-__all__ = ["PACKED_BITS", "constant", "is_constant", "optical_nodes", "separate_seeds", "silence", "store_weights"]
+from . import constants
+
+__all__ = ["PACKED_BITS", "optical_nodes", "separate_seeds", "silence", "store_weights"]
 
 PACKED_BITS = (1, 2, 4)
 """Weight bits whose codes share bytes; the others up to 8 take a byte each, and 9..16 stay float32."""
-
-Arrays = dict[str, NDArray[Any]]
 
 _SEEDS = 2**63
 _NOISE = ("noise_relative", "noise_additive", "noise_shot")
@@ -65,41 +63,6 @@ def separate_seeds(model: ir.Model) -> list[str]:
             "two do not share their noise"
         )
     return notes
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value depends on nothing but constants."""
-    if value is None or value.const_value is not None:
-        return True
-    node = value.producer()
-    return node is not None and not _has_subgraph(node) and all(is_constant(source) for source in node.inputs)
-
-
-def constant(value: ir.Value, opset: int) -> NDArray[Any] | None:
-    """The value as an array where :func:`is_constant`, computed by onnx's reference evaluator; else None."""
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    node = value.producer()
-    if node is None or not is_constant(value):
-        return None
-    feeds: Arrays = {}
-    for source in node.inputs:
-        if source is not None:
-            array = constant(source, opset)
-            assert array is not None
-            feeds[str(source.name)] = array
-    proto = ir.serde.serialize_node(node)
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [proto],
-            "constant",
-            [onnx.helper.make_tensor_value_info(name, _type(array), array.shape) for name, array in feeds.items()],
-            [onnx.helper.make_tensor_value_info(str(value.name), onnx.TensorProto.UNDEFINED, None)],
-        ),
-        opset_imports=[onnx.helper.make_opsetid(node.domain, opset)],
-    )
-    (result,) = cast("list[NDArray[Any]]", onnx.reference.ReferenceEvaluator(model).run(None, feeds))
-    return result
 
 
 def store_weights(model: ir.Model) -> None:
@@ -161,7 +124,7 @@ def _store(model: ir.Model, node: ir.Node, bits: int, weight: NDArray[np.float32
 
 def _float_constant(model: ir.Model, node: ir.Node, index: int, name: str) -> NDArray[np.float32]:
     value = node.inputs[index]
-    array = None if value is None else constant(value, model.opset_imports.get("", 1))
+    array = None if value is None else constants.constant(value, model.opset_imports.get("", 1))
     if array is None:
         raise ValueError(
             f"{node.name}: its {name} is computed from the model's inputs; allowed is a parameter, a buffer or "
@@ -186,12 +149,3 @@ def _add(model: ir.Model, name: str | None, array: NDArray[Any]) -> ir.Value:
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
-
-
-def _type(array: NDArray[Any]) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.version_converter
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-import lumina_onnx
-from lumina_onnx._histogram import Histogram, Method, check_method
+from lumina_onnx._histogram import Method, check_method
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
 
-from . import feeds, nodes, packing, writing
-from .body import OPSETS
+from . import constants, nodes, packing, ranges, reading, writing
 from .inspection import stored_bytes
 from .report import Left, RewriteReport, grouped
 
 __all__ = ["rewrite"]
-
-RAISED = 20
-"""The opset that an older file gets with a function body: what ONNX Runtime 1.17 reads."""
 
 
 def rewrite(
@@ -84,8 +78,7 @@ def rewrite(
     file = writing.destination(path)
     if file.exists() and Path(source).exists() and file.samefile(source):
         raise ValueError(f"path = {str(file)!r} is the source itself; allowed is another file")
-    graph, notes = _read(source, fallback)
-    _close_initializers(graph)
+    graph, notes = reading.read(source, fallback)
     found, left = _linears(graph)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     overrides = dict(overrides or {})
@@ -110,7 +103,7 @@ def rewrite(
     packing.separate_seeds(graph)
     packing.store_weights(graph)
     if calibration is not None:
-        notes += _calibrate(graph, calibration, method, percentile / 100)
+        notes += ranges.calibrate(graph, calibration, method, percentile / 100)
     # The oldest format that holds the opset with its functions; without these, initializers that are no inputs.
     graph.ir_version = max(graph.ir_version, 9 if fallback else 4)
     writing.finish(graph)
@@ -148,42 +141,6 @@ class _Linear:
     bias: NDArray[np.float32] | None
 
 
-def _read(source: str | os.PathLike[str], fallback: bool) -> tuple[ir.Model, list[str]]:
-    """The model with its functions inlined, at an opset that the function body can have where it is asked for."""
-    proto = nodes.load(source, weights=False)
-    if nodes.optical_nodes(proto):
-        raise ValueError(f"source = {str(source)!r} has OpticalLinear nodes already; allowed is a file without")
-    imports = {entry.domain: entry.version for entry in proto.opset_import}
-    opset = imports.get("", imports.get("ai.onnx", 0))
-    notes = []
-    advice = "allowed is fallback=False, which leaves the function body out"
-    if not fallback or opset in OPSETS:
-        graph = ir.load(os.fspath(source))
-    elif opset >= OPSETS.stop:
-        needed = f"{OPSETS[0]}..{OPSETS[-1]}"
-        raise ValueError(f"source = {str(source)!r} has opset {opset}, and the function body needs {needed}; {advice}")
-    else:
-        try:
-            raised = onnx.version_converter.convert_version(nodes.load(source), RAISED)
-        except Exception as error:
-            raise ValueError(
-                f"source = {str(source)!r} has opset {opset}, the function body needs {OPSETS[0]} or newer, and "
-                f"onnx cannot convert the file ({' '.join(str(error).split())}); {advice}"
-            ) from error
-        graph = ir.serde.deserialize_model(raised)
-        notes.append(f"opset {opset} was raised to {RAISED}, which the function body needs")
-    ir.passes.common.InlinePass()(graph)
-    return graph, notes
-
-
-def _close_initializers(graph: ir.Model) -> None:
-    """Up to IR 3 every initializer had to be an input of the model as well; since then that lets callers replace it."""
-    if graph.ir_version < 4:
-        inputs = [value for value in graph.graph.inputs if value.const_value is None]
-        graph.graph.inputs.clear()
-        graph.graph.inputs.extend(inputs)
-
-
 # Products that are no MatMul or Gemm of floats; where their weights stand among their inputs.
 _OTHERS = {
     **dict.fromkeys(("Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "MatMulInteger", "Einsum"), 1),
@@ -212,7 +169,7 @@ def _linears(graph: ir.Model) -> tuple[list[_Linear], list[Left]]:
             names.add(name)
         elif node.op_type in _OTHERS:
             index = _OTHERS[node.op_type]
-            if len(node.inputs) > index and packing.is_constant(node.inputs[index]):
+            if len(node.inputs) > index and constants.is_constant(node.inputs[index]):
                 left.append(Left(name, node.op_type, "neither a MatMul nor a Gemm of floats"))
                 names.add(name)
     return found, left
@@ -227,11 +184,11 @@ def _linear(node: ir.Node, name: str, opset: int) -> _Linear | str:
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None
     assert weight is not None
-    if packing.is_constant(x):
-        return "" if packing.is_constant(weight) else "its stored matrix is on the left of the product"
-    if not packing.is_constant(weight):
+    if constants.is_constant(x):
+        return "" if constants.is_constant(weight) else "its stored matrix is on the left of the product"
+    if not constants.is_constant(weight):
         return ""
-    if _is_replaceable(weight):
+    if constants.is_replaceable(weight):
         return "its matrix is also an input of the model, so that callers may replace it"
     matrix = _array(weight, opset)
     if matrix is None:
@@ -252,7 +209,7 @@ def _linear(node: ir.Node, name: str, opset: int) -> _Linear | str:
         matrix = matrix * np.float32(attributes["alpha"])
     bias = None
     if len(node.inputs) > 2 and (c := node.inputs[2]) is not None:
-        if not packing.is_constant(c) or _is_replaceable(c):
+        if not constants.is_constant(c) or constants.is_replaceable(c):
             return "its C is computed, or an input of the model"
         bias = _array(c, opset)
         if bias is None or bias.dtype != np.float32 or (bias.ndim > 1 and bias.shape[0] != 1):
@@ -273,7 +230,7 @@ def _bias_after(node: ir.Node, n: int, opset: int) -> tuple[ir.Node | None, NDAr
     if add.op_type != "Add" or add.domain not in ("", "ai.onnx") or add.graph is not node.graph:
         return None, None
     other = add.inputs[1 - uses[0].idx]
-    if other is None or other is y or not packing.is_constant(other) or _is_replaceable(other):
+    if other is None or other is y or not constants.is_constant(other) or constants.is_replaceable(other):
         return None, None
     row = _array(other, opset)
     # A row of more dimensions than the product would add them to the result.
@@ -288,17 +245,9 @@ def _bias_after(node: ir.Node, n: int, opset: int) -> tuple[ir.Node | None, NDAr
 def _array(value: ir.Value, opset: int) -> NDArray[Any] | None:
     """A constant's value; None where an operator in its way cannot be evaluated."""
     try:
-        return packing.constant(value, opset)
+        return constants.constant(value, opset)
     except Exception:  # Whatever onnx's evaluator raises for an operator that it does not have.
         return None
-
-
-def _is_replaceable(value: ir.Value) -> bool:
-    """Whether a constant depends on an initializer that is an input of the model as well."""
-    if value.is_graph_input():
-        return True
-    node = value.producer()
-    return node is not None and any(source is not None and _is_replaceable(source) for source in node.inputs)
 
 
 def _check_patterns(argument: str, patterns: Iterable[str], found: list[_Linear]) -> None:
@@ -317,7 +266,7 @@ def _replace(linear: _Linear, profile: OpticalProfile, seed: int) -> None:
         *(ir.AttrInt64(name, getattr(profile, name)) for name in ("input_bits", "weight_bits", "output_bits")),
         ir.AttrFloat32("input_range", profile.input_range),
         ir.AttrFloat32s("output_range", ranges),
-        *(ir.AttrFloat32(name, getattr(profile, name)) for name in _NOISE),
+        *(ir.AttrFloat32(name, getattr(profile, name)) for name in nodes.NOISE),
         ir.AttrString("bias_stage", profile.bias_stage),
         ir.AttrInt64("seed", seed),
     ]
@@ -331,84 +280,3 @@ def _replace(linear: _Linear, profile: OpticalProfile, seed: int) -> None:
     assert graph is not None
     old = [linear.node] if linear.add is None else [linear.add, linear.node]
     ir.convenience.replace_nodes_and_values(graph, last, old, [new], last.outputs, new.outputs)
-
-
-_NOISE = ("noise_relative", "noise_additive", "noise_shot")
-
-
-def _calibrate(graph: ir.Model, batches: Iterable[Any], method: Method, fraction: float) -> list[str]:
-    """Sets the layers' ranges from what their converters see: in the model with its noise off and dynamic ranges."""
-    proto, seen = _watched(graph)
-    histograms = {name: (Histogram(), Histogram()) for name in seen}
-    session = lumina_onnx.load(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    plain = ir.to_proto(graph)
-    outputs = [name for pair in seen.values() for name in pair]
-    fed = {value.name for value in plain.graph.input}
-    asked = [name for name in dict.fromkeys(outputs) if name not in fed]
-    for batch in batches:
-        arrays = feeds.read(plain, batch)
-        values = {**arrays, **dict(zip(asked, session.run(asked, arrays), strict=True))}
-        for layer, pair in seen.items():
-            for what, name, histogram in zip(("input", "output"), pair, histograms[layer], strict=True):
-                if not np.isfinite(values[name]).all():
-                    raise ValueError(f"calibration: the {what} of {layer} holds a value that is not finite")
-                histogram.add(np.ascontiguousarray(values[name], np.float32))
-    if not any(inputs.count for inputs, _ in histograms.values()):
-        raise ValueError("calibration is empty: allowed is at least one batch with a value in it")
-    notes = []
-    for node in packing.optical_nodes(graph):
-        if node.name not in histograms:
-            notes.append(f"{node.name} lies in a subgraph: calibration does not see it, its ranges are the profile's")
-            continue
-        notes += _set_ranges(node, *histograms[node.name], method, fraction)
-    return notes
-
-
-def _set_ranges(node: ir.Node, inputs: Histogram, outputs: Histogram, method: Method, fraction: float) -> Iterator[str]:
-    values = {name: attribute.value for name, attribute in node.attributes.items()}
-    noise = (values["noise_relative"], values["noise_additive"], values["noise_shot"])
-    input_range = output_range = 0.0
-    if values["input_bits"]:
-        input_range = inputs.full_scale(method, fraction, values["input_bits"], (0.0, 0.0, 0.0))
-        if input_range == 0:
-            yield f"{node.name}: its input was always 0, its input range is dynamic"
-    if values["output_bits"] or values["noise_additive"] or values["noise_shot"]:
-        output_range = outputs.full_scale(method, fraction, values["output_bits"], noise)
-        if output_range == 0:
-            yield f"{node.name}: its output was always 0, its output range is dynamic"
-    node.attributes["input_range"] = ir.AttrFloat32("input_range", input_range)
-    node.attributes["output_range"] = ir.AttrFloat32s("output_range", (output_range,))
-
-
-def _watched(graph: ir.Model) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
-    """The model without noise and static ranges, and for each layer the tensors that its DAC and ADC see.
-
-    What the ADC sees comes from a copy of the node that has none, whose bias is there only where it is analog.
-    """
-    proto = ir.to_proto(graph)
-    proto.ir_version = max(proto.ir_version, 4)
-    proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
-    shown = {value.name for value in proto.graph.output}
-    seen: dict[str, tuple[str, str]] = {}
-    copies = []
-    for node, nested in nodes.walk(proto.graph):
-        if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
-            continue
-        digital = next(entry.s for entry in node.attribute if entry.name == "bias_stage") == b"digital"
-        kept = [entry for entry in node.attribute if entry.name not in (*_NOISE, "input_range", "output_range")]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        if nested:
-            continue
-        copy = onnx.NodeProto.FromString(node.SerializeToString())
-        copy.name, copy.output[0] = f"{node.name}/analog", f"{node.output[0]}/analog"
-        del copy.input[3 if digital else 4 :]
-        next(entry for entry in copy.attribute if entry.name == "output_bits").i = 0
-        copies.append(copy)
-        seen[node.name] = (node.input[0], copy.output[0])
-    proto.graph.node.extend(copies)
-    fed = {value.name for value in proto.graph.input}
-    for name in dict.fromkeys(name for pair in seen.values() for name in pair):
-        if name not in shown and name not in fed:
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return proto, seen

@@ -14,7 +14,7 @@ import torch
 
 from lumina_onnx import nn as optical
 
-from . import nodes, packing, writing
+from . import constants, nodes, packing, writing
 from .capture import ExportError, capture
 from .inspection import stored_bytes
 from .report import ExportReport, Left
@@ -156,7 +156,7 @@ def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Le
     reasons = {name: row.reason for row in optical.report(model).left for name in (row.name, *row.aliases)}
     left: dict[Left, None] = {}
     for node in graph.graph.all_nodes():
-        if node.op_type not in _WEIGHTED or not packing.is_constant(node.inputs[_WEIGHTED[node.op_type]]):
+        if node.op_type not in _WEIGHTED or not constants.is_constant(node.inputs[_WEIGHTED[node.op_type]]):
             continue
         path = (_scopes(node) or [""])[-1]
         if isinstance(modules.get(path), optical.OpticalLinear):
