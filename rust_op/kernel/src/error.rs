@@ -1,5 +1,6 @@
 //! Errors: one variant a cause, a sentence that names the argument, what came and what is allowed.
 
+use std::any::Any;
 use std::fmt;
 
 /// Why a layer could not be built or run.
@@ -35,6 +36,13 @@ pub enum Error {
         /// What would have been allowed.
         allowed: &'static str,
     },
+    /// A row of an array was another when it was looked at again.
+    Changed {
+        /// The array.
+        name: &'static str,
+        /// The row.
+        row: usize,
+    },
     /// A parameter is set that the others make meaningless.
     Ignored {
         /// The parameter.
@@ -68,6 +76,7 @@ impl Error {
             Error::Value { name, .. }
             | Error::Length { name, .. }
             | Error::Element { name, .. }
+            | Error::Changed { name, .. }
             | Error::Ignored { name, .. } => name,
             Error::Tier { .. } => "LUMINA_ISA",
         }
@@ -84,6 +93,12 @@ impl fmt::Display for Error {
             Error::Element { name, index, value, allowed } => {
                 write!(f, "{name}{index:?} = {value}: allowed is {allowed}")
             }
+            Error::Changed { name, row } => {
+                write!(
+                    f,
+                    "{name}[{row}] changed while it was read: allowed is memory that nobody writes to during the call"
+                )
+            }
             Error::Ignored { name, value, because } => {
                 write!(f, "{name} = {value} would be ignored: {because}")
             }
@@ -95,3 +110,13 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What a user is told of a panic, which is a fault of ours.
+pub fn of_panic(panic: &(dyn Any + Send)) -> String {
+    let reason = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message");
+    format!("internal error in LuminaKernel {}, please report it: {reason}", crate::VERSION)
+}

@@ -80,12 +80,13 @@ fn not_allowed(bits: u32, row: usize, packed: &[u8], k: usize) -> Error {
     let mask = ((1u16 << bits) - 1) as u8;
     let stored = |column: usize| (packed[column / per_byte] >> ((column % per_byte) as u32 * bits)) & mask;
     let error = |column, value, allowed| Error::Element { name: "weight", index: vec![row, column], value, allowed };
-    match (0..k).find(|column| bits > 1 && stored(*column) == 0) {
-        Some(column) => error(column, format!("-{}", 1 << (bits - 1)), "a code -L..L with L = 2^(weight_bits-1)-1"),
-        None => {
-            let column = (k..packed.len() * per_byte).find(|column| stored(*column) != 0).unwrap_or(k);
-            error(column, stored(column).to_string(), "0 in the bits that fill up a row")
-        }
+    if let Some(column) = (0..k).find(|column| bits > 1 && stored(*column) == 0) {
+        return error(column, format!("-{}", 1 << (bits - 1)), "a code -L..L with L = 2^(weight_bits-1)-1");
+    }
+    let mut padding = (k..packed.len() * per_byte).map(|column| (column, stored(column)));
+    match padding.find(|(_, value)| *value != 0) {
+        Some((column, value)) => error(column, value.to_string(), "0 in the bits that fill up a row"),
+        None => Error::Changed { name: "weight", row },
     }
 }
 
@@ -101,12 +102,39 @@ pub fn check_codes(bits: u32, row: usize, codes: &[i8]) -> Result<(), Error> {
     if i32::from(largest) <= levels && (bits > 1 || smallest > 0) {
         return Ok(());
     }
-    let bad = codes.iter().position(|c| i32::from(*c).abs() > levels || (bits == 1 && *c == 0));
-    let bad = bad.expect("one is not allowed");
-    Err(Error::Element {
-        name: "weight",
-        index: vec![row, bad],
-        value: codes[bad].to_string(),
-        allowed: "a code -L..L with L = 2^(weight_bits-1)-1 (-1 or +1 with weight_bits 1)",
-    })
+    Err(code_not_allowed(bits, row, codes))
+}
+
+/// What the first code is that is not allowed in a row that was seen to hold one.
+#[cold]
+fn code_not_allowed(bits: u32, row: usize, codes: &[i8]) -> Error {
+    let bad = |code: i8| i32::from(code).abs() > levels(bits) || (bits == 1 && code == 0);
+    match codes.iter().copied().enumerate().find(|(_, code)| bad(*code)) {
+        Some((column, code)) => Error::Element {
+            name: "weight",
+            index: vec![row, column],
+            value: code.to_string(),
+            allowed: "a code -L..L with L = 2^(weight_bits-1)-1 (-1 or +1 with weight_bits 1)",
+        },
+        None => Error::Changed { name: "weight", row },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another thread may write over what was seen before it is looked for.
+    #[test]
+    fn rows_that_change_between_two_looks() {
+        let changed = "weight[2] changed while it was read: allowed is memory that nobody writes to during the call";
+        for bits in PACKED_BITS {
+            assert_eq!(code_not_allowed(bits, 2, &[1, -1, 1]).to_string(), changed);
+            // Three codes fill a byte partly, eight wholly.
+            for k in [3, 8] {
+                let packed = pack_codes(bits, k, &vec![1; k]);
+                assert_eq!(not_allowed(bits, 2, &packed, k).to_string(), changed, "{bits} bits, {k} codes");
+            }
+        }
+    }
 }

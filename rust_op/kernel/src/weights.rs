@@ -268,6 +268,15 @@ fn check_source(
     }
 }
 
+/// What is said of row `row`, `w`, in which a number was seen that is not finite.
+#[cold]
+fn not_finite(row: usize, w: &[f32]) -> Error {
+    match w.iter().copied().enumerate().find(|(_, value)| !value.is_finite()) {
+        Some((column, value)) => Error::element("weight", vec![row, column], value, "a finite number"),
+        None => Error::Changed { name: "weight", row },
+    }
+}
+
 /// Where the panels of a task go.
 enum Target<'a> {
     Int(Storage, &'a mut [u8]),
@@ -330,8 +339,7 @@ impl Pack<'_> {
     fn coder<S: Isa>(&mut self, isa: S, offset: usize, row: usize, w: &[f32]) -> Result<Option<Coder<S>>, Error> {
         let largest = rows::largest_magnitude(isa, w);
         if largest >= INFINITY_BITS {
-            let column = w.iter().position(|value| !value.is_finite()).expect("one is not finite");
-            return Err(Error::element("weight", vec![row, column], w[column], "a finite number"));
+            return Err(not_finite(row, w));
         }
         if self.bits == 0 {
             self.scale_out[offset] = 1.0;
@@ -359,9 +367,9 @@ impl Pack<'_> {
         let (bits, k) = (self.bits, self.k);
         match self.source {
             WeightSource::Codes(codes) => {
-                let codes = &codes[row * k..(row + 1) * k];
-                pack::check_codes(bits, row, codes)?;
-                out.copy_from_slice(codes);
+                // What is checked is what is used, should somebody write to them meanwhile.
+                out.copy_from_slice(&codes[row * k..(row + 1) * k]);
+                pack::check_codes(bits, row, out)?;
             }
             WeightSource::Packed(packed) => {
                 let bytes = pack::packed_row_bytes(bits, k);
@@ -427,5 +435,20 @@ impl Pack<'_> {
             saved.store(isa, offset, &out[..k]);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another thread may write a number over the NaN that a maximum has shown, before it is looked for.
+    #[test]
+    fn a_row_that_changes_between_two_looks() {
+        let message = |w: &[f32]| not_finite(3, w).to_string();
+        assert_eq!(message(&[1.0, f32::INFINITY, f32::NAN]), "weight[3, 1] = inf: allowed is a finite number");
+        let changed = "weight[3] changed while it was read: allowed is memory that nobody writes to during the call";
+        assert_eq!(message(&[1.0, 2.0]), changed);
+        assert_eq!(not_finite(3, &[]).argument(), "weight");
     }
 }

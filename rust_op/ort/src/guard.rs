@@ -1,8 +1,8 @@
 //! Nothing but a status leaves this library: errors are [`Failure`]s, and a panic becomes one.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use lumina_kernel::error::of_panic;
 use ort_sys::OrtErrorCode;
 
 /// Why a call of ONNX Runtime's failed; turned into an `OrtStatus` on the way out.
@@ -33,16 +33,7 @@ impl Failure {
 
 /// Runs `body`; a panic in it is a failure, for none may cross into a C++ caller.
 pub(crate) fn guard<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(from_panic(&*panic)))
-}
-
-fn from_panic(panic: &(dyn Any + Send)) -> Failure {
-    let reason = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a message");
-    Failure::internal(format!("internal error in LuminaKernel {}, please report it: {reason}", lumina_kernel::VERSION))
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Failure::internal(of_panic(&*panic))))
 }
 
 #[cfg(test)]

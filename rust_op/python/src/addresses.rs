@@ -17,6 +17,7 @@ use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Saved, Tier, Weights};
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
 
@@ -90,7 +91,7 @@ impl Memory {
     /// # Safety
     /// As [`Memory::write`].
     unsafe fn codes<'a>(&mut self, bits: u32, rows: usize, k: usize) -> PyResult<Option<CodesMut<'a>>> {
-        let count = rows * code_stride(k);
+        let count = rows.saturating_mul(code_stride(k));
         // SAFETY: the caller's.
         Ok(unsafe {
             match bits {
@@ -106,11 +107,11 @@ impl Memory {
     /// # Safety
     /// As [`Memory::read`].
     unsafe fn operand<'a>(&mut self, analog: &mut Self, bits: u32, rows: usize, k: usize) -> PyResult<Operand<'a>> {
-        let count = rows * code_stride(k);
+        let count = rows.saturating_mul(code_stride(k));
         // SAFETY: the caller's.
         Ok(unsafe {
             match bits {
-                0 => Operand::F32(analog.read(rows * k)?),
+                0 => Operand::F32(analog.read(rows.saturating_mul(k))?),
                 1..=8 => Operand::I8(self.read(count)?),
                 _ => Operand::I16(self.read(count)?),
             }
@@ -123,7 +124,7 @@ fn code_bytes(bits: u32, k: usize) -> usize {
     match bits {
         0 => 0,
         1..=8 => code_stride(k),
-        _ => 2 * code_stride(k),
+        _ => code_stride(k).saturating_mul(2),
     }
 }
 
@@ -146,9 +147,9 @@ struct Layout {
 impl Layout {
     fn new(params: &Params, n: usize, k: usize, (for_x, for_weight): (bool, bool)) -> Self {
         let mask = |saturates, columns| if saturates { mask_stride(columns) } else { 0 };
-        let scale = n * size_of::<f32>();
+        let scale = n.saturating_mul(size_of::<f32>());
         Layout {
-            scale: if for_x { (n, scale.next_multiple_of(LINE) - scale) } else { (0, 0) },
+            scale: if for_x { (n, scale.wrapping_neg() % LINE) } else { (0, 0) },
             codes: for_weight.then_some(params.input_bits),
             adc: mask(params.adc_can_saturate(), n),
             dac: mask(params.input_range.is_some() && for_x, k),
@@ -157,17 +158,18 @@ impl Layout {
 
     /// Bytes of the scale and what fills it up.
     fn scale_bytes(self) -> usize {
-        self.scale.0 * size_of::<f32>() + self.scale.1
+        self.scale.0.saturating_mul(size_of::<f32>()).saturating_add(self.scale.1)
     }
 
     /// Bytes of a row of all that is saved of X and Y.
     fn row_bytes(self, k: usize) -> usize {
-        self.codes.map_or(0, |bits| code_bytes(bits, k) + size_of::<f32>()) + self.adc + self.dac
+        let codes = self.codes.map_or(0, |bits| code_bytes(bits, k).saturating_add(size_of::<f32>()));
+        codes.saturating_add(self.adc).saturating_add(self.dac)
     }
 
     /// Bytes of all of it, for `m` rows.
     fn bytes(self, m: usize, k: usize) -> usize {
-        self.scale_bytes() + m * self.row_bytes(k)
+        self.scale_bytes().saturating_add(m.saturating_mul(self.row_bytes(k)))
     }
 
     /// The memory at `address` as a forward pass of `m` rows fills it: the scale, and the rest.
@@ -184,7 +186,10 @@ impl Layout {
                 Some(bits) => (saved.codes(bits, m, k)?, Some(saved.write(m)?)),
                 None => (None, None),
             };
-            let mut mask = |bytes| if bytes > 0 { saved.write(m * bytes).map(Some) } else { Ok(None) };
+            let mut mask = |bytes: usize| match bytes {
+                0 => Ok(None),
+                bytes => saved.write(m.saturating_mul(bytes)).map(Some),
+            };
             Ok((scale, Saved { x_codes, x_step, adc_mask: mask(self.adc)?, dac_mask: mask(self.dac)? }))
         }
     }
@@ -218,7 +223,7 @@ impl<'a> Source<'a> {
     unsafe fn at((n, k): (usize, usize), weight: usize, bias: usize) -> PyResult<Self> {
         // SAFETY: the caller's.
         unsafe {
-            let weight = Memory::new("weight", weight).read(n * k)?;
+            let weight = Memory::new("weight", weight).read(n.saturating_mul(k))?;
             let bias = if bias == 0 { None } else { Some(Memory::new("bias", bias).read(n)?) };
             Ok(Source { weight, bias })
         }
@@ -276,6 +281,10 @@ const ON_CPU: i32 = 1;
 const FLOAT32: (u8, u8) = (2, 32);
 const UINT8: (u8, u8) = (1, 8);
 
+/// An address from here on is one of memory. Below, it may be what torch says of a tensor whose storage has none: its offset
+/// in the storage.
+const MEMORY: usize = 1 << 36;
+
 impl Described {
     /// Sizes of the dimensions, where this is a tensor of that type in the CPU's memory.
     fn sizes(&self, element: (u8, u8)) -> Option<&[i64]> {
@@ -295,14 +304,28 @@ impl Described {
             if *size != 1 && *stride != expected {
                 return sizes.contains(&0).then_some(sizes);
             }
-            expected *= size;
+            expected = size.saturating_mul(expected);
         }
         Some(sizes)
     }
 
     /// Where its elements are.
     fn address(&self) -> usize {
-        self.data.addr() + self.byte_offset as usize
+        self.data.addr().wrapping_add(self.byte_offset as usize)
+    }
+
+    /// The bytes from its first element to behind its last.
+    fn extent(&self) -> usize {
+        // SAFETY: as many sizes and strides as dimensions lie there while the tensor lives.
+        let (sizes, strides) = unsafe { (counts(self.shape, self.dimensions), counts(self.strides, self.dimensions)) };
+        if sizes.contains(&0) {
+            return 0;
+        }
+        let last = sizes.iter().zip(strides).fold(0u64, |last, (size, stride)| {
+            last.saturating_add(stride.unsigned_abs().saturating_mul(size.unsigned_abs().saturating_sub(1)))
+        });
+        let bytes = u64::from(self.bits / 8) * u64::from(self.lanes);
+        usize::try_from(last.saturating_add(1).saturating_mul(bytes)).unwrap_or(usize::MAX)
     }
 }
 
@@ -315,9 +338,25 @@ fn address(tensor: &Option<Described>, element: (u8, u8), count: usize) -> Optio
     }
 }
 
+/// Whether the elements of a tensor lie in its storage: those of a `FakeTensor`, or of one whose storage was freed, lie nowhere.
+fn is_stored(tensor: &Bound<'_, PyAny>, described: &Described) -> bool {
+    let memory = || -> PyResult<(usize, usize)> {
+        let storage = tensor.call_method0(intern!(tensor.py(), "untyped_storage"))?;
+        let number = |name| storage.call_method0(name)?.extract();
+        Ok((number(intern!(tensor.py(), "data_ptr"))?, number(intern!(tensor.py(), "nbytes"))?))
+    };
+    match memory() {
+        Ok((0, _)) | Err(_) => false,
+        Ok((start, bytes)) => {
+            let offset = described.address().checked_sub(start);
+            offset.and_then(|offset| bytes.checked_sub(offset)).is_some_and(|bytes| bytes >= described.extent())
+        }
+    }
+}
+
 /// How many elements a tensor of these sizes has.
 fn elements(sizes: &[i64]) -> usize {
-    sizes.iter().map(|size| *size as usize).product()
+    sizes.iter().fold(1, |count: usize, size| count.saturating_mul(*size as usize))
 }
 
 /// # Safety
@@ -412,7 +451,7 @@ impl Tensors {
         // SAFETY: tensors of these sizes, which whoever calls keeps and does not change for the time of the call.
         let source = unsafe { Source::at((n, k), weight.address(), bias)? };
         let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
-        run(py, cost(0, n, k, true), || source.prepare(tier, &threads, params, (n, k)))
+        run(py, cost(0, n, k, true), || source.prepare(tier, &threads, params, (n, k)))?
             .map(PyPreparedLayer)
             .map_err(to_python)
     }
@@ -455,16 +494,16 @@ impl Tensors {
         let layout = Layout::new(params, n, k, (for_x, for_weight));
         let bias = address(&bias, FLOAT32, n);
         let saved_address = address(&saved, UINT8, layout.bytes(rows, k));
-        let (Some(bias), Some(y), Some(saved_address)) = (bias, address(&Some(y), FLOAT32, rows * n), saved_address)
-        else {
+        let y = address(&Some(y), FLOAT32, rows.saturating_mul(n));
+        let (Some(bias), Some(y), Some(saved_address)) = (bias, y, saved_address) else {
             return Ok(false);
         };
         let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
         // SAFETY: tensors of these sizes. Whoever calls keeps them for the time of the call, changes none, and has made `y`
         // and `saved` for it.
         let pass = unsafe {
-            let x: &[f32] = Memory::new("x", x.address()).read(rows * k)?;
-            let y: &mut [f32] = Memory::new("y", y).write(rows * n)?;
+            let x: &[f32] = Memory::new("x", x.address()).read(rows.saturating_mul(k))?;
+            let y: &mut [f32] = Memory::new("y", y).write(rows.saturating_mul(n))?;
             let saved = if saved.is_none() { None } else { Some(layout.write(saved_address, (rows, k))?) };
             Pass { x, key, y, saved }
         };
@@ -472,12 +511,14 @@ impl Tensors {
         match layer {
             Some(layer) => {
                 let layer = &layer.get().0;
-                run(py, cost(rows, n, k, false), || pass.run(&threads, layer))
+                run(py, cost(rows, n, k, false), || pass.run(&threads, layer))?
             }
             None => {
                 // SAFETY: as above.
                 let source = unsafe { Source::at((n, k), weight.address(), bias)? };
-                run(py, cost(rows, n, k, true), || pass.run(&threads, &source.prepare(tier, &threads, params, (n, k))?))
+                run(py, cost(rows, n, k, true), || {
+                    pass.run(&threads, &source.prepare(tier, &threads, params, (n, k))?)
+                })?
             }
         }
         .map_err(|error| renamed(error, &[("input", "x")]))?;
@@ -524,7 +565,8 @@ impl Tensors {
             if other { None } else { Some(tensor.map_or(0, |tensor| tensor.address())) }
         };
         let (Some(x), Some(weight)) = (shaped(x, leading), shaped(weight, &[n as i64])) else { return Ok(false) };
-        let wanted = (floats(dx, m * k), floats(dw, n * k), floats(db, n));
+        let (of_x, of_y, of_weight) = (m.saturating_mul(k), m.saturating_mul(n), n.saturating_mul(k));
+        let wanted = (floats(dx, of_x), floats(dw, of_weight), floats(db, n));
         let (Some(x_out), Some(weight_out), Some(bias_out)) = wanted else { return Ok(false) };
         let mut saved = Memory::new("saved", saved);
         // SAFETY: as in `forward`; `dx`, `dw` and `db` were made for this call.
@@ -534,13 +576,13 @@ impl Tensors {
             };
             let scale = saved.read(layout.scale.0)?;
             saved.take::<u8>(layout.scale.1)?;
-            let of_weight = if for_x && dx.is_some() {
-                let values = Memory::new("weight", weight).read(n * k)?;
+            let weight = if for_x && dx.is_some() {
+                let values = Memory::new("weight", weight).read(of_weight)?;
                 Some(Weight { values, scale })
             } else {
                 None
             };
-            let of_x = match layout.codes {
+            let x = match layout.codes {
                 Some(0) if dw.is_none() => {
                     saved.take::<f32>(m)?;
                     None
@@ -551,18 +593,21 @@ impl Tensors {
                 }
                 None => None,
             };
-            let mut mask = |bytes| if bytes > 0 { saved.read(m * bytes).map(Some) } else { Ok(None) };
+            let mut mask = |bytes: usize| match bytes {
+                0 => Ok(None),
+                bytes => saved.read(m.saturating_mul(bytes)).map(Some),
+            };
             let inputs = Inputs {
                 shape: (m, n, k),
-                dy: Memory::new("dy", dy.address()).read(m * n)?,
-                x: of_x,
-                weight: of_weight,
+                dy: Memory::new("dy", dy.address()).read(of_y)?,
+                x,
+                weight,
                 adc_mask: mask(layout.adc)?,
                 dac_mask: mask(layout.dac)?,
             };
             let outputs = Outputs {
-                x: write("dx", dx, x_out, m * k)?,
-                weight: write("dw", dw, weight_out, n * k)?,
+                x: write("dx", dx, x_out, of_x)?,
+                weight: write("dw", dw, weight_out, of_weight)?,
                 bias: write("db", db, bias_out, n)?,
             };
             (inputs, outputs)
@@ -570,24 +615,33 @@ impl Tensors {
         let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
         let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
         let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
-        run(py, backward_cost(products, m, n, k), work).map_err(to_python)?;
+        run(py, backward_cost(products, m, n, k), work)?.map_err(to_python)?;
         Ok(true)
     }
 }
 
 impl Tensors {
-    /// What a tensor is; `None` where it cannot be said, as of a wrapper without memory.
+    /// What a tensor is; `None` where it cannot be said, as of a wrapper, and where its memory is not there.
     fn described(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
         let mut described = MaybeUninit::<Described>::uninit();
         // SAFETY: an object, of which the function itself finds out whether it is a tensor; it has filled in all fields where
         // it returns 0.
-        unsafe {
-            if (self.describe)(tensor.as_ptr(), described.as_mut_ptr()) == 0 {
-                return Some(described.assume_init());
+        let described = unsafe {
+            if (self.describe)(tensor.as_ptr(), described.as_mut_ptr()) != 0 {
+                drop(PyErr::take(tensor.py()));
+                return None;
             }
-        }
-        drop(PyErr::take(tensor.py()));
-        None
+            described.assume_init()
+        };
+        // What has no address at all is told by `Described::sizes`.
+        let certain = described.data.is_null() || (described.address() >= MEMORY && self.is_plain(tensor));
+        (certain || is_stored(tensor, &described)).then_some(described)
+    }
+
+    /// Whether this is a tensor of no subclass but `torch.nn.Parameter`.
+    fn is_plain(&self, tensor: &Bound<'_, PyAny>) -> bool {
+        let class = tensor.get_type_ptr();
+        class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast()
     }
 
     /// The same where there is a tensor.
@@ -600,8 +654,6 @@ impl Tensors {
 
     /// The same of a tensor that is of no subclass but `torch.nn.Parameter`.
     fn plain(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
-        let class = tensor.get_type_ptr();
-        let plain = class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast();
-        if plain { self.described(tensor) } else { None }
+        if self.is_plain(tensor) { self.described(tensor) } else { None }
     }
 }

@@ -5,9 +5,11 @@
 use std::ops::Range;
 
 use numpy::{
-    Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
+    Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
@@ -71,7 +73,27 @@ fn untyped<'py>(name: &str, wanted: &str, object: &Bound<'py, PyAny>) -> PyResul
         let dtype = object.getattr("dtype").map_or_else(|_| "?".to_owned(), |dtype| dtype.to_string());
         PyTypeError::new_err(format!("{name} is a {dtype} tensor without a numpy view ({error}): {allowed}"))
     })?;
-    Ok(array.cast_into::<PyUntypedArray>()?)
+    let array = array.cast_into::<PyUntypedArray>()?;
+    check_stored(name, object, &array)?;
+    Ok(array)
+}
+
+/// Refuses a tensor whose storage was freed or cut: torch makes a view of it all the same.
+fn check_stored(name: &str, tensor: &Bound<'_, PyAny>, view: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let py = tensor.py();
+    let storage: usize =
+        tensor.call_method0(intern!(py, "untyped_storage"))?.call_method0(intern!(py, "nbytes"))?.extract()?;
+    let offset: usize = tensor.call_method0(intern!(py, "storage_offset"))?.extract()?;
+    let lengths = view.shape().iter().zip(view.strides());
+    let last: usize = lengths.map(|(length, stride)| length.saturating_sub(1) * stride.unsigned_abs()).sum();
+    let size = view.dtype().itemsize();
+    let end = if view.is_empty() { 0 } else { offset * size + last + size };
+    if end <= storage {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!(
+        "{name} is a tensor of {end} bytes, its offset among them, in a storage of {storage}: allowed is one that has its memory"
+    )))
 }
 
 /// `object` as an array of `T` in C order.

@@ -14,6 +14,7 @@ pub fn renamed(mut error: Error, names: &[(&str, &'static str)]) -> PyErr {
     if let Error::Value { name, .. }
     | Error::Length { name, .. }
     | Error::Element { name, .. }
+    | Error::Changed { name, .. }
     | Error::Ignored { name, .. } = &mut error
         && let Some((_, python)) = names.iter().find(|(kernel, _)| kernel == name)
     {

@@ -1,9 +1,12 @@
 //! `optical_linear_forward`, and what every forward call shares.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lumina_kernel::error::of_panic;
 use lumina_kernel::weights::WeightSource;
 use lumina_kernel::{Error, Layer, NoiseKey, Params, Spec, Weights};
 use numpy::PyUntypedArrayMethods;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::arrays::{self, Arguments, Shape};
@@ -36,8 +39,13 @@ pub fn backward_cost(products: usize, m: usize, n: usize, k: usize) -> usize {
 }
 
 /// Runs `work`, detached from the interpreter where its `cost` is worth it.
-pub fn run<T: Send>(py: Python<'_>, cost: usize, work: impl FnOnce() -> T + Send) -> T {
-    if cost > DETACH_NS { py.detach(work) } else { work() }
+///
+/// # Errors
+/// A panic. pyo3 would hand it on as one of Python's exceptions that are no `Exception`.
+pub fn run<T: Send>(py: Python<'_>, cost: usize, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+    let work = || catch_unwind(AssertUnwindSafe(work));
+    let outcome = if cost > DETACH_NS { py.detach(work) } else { work() };
+    outcome.map_err(|panic| PyRuntimeError::new_err(of_panic(&*panic)))
 }
 
 /// The rows of X `[..., K]`, and the shape of Y.
@@ -72,7 +80,7 @@ pub fn call<'py>(
     };
     let mut y = arguments.write_shaped::<f32>("out", &result, &shape, "the shape of the result")?;
     let (x, y) = (x.as_slice()?, y.as_slice_mut()?);
-    Ok(run(object.py(), cost(m, n, k, fresh_weights), || work(x, y)).map(|()| result))
+    Ok(run(object.py(), cost(m, n, k, fresh_weights), || work(x, y))?.map(|()| result))
 }
 
 /// y = ADC(DAC(x) . W + b + noise), in one pass.

@@ -60,7 +60,7 @@ impl PyPreparedLayer {
             let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
             Layer::new(params, weights, bias)
         };
-        run(py, cost(0, n, k, true), build).map(PyPreparedLayer).map_err(to_python)
+        run(py, cost(0, n, k, true), build)?.map(PyPreparedLayer).map_err(to_python)
     }
 
     /// Y [..., N] of X [..., K], as optical_linear_forward.
@@ -144,7 +144,7 @@ pub fn quantize_weight<'py>(
         let source = WeightSource::F32(weight);
         run(py, cost(0, n, k, true), || {
             Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), Some(codes))
-        })
+        })?
         .map_err(to_python)
     };
     let (codes, weights) = if params.weight_bits <= 8 {
@@ -180,11 +180,12 @@ pub fn pack_weight<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, bits: Int) -
     if k == 0 {
         return Err(PyValueError::new_err("codes has K = 0 columns: allowed is at least 1"));
     }
-    let codes = codes.as_slice()?;
+    // A copy: another thread may write to the array between check and use.
+    let codes = codes.as_slice()?.to_vec();
     for (row, codes) in codes.chunks_exact(k).enumerate() {
         pack::check_codes(bits, row, codes).map_err(|error| renamed(error, &[("weight", "codes")]))?;
     }
-    PyArray1::from_vec(py, pack::pack_codes(bits, k, codes)).reshape([n, packed_row_bytes(bits, k)])
+    PyArray1::from_vec(py, pack::pack_codes(bits, k, &codes)).reshape([n, packed_row_bytes(bits, k)])
 }
 
 /// Undoes pack_weight.

@@ -126,7 +126,7 @@ pub fn noise<'py>(
                     fill_noise_row(tier, key, (index * together + row) as u64, eps);
                 }
             });
-        });
+        })?;
     }
     Ok(result)
 }

@@ -195,7 +195,7 @@ pub fn forward_train<'py>(
         w_scale.copy_from_slice(weights.scale());
         Layer::new(params, weights, bias)?.forward(&threads, x, key, y, Some(saved))
     };
-    run(py, cost(m, n, k, true), work).map_err(|error| renamed(error, &[("input", "x")]))
+    run(py, cost(m, n, k, true), work)?.map_err(|error| renamed(error, &[("input", "x")]))
 }
 
 /// The straight-through gradient of `forward_train`'s call.
@@ -291,5 +291,5 @@ pub fn backward<'py>(
     };
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
-    run(py, backward_cost(products, m, n, k), work).map_err(|error| renamed(error, &[("grad_output", "dy")]))
+    run(py, backward_cost(products, m, n, k), work)?.map_err(|error| renamed(error, &[("grad_output", "dy")]))
 }

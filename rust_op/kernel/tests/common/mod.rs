@@ -1,12 +1,15 @@
 //! Cases, executors and comparisons that the equality tests share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod memory;
+
 use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::{Saved, mask_stride};
 use lumina_kernel::reference::{self, Gradients};
 use lumina_kernel::weights::{CodesMut, code_stride};
 use lumina_kernel::{Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights, pack};
+use memory::Place;
 use proptest::prelude::*;
 use rayon::prelude::*;
 
@@ -134,23 +137,29 @@ impl Case {
     }
 
     pub fn run(&self, tier: Tier, executor: &dyn Executor) -> Outcome {
+        self.run_at(Place::Heap, tier, executor)
+    }
+
+    /// The same, with all that is read and written at a place.
+    pub fn run_at(&self, place: Place, tier: Tier, executor: &dyn Executor) -> Outcome {
         let params = self.params();
         let (m, n, k) = (self.m, self.n, self.k);
         let (wb, xb) = (params.weight_bits, params.input_bits);
-        let mut w8 = vec![77i8; if (1..=8).contains(&wb) { n * code_stride(k) } else { 0 }];
-        let mut w16 = vec![77i16; if wb > 8 { n * code_stride(k) } else { 0 }];
-        let mut x8 = vec![77i8; if (1..=8).contains(&xb) { m * code_stride(k) } else { 0 }];
-        let mut x16 = vec![77i16; if xb > 8 { m * code_stride(k) } else { 0 }];
+        let mut w8 = place.filled(77i8, if (1..=8).contains(&wb) { n * code_stride(k) } else { 0 });
+        let mut w16 = place.filled(77i16, if wb > 8 { n * code_stride(k) } else { 0 });
+        let mut x8 = place.filled(77i8, if (1..=8).contains(&xb) { m * code_stride(k) } else { 0 });
+        let mut x16 = place.filled(77i16, if xb > 8 { m * code_stride(k) } else { 0 });
 
         let reference = self.reference_weight();
         let codes: Vec<i8> = reference.values.iter().map(|c| *c as i8).collect();
+        let (codes, w, scale) = (place.put(&codes), place.put(&self.w), place.put(&reference.scale));
         let packed;
         let given = self.storage != Storage::F32 && wb > 0;
         let source = match self.storage {
-            Storage::F32 | Storage::F32WithScale => WeightSource::F32(&self.w),
+            Storage::F32 | Storage::F32WithScale => WeightSource::F32(&w),
             Storage::Codes => WeightSource::Codes(&codes),
             Storage::Packed => {
-                packed = pack::pack_codes(wb, k, &codes);
+                packed = place.put(&pack::pack_codes(wb, k, &codes));
                 WeightSource::Packed(&packed)
             }
         };
@@ -159,18 +168,18 @@ impl Case {
             1..=8 => Some(CodesMut::I8(&mut w8)),
             _ => Some(CodesMut::I16(&mut w16)),
         };
-        let scale = given.then_some(&reference.scale[..]);
+        let scale = given.then_some(&scale[..]);
         let weights = Weights::new(tier, executor, &params, (n, k), source, scale, w_codes).expect("valid weights");
         let w_scale = bits(weights.scale());
         let layer = Layer::new(params.clone(), weights, self.bias.clone()).expect("a valid layer");
 
-        let mut y = vec![7.0f32; m * n];
-        layer.forward(executor, &self.x, self.key, &mut y, None).expect("a valid call");
+        let (x, mut y) = (place.put(&self.x), place.filled(7.0f32, m * n));
+        layer.forward(executor, &x, self.key, &mut y, None).expect("a valid call");
         let without_saving = bits(&y);
 
-        let mut x_step = vec![7.0; m];
-        let mut adc = vec![0xAAu8; m * mask_stride(n)];
-        let mut dac = vec![0xAAu8; m * mask_stride(k)];
+        let mut x_step = place.filled(7.0, m);
+        let mut adc = place.filled(0xAAu8, m * mask_stride(n));
+        let mut dac = place.filled(0xAAu8, m * mask_stride(k));
         let (adc_wanted, dac_wanted) = (params.adc_can_saturate(), params.input_range.is_some());
         let saved = Saved {
             x_codes: match xb {
@@ -182,7 +191,7 @@ impl Case {
             adc_mask: adc_wanted.then_some(&mut adc[..]),
             dac_mask: dac_wanted.then_some(&mut dac[..]),
         };
-        layer.forward(executor, &self.x, self.key, &mut y, Some(saved)).expect("a valid call");
+        layer.forward(executor, &x, self.key, &mut y, Some(saved)).expect("a valid call");
         assert_eq!(without_saving, bits(&y), "saving changes nothing");
 
         let unpad = |rows8: &[i8], rows16: &[i16]| -> Vec<i32> {
@@ -219,8 +228,11 @@ impl Case {
 
     /// Asserts that `tier` under `executor` equals the reference.
     pub fn check(&self, tier: Tier, executor: &dyn Executor) {
-        let (expected, _) = self.expected();
-        let got = self.run(tier, executor);
+        self.assert_same(tier, &self.run(tier, executor), &self.expected().0);
+    }
+
+    /// Asserts that what a tier gave is what the reference gives.
+    pub fn assert_same(&self, tier: Tier, got: &Outcome, expected: &Outcome) {
         let place = || format!("{} {}x{}x{} {:?} {:?}", tier.name(), self.m, self.k, self.n, self.storage, self.spec);
         if got.y != expected.y {
             let bad = got.y.iter().zip(&expected.y).position(|(a, b)| a != b).expect("they differ");
@@ -308,28 +320,45 @@ impl Backward {
 
     /// The gradients of X, of W and of the bias that are wanted; the others stay 7.
     pub fn run(&self, tier: Tier, executor: &dyn Executor, precision: Precision, wanted: [bool; 3]) -> Gradients {
+        self.run_at(Place::Heap, tier, executor, precision, wanted)
+    }
+
+    /// The same, with all that is read and written at a place.
+    pub fn run_at(
+        &self,
+        place: Place,
+        tier: Tier,
+        executor: &dyn Executor,
+        precision: Precision,
+        wanted: [bool; 3],
+    ) -> Gradients {
         let Case { m, n, k, .. } = self.case;
+        let (x, x8, x16) = (place.put(&self.case.x), place.put(&self.x8), place.put(&self.x16));
         let x = match self.params.input_bits {
-            0 => Operand::F32(&self.case.x),
-            1..=8 => Operand::I8(&self.x8),
-            _ => Operand::I16(&self.x16),
+            0 => Operand::F32(&x),
+            1..=8 => Operand::I8(&x8),
+            _ => Operand::I16(&x16),
         };
+        let (dy, steps) = (place.put(&self.dy), place.put(&self.forward.x_step));
+        let (w, scale) = (place.put(&self.case.w), place.put(&self.weight.scale));
+        let mask = |mask: &Option<Vec<u8>>| mask.as_ref().map(|mask| place.put(mask));
+        let (adc, dac) = (mask(&self.adc), mask(&self.dac));
         let inputs = Inputs {
             shape: (m, n, k),
-            dy: &self.dy,
-            x: wanted[1].then_some(Factor { values: x, steps: &self.forward.x_step }),
-            weight: wanted[0].then_some(Weight { values: &self.case.w, scale: &self.weight.scale }),
-            adc_mask: self.adc.as_deref(),
-            dac_mask: self.dac.as_deref(),
+            dy: &dy,
+            x: wanted[1].then_some(Factor { values: x, steps: &steps }),
+            weight: wanted[0].then_some(Weight { values: &w, scale: &scale }),
+            adc_mask: adc.as_deref(),
+            dac_mask: dac.as_deref(),
         };
-        let mut out = Gradients { x: vec![7.0; m * k], weight: vec![7.0; n * k], bias: vec![7.0; n] };
+        let [mut dx, mut dw, mut db] = [m * k, n * k, n].map(|length| place.filled(7.0, length));
         let outputs = Outputs {
-            x: wanted[0].then_some(&mut out.x[..]),
-            weight: wanted[1].then_some(&mut out.weight[..]),
-            bias: wanted[2].then_some(&mut out.bias[..]),
+            x: wanted[0].then_some(&mut dx[..]),
+            weight: wanted[1].then_some(&mut dw[..]),
+            bias: wanted[2].then_some(&mut db[..]),
         };
         backward(tier, executor, &self.params, precision, &inputs, outputs).expect("a valid call");
-        out
+        Gradients { x: dx.to_vec(), weight: dw.to_vec(), bias: db.to_vec() }
     }
 
     /// Asserts that two outcomes are the same, bit for bit.

@@ -107,7 +107,8 @@ unsafe fn string(text: *const c_char) -> String {
     }
 }
 
-/// A string from a function that, given NULL, says how many bytes it needs, the NUL among them.
+/// A string from a function that, given NULL, says how many bytes it needs, the NUL behind it among them. It may hold NULs
+/// of its own.
 fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) -> Result<String, Failure> {
     let mut size = 0;
     read(std::ptr::null_mut(), &mut size)?;
@@ -115,8 +116,8 @@ fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) ->
     if size > 0 {
         read(bytes.as_mut_ptr().cast(), &mut size)?;
     }
-    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ok(String::from_utf8_lossy(text).into_owned())
+    bytes.pop();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
