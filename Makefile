@@ -11,7 +11,8 @@ PYTEST_ARGS ?= -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all demo test test-rust test-python lint format bench bench-train bench-edge docs wheel wheel-test versions board clean
+.PHONY: help all demo test test-rust test-python sanitize lint format bench bench-train bench-edge docs notices wheel wheel-test \
+	versions board clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -40,6 +41,9 @@ test-rust: ## The tests of the crates
 test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS='...' for pytest)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+sanitize: ## The tests of the kernel under AddressSanitizer (with a nightly toolchain), else under valgrind; minutes
+	tests/sanitize/run
+
 lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -49,6 +53,7 @@ lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
 	$(BIN)/python -m mypy
 	cd tests && ../$(BIN)/python -m mypy.stubtest lumina_kernel --allowlist meta/stubtest-allowlist.txt
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python rust_op/notices/generate.py --check
 
 format: $(VENV)/dev.stamp ## Formats and fixes what can be fixed
 	cargo fmt --all
@@ -66,6 +71,9 @@ bench-edge: $(VENV)/dev.stamp ## Benchmarks in ONNX Runtime, some minutes (BENCH
 
 docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
 	$(BIN)/python docs/generate.py
+
+notices: $(BIN)/python ## Rewrites THIRD-PARTY-NOTICES.txt from the crates that are linked
+	$(BIN)/python rust_op/notices/generate.py
 
 wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zig links it)
 	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' ziglang

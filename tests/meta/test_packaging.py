@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def tool(*command: str) -> str:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_library_exports_two_symbols() -> None:
@@ -44,6 +44,22 @@ def test_extras() -> None:
     assert set(extras) == {"train", "demo", "plot", "dev"}
     base = [line for line in importlib.metadata.requires("lumina-onnx") or [] if "extra ==" not in line]
     assert sorted(re.split(r"[<>=! ]", line)[0] for line in base) == ["numpy", "onnxruntime", "rich", "typer"]
+
+
+def test_the_notices_of_linked_crates_are_installed() -> None:
+    metadata = importlib.metadata.metadata("lumina-onnx")
+    assert metadata.get_all("License-File") == ["LICENSE", "THIRD-PARTY-NOTICES.txt"]
+    distribution = importlib.metadata.distribution("lumina-onnx")
+    notices = distribution.read_text("licenses/THIRD-PARTY-NOTICES.txt")
+    assert notices == (ROOT / "THIRD-PARTY-NOTICES.txt").read_text(encoding="utf-8")
+    # By what cargo prints, where the file is made from what it resolves.
+    command = ("cargo", "tree", "--locked", "--package=lumina-python", "--edges=normal,no-proc-macro", "--prefix=none")
+    linked = {line.split(" (")[0].replace(" v", " ") for line in tool(*command, "--format={p}").splitlines()}
+    linked -= {f"{name} {lumina_kernel.__version__}" for name in ("lumina-kernel", "lumina-ort", "lumina-python")}
+    assert {"numpy", "pyo3", "rand_xoshiro", "rayon"} < {crate.split()[0] for crate in linked}
+    assert {crate for crate in linked if not re.search(rf"^{re.escape(crate)} \(", notices, re.MULTILINE)} == set()
+    for terms in ("Copyright (c) 2017, Toshiki Teramura", "Redistributions in binary form", "The Rust standard library"):
+        assert terms in notices
 
 
 def test_the_library_is_found_by_a_stock_session() -> None:

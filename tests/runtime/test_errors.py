@@ -44,9 +44,19 @@ BITS = "0 (analog), 2..16"
         ({"output_range": [1.0, 0.0, 1.0]}, "attribute output_range[1] = 0: allowed is a single 0 (dynamic), or 1 or"),
         ({"output_range": [-1.0]}, "attribute output_range[0] = -1: allowed is a single 0 (dynamic), or 1 or N"),
         ({"noise_relative": -0.1}, "attribute noise_relative = -0.1: allowed is a finite number >= 0"),
+        ({"input_range": float("nan"), "input_bits": 8}, "attribute input_range = NaN: allowed is a finite number >= 0"),
+        ({"output_range": [float("nan")]}, "attribute output_range[0] = NaN: allowed is a single 0 (dynamic), or 1 or N"),
+        ({"seed": -(2**63)}, f"attribute seed = {-(2**63)}: allowed is 0..2^63-1"),
         ({"noise_additive": float("nan")}, "attribute noise_additive = NaN: allowed is a finite number >= 0"),
         ({"noise_shot": float("inf")}, "attribute noise_shot = inf: allowed is a finite number >= 0"),
         ({"bias_stage": "optical"}, 'attribute bias_stage = "optical": allowed is "analog", "digital"'),
+        ({"bias_stage": b"digital\0x"}, r'attribute bias_stage = "digital\0x": allowed is "analog", "digital"'),
+        ({"bias_stage": b"analog\0"}, r'attribute bias_stage = "analog\0": allowed is "analog", "digital"'),
+        ({"bias_stage": b"\0digital"}, r'attribute bias_stage = "\0digital": allowed is "analog", "digital"'),
+        ({"bias_stage": b"\0"}, r'attribute bias_stage = "\0": allowed is "analog", "digital"'),
+        ({"bias_stage": b""}, 'attribute bias_stage = "": allowed is "analog", "digital"'),
+        ({"bias_stage": b"digital\xff"}, 'attribute bias_stage = "digital\N{REPLACEMENT CHARACTER}": allowed is "ana'),
+        ({"bias_stage": "digital\x1b[2J"}, r'attribute bias_stage = "digital\u{1b}[2J": allowed is "analog", "digital"'),
         ({"seed": -5}, "attribute seed = -5: allowed is 0..2^63-1"),
         ({"in_features": 5}, "attribute in_features = 5: allowed is 4, the columns of W [3, 4], or none"),
         ({"in_features": 0}, "attribute in_features = 0: allowed is K >= 1"),
@@ -142,6 +152,15 @@ def test_inputs(library: str, arguments: dict[str, Any], message: str) -> None:
 def test_a_node_without_a_name_is_told_by_its_output(library: str) -> None:
     message = 'lumina::OpticalLinear node without a name (output "Y"): attribute seed = -1: allowed is 0..2^63-1'
     assert message in refused(library, name="", seed=-1)
+
+
+def test_names_that_hold_a_nul(library: str) -> None:
+    assert r'lumina::OpticalLinear node "fc\01": attribute seed = -1' in refused(library, name="fc\0001", seed=-1)
+    # A bias whose name begins with one is no bias that is left out.
+    model = load_from_string(make_model(W, b=np.array([0, np.inf, 0], np.float32)))
+    model.graph.node[0].input[3] = model.graph.initializer[2].name = "\0B"
+    with pytest.raises(Exception, match=re.escape("input B[1] = inf: allowed is a finite number")):
+        make_session(model.SerializeToString(), library)
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,10 @@ impl Pack<'_> {
             None => f32::from_bits(largest as u32) / levels(self.bits) as f32,
         };
         if self.scale.is_none() {
+            // The sum of numbers that were finite when their maximum was looked for.
+            if scale.is_nan() {
+                return Err(Error::Changed { name: "weight", row });
+            }
             quantize::check_default_scale(self.bits, row, scale)?;
         }
         self.scale_out[offset] = scale;
