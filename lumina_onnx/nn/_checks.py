@@ -21,11 +21,12 @@ def check_tensor(name: str, tensor: object) -> None:
         raise TypeError(f"{name} is a {kind} tensor: allowed is a dense (strided) one")
 
 
-def check_devices(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_devices(**tensors: Tensor | None) -> None:
     """Refuses tensors that are partly on the CPU and partly on "meta"."""
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device:
-            raise TypeError(f"{name} is on {tensor.device} and x on {x.device}: allowed is one device for all")
+    (first, device), *others = ((name, tensor.device) for name, tensor in tensors.items() if tensor is not None)
+    for name, other in others:
+        if other != device:
+            raise TypeError(f"{name} is on {other} and {first} on {device}: allowed is one device for all")
 
 
 def check_input(x: Tensor, k: int) -> None:
@@ -53,4 +54,4 @@ def check_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuses what is no call of the operator."""
     check_weight(weight, bias)
     check_input(x, weight.shape[1])
-    check_devices(x, weight, bias)
+    check_devices(x=x, weight=weight, bias=bias)

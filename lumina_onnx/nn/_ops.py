@@ -162,6 +162,7 @@ def optical_linear(
 
 @optical_linear.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any) -> Tensor:
+    _checks.check_devices(x=x, weight=weight, bias=bias)  # one on "meta" brings a call on real tensors here
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -212,6 +213,7 @@ def _(
     seed: int,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
+    _checks.check_devices(x=x, weight=weight, bias=bias)
     n, k = weight.shape
     call_bytes, row_bytes = saved_bytes(params_of(parameters), int(n), int(k), Kept())
     rows = math.prod(x.shape[:-1])
@@ -331,6 +333,7 @@ def _(
     kept_for_weight: bool,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
+    _checks.check_devices(grad=grad, x=x, weight=weight, saved=saved, history=history)
     n = grad.shape[-1]
     return (
         grad.new_empty((*grad.shape[:-1], k) if need_x else (0,)),

@@ -1,8 +1,9 @@
 """Writes THIRD-PARTY-NOTICES.txt, or with --check says whether it is as it should be.
 
-The libraries hold code of other crates. Their licences ask that copyright and terms go along: the wheel carries the file, and
-whoever hands on `liblumina_ort.so` puts it beside that. It is made from what cargo says is linked and from the texts that
-the crates carry; what is said of Rust's own library, which cargo does not tell of, is in standard-library.txt.
+The libraries hold code of other crates. Their licences ask that copyright and terms go along: the wheel carries the
+file, and whoever hands on `liblumina_ort.so` puts it beside that. It is made from what cargo says is linked and from
+the texts that the crates carry. What is said of Rust's own library, of which cargo does not tell, is in
+standard-library.txt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls on arrays that another process writes all the while. Prints a line of JSON: how often each call had each outcome."""
+"""Calls on arrays that another process writes all the while. Prints how often each had which outcome, as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def outcome(call: Callable[[], Any]) -> str:
-    """"done", or the error without its indices. What is no Exception ends the process."""
+    """ "done", or the error without its indices. What is no Exception ends the process."""
     try:
         call()
     except Exception as error:
@@ -70,7 +71,9 @@ def main() -> None:
     for bits in (0, 1, 4, 8, 12):
         results[f"weight, {bits} bits"] = race(w, (nan, 1.0), forward(x, w, bias, input_bits=8, weight_bits=bits))
         w[...] = normal(N, K)
-    results["prepared"] = race(w, (inf, 1.0), lambda: lumina_kernel.PreparedLayer(lumina_kernel.Params(weight_bits=4), w))
+    results["prepared"] = race(
+        w, (inf, 1.0), lambda: lumina_kernel.PreparedLayer(lumina_kernel.Params(weight_bits=4), w)
+    )
     w[...] = normal(N, K)
     results["quantize_weight"] = race(w, (nan, 1.0), lambda: lumina_kernel.quantize_weight(w, 8))
     w[...] = normal(N, K)
@@ -101,12 +104,12 @@ def main() -> None:
 
     for bits in (1, 2, 4):
         codes = shared(np.ones((N, SHORT), np.int8))
-        results[f"pack_weight, {bits} bits"] = race(codes, (-128, 1), lambda: lumina_kernel.pack_weight(codes, bits))
+        results[f"pack_weight, {bits} bits"] = race(codes, (-128, 1), partial(lumina_kernel.pack_weight, codes, bits))
         codes[...] = 1
         packed = shared(lumina_kernel.pack_weight(codes, bits))
         values = (int(packed[0, -1]), 0xF0 if bits > 1 else 0xFF)
         results[f"unpack_weight, {bits} bits"] = race(
-            packed, values, lambda: lumina_kernel.unpack_weight(packed, bits, SHORT)
+            packed, values, partial(lumina_kernel.unpack_weight, packed, bits, SHORT)
         )
     print(json.dumps(results))
 

@@ -58,7 +58,11 @@ def test_the_notices_of_linked_crates_are_installed() -> None:
     linked -= {f"{name} {lumina_kernel.__version__}" for name in ("lumina-kernel", "lumina-ort", "lumina-python")}
     assert {"numpy", "pyo3", "rand_xoshiro", "rayon"} < {crate.split()[0] for crate in linked}
     assert {crate for crate in linked if not re.search(rf"^{re.escape(crate)} \(", notices, re.MULTILINE)} == set()
-    for terms in ("Copyright (c) 2017, Toshiki Teramura", "Redistributions in binary form", "The Rust standard library"):
+    for terms in (
+        "Copyright (c) 2017, Toshiki Teramura",
+        "Redistributions in binary form",
+        "The Rust standard library",
+    ):
         assert terms in notices
 
 

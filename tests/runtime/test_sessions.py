@@ -16,6 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 from op_model import Layer, assert_same_bits, make_session, random_layer, run
 
+import lumina_kernel
 import lumina_onnx
 
 NOISY = random_layer(
@@ -70,6 +71,56 @@ def test_eight_threads_share_a_session(library: str, threads: int) -> None:
     with ThreadPoolExecutor(8) as pool:
         results = [y for part in pool.map(work, range(8)) for y in part]
     assert sorted(results) == sorted(NOISY.expected(X, stream).tobytes() for stream in range(8 * runs))
+
+
+def expected_streams(layer: Layer, x: np.ndarray, runs: int) -> list[bytes]:
+    """What `runs` runs give. By the kernel, which the reference is too slow for; every 250th is compared with that."""
+    names = {row["name"] for row in lumina_kernel.schema() if row["place"] == "attribute"} - {"seed", "in_features"}
+    params = lumina_kernel.Params(**{name: value for name, value in layer.attributes.items() if name in names})
+    scale = layer.w_scale if params.weight_bits else None
+    prepared = lumina_kernel.PreparedLayer(params, layer.w, layer.b, scale)
+    seed = layer.attributes.get("seed", 0)
+    streams = [prepared.forward(x, seed, stream) for stream in range(runs)]
+    for stream in (*range(0, runs, 250), runs - 1):
+        assert_same_bits(streams[stream], layer.expected(x, stream))
+    return [y.tobytes() for y in streams]
+
+
+def test_eight_sessions_of_two_thousand_runs_each(library: str) -> None:
+    """Each thread runs a session of its own and, in turn, its neighbour's: two threads are in a session at once."""
+    runs, shapes = (
+        2000,
+        [(1, 17, 40), (6, 17, 40), (3, 33, 65), (1, 100, 129), (2, 9, 7), (40, 16, 16), (1, 3, 1), (5, 64, 31)],
+    )
+    noise = {"noise_relative": 0.1, "noise_shot": 0.05, "noise_additive": 0.02}
+    bits = [(8, 8, 8), (8, 4, 0), (0, 0, 6), (8, 1, 8), (4, 2, 8), (12, 12, 12), (0, 8, 0), (6, 6, 6)]
+    layers = [
+        random_layer(n, k, weight_bits=w, input_bits=x, output_bits=y, seed=seed, **noise)
+        for seed, ((_, n, k), (x, w, y)) in enumerate(zip(shapes, bits, strict=True))
+    ]
+    inputs = [np.random.default_rng(m).normal(size=(m, k)).astype(np.float32) for m, _, k in shapes]
+    sessions = [make_session(layer.model(), library, threads=1 + index % 3) for index, layer in enumerate(layers)]
+    start = threading.Barrier(8)
+
+    def work(thread: int) -> dict[int, list[bytes]]:
+        mine = thread, (thread + 1) % 8
+        start.wait()
+        results: dict[int, list[bytes]] = {index: [] for index in mine}
+        for _ in range(runs // 2):
+            for index in mine:
+                results[index].append(run(sessions[index], inputs[index]).tobytes())
+        return results
+
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(work, range(8)))
+    for index, (layer, x) in enumerate(zip(layers, inputs, strict=True)):
+        expected = expected_streams(layer, x, runs)
+        streams = {y: stream for stream, y in enumerate(expected)}
+        assert len(streams) == runs
+        taken = [[streams[y] for y in part[index]] for part in parts if index in part]
+        # A thread's runs follow one another; both threads together have had every stream once.
+        assert all(part == sorted(part) for part in taken), f"session {index}"
+        assert sorted(taken[0] + taken[1]) == list(range(runs)), f"session {index}"
 
 
 def test_two_sessions_at_once(library: str) -> None:
