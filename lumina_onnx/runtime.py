@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lumina_onnx.schema import DOMAIN, OPERATOR
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -27,7 +31,8 @@ def load(
     """A session for `model` that knows `lumina::OpticalLinear`.
 
     Args:
-        model: Path of a model, or its bytes.
+        model: Path of a model, or its bytes. Bytes hold all data: what a model keeps beside its file is found by path
+            alone.
         sess_options: Options of the session. The operator is registered in them; the same object may be passed
             again.
         providers: Execution providers, by default those of onnxruntime. The operator itself runs on the CPU.
@@ -35,12 +40,83 @@ def load(
     Returns:
         An `onnxruntime.InferenceSession`.
 
+    Warns:
+        UserWarning: Its nodes call renamed copies of the operator's function, which run without the library.
+
     Raises:
         ImportError: No onnxruntime is installed.
+        ValueError: Bytes that refer to data in another file.
     """
     import onnxruntime
 
+    _check(model, sess_options)
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
     options.register_custom_ops_library(library_path())
     source = model if isinstance(model, bytes) else os.fspath(model)
     return onnxruntime.InferenceSession(source, sess_options=options, providers=providers)
+
+
+def _check(model: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOptions | None) -> None:
+    """Without the package onnx, which reads models: by what protobuf makes of these fields."""
+    if isinstance(model, bytes):
+        beside = _data_beside(model)
+        if beside is not None and not _has_folder(options):
+            raise ValueError(
+                f"model = {len(model)} bytes that refer to data in {beside!r}, which ONNX Runtime would take from the "
+                "current folder; allowed are the model's path, or bytes with all data in them "
+                "(onnx.load(path).SerializeToString())"
+            )
+        end = model[-_END:]
+    else:
+        try:
+            with Path(model).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+                end = file.read()
+        except OSError:  # ONNX Runtime says it in its own words.
+            return
+    copies = _renamed(end)
+    if copies:
+        warnings.warn(
+            f"model: its function {copies[0]!r} is a renamed copy of {DOMAIN}::{OPERATOR}, as onnx.compose.add_prefix "
+            "makes it: nodes that call it run without the operator's library. lumina_onnx.exporter.merge, or "
+            "rename_functions=False, leaves the name",
+            stacklevel=3,
+        )
+
+
+_END = 2**20
+"""Functions are the last that a model's file holds: the bytes at its end that may be functions of ours."""
+
+
+def _data_beside(model: bytes) -> str | None:
+    """Where a model's first tensor lies that is not in it: an entry "location" in field 13 of a tensor."""
+    key, at = b"\n\x08location\x12", -1
+    while (at := model.find(key, at + 1)) >= 0:
+        # The tag of field 13, and the entry's length in one byte or two.
+        if b"j" in (model[at - 2 : at - 1], model[at - 3 : at - 2]):
+            start = at + len(key) + 1
+            return model[start : start + model[start - 1]].decode(errors="replace")
+    return None
+
+
+def _has_folder(options: onnxruntime.SessionOptions | None) -> bool:
+    """Whether the caller has said where data lie."""
+    try:
+        entry = "session.model_external_initializers_file_folder_path"
+        return options is not None and bool(options.get_session_config_entry(entry))
+    except Exception:  # ONNX Runtime's own, for an entry that is not set.
+        return False
+
+
+def _renamed(end: bytes) -> list[str]:
+    """Names of functions with the operator's inputs and another name, which ends in the operator's."""
+    head, name = b"\n", OPERATOR.encode()
+    inputs = b"".join(b'"' + bytes([len(each)]) + each for each in (b"X", b"W", b"W_scale", b"B"))
+    found, at = [], -1
+    while (at := end.find(name + inputs, at + 1)) >= 0:
+        stop = at + len(name)
+        # The name's tag and length stand before it, at a distance that the length says.
+        start = next((i for i in range(at, max(at - 110, 1), -1) if end[i - 2 : i] == head + bytes([stop - i])), at)
+        if start != at:
+            found.append(end[start:stop].decode(errors="replace"))
+    return found

@@ -240,12 +240,11 @@ def _sides(model: Path, folder: Path) -> tuple[list[Side], dict[str, str]]:
 
 
 def _write_twin(model: Path, folder: Path) -> tuple[Path, int]:
-    import onnx
-
+    from lumina_onnx.exporter import files
     from lumina_onnx.exporter.twin import float_twin
 
     twin, path = float_twin(model), folder / "twin.onnx"
-    onnx.save(twin, path, save_as_external_data=twin.ByteSize() > 2**30, location="twin.data")
+    files.write(twin, path)
     return path, sum(file.stat().st_size for file in folder.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 - :func:`export`: torch -> .onnx, weights packed at their bits (needs torch and onnxscript).
 - :func:`rewrite`: a ready .onnx file -> the same with optical layers (needs onnx, onnxscript and onnxruntime).
+- :func:`merge`: two files with optical layers -> one (needs onnx and onnxscript).
 - :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnx and onnxruntime).
 - :func:`inspect`: lists what a file holds (needs onnx).
 """
@@ -15,6 +16,7 @@ from .report import Comparison, ExportReport, InspectReport, Layer, Left, Report
 from .verify import verify
 
 if TYPE_CHECKING:
+    from .merging import merge
     from .rewriting import rewrite
     from .torch_export import ExportError, export
 
@@ -30,6 +32,7 @@ __all__ = [
     "VerifyReport",
     "export",
     "inspect",
+    "merge",
     "rewrite",
     "verify",
 ]
@@ -41,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from .rewriting import rewrite
 
         return rewrite
+    if name == "merge":
+        from .merging import merge
+
+        return merge
     if name in ("export", "ExportError"):
         from . import torch_export
 

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-__all__ = ["Arrays", "read"]
+__all__ = ["Arrays", "declared", "random", "read"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -21,20 +21,19 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
     Raises:
         ValueError: names, dtypes or shapes that do not fit the model.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    declared = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in stored}
+    kinds = declared(model)
     if inputs is None:
-        return _random(declared)
+        return random(kinds)
     if not isinstance(inputs, Mapping):
         if isinstance(inputs, np.ndarray) or not isinstance(inputs, Sequence):
             inputs = [inputs]
-        if len(inputs) != len(declared):
-            raise ValueError(f"inputs has {len(inputs)} arrays; allowed are {len(declared)}: {', '.join(declared)}")
-        inputs = dict(zip(declared, inputs, strict=True))
-    if set(inputs) != set(declared):
-        raise ValueError(f"inputs has the names {sorted(inputs)}; allowed are {sorted(declared)}")
+        if len(inputs) != len(kinds):
+            raise ValueError(f"inputs has {len(inputs)} arrays; allowed are {len(kinds)}: {', '.join(kinds)}")
+        inputs = dict(zip(kinds, inputs, strict=True))
+    if set(inputs) != set(kinds):
+        raise ValueError(f"inputs has the names {sorted(inputs)}; allowed are {sorted(kinds)}")
     feeds = {}
-    for name, kind in declared.items():
+    for name, kind in kinds.items():
         array = np.asarray(inputs[name])
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if array.dtype != dtype:
@@ -42,6 +41,12 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
         _check_shape(name, array.shape, kind)
         feeds[name] = array
     return feeds
+
+
+def declared(model: onnx.ModelProto) -> dict[str, Any]:
+    """The types of the inputs that are fed."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return {value.name: value.type.tensor_type for value in model.graph.input if value.name not in stored}
 
 
 def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
@@ -56,11 +61,12 @@ def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
         raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is [{allowed}]")
 
 
-def _random(declared: dict[str, Any]) -> Arrays:
-    generator = np.random.default_rng(0)
+def random(kinds: dict[str, Any], seed: int = 0) -> Arrays:
+    """Normal numbers, integers and strings 0 and 1; symbolic sizes become 2, 3, ..."""
+    generator = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
     feeds = {}
-    for name, kind in declared.items():
+    for name, kind in kinds.items():
         shape = [
             sizes.setdefault(dim.dim_param, 2 + len(sizes)) if (size := _fixed(dim)) is None else size
             for dim in kind.shape.dim
@@ -69,7 +75,8 @@ def _random(declared: dict[str, Any]) -> Arrays:
         if np.issubdtype(dtype, np.floating):
             feeds[name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
         else:
-            feeds[name] = np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+            integers = np.asarray(generator.integers(0, 2, shape))
+            feeds[name] = (integers.astype(str) if np.dtype(dtype).kind == "O" else integers).astype(dtype)
     return feeds
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -18,12 +16,14 @@ from .report import Layer
 
 __all__ = [
     "NOISE",
+    "RENAMED",
     "OpticalNode",
     "body_bytes",
+    "graphs",
     "layers",
-    "load",
     "operators",
     "optical_nodes",
+    "renamed",
     "showing",
     "walk",
     "without_noise",
@@ -65,22 +65,6 @@ class OpticalNode:
         return int(self.weight.dims[0]) if self.weight is not None else 0
 
 
-def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelProto:
-    """Reads a model; ``weights`` says whether data that lies beside the file is read too.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is not an ONNX model.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"path = {str(file)!r}: there is no such file")
-    try:
-        return onnx.load(file, load_external_data=weights)
-    except Exception as error:
-        raise ValueError(f"path = {str(file)!r}: not a readable ONNX model ({error})") from error
-
-
 def walk(graph: onnx.GraphProto, *, nested: bool = False) -> Iterator[tuple[onnx.NodeProto, bool]]:
     """Every node of a graph and of its subgraphs, and whether it lies in a subgraph."""
     for node in graph.node:
@@ -88,6 +72,15 @@ def walk(graph: onnx.GraphProto, *, nested: bool = False) -> Iterator[tuple[onnx
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
                 yield from walk(subgraph, nested=True)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and those in its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for subgraph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from graphs(subgraph)
 
 
 _Scope = dict[str, onnx.TensorProto]
@@ -124,6 +117,21 @@ def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
             weight, scale, bias = (tensors.get(name) for name in [*node.input[1:], "", "", ""][:3])
             found.append(OpticalNode(node, attributes, weight, scale, bias, nested))
     return found
+
+
+def renamed(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that call a copy of the operator's function under another name, and so never the library.
+
+    `onnx.compose.add_prefix` renames a file's functions with all else.
+    """
+    copies = {body.name for body in model.functions if body.domain == DOMAIN and body.name != OPERATOR}
+    return [node for node, _ in walk(model.graph) if node.domain == DOMAIN and node.op_type in copies]
+
+
+RENAMED = (
+    "a renamed copy of the operator's function, as onnx.compose.add_prefix makes it: it runs without the operator's "
+    "library; exporter.merge, or rename_functions=False, leaves the name"
+)
 
 
 def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-import lumina_onnx
 from lumina_onnx._histogram import Histogram, Method
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
 
-from . import feeds, nodes, packing
+from . import feeds, files, nodes, packing
 
 __all__ = ["calibrate"]
 
@@ -22,7 +21,7 @@ def calibrate(graph: ir.Model, batches: Iterable[Any], method: Method, fraction:
     """Sets the layers' ranges from what their converters see: in the model with its noise off and dynamic ranges."""
     proto, seen = _watched(graph)
     histograms = {name: (Histogram(), Histogram()) for name in seen}
-    session = lumina_onnx.load(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = files.session(proto)
     plain = ir.to_proto(graph)
     outputs = [name for pair in seen.values() for name in pair]
     fed = {value.name for value in plain.graph.input}

@@ -130,6 +130,7 @@ class InspectReport(Report):
     file_bytes: int
     """The .onnx file, and what it keeps beside itself."""
     opset: int
+    """The version of the standard operators; 0 where the file imports none."""
     ir_version: int
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -139,16 +140,19 @@ class InspectReport(Report):
     other_operators: dict[str, int]
     """Operators that are not `OpticalLinear`, with how often they occur."""
     metadata: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     def __rich__(self) -> RenderableType:
+        opset = f"opset {self.opset}" if self.opset else "no standard operators"
         lines = [
-            f"{self.path}: {_size(self.file_bytes)}, opset {self.opset}, IR {self.ir_version}",
+            f"{self.path}: {_size(self.file_bytes)}, {opset}, IR {self.ir_version}",
             "inputs: " + ", ".join(f"{name} {kind}" for name, kind in self.inputs.items()),
             "outputs: " + ", ".join(f"{name} {kind}" for name, kind in self.outputs.items()),
             *_operator_line(self.other_operators),
-            _body_line(self.body_bytes),
+            *([_body_line(self.body_bytes)] if self.layers else []),
         ]
-        return Group(Text("\n".join(lines)), _LayerTable(self.layers))
+        notes = [Text(f"note: {note}") for note in self.notes]
+        return Group(Text("\n".join(lines)), _LayerTable(self.layers), *notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -18,8 +18,7 @@ from lumina_onnx._histogram import Method, check_method
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
 
-from . import constants, nodes, packing, ranges, reading, writing
-from .inspection import stored_bytes
+from . import constants, files, nodes, packing, ranges, reading, writing
 from .report import Left, RewriteReport, grouped
 
 __all__ = ["rewrite"]
@@ -78,7 +77,10 @@ def rewrite(
     file = writing.destination(path)
     if file.exists() and Path(source).exists() and file.samefile(source):
         raise ValueError(f"path = {str(file)!r} is the source itself; allowed is another file")
-    graph, notes = reading.read(source, fallback)
+    batches = None if calibration is None else iter(calibration)
+    first = [] if batches is None else list(itertools.islice(batches, 1))
+    read = reading.read(source, fallback, *first)
+    graph, notes = read.graph, read.notes
     found, left = _linears(graph)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     overrides = dict(overrides or {})
@@ -102,8 +104,8 @@ def rewrite(
     # The notes are for models whose seeds were someone's choice.
     packing.separate_seeds(graph)
     packing.store_weights(graph)
-    if calibration is not None:
-        notes += ranges.calibrate(graph, calibration, method, percentile / 100)
+    if batches is not None:
+        notes += ranges.calibrate(graph, itertools.chain(first, batches), method, percentile / 100)
     # The oldest format that holds the opset with its functions; without these, initializers that are no inputs.
     graph.ir_version = max(graph.ir_version, 9 if fallback else 4)
     writing.finish(graph)
@@ -111,12 +113,12 @@ def rewrite(
         writing.attach_body(graph)
     notes += writing.save(graph, file, check=False)
 
-    written = onnx.load(file, load_external_data=False)
+    written = files.load(file, weights=False)
     return RewriteReport(
         source=str(source),
-        source_bytes=stored_bytes(source, nodes.load(source, weights=False)),
+        source_bytes=read.bytes,
         path=str(path),
-        file_bytes=stored_bytes(file, written),
+        file_bytes=files.stored_bytes(file, written),
         opset=graph.opset_imports[""],
         ir_version=written.ir_version,
         body_bytes=nodes.body_bytes(written),
@@ -246,6 +248,8 @@ def _array(value: ir.Value, opset: int) -> NDArray[Any] | None:
     """A constant's value; None where an operator in its way cannot be evaluated."""
     try:
         return constants.constant(value, opset)
+    except OSError:  # What lies beside the file has been checked, and is gone since.
+        raise
     except Exception:  # Whatever onnx's evaluator raises for an operator that it does not have.
         return None
 

@@ -7,16 +7,14 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
 
 from lumina_onnx import nn as optical
 
-from . import constants, nodes, packing, writing
+from . import constants, files, nodes, packing, writing
 from .capture import ExportError, capture
-from .inspection import stored_bytes
 from .report import ExportReport, Left
 from .targets import Target, resolve
 
@@ -89,10 +87,10 @@ def export(
         writing.attach_body(graph)
     notes += writing.save(graph, file)
 
-    written = onnx.load(file, load_external_data=False)
+    written = files.load(file, weights=False)
     return ExportReport(
         path=str(path),
-        file_bytes=stored_bytes(file, written),
+        file_bytes=files.stored_bytes(file, written),
         target=runtime.onnxruntime,
         opset=runtime.opset,
         ir_version=written.ir_version,
@@ -182,4 +180,6 @@ def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
             value.name = name
     graph.graph.name = type(model).__name__
     graph.ir_version = runtime.ir_version
+    # Not torch, which named itself: what stands in the file is ours.
+    graph.producer_name = ""
     writing.finish(graph)

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from lumina_onnx._reference_weights import weight_values
 from lumina_onnx.schema import DOMAIN, OPERATOR
 
-from . import nodes
+from . import files, nodes
 
 __all__ = ["float_twin"]
 
@@ -27,12 +27,12 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
         FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or one whose weights are
             computed in the graph.
     """
-    model = nodes.load(path)
+    model = files.load(path)
     # Not by name: two branches may each have an output, and a W, of the same.
     layers = {id(node.proto): node for node in nodes.optical_nodes(model)}
     if not layers:
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node")
-    taken = {name for graph in _graphs(model.graph) for name in _names(graph)}
+    taken = {name for graph in nodes.graphs(model.graph) for name in _names(graph)}
 
     def unused(name: str) -> str:
         while name in taken:
@@ -43,15 +43,15 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
     codes = {name for layer in layers.values() for name in layer.proto.input[1:3]}
     weights: dict[tuple[int, ...], onnx.TensorProto] = {}
     # From the innermost: a graph's nodes are copied with the graphs in them.
-    for graph in reversed(list(_graphs(model.graph))):
+    for graph in reversed(list(nodes.graphs(model.graph))):
         content = [made for node in graph.node for made in _replaced(node, layers, weights, unused)]
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in content]
         del graph.node[:]
         graph.node.extend(copies)
 
     used = {name for node, _ in nodes.walk(model.graph) for name in node.input}
-    used.update(value.name for graph in _graphs(model.graph) for value in graph.output)
-    for graph in _graphs(model.graph):
+    used.update(value.name for graph in nodes.graphs(model.graph) for value in graph.output)
+    for graph in nodes.graphs(model.graph):
         for stored in (graph.initializer, graph.input):
             for index in reversed(range(len(stored))):
                 if stored[index].name in codes - used:
@@ -91,16 +91,6 @@ def _values(layer: nodes.OpticalNode) -> NDArray[np.float32]:
     weight = numpy_helper.to_array(layer.weight)
     values, step = weight_values(weight, bits, scale, layer.attributes.get("in_features"))
     return np.ascontiguousarray((values * step[:, None]).T)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and those in its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                if subgraph.node:
-                    yield from _graphs(subgraph)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

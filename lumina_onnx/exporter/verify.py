@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from onnx import numpy_helper
 import lumina_onnx
 from lumina_onnx import reference as plain
 
-from . import nodes, tolerance
+from . import files, nodes, tolerance
 from .feeds import Arrays, read
 from .report import Comparison, Left, VerifyReport
 
@@ -76,10 +74,12 @@ def verify(
             fit.
         Exception: what ONNX Runtime raises where it cannot load or run the file.
     """
-    model = nodes.load(path)
+    model = files.load(path)
     layers = nodes.optical_nodes(model)
+    renamed = nodes.renamed(model)
     if not layers:
-        raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify")
+        copies = f" ({renamed[0].op_type!r} is {nodes.RENAMED})" if renamed else ""
+        raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify{copies}")
     checkable = [node for node in layers if not node.nested and node.weight is not None]
     feeds = read(model, inputs)
     output_names = [value.name for value in model.graph.output]
@@ -128,7 +128,8 @@ def verify(
             Left(node.name, "OpticalLinear", "it lies in a subgraph" if node.nested else "its W is not an initializer")
             for node in layers
             if node not in checkable
-        ],
+        ]
+        + [Left(node.name or node.output[0], node.op_type, nodes.RENAMED) for node in renamed],
         notes=notes,
     )
 
@@ -142,12 +143,8 @@ def _run_watched(
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in wanted}
     asked = [name for name in wanted if name not in fed and name not in stored]
     copy = nodes.showing(model, asked)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "watched.onnx"
-        onnx.save(copy, file, save_as_external_data=copy.ByteSize() > 2**30, location="watched.data")
-        session = lumina_onnx.load(str(file)) if library else _plain_session(str(file))
-        runs = [dict(zip(asked, session.run(asked, feeds), strict=True)) for _ in range(RUNS if library else 1)]
-        del session
+    session = files.session(copy, library=library)
+    runs = [dict(zip(asked, session.run(asked, feeds), strict=True)) for _ in range(RUNS if library else 1)]
     return [values | fed | stored for values in runs]
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 import lumina_kernel
 from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
-from . import packing
+from . import files, packing
 from .body import function
 from .onnx_schema import register
 
 __all__ = ["attach_body", "destination", "finish", "save"]
-
-_MAXIMUM_PROTOBUF = 2**31 - 2**20
-"""Larger models keep their data beside the .onnx file: protobuf ends at 2 GiB."""
 
 
 def destination(path: str | os.PathLike[str]) -> Path:
@@ -41,24 +37,36 @@ def destination(path: str | os.PathLike[str]) -> Path:
 
 
 def finish(graph: ir.Model) -> None:
-    """The order of the nodes' attributes, versions, metadata, and names where some are missing."""
+    """The order of the nodes' attributes, versions, metadata, and names where some are missing.
+
+    Whoever made the model stays its producer. Each distinct hardware has a key of its own in the metadata, made from
+    what it holds, so that those of two files can be merged.
+    """
     order = [row.name for row in PARAMETERS]
     for node in packing.optical_nodes(graph):
+        node.attributes.pop(VERSION_ATTRIBUTE, None)
         attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
         node.attributes.clear()
         node.attributes.update({attribute.name: attribute for attribute in attributes})
         node.attributes[VERSION_ATTRIBUTE] = ir.AttrInt64(VERSION_ATTRIBUTE, VERSION)
     graph.opset_imports[DOMAIN] = VERSION
-    graph.producer_name = "lumina_onnx"
-    graph.producer_version = lumina_kernel.__version__
+    if not graph.producer_name:
+        graph.producer_name, graph.producer_version = "lumina_onnx", lumina_kernel.__version__
+    ir.passes.common.NameFixPass()(graph)
+    for key in [key for key in graph.metadata_props if key.startswith(_PROFILE)]:
+        del graph.metadata_props[key]
+    profiles = [json.dumps(profile) for profile in _profiles(graph)]
     graph.metadata_props.update(
         {
             "lumina.version": lumina_kernel.__version__,
             "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
-            "lumina.profile": json.dumps(_profiles(graph)),
+            **{f"{_PROFILE}{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for text in profiles},
         }
     )
-    ir.passes.common.NameFixPass()(graph)
+
+
+_PROFILE = "lumina.profile."
+"""How the keys begin under which a hardware stands with the layers that run on it."""
 
 
 def attach_body(graph: ir.Model) -> None:
@@ -68,23 +76,16 @@ def attach_body(graph: ir.Model) -> None:
 
 
 def save(graph: ir.Model, file: Path, *, check: bool = True) -> list[str]:
-    """Writes the file in one step, or with its data beside it where protobuf cannot hold it: a note says so.
+    """Writes the file with all its data, or with these beside it where protobuf cannot hold them: a note says so.
 
     `check` asks onnx's checker, which refuses some of what ONNX Runtime takes: outputs without a shape, other domains.
     """
-    data_bytes = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    if data_bytes > _MAXIMUM_PROTOBUF:
-        data = f"{file.name}.data"
-        ir.save(graph, file, external_data=data)
-        return [f"weights of {data_bytes / 2**30:.2f} GiB do not fit into one .onnx file: keep {data} beside it"]
-    if check:
-        register()
-        onnx.checker.check_model(ir.to_proto(graph), check_custom_domain=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        temporary = Path(folder) / file.name
-        ir.save(graph, temporary)
-        os.replace(temporary, file)
-    return []
+    register()
+    data = files.write(ir.to_proto(graph), file, check=check)
+    if data is None:
+        return []
+    size = data.stat().st_size / 2**30
+    return [f"weights of {size:.2f} GiB do not fit into one .onnx file: keep {data.name} beside it"]
 
 
 def _profiles(graph: ir.Model) -> list[dict[str, Any]]:

@@ -1,0 +1,404 @@
+"""A model's file and the data beside it: read, checked and written in one place, so that none has another's weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+import lumina_onnx
+
+__all__ = ["Place", "content", "load", "placed", "session", "size", "stored_bytes", "take_in", "tensors", "write"]
+
+_PROTOBUF = 2**31
+"""protobuf reads no message of this many bytes."""
+
+_MAXIMUM_PROTOBUF = _PROTOBUF - 2**20
+"""Larger models keep their data beside the .onnx file."""
+
+_LEAST_BESIDE = 1024
+"""Tensors of fewer bytes stay in the model: ONNX Runtime reads some, as shapes, before it reads data."""
+
+_ALIGNMENT = 4096
+"""Data begin at a page, so that they can be used where they are mapped."""
+
+_BITS = {int(kind): 4 for kind in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)}
+_BITS |= {int(kind): 2 for kind in (TensorProto.UINT2, TensorProto.INT2)}
+"""Of the types whose elements share bytes."""
+
+
+def load(path: str | os.PathLike[str], *, weights: bool = True, argument: str = "path") -> onnx.ModelProto:
+    """Reads a model, and checks that all data that it keeps beside its file are there.
+
+    Data lie in the model's folder (that of the name given, or of the file that a link of this name leads to), in
+    regular files that are long enough, each tensor's as many bytes as its shape takes.
+
+    Args:
+        path: the file.
+        weights: whether these data are read into the model; else it refers to them by absolute paths, which hold
+            wherever the model goes and which ONNX Runtime refuses.
+        argument: what messages call `path`.
+
+    Raises:
+        OSError: nothing is there, or it cannot be read; a data file is missing.
+        ValueError: it is no ONNX model, or data are not as above.
+    """
+    file = Path(path)
+    named = f"{argument} = {str(file)!r}"
+    model = _parsed(file, named)
+    _pin(model, file, named)
+    if weights:
+        take_in(model)
+    return model
+
+
+def _parsed(file: Path, named: str) -> onnx.ModelProto:
+    try:
+        status = file.stat()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{named}: there is no such file") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{named} is a {_kind(status)}; allowed is a file")
+    unreadable = f"{named}: not a readable ONNX model"
+    if not status.st_size:
+        raise ValueError(f"{unreadable} (the file is empty)")
+    if status.st_size >= _PROTOBUF:
+        raise ValueError(
+            f"{unreadable} ({status.st_size / 2**30:.2f} GiB: protobuf ends at 2 GiB, a larger model keeps its data "
+            "beside its file)"
+        )
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{unreadable} ({' '.join(str(error).split())})") from error
+    # Text and other formats are at times a message of fields that ONNX does not know.
+    if not model.HasField("graph"):
+        raise ValueError(f"{unreadable} (it holds no graph)")
+    return model
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Every tensor of a model with its name: initializers and attributes, of subgraphs, functions and training too."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_attributes(function.attribute_proto, function.name)
+        yield from _of_nodes(function.node)
+    for training in model.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
+    yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for sparse in graph.sparse_initializer:
+        yield from ((sparse.values.name, tensor) for tensor in (sparse.values, sparse.indices))
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, TensorProto]]:
+    for node in nodes:
+        yield from _of_attributes(node.attribute, node.name or next(iter(node.output), node.op_type))
+
+
+def _of_attributes(attributes: Iterable[onnx.AttributeProto], owner: str) -> Iterator[tuple[str, TensorProto]]:
+    for attribute in attributes:
+        single = [attribute.t] if attribute.HasField("t") else []
+        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for tensor in (*single, *attribute.tensors):
+            yield tensor.name or f"{owner}.{attribute.name}", tensor
+        for each in (*sparse, *attribute.sparse_tensors):
+            for tensor in (each.values, each.indices):
+                yield tensor.name or f"{owner}.{attribute.name}", tensor
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            yield from _of_graph(graph)
+
+
+def size(tensor: TensorProto) -> int:
+    """The bytes of a tensor's elements; of strings the characters."""
+    if tensor.data_type == TensorProto.STRING:
+        return sum(map(len, tensor.string_data))
+    if tensor.data_type == TensorProto.UNDEFINED:
+        return 0
+    bits = _BITS.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return (math.prod(tensor.dims) * bits + 7) // 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's data lie beside the file."""
+
+    path: Path
+    offset: int
+
+
+def placed(tensor: TensorProto) -> Place | None:
+    """Where :func:`load` found a tensor's data; None where they are in the model itself."""
+    if not uses_external_data(tensor):
+        return None
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return Place(Path(entries["location"]), int(entries.get("offset") or 0))
+
+
+def content(tensor: TensorProto) -> bytes:
+    """A tensor's elements as bytes, those read that lie beside the file of a model that :func:`load` read."""
+    place = placed(tensor)
+    if place is None:
+        stored = tensor if tensor.HasField("raw_data") else numpy_helper.from_array(numpy_helper.to_array(tensor))
+        return bytes(stored.raw_data)
+    with place.path.open("rb") as data:
+        data.seek(place.offset)
+        read = data.read(size(tensor))
+    if len(read) != size(tensor):
+        raise OSError(f"{str(place.path)!r} has become shorter while it was read")
+    return read
+
+
+def take_in(model: onnx.ModelProto) -> None:
+    """Reads the data beside the file into a model that :func:`load` read without them."""
+    for _, tensor in tensors(model):
+        _take_in(tensor)
+
+
+def _take_in(tensor: TensorProto) -> None:
+    if placed(tensor):
+        tensor.raw_data = content(tensor)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+
+
+def stored_bytes(path: str | os.PathLike[str], model: onnx.ModelProto) -> int:
+    """The bytes of the file of a model that :func:`load` read without weights, and of the files that it refers to."""
+    files = {place.path for _, tensor in tensors(model) if (place := placed(tensor))}
+    return sum(file.stat().st_size for file in {Path(path).resolve(), *files})
+
+
+def _pin(model: onnx.ModelProto, file: Path, named: str) -> None:
+    """Checks what lies beside the file, and refers to it by absolute paths."""
+    lengths: dict[Path, int] = {}
+    for name, tensor in tensors(model):
+        if uses_external_data(tensor):
+            described = f"{named}: its tensor {name!r}"
+            place = _checked(tensor, file, described, lengths)
+            tensor.ClearField("raw_data")
+            _refer(tensor, str(place.path), place.offset)
+
+
+def _refer(tensor: TensorProto, location: str, offset: int) -> None:
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", size(tensor))):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _checked(tensor: TensorProto, file: Path, described: str, lengths: dict[Path, int]) -> Place:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        raise ValueError(f"{described} is of type {kind}, which cannot lie beside the file")
+    if any(dim < 0 for dim in tensor.dims):
+        raise ValueError(f"{described} has shape {list(tensor.dims)}; allowed are sizes from 0")
+    needed = size(tensor)
+    numbers = {}
+    for key, default in (("offset", 0), ("length", needed)):
+        text = entries.get(key) or str(default)
+        if not (text.isascii() and text.isdecimal()):
+            raise ValueError(f"{described} has {key} {text!r}; allowed is a number from 0")
+        numbers[key] = int(text)
+    path = _inside(entries.get("location", ""), file, described)
+    expected = f"expected are {needed} bytes from byte {numbers['offset']} on"
+    described = f"{described} lies in {str(path)!r}"
+    if path not in lengths:
+        lengths[path] = _length(path, described, expected)
+    if numbers["length"] != needed:
+        raise ValueError(f"{described}, {numbers['length']} bytes of it; its shape {list(tensor.dims)} takes {needed}")
+    if numbers["offset"] + needed > lengths[path]:
+        raise ValueError(f"{described}, which has {lengths[path]} bytes; {expected}")
+    return Place(path, numbers["offset"])
+
+
+def _inside(location: str, file: Path, described: str) -> Path:
+    """The data file itself, links followed."""
+    allowed = "allowed is a file in the model's folder, by a name relative to it"
+    if not location or "\0" in location or os.path.isabs(location):
+        raise ValueError(f"{described} lies in {location!r}; {allowed}")
+    # A model that is a link has its data in its own folder or in that of the link, as in caches of downloads.
+    folders = {file.parent.resolve(), file.resolve().parent}
+    try:
+        path = (file.parent / location).resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{described} lies in {location!r}, a link that leads nowhere; {allowed}") from error
+    if not any(path.is_relative_to(folder) for folder in folders):
+        raise ValueError(f"{described} lies in {location!r}, which is {str(path)!r}; {allowed}")
+    return path
+
+
+def _length(path: Path, described: str, expected: str) -> int:
+    """The bytes of a data file that is there and can be read."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{described}, a {_kind(status)}; allowed is a regular file")
+        with path.open("rb"):
+            return status.st_size
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{described}, and there is no such file; {expected}") from error
+    except OSError as error:
+        raise type(error)(f"{described}, which cannot be read ({error.strerror}); {expected}") from error
+
+
+def _kind(status: os.stat_result) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "device")
+
+
+def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | None:
+    """Writes a model that needs no other model's files, and puts it in its place only once it is whole.
+
+    Where protobuf cannot hold its data these lie in a file of their own beside it, whose path is returned: one that is
+    new, or that of the model which is replaced. The model changes: it has read its data, or refers to that file.
+
+    Args:
+        model: as :func:`load` reads it, with or without weights, or made in memory.
+        file: the file to write.
+        check: ask onnx's checker first, which raises what is wrong with the model.
+
+    Raises:
+        OSError: a file cannot be read or written; the one of before is as it was.
+        ValueError: the model is too large for protobuf even without its data.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        temporary = Path(folder) / file.name
+        data = None
+        message = _with_data(model)
+        if message is None:
+            data = _data_name(file)
+            _move_out(model, Path(folder) / data.name)
+            message = _message(model)
+            if message is None:
+                raise ValueError(f"path = {str(file)!r}: protobuf ends at 2 GiB, and the model takes more without data")
+        temporary.write_bytes(message)
+        if check:
+            onnx.checker.check_model(temporary, check_custom_domain=True)
+        if data is not None:
+            _place_data(Path(folder), data, file)
+        os.replace(temporary, file)
+    return data
+
+
+def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
+    """A session on the CPU of a model in memory, whose data are its own wherever it is made.
+
+    For bytes of a model that refers to other files ONNX Runtime would take what lies in the current folder.
+    """
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        write(model, file)
+        providers = ["CPUExecutionProvider"]
+        if library:
+            return lumina_onnx.load(file, providers=providers)
+        return onnxruntime.InferenceSession(str(file), providers=providers)
+
+
+def _with_data(model: onnx.ModelProto) -> bytes | None:
+    """The model's message with all its data in it; None where it is too large."""
+    if sum(size(tensor) for _, tensor in tensors(model)) > _MAXIMUM_PROTOBUF:
+        return None
+    take_in(model)
+    message = _message(model)
+    return message if message is not None and len(message) <= _MAXIMUM_PROTOBUF else None
+
+
+def _message(model: onnx.ModelProto) -> bytes | None:
+    try:
+        return model.SerializeToString()
+    except Exception:  # protobuf's EncodeError.
+        return None
+
+
+def _data_name(file: Path) -> Path:
+    """The file for a model's data: one that is free, or that of the model in its place, if no other refers to it."""
+    more = (file.with_name(f"{file.name}.{index}.data") for index in itertools.count(2))
+    names = itertools.chain([file.with_name(f"{file.name}.data")], more)
+    return next(data for data in names if not os.path.lexists(data) or _belongs(data, file))
+
+
+def _belongs(data: Path, file: Path) -> bool:
+    """Whether of all models in the folder the one in this file, and no other, refers to a data file."""
+    if data.is_symlink() or not data.is_file():
+        return False
+    entry = onnx.StringStringEntryProto(key="location", value=data.name).SerializeToString()
+    users = [other for other in file.parent.iterdir() if other != data and other.is_file() and _holds(other, entry)]
+    return users == [file]
+
+
+def _holds(file: Path, sought: bytes) -> bool:
+    if not 0 < file.stat().st_size < _PROTOBUF:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return mapped.find(sought) >= 0
+
+
+def _move_out(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model's data to a file, and lets the model refer to it by its name."""
+    with path.open("wb") as data:
+        for _, tensor in tensors(model):
+            count = size(tensor)
+            if count < _LEAST_BESIDE or tensor.data_type == TensorProto.STRING:
+                _take_in(tensor)
+                continue
+            offset = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
+            data.seek(offset)
+            _copy(tensor, data)
+            for field in _ELEMENTS:
+                tensor.ClearField(field)
+            _refer(tensor, path.name, offset)
+
+
+_ELEMENTS = ("raw_data", "external_data", *(f"{kind}_data" for kind in ("float", "int32", "int64", "double", "uint64")))
+"""Where a message has a tensor's elements."""
+
+
+def _copy(tensor: TensorProto, data: BinaryIO) -> None:
+    """Appends a tensor's elements, a part at a time where they lie in a file."""
+    place = placed(tensor)
+    if place is None:
+        data.write(content(tensor))
+        return
+    left = size(tensor)
+    with place.path.open("rb") as source:
+        source.seek(place.offset)
+        while left:
+            part = source.read(min(left, 2**24))
+            if not part:
+                raise OSError(f"{str(place.path)!r} has become shorter while it was read")
+            data.write(part)
+            left -= len(part)
+
+
+def _place_data(folder: Path, data: Path, file: Path) -> None:
+    """Puts new data in their place. A model that has used it is taken away before: it would have other weights."""
+    before = folder / "before"
+    replaced = data.exists()
+    if replaced:
+        os.replace(file, before)
+    try:
+        os.replace(folder / data.name, data)
+    except OSError:
+        if replaced:
+            os.replace(before, file)
+        raise

@@ -1,0 +1,127 @@
+"""Two files with optical layers -> one, the first's outputs being inputs of the second."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import onnx
+import onnx.compose
+import onnx_ir as ir
+
+from lumina_onnx.schema import DOMAIN, OPERATOR
+
+from . import files, inspection, nodes, packing, writing
+from .onnx_schema import defaults
+from .report import InspectReport
+
+__all__ = ["merge"]
+
+
+def merge(
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    io_map: Sequence[tuple[str, str]],
+    *,
+    prefix1: str = "",
+    prefix2: str = "",
+) -> InspectReport:
+    """Writes one file that runs a second model on a first one's outputs, as `onnx.compose.merge_models` does.
+
+    That function refuses two files that carry the operator's body, since both have a function of its name, and with
+    prefixes renames the operator itself, so that its library is never called. Here one body serves all layers. Layers
+    of the two that share a noise seed get seeds of their own, since they would share their noise.
+
+    Args:
+        first: a .onnx file.
+        second: another, of the same opset; the two need not both have optical layers.
+        path: the file to write, ``*.onnx``; its folder must exist, a file there is replaced.
+        io_map: pairs of an output of the first and the input of the second that it becomes, without prefixes.
+        prefix1: put before every name in the first, inputs and outputs included.
+        prefix2: the same for the second: for models whose names overlap.
+
+    Returns:
+        What the file holds. Its notes say which seeds were changed, and what of the metadata was left out.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: no ONNX model, models that do not fit, names that overlap, or no optical layer in either.
+    """
+    file = writing.destination(path)
+    models = [files.load(first, weights=False, argument="first"), files.load(second, weights=False, argument="second")]
+    for argument, source, model in zip(("first", "second"), (first, second), models, strict=True):
+        if file.exists() and file.samefile(source):
+            raise ValueError(f"path = {str(file)!r} is {argument} itself; allowed is another file")
+        if nodes.renamed(model):
+            raise ValueError(f"{argument} = {str(source)!r} calls {nodes.RENAMED}")
+    if not any(nodes.optical_nodes(model) for model in models):
+        raise ValueError("first and second hold no lumina::OpticalLinear; allowed is at least one: exporter.export")
+    with_body = any(nodes.body_bytes(model) for model in models)
+    merged = _merged(models, io_map, (prefix1, prefix2))
+    notes = _merge_metadata(merged, models)
+    graph = ir.serde.deserialize_model(merged)
+    for node in packing.optical_nodes(graph):
+        for name, value in defaults().items():
+            if name not in node.attributes:
+                node.attributes[name] = ir.convenience.convert_attribute(name, value)  # type: ignore[arg-type]
+    notes += packing.separate_seeds(graph)
+    writing.finish(graph)
+    if with_body:
+        writing.attach_body(graph)
+    notes += writing.save(graph, file, check=False)
+    report = inspection.inspect(path)
+    return dataclasses.replace(report, notes=[*report.notes, *notes])
+
+
+def _merged(
+    models: list[onnx.ModelProto], io_map: Sequence[tuple[str, str]], prefixes: tuple[str, str]
+) -> onnx.ModelProto:
+    """The models as one, without the operator's body and without metadata."""
+    imports: dict[str, int] = {}
+    for model in models:
+        for entry in model.opset_import:
+            version = imports.setdefault("" if entry.domain == "ai.onnx" else entry.domain, entry.version)
+            if version != entry.version:
+                raise ValueError(
+                    f"first has version {version} of the operators of {entry.domain or 'ai.onnx'!r}, second "
+                    f"{entry.version}; allowed are equal ones: export both for the same target"
+                )
+    others = [f for model in models for f in model.functions if (f.domain, f.name) != (DOMAIN, OPERATOR)]
+    names = [(function.domain, function.name, function.overload) for function in others]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"first and second have a function {name[0]}::{name[1]} each; allowed are names of its own"
+            )
+    for model, prefix in zip(models, prefixes, strict=True):
+        if prefix:
+            onnx.compose.add_prefix(model, prefix, rename_functions=False, inplace=True)
+    pairs = [(prefixes[0] + output, prefixes[1] + name) for output, name in io_map]
+    try:
+        graph = onnx.compose.merge_graphs(models[0].graph, models[1].graph, pairs)
+    except ValueError as error:
+        message = str(error).partition("\n")[0]
+        advice = "; allowed are names of their own: give prefix1 or prefix2" if "overlapping" in message else ""
+        raise ValueError(f"first and second, io_map = {list(io_map)}: {message}{advice}") from error
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in imports.items()],
+        ir_version=max(model.ir_version for model in models),
+        functions=others,
+    )
+
+
+def _merge_metadata(merged: onnx.ModelProto, models: list[onnx.ModelProto]) -> list[str]:
+    """Gives a model the others' metadata but the exporter's own; a note for what the first has otherwise."""
+    kept: dict[str, str] = {}
+    notes = []
+    for model in models:
+        for entry in model.metadata_props:
+            if entry.key.startswith(f"{DOMAIN}."):
+                continue
+            if kept.setdefault(entry.key, entry.value) != entry.value:
+                notes.append(f"metadata {entry.key!r} of the second is left out: the first has another value")
+    onnx.helper.set_model_props(merged, kept)
+    return notes

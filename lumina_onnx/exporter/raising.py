@@ -1,0 +1,270 @@
+"""A model at a newer opset: by onnx's version converter, mended where that is known to err, and compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from . import feeds, files, nodes
+from .feeds import Arrays
+
+__all__ = ["RaisingError", "raised"]
+
+SEEDS = 3
+"""Random inputs on which the two are compared."""
+
+SIZES = (None, 32, 64, 224)
+"""What symbolic sizes but the first become, until the model runs: small and all different, then those of images."""
+
+_SPARED = 2**28
+"""Of larger models the converter, which copies all several times and ends at 2 GiB, gets the small tensors alone."""
+
+_LARGE = 2**10
+
+
+class RaisingError(ValueError):
+    """Why a model cannot be raised, as the end of a sentence."""
+
+
+def raised(model: onnx.ModelProto, opset: int, example: Any = None) -> tuple[onnx.ModelProto, list[str]]:
+    """The model at a newer version of the standard operators, and notes. `model` is used up.
+
+    Both are run in ONNX Runtime, as they are, on random inputs and on `example`.
+
+    Raises:
+        RaisingError: onnx cannot convert it, or the converted one computes something else.
+        ValueError: `example` does not fit the model's inputs.
+    """
+    for entry in model.opset_import:
+        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
+    before = next(entry.version for entry in model.opset_import if not entry.domain)
+    kinds, inputs = feeds.declared(model), {value.name for value in model.graph.input}
+    examples = [] if example is None else [feeds.read(model, example)]
+    large = _taken_out(model)
+    files.take_in(model)
+    try:
+        result = onnx.version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise RaisingError(f"onnx cannot convert the file ({' '.join(str(error).split())})") from error
+    constants = _constants(result)
+    for graph in nodes.graphs(result.graph):
+        _mend(graph, before, constants)
+    _restore(result, model)
+    stored = {name: ir.serde.deserialize_tensor(tensor).numpy() for name, tensor in large.items()}
+    notes = _compared(model, result, kinds, stored, examples)
+    _put_back(result, large, inputs)
+    return result, notes
+
+
+def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Takes large initializers out of a large model, which gets inputs in their place."""
+    if sum(files.size(tensor) for _, tensor in files.tensors(model)) <= _SPARED:
+        return {}
+    graph = model.graph
+    large = {tensor.name: tensor for tensor in graph.initializer if files.size(tensor) >= _LARGE}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in large]
+    inputs = {value.name for value in graph.input}
+    graph.input.extend(
+        helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+        for name, tensor in large.items()
+        if name not in inputs
+    )
+    # Removed from a message, a tensor lives on by itself.
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return large
+
+
+def _put_back(model: onnx.ModelProto, large: dict[str, onnx.TensorProto], inputs: set[str]) -> None:
+    kept = [value for value in model.graph.input if value.name in inputs]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(large.values())
+
+
+def _mend(graph: onnx.GraphProto, before: int, constants: dict[str, onnx.TensorProto]) -> None:
+    """Says what operators of old meant where the converter takes them for those of today."""
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+    content = []
+    for node in graph.node:
+        if before < 11 and node.op_type == "Resize" and not node.domain:
+            _mend_resize(node, constants)
+        if before < 13 and node.op_type == "Hardmax" and not node.domain:
+            content += _mended_hardmax(node, ranks.get(node.input[0]))
+        else:
+            content.append(node)
+    if len(content) != len(graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in content]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _mend_resize(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
+    """Up to opset 10 sizes were counted from the corner, and the nearest was the one before, or after in shrinking."""
+    scales = constants.get(node.input[2]) if len(node.input) > 2 else None
+    shrinks = scales is not None and bool((numpy_helper.to_array(scales) <= 1).all())
+    _set(node, "coordinate_transformation_mode", "asymmetric")
+    _set(node, "nearest_mode", "ceil" if shrinks else "floor")
+
+
+def _mended_hardmax(node: onnx.NodeProto, rank: int | None) -> list[onnx.NodeProto]:
+    """Up to opset 12 all dimensions from `axis` on, which was 1 by default, were one; the converter knows Softmax's."""
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
+    if axis == -1 or (rank is not None and axis == rank - 1):
+        _set(node, "axis", axis)
+        return [node]
+    x, y = node.input[0], node.output[0]
+    shape, flat, hard = (f"{y}/{part}" for part in ("shape", "flat", "hard"))
+    return [
+        helper.make_node("Shape", [x], [shape]),
+        helper.make_node("Flatten", [x], [flat], axis=axis),
+        helper.make_node("Hardmax", [flat], [hard], name=node.name, axis=1),
+        helper.make_node("Reshape", [hard, shape], [y]),
+    ]
+
+
+def _set(node: onnx.NodeProto, name: str, value: Any) -> None:
+    kept = [entry for entry in node.attribute if entry.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Stored tensors by the name of their value."""
+    found = {tensor.name: tensor for graph in nodes.graphs(model.graph) for tensor in graph.initializer}
+    for node, _ in nodes.walk(model.graph):
+        for entry in node.attribute:
+            if node.op_type == "Constant" and entry.name == "value":
+                found[node.output[0]] = entry.t
+    return found
+
+
+def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Takes back what the converter added: shapes that it inferred; and brings back what it dropped."""
+    known = {value.name for graph in nodes.graphs(before.graph) for value in graph.value_info}
+    for graph in nodes.graphs(model.graph):
+        kept = [value for value in graph.value_info if value.name in known]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    for new, old in zip(model.graph.output, before.graph.output, strict=True):
+        if new.name == old.name and new.type.tensor_type.elem_type == old.type.tensor_type.elem_type:
+            new.CopyFrom(old)
+    del model.graph.quantization_annotation[:]
+    model.graph.quantization_annotation.extend(before.graph.quantization_annotation)
+
+
+def _compared(
+    old: onnx.ModelProto, new: onnx.ModelProto, kinds: dict[str, Any], stored: Arrays, examples: list[Arrays]
+) -> list[str]:
+    """Notes on what could not be compared.
+
+    Raises:
+        RaisingError: the two differ.
+    """
+    unlike = "ONNX Runtime could not be asked whether it computes the same, since "
+    try:
+        first = _session(old)
+        batches = [*examples, *_batches(first, kinds, stored)]
+        # Sessions of their own draw the same random numbers only where the model says which.
+        source = _session(old)
+        trials = [first.run(None, batch | stored) for batch in batches]
+        expected = [source.run(None, batch | stored) for batch in batches]
+    except Exception as error:
+        return [f"{unlike}it does not run the source: {' '.join(str(error).split())}"]
+    names = [value.name for value in old.graph.output]
+    if any(_difference(names, *pair) for pair in zip(trials, expected, strict=True)):
+        return [f"{unlike}two runs of the source differ: it draws random numbers"]
+    changed = f"raised to {_opset(new)} by onnx's converter the file computes something else"
+    try:
+        target = _session(new)
+        results = [target.run(None, batch | stored) for batch in batches]
+    except Exception as error:
+        raise RaisingError(f"raised to {_opset(new)} by onnx's converter the file does not run ({error})") from error
+    for pair in zip(expected, results, strict=True):
+        if difference := _difference(names, *pair):
+            raise RaisingError(f"{changed}: {difference}")
+    return []
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    """A session that runs the model as it is written."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _batches(session: Any, kinds: dict[str, Any], stored: Arrays) -> list[Arrays]:
+    """Random inputs of the first sizes on which the model runs.
+
+    Raises:
+        Exception: it runs on none.
+    """
+    errors: list[Exception] = []
+    for size in SIZES:
+        sized = {name: _sized(kind, size) for name, kind in kinds.items()}
+        try:
+            batches = [feeds.random(sized, seed) for seed in range(SEEDS)]
+            session.run(None, batches[0] | stored)
+        except Exception as error:  # Whatever the operators of the model raise.
+            errors.append(error)
+        else:
+            return batches
+    raise errors[0]
+
+
+def _sized(kind: Any, size: int | None) -> Any:
+    """A type with a size for each symbolic one."""
+    if size is None:
+        return kind
+    sized = onnx.TypeProto.Tensor()
+    sized.CopyFrom(kind)
+    for index, dim in enumerate(sized.shape.dim):
+        if not dim.HasField("dim_value") or dim.dim_value < 0:
+            dim.dim_value = size if index else 2
+    return sized
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(entry.version for entry in model.opset_import if not entry.domain)
+
+
+def _difference(names: list[str], expected: list[Any], got: list[Any]) -> str | None:
+    """The first output that differs by more than what the order of a sum makes, and by how much; None if none does."""
+    for name, old, new in zip(names, expected, got, strict=True):
+        if isinstance(old, list):
+            if len(old) != len(new):
+                return f"output {name!r} has {len(new)} tensors in place of {len(old)}"
+            if found := _difference([name] * len(old), old, new):
+                return found
+        elif found := _unlike(old, new):
+            return f"output {name!r} {found}"
+    return None
+
+
+def _unlike(old: NDArray[Any], new: NDArray[Any]) -> str | None:
+    if (old.shape, old.dtype) != (new.shape, new.dtype):
+        return f"is {new.dtype} {list(new.shape)} in place of {old.dtype} {list(old.shape)}"
+    if not np.issubdtype(old.dtype, np.inexact):
+        count = int((old != new).sum())
+        return f"differs in {count} of {old.size} elements" if count else None
+    equal = (old == new) | (np.isnan(old) & np.isnan(new))
+    finite = old[np.isfinite(old)]
+    largest = float(np.abs(finite).max()) if finite.size else 0.0
+    with np.errstate(invalid="ignore"):
+        gap = np.where(equal, 0.0, np.abs(old.astype(np.float64) - new))
+    off = float(np.where(np.isnan(gap), np.inf, gap).max(initial=0.0))
+    allowed = (1e-2 if old.dtype == np.float16 else 1e-4) * largest
+    return f"is off by up to {off:.3g}, its largest value {largest:.3g}" if off > allowed else None
