@@ -30,6 +30,9 @@ _MAXIMUM_PROTOBUF = _PROTOBUF - 2**20
 _LEAST_BESIDE = 1024
 """Tensors of fewer bytes stay in the model: ONNX Runtime reads some, as shapes, before it reads data."""
 
+_MAPPED = 2**26
+"""Where a model's tensors take more, a session maps them from a file in place of having a copy of its own."""
+
 _ALIGNMENT = 4096
 """Data begin at a page, so that they can be used where they are mapped."""
 
@@ -307,7 +310,11 @@ def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        write(model, file)
+        if sum(size(tensor) for _, tensor in tensors(model)) > _MAPPED:
+            _move_out(model, Path(folder) / "data")
+        else:
+            take_in(model)
+        file.write_bytes(model.SerializeToString())
         providers = ["CPUExecutionProvider"]
         if library:
             return lumina_onnx.load(file, providers=providers)

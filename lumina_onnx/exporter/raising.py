@@ -172,9 +172,12 @@ def _compared(
         RaisingError: the two differ.
     """
     unlike = "ONNX Runtime could not be asked whether it computes the same, since "
+    odd = [name for name, kind in kinds.items() if kind.elem_type == onnx.TensorProto.UNDEFINED]
+    if odd:
+        return [f"{unlike}its input {odd[0]!r} is no tensor"]
     try:
         first = _session(old)
-        batches = [*examples, *_batches(first, kinds, stored)]
+        batches = _batches(first, kinds, stored, examples)
         # Sessions of their own draw the same random numbers only where the model says which.
         source = _session(old)
         trials = [first.run(None, batch | stored) for batch in batches]
@@ -206,23 +209,31 @@ def _session(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _batches(session: Any, kinds: dict[str, Any], stored: Arrays) -> list[Arrays]:
-    """Random inputs of the first sizes on which the model runs.
+def _batches(session: Any, kinds: dict[str, Any], stored: Arrays, examples: list[Arrays]) -> list[Arrays]:
+    """Inputs on which the model runs: examples, and random ones of the first sizes that it takes.
 
     Raises:
         Exception: it runs on none.
     """
     errors: list[Exception] = []
-    for size in SIZES:
-        sized = {name: _sized(kind, size) for name, kind in kinds.items()}
+
+    def runs(batch: Arrays) -> bool:
         try:
-            batches = [feeds.random(sized, seed) for seed in range(SEEDS)]
-            session.run(None, batches[0] | stored)
+            session.run(None, batch | stored)
         except Exception as error:  # Whatever the operators of the model raise.
             errors.append(error)
-        else:
-            return batches
-    raise errors[0]
+            return False
+        return True
+
+    found = [batch for batch in examples if runs(batch)]
+    for size in SIZES:
+        sized = {name: _sized(kind, size) for name, kind in kinds.items()}
+        batches = [feeds.random(sized, seed) for seed in range(SEEDS)]
+        if runs(batches[0]):
+            return [*found, *(batch for batch in batches if runs(batch))]
+    if not found:
+        raise errors[0]
+    return found
 
 
 def _sized(kind: Any, size: int | None) -> Any:

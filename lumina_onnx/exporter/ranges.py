@@ -22,12 +22,11 @@ def calibrate(graph: ir.Model, batches: Iterable[Any], method: Method, fraction:
     proto, seen = _watched(graph)
     histograms = {name: (Histogram(), Histogram()) for name in seen}
     session = files.session(proto)
-    plain = ir.to_proto(graph)
     outputs = [name for pair in seen.values() for name in pair]
-    fed = {value.name for value in plain.graph.input}
+    fed = {value.name for value in proto.graph.input}
     asked = [name for name in dict.fromkeys(outputs) if name not in fed]
     for batch in batches:
-        arrays = feeds.read(plain, batch)
+        arrays = feeds.read(proto, batch)
         values = {**arrays, **dict(zip(asked, session.run(asked, arrays), strict=True))}
         for layer, pair in seen.items():
             for what, name, histogram in zip(("input", "output"), pair, histograms[layer], strict=True):

@@ -101,6 +101,8 @@ def rewrite(
             f"source = {str(source)!r}: it holds no MatMul or Gemm to convert, with a stored float32 matrix"
             + (f" (left: {reasons})" if left else "")
         )
+    # What it holds of the source's weights is done with.
+    del found, linear
     # The notes are for models whose seeds were someone's choice.
     packing.separate_seeds(graph)
     packing.store_weights(graph)
@@ -276,7 +278,8 @@ def _replace(linear: _Linear, profile: OpticalProfile, seed: int) -> None:
     ]
     arrays = [linear.weight, np.ones(len(linear.weight), np.float32)]
     arrays += [] if linear.bias is None else [linear.bias]
-    stored = [ir.Value(const_value=ir.tensor(np.ascontiguousarray(array))) for array in arrays]
+    # As they are, perhaps transposed: a copy of all weights at once would take as much as the file.
+    stored = [ir.Value(const_value=ir.tensor(array)) for array in arrays]
     new = ir.Node(
         DOMAIN, OPERATOR, [linear.node.inputs[0], *stored], attributes, name=linear.name, version=VERSION, num_outputs=1
     )
