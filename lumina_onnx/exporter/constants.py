@@ -1,66 +1,218 @@
-"""What a graph computes from constants alone, and its value."""
+"""What the values of a graph depend on, and the value of those that depend on stored tensors alone.
+
+Graphs are thousands of nodes deep, and many layers read what one node computes. So nothing here recurses along a
+graph, and each node is looked at once and evaluated once.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.reference
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["constant", "is_constant", "is_replaceable"]
+__all__ = ["ConstantError", "Constants"]
 
-Arrays = dict[str, NDArray[Any]]
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value depends on nothing but constants."""
-    if value is None or value.const_value is not None:
-        return True
-    node = value.producer()
-    return node is not None and not _has_subgraph(node) and all(is_constant(source) for source in node.inputs)
+_DRAWING = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+"""Operators that draw anew in each run, also where they have a seed: a session goes on from where it was."""
+_STANDARD = ("", "ai.onnx")
+_EVALUATED = (*_STANDARD, "ai.onnx.ml")
+"""Domains whose operators onnx's reference evaluator has. What an operator of another one does is not known."""
 
 
-def constant(value: ir.Value, opset: int) -> NDArray[Any] | None:
-    """The value as an array where :func:`is_constant`, computed by onnx's reference evaluator; else None."""
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    node = value.producer()
-    if node is None or not is_constant(value):
-        return None
-    feeds: Arrays = {}
-    for source in node.inputs:
-        if source is not None:
-            array = constant(source, opset)
-            assert array is not None
-            feeds[str(source.name)] = array
-    proto = ir.serde.serialize_node(node)
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
+class ConstantError(ValueError):
+    """A value cannot be computed here; the message goes on after "it is"."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a value comes from that no input of the model reaches."""
+
+    replaceable: bool = False
+    """Whether an initializer is in its way that is an input of the model as well."""
+    obstacle: str = ""
+    """What forbids to compute it here, as in :class:`ConstantError`."""
+
+
+class Constants:
+    """The values of a model that are the same in each run. It is of use as long as the graph stays as it is."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._opsets = dict(model.opset_imports)
+        self._origins: dict[ir.Value, _Origin | None] = {}
+        self._arrays: dict[ir.Value, Any] = {}
+        self._readers: dict[ir.Value, int] = {}
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether a value depends on stored tensors alone, through operators that give the same in each run."""
+        return value is None or ((origin := self._origin(value)) is not None and not origin.obstacle)
+
+    def is_reached(self, value: ir.Value) -> bool:
+        """Whether an input of the model, or what a loop brings along, reaches a value."""
+        return self._origin(value) is None
+
+    def is_replaceable(self, value: ir.Value) -> bool:
+        """Whether a value that none of these reaches depends on an initializer that callers may replace."""
+        origin = self._origin(value)
+        return origin is not None and origin.replaceable
+
+    def array(self, value: ir.Value) -> NDArray[Any]:
+        """The value of a constant, computed by onnx's reference evaluator.
+
+        Raises:
+            ConstantError: it is none, or an operator in its way cannot be evaluated.
+            OSError: its data lie in a file of their own that cannot be read.
+        """
+        origin = self._origin(value)
+        if origin is None:
+            raise ConstantError("computed from the model's inputs")
+        if origin.obstacle:
+            raise ConstantError(origin.obstacle)
+        result = self._evaluated(value)
+        if not isinstance(result, np.ndarray):
+            raise ConstantError("no tensor")
+        return result
+
+    def _origin(self, value: ir.Value) -> _Origin | None:
+        """Where a value comes from; None where an input of the model reaches it."""
+
+        def settle(value: ir.Value, node: ir.Node | None) -> None:
+            if node is None:
+                self._origins[value] = _Origin(value.is_graph_input()) if value.const_value is not None else None
+            else:
+                origin = self._origin_of_results(node)
+                self._origins.update(dict.fromkeys(node.outputs, origin))
+
+        _depth_first(value, self._origins, settle)
+        return self._origins[value]
+
+    def _origin_of_results(self, node: ir.Node) -> _Origin | None:
+        # A value that is missing here is one that depends on itself, which no runtime takes.
+        origins = [self._origins.get(source) for source in _sources(node)]
+        obstacle = ""
+        for origin in origins:
+            if origin is None:
+                return None
+            obstacle = obstacle or origin.obstacle
+        replaceable = any(origin.replaceable for origin in origins if origin is not None)
+        return _Origin(replaceable, obstacle or self._obstacle(node))
+
+    def _obstacle(self, node: ir.Node) -> str:
+        name = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"
+        if node.domain in _STANDARD and (node.op_type in _DRAWING or self._drops(node)):
+            return f"drawn anew in each run, by {name}"
+        if node.domain not in _EVALUATED or any(True for _ in _subgraphs(node)):
+            return f"computed by {name}, which cannot be evaluated here"
+        return ""
+
+    def _drops(self, node: ir.Node) -> bool:
+        """Whether a node is a `Dropout` that does what it does in training."""
+        if node.op_type != "Dropout":
+            return False
+        opset = self._opset(node)
+        if opset < 7:
+            return "is_test" not in node.attributes or not node.attributes["is_test"].as_int()
+        if opset < 12 or len(node.inputs) < 3 or node.inputs[2] is None:
+            return False
+        try:
+            return bool(self._evaluated(node.inputs[2]).any())
+        except ConstantError:
+            return True
+
+    def _opset(self, node: ir.Node) -> int:
+        names = _STANDARD if node.domain in _STANDARD else (node.domain,)
+        return next((self._opsets[name] for name in names if name in self._opsets), 1)
+
+    def _evaluated(self, value: ir.Value) -> Any:
+        """The value of a constant: an array, a list of arrays, or None for an optional one without a value."""
+
+        def settle(value: ir.Value, node: ir.Node | None) -> None:
+            if node is not None:
+                self._evaluate(node)
+
+        _depth_first(value, self._arrays, settle)
+        return value.const_value.numpy() if value.const_value is not None else self._arrays[value]
+
+    def _evaluate(self, node: ir.Node) -> None:
+        sources = {source: f"source_{i}" for i, source in enumerate(node.inputs) if source is not None}
+        results = {f"result_{i}": output for i, output in enumerate(node.outputs) if output.name}
+        feeds = {name: self._evaluated(source) for source, name in sources.items()}
+        proto = ir.serde.serialize_node(node)
+        # The same operators by another name, which the evaluator does not know.
+        proto.domain = "" if node.domain in _STANDARD else node.domain
+        proto.input[:] = ["" if source is None else sources[source] for source in node.inputs]
+        proto.output[:] = [f"result_{i}" if output.name else "" for i, output in enumerate(node.outputs)]
+        graph = onnx.helper.make_graph(
             [proto],
             "constant",
-            [onnx.helper.make_tensor_value_info(name, _type(array), array.shape) for name, array in feeds.items()],
-            [onnx.helper.make_tensor_value_info(str(value.name), onnx.TensorProto.UNDEFINED, None)],
-        ),
-        opset_imports=[onnx.helper.make_opsetid(node.domain, opset)],
-    )
-    (result,) = cast("list[NDArray[Any]]", onnx.reference.ReferenceEvaluator(model).run(None, feeds))
-    return result
+            [onnx.helper.make_value_info(name, _type(content)) for name, content in feeds.items()],
+            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in results],
+        )
+        opset = onnx.helper.make_opsetid(proto.domain, self._opset(node))
+        try:
+            evaluator = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
+            made = evaluator.run(None, feeds)
+        except Exception as error:  # Whatever the evaluator raises where it lacks an operator, or dislikes its inputs.
+            reason = " ".join(str(error).split())[:200]
+            raise ConstantError(f"computed by {node.op_type}, which cannot be evaluated here ({reason})") from error
+        self._arrays.update(zip(results.values(), made, strict=True))
+        for source in sources:
+            self._release(source)
+
+    def _release(self, source: ir.Value) -> None:
+        """Forgets a value that nobody will ask for again."""
+        readers = self._readers.get(source) or len({use.node for use in source.uses()}) + source.is_graph_output()
+        self._readers[source] = readers - 1
+        if readers == 1:
+            self._arrays.pop(source, None)
 
 
-def is_replaceable(value: ir.Value) -> bool:
-    """Whether a constant depends on an initializer that is an input of the model as well."""
-    if value.is_graph_input():
-        return True
-    node = value.producer()
-    return node is not None and any(source is not None and is_replaceable(source) for source in node.inputs)
+def _depth_first(
+    value: ir.Value, settled: dict[ir.Value, Any], settle: Callable[[ir.Value, ir.Node | None], None]
+) -> None:
+    """Settles what a value depends on, sources first, and the value; what is settled or stored is passed over."""
+    stack, opened = [value], set()
+    while stack:
+        top = stack[-1]
+        node = None if top.const_value is not None else top.producer()
+        missing = [] if node is None or top in opened else [each for each in _sources(node) if each not in settled]
+        if top in settled or not missing:
+            stack.pop()
+            if top not in settled:
+                settle(top, node)
+        else:
+            opened.add(top)
+            stack.extend(missing)
 
 
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
+def _sources(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, its subgraphs included."""
+    yield from (source for source in node.inputs if source is not None)
+    for graph in _subgraphs(node):
+        within: set[Any] = {graph}
+        read = [*graph.outputs]
+        for inner in ir.traversal.RecursiveGraphIterator(graph, enter_graph=within.add):
+            read += [source for source in inner.inputs if source is not None]
+        yield from (source for source in read if source.graph not in within)
 
 
-def _type(array: NDArray[Any]) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _type(content: Any) -> onnx.TypeProto:
+    if isinstance(content, list):
+        return onnx.helper.make_sequence_type_proto(_type(content[0] if content else np.zeros(0, np.float32)))
+    array = np.asarray(content)
+    return onnx.helper.make_tensor_type_proto(int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype)), array.shape)

@@ -10,9 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-__all__ = ["Arrays", "declared", "random", "read"]
+__all__ = ["ADVICE", "Arrays", "declared", "described", "random", "read"]
 
 Arrays = dict[str, NDArray[Any]]
+
+ADVICE = "give inputs of yours, inputs=... or --input"
+"""Where random inputs do not do."""
 
 
 def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
@@ -36,6 +39,8 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
     for name, kind in kinds.items():
         array = np.asarray(inputs[name])
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if kind.elem_type == onnx.TensorProto.STRING and array.dtype.kind == "U":
+            array = array.astype(dtype)
         if array.dtype != dtype:
             raise ValueError(f"inputs[{name!r}] has dtype {array.dtype}; allowed is {dtype}")
         _check_shape(name, array.shape, kind)
@@ -44,9 +49,23 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
 
 
 def declared(model: onnx.ModelProto) -> dict[str, Any]:
-    """The types of the inputs that are fed."""
+    """The types of the inputs that are fed.
+
+    Raises:
+        ValueError: one is no tensor.
+    """
     stored = {tensor.name for tensor in model.graph.initializer}
-    return {value.name: value.type.tensor_type for value in model.graph.input if value.name not in stored}
+    wanted = [value for value in model.graph.input if value.name not in stored]
+    for value in wanted:
+        kind = value.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            raise ValueError(f"the model's input {value.name!r} is a {kind.removesuffix('_type')}; allowed are tensors")
+    return {value.name: value.type.tensor_type for value in wanted}
+
+
+def described(feeds: Arrays) -> str:
+    """Names, dtypes and shapes."""
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items()) or "none"
 
 
 def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
@@ -71,6 +90,8 @@ def random(kinds: dict[str, Any], seed: int = 0) -> Arrays:
             sizes.setdefault(dim.dim_param, 2 + len(sizes)) if (size := _fixed(dim)) is None else size
             for dim in kind.shape.dim
         ]
+        if kind.elem_type == onnx.TensorProto.STRING:
+            raise ValueError(f"the model's input {name!r} holds strings, for which there are no random ones: {ADVICE}")
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if np.issubdtype(dtype, np.floating):
             feeds[name] = np.asarray(generator.standard_normal(shape)).astype(dtype)

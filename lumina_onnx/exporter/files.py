@@ -19,7 +19,19 @@ from onnx.external_data_helper import uses_external_data
 
 import lumina_onnx
 
-__all__ = ["Place", "content", "load", "placed", "session", "size", "stored_bytes", "take_in", "tensors", "write"]
+__all__ = [
+    "Place",
+    "content",
+    "load",
+    "placed",
+    "plain_session",
+    "session",
+    "size",
+    "stored_bytes",
+    "take_in",
+    "tensors",
+    "write",
+]
 
 _PROTOBUF = 2**31
 """protobuf reads no message of this many bytes."""
@@ -304,10 +316,9 @@ def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | 
 def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
     """A session on the CPU of a model in memory, whose data are its own wherever it is made.
 
-    For bytes of a model that refers to other files ONNX Runtime would take what lies in the current folder.
+    For bytes of a model that refers to other files ONNX Runtime would take what lies in the current folder. The model
+    changes: some of its data may be gone with the session's files.
     """
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         if sum(size(tensor) for _, tensor in tensors(model)) > _MAPPED:
@@ -315,10 +326,17 @@ def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
         else:
             take_in(model)
         file.write_bytes(model.SerializeToString())
-        providers = ["CPUExecutionProvider"]
-        if library:
-            return lumina_onnx.load(file, providers=providers)
-        return onnxruntime.InferenceSession(str(file), providers=providers)
+        return lumina_onnx.load(file, providers=_PROVIDERS) if library else plain_session(file)
+
+
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+def plain_session(path: str | os.PathLike[str]) -> Any:
+    """A session on the CPU that does not know the operator."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(os.fspath(path), providers=_PROVIDERS)
 
 
 def _with_data(model: onnx.ModelProto) -> bytes | None:

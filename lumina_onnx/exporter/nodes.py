@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import ChainMap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnx.inliner
 from onnx import helper
 
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION, VERSION_ATTRIBUTE
@@ -20,11 +22,11 @@ __all__ = [
     "OpticalNode",
     "body_bytes",
     "graphs",
+    "inlined",
     "layers",
     "operators",
     "optical_nodes",
     "renamed",
-    "showing",
     "walk",
     "without_noise",
 ]
@@ -65,8 +67,8 @@ class OpticalNode:
         return int(self.weight.dims[0]) if self.weight is not None else 0
 
 
-def walk(graph: onnx.GraphProto, *, nested: bool = False) -> Iterator[tuple[onnx.NodeProto, bool]]:
-    """Every node of a graph and of its subgraphs, and whether it lies in a subgraph."""
+def walk(graph: onnx.GraphProto | onnx.FunctionProto, *, nested: bool = False) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """Every node of a graph or function and of its subgraphs, and whether it lies in a subgraph."""
     for node in graph.node:
         yield node, nested
         for attribute in node.attribute:
@@ -83,14 +85,14 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(subgraph)
 
 
-_Scope = dict[str, onnx.TensorProto]
+_Scope = ChainMap[str, onnx.TensorProto]
 
 
 def _scoped(
     graph: onnx.GraphProto, outer: _Scope, *, nested: bool = False
 ) -> Iterator[tuple[onnx.NodeProto, bool, _Scope]]:
     """As :func:`walk`, with the initializers that a node's inputs may name: its graph's own hide those around it."""
-    scope = outer | {tensor.name: tensor for tensor in graph.initializer}
+    scope = outer.new_child({tensor.name: tensor for tensor in graph.initializer})
     for node in graph.node:
         yield node, nested, scope
         for attribute in node.attribute:
@@ -105,7 +107,7 @@ def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
         ValueError: a node is of a later version of the operator.
     """
     found = []
-    for node, nested, tensors in _scoped(model.graph, {}):
+    for node, nested, tensors in _scoped(model.graph, ChainMap()):
         if (node.domain, node.op_type) == (DOMAIN, OPERATOR):
             attributes = defaults() | {attribute.name: _value(attribute) for attribute in node.attribute}
             version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
@@ -145,17 +147,14 @@ def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy that has these float32 values of the main graph among its outputs too."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    shown = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in dict.fromkeys(names)
-        if name not in shown
-    )
-    return copy
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the functions in place that have optical layers inside; itself where there are none."""
+    inside = [
+        (each.domain, each.name)
+        for each in model.functions
+        if any((node.domain, node.op_type) == (DOMAIN, OPERATOR) for node, _ in walk(each))
+    ]
+    return onnx.inliner.inline_selected_functions(model, [(DOMAIN, OPERATOR)], exclude=True) if inside else model
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,32 @@ from numpy.typing import NDArray
 import lumina_kernel
 from lumina_onnx.schema import DOMAIN, OPERATOR
 
-from . import constants
+from .constants import ConstantError, Constants
 
-__all__ = ["PACKED_BITS", "optical_nodes", "separate_seeds", "silence", "store_weights"]
+__all__ = ["PACKED_BITS", "Names", "optical_nodes", "separate_seeds", "silence", "store_weights"]
 
 PACKED_BITS = (1, 2, 4)
 """Weight bits whose codes share bytes; the others up to 8 take a byte each, and 9..16 stay float32."""
 
 _SEEDS = 2**63
 _NOISE = ("noise_relative", "noise_additive", "noise_shot")
+
+
+class Names:
+    """Names, each given once."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._next: dict[str, int] = {}
+
+    def unused(self, name: str, first: int = 2) -> str:
+        """The name, or where it is taken the first free one of name_2, name_3, ..."""
+        unused, number = name, self._next.get(name, first)
+        while unused in self._taken:
+            unused, number = f"{name}_{number}", number + 1
+        self._next[name] = number
+        self._taken.add(unused)
+        return unused
 
 
 def optical_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -47,15 +64,17 @@ def separate_seeds(model: ir.Model) -> list[str]:
     noisy = [node for node in optical_nodes(model) if any(node.attributes[name].as_float() for name in _NOISE)]
     taken = {node.attributes["seed"].as_int() for node in noisy}
     owners: dict[int, str | None] = {}
+    newest: dict[int, int] = {}
     notes = []
     for node in noisy:
         seed = node.attributes["seed"].as_int()
         if seed not in owners:
             owners[seed] = node.name
             continue
-        own = seed
+        own = newest.get(seed, seed)
         while own in taken:
             own = (own + 0x9E3779B97F4A7C15) % _SEEDS
+        newest[seed] = own
         taken.add(own)
         node.attributes["seed"] = ir.AttrInt64("seed", own)
         notes.append(
@@ -68,32 +87,34 @@ def separate_seeds(model: ir.Model) -> list[str]:
 def store_weights(model: ir.Model) -> None:
     """Quantises every node's W and stores W, W_scale and B as initializers, in the form that the operator reads.
 
-    Each W is stored once, however many nodes read it at the same bits. An initializer that nothing reads any more
-    is removed.
+    Each W is stored once, however many nodes read it at the same bits. Nodes and initializers that nothing reads any
+    more are removed, in subgraphs too.
 
     Raises:
         ValueError: a W or B that is no float32 constant or not finite, or parameters that do not fit the layer's
             size, naming the node.
     """
+    known, names = Constants(model), Names(model.graph.initializers)
     stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
     for node in list(optical_nodes(model)):
         bits = node.attributes["weight_bits"].as_int()
-        weight = _float_constant(model, node, 1, "weight")
-        bias = _float_constant(model, node, 3, "bias") if len(node.inputs) > 3 else None
+        weight = _float_constant(known, node, 1, "weight")
+        has_bias = len(node.inputs) > 3 and node.inputs[3] is not None
+        bias = _float_constant(known, node, 3, "bias") if has_bias else None
         _check(node, weight, bias)
         key = (bits, weight.shape, hashlib.sha256(weight.data).digest())
         if key not in stored:
-            stored[key] = _store(model, node, bits, weight)
+            stored[key] = _store(model, names, node, bits, weight)
         values = list(stored[key])
         if bias is not None:
             source = node.inputs[3]
             assert source is not None
-            values.append(source if source.is_initializer() else _add(model, f"{node.name}.bias", bias))
+            values.append(source if source.is_initializer() else _add(model, names, f"{node.name}.bias", bias))
         if bits in PACKED_BITS:
             node.attributes["in_features"] = ir.AttrInt64("in_features", weight.shape[1])
         for index, value in enumerate(values, start=1):
             node.replace_input_with(index, value)
-    ir.passes.common.RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
 
 
 def _check(node: ir.Node, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
@@ -105,7 +126,9 @@ def _check(node: ir.Node, weight: NDArray[np.float32], bias: NDArray[np.float32]
         raise ValueError(f"{node.name}: {error}") from error
 
 
-def _store(model: ir.Model, node: ir.Node, bits: int, weight: NDArray[np.float32]) -> tuple[ir.Value, ir.Value]:
+def _store(
+    model: ir.Model, names: Names, node: ir.Node, bits: int, weight: NDArray[np.float32]
+) -> tuple[ir.Value, ir.Value]:
     """W and W_scale as initializers."""
     source = node.inputs[1]
     assert source is not None
@@ -116,20 +139,23 @@ def _store(model: ir.Model, node: ir.Node, bits: int, weight: NDArray[np.float32
         codes, scale = lumina_kernel.quantize_weight(weight, bits)
     if 1 <= bits <= 8:
         stored = lumina_kernel.pack_weight(codes.astype(np.int8), bits) if bits in PACKED_BITS else codes
-        value = _add(model, f"{base}_int{bits}", stored)
+        value = _add(model, names, f"{base}_int{bits}", stored)
     else:
-        value = source if source.is_initializer() else _add(model, base, weight)
-    return value, _add(model, f"{base}_scale", scale)
+        # One of a subgraph is out of sight of other nodes that share it.
+        own = source.is_initializer() and source.graph is model.graph
+        value = source if own else _add(model, names, base, weight)
+    return value, _add(model, names, f"{base}_scale", scale)
 
 
-def _float_constant(model: ir.Model, node: ir.Node, index: int, name: str) -> NDArray[np.float32]:
+def _float_constant(known: Constants, node: ir.Node, index: int, name: str) -> NDArray[np.float32]:
     value = node.inputs[index]
-    array = None if value is None else constants.constant(value, model.opset_imports.get("", 1))
-    if array is None:
-        raise ValueError(
-            f"{node.name}: its {name} is computed from the model's inputs; allowed is a parameter, a buffer or "
-            "something computed from those alone"
-        )
+    allowed = "allowed is a parameter, a buffer or something computed from those alone"
+    if value is None:
+        raise ValueError(f"{node.name}: it has no {name}; {allowed}")
+    try:
+        array = known.array(value)
+    except ConstantError as error:
+        raise ValueError(f"{node.name}: its {name} is {error}; {allowed}") from error
     if array.dtype != np.float32:
         raise ValueError(f"{node.name}: {name} has dtype {array.dtype}; allowed is float32 (model.float())")
     array = np.ascontiguousarray(array)
@@ -140,12 +166,20 @@ def _float_constant(model: ir.Model, node: ir.Node, index: int, name: str) -> ND
     return array
 
 
-def _add(model: ir.Model, name: str | None, array: NDArray[Any]) -> ir.Value:
+def _add(model: ir.Model, names: Names, name: str | None, array: NDArray[Any]) -> ir.Value:
     """A new initializer, its name made unique."""
-    name = name or "constant"
-    taken = model.graph.initializers
-    unique = name if name not in taken else next(f"{name}_{i}" for i in range(1, 10**9) if f"{name}_{i}" not in taken)
+    unique = names.unused(name or "constant", first=1)
     tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
+
+
+def _remove_unused(model: ir.Model) -> None:
+    """Removes nodes and initializers that nothing reads."""
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    # The pass leaves the initializers of subgraphs.
+    for graph in model.graphs():
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,38 +10,60 @@ import onnx
 import onnx_ir as ir
 
 from lumina_onnx._histogram import Histogram, Method
-from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
+from lumina_onnx.schema import DOMAIN, VERSION
 
-from . import feeds, files, nodes, packing
+from . import feeds, nodes, packing
+from .watching import Executions, Watched, places
 
 __all__ = ["calibrate"]
 
 
 def calibrate(graph: ir.Model, batches: Iterable[Any], method: Method, fraction: float) -> list[str]:
-    """Sets the layers' ranges from what their converters see: in the model with its noise off and dynamic ranges."""
-    proto, seen = _watched(graph)
-    histograms = {name: (Histogram(), Histogram()) for name in seen}
-    session = files.session(proto)
-    outputs = [name for pair in seen.values() for name in pair]
-    fed = {value.name for value in proto.graph.input}
-    asked = [name for name in dict.fromkeys(outputs) if name not in fed]
+    """Sets the layers' ranges from what their converters see: in the model with its noise off and dynamic ranges.
+
+    A layer in a subgraph sees as much as the subgraph is executed; of one that never is the ranges stay as they are.
+    """
+    watched, numbers = _watched(ir.to_proto(graph))
+    layers = list(packing.optical_nodes(graph))
+    histograms = [(Histogram(), Histogram()) for _ in layers]
+    batch_count = executions = 0
+    run = watched.session()
     for batch in batches:
-        arrays = feeds.read(proto, batch)
-        values = {**arrays, **dict(zip(asked, session.run(asked, arrays), strict=True))}
-        for layer, pair in seen.items():
-            for what, name, histogram in zip(("input", "output"), pair, histograms[layer], strict=True):
-                if not np.isfinite(values[name]).all():
-                    raise ValueError(f"calibration: the {what} of {layer} holds a value that is not finite")
-                histogram.add(np.ascontiguousarray(values[name], np.float32))
-    if not any(inputs.count for inputs, _ in histograms.values()):
+        seen = _run(run, feeds.read(watched.model, batch), batch_count)
+        batch_count += 1
+        for layer, number, pair in zip(layers, numbers, histograms, strict=True):
+            executions += len(seen[number])
+            _count(str(layer.name), seen[number], pair)
+    if not any(inputs.count for inputs, _ in histograms) and (executions or not batch_count):
         raise ValueError("calibration is empty: allowed is at least one batch with a value in it")
     notes = []
-    for node in packing.optical_nodes(graph):
-        if node.name not in histograms:
-            notes.append(f"{node.name} lies in a subgraph: calibration does not see it, its ranges are the profile's")
-            continue
-        notes += _set_ranges(node, *histograms[node.name], method, fraction)
+    for layer, number, pair in zip(layers, numbers, histograms, strict=True):
+        if number in watched.reasons:
+            reason = watched.reasons[number]
+            notes.append(f"{layer.name}: calibration does not see it, its ranges are the profile's ({reason})")
+        elif not pair[0].count:
+            notes.append(f"{layer.name}: no batch of the calibration reaches it, its ranges are the profile's")
+        else:
+            notes += _set_ranges(layer, *pair, method, fraction)
     return notes
+
+
+def _run(run: Callable[[feeds.Arrays], list[Executions]], arrays: feeds.Arrays, number: int) -> list[Executions]:
+    try:
+        return run(arrays)
+    except Exception as error:
+        raise ValueError(
+            f"calibration: the model does not run on batch {number} ({feeds.described(arrays)}); "
+            f"ONNX Runtime says: {error}"
+        ) from error
+
+
+def _count(layer: str, executions: Executions, histograms: tuple[Histogram, Histogram]) -> None:
+    for arrays in executions:
+        for what, array, histogram in zip(("input", "output"), arrays, histograms, strict=True):
+            if not np.isfinite(array).all():
+                raise ValueError(f"calibration: the {what} of {layer} holds a value that is not finite")
+            histogram.add(np.ascontiguousarray(array, np.float32))
 
 
 def _set_ranges(node: ir.Node, inputs: Histogram, outputs: Histogram, method: Method, fraction: float) -> Iterator[str]:
@@ -60,35 +82,31 @@ def _set_ranges(node: ir.Node, inputs: Histogram, outputs: Histogram, method: Me
     node.attributes["output_range"] = ir.AttrFloat32s("output_range", (output_range,))
 
 
-def _watched(graph: ir.Model) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
-    """The model without noise and static ranges, and for each layer the tensors that its DAC and ADC see.
+def _watched(proto: onnx.ModelProto) -> tuple[Watched, list[int]]:
+    """The model without noise and static ranges, showing what the DAC and the ADC of each layer see.
 
-    What the ADC sees comes from a copy of the node that has none, whose bias is there only where it is analog.
+    What the ADC sees comes from a copy of the node that has none, whose bias is there only where it is analog. With it
+    come the numbers of these copies among the optical nodes, in the order of the layers.
     """
-    proto = ir.to_proto(graph)
     proto.ir_version = max(proto.ir_version, 4)
     proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
-    shown = {value.name for value in proto.graph.output}
-    seen: dict[str, tuple[str, str]] = {}
-    copies = []
-    for node, nested in nodes.walk(proto.graph):
-        if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
-            continue
-        digital = next(entry.s for entry in node.attribute if entry.name == "bias_stage") == b"digital"
-        kept = [entry for entry in node.attribute if entry.name not in (*nodes.NOISE, "input_range", "output_range")]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        if nested:
-            continue
-        copy = onnx.NodeProto.FromString(node.SerializeToString())
-        copy.name, copy.output[0] = f"{node.name}/analog", f"{node.output[0]}/analog"
-        del copy.input[3 if digital else 4 :]
-        next(entry for entry in copy.attribute if entry.name == "output_bits").i = 0
-        copies.append(copy)
-        seen[node.name] = (node.input[0], copy.output[0])
-    proto.graph.node.extend(copies)
-    fed = {value.name for value in proto.graph.input}
-    for name in dict.fromkeys(name for pair in seen.values() for name in pair):
-        if name not in shown and name not in fed:
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return proto, seen
+    copies = [_add_analog(place.graph, place.node) for place in list(places(proto.graph))]
+    order = [place.node for place in places(proto.graph)]
+    numbers = {id(node): number for number, node in enumerate(order)}
+    watched = {id(copy) for copy in copies}
+    wanted = [[node.input[0], node.output[0]] if id(node) in watched else [] for node in order]
+    return Watched(proto, wanted), [numbers[id(copy)] for copy in copies]
+
+
+def _add_analog(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.NodeProto:
+    """Takes a node's noise and static ranges away, and adds a copy of it without ADC to its graph."""
+    digital = next(entry.s for entry in node.attribute if entry.name == "bias_stage") == b"digital"
+    kept = [entry for entry in node.attribute if entry.name not in (*nodes.NOISE, "input_range", "output_range")]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    graph.node.append(node)
+    copy = graph.node[-1]
+    copy.name, copy.output[0] = f"{node.name}/analog", f"{node.output[0]}/analog"
+    del copy.input[3 if digital else 4 :]
+    next(entry for entry in copy.attribute if entry.name == "output_bits").i = 0
+    return copy

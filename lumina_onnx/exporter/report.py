@@ -106,6 +106,8 @@ class Comparison:
     """Whether it ran with the operator's library; without it the function body ran."""
     within: bool = False
     """Whether the difference is within the function body's tolerance (without the library)."""
+    executions: int = 1
+    """How often it was computed in this run: in a subgraph perhaps often. The row holds of all of them."""
 
     @property
     def ok(self) -> bool:
@@ -235,12 +237,18 @@ class VerifyReport(Report):
     """What the function body takes in the file; 0 where there is none: then it ran with the library alone."""
     comparisons: list[Comparison]
     not_checked: list[Left] = field(default_factory=list)
+    """Layers that were not compared, and why."""
+    bypassing: list[Left] = field(default_factory=list)
+    """Nodes that are optical layers and that the library does not know for such."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether every layer was compared and every comparison is as promised."""
-        return not self.not_checked and all(row.ok for row in self.comparisons)
+        """Whether every comparison is as promised, and no layer bypasses the library.
+
+        See ``not_checked`` for layers that were not compared.
+        """
+        return not self.bypassing and all(row.ok for row in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers; an infinite difference is the string "inf"."""
@@ -255,17 +263,27 @@ class VerifyReport(Report):
                 "with" if row.library else "without",
                 row.against,
                 str(row.run),
-                Text(str(list(row.shape))),
+                Text(str(list(row.shape)) + (f" x {row.executions}" if row.executions > 1 else "")),
                 row.verdict,
                 f"{row.max_difference:g}",
             )
         title = Text(f"{self.path} in ONNX Runtime {self.onnxruntime}, inputs {shapes}")
         parts: list[RenderableType] = [title, table]
         parts.extend(Text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)
+        parts.extend(Text(f"NOT run by the library: {left.name} is {left.reason}") for left in self.bypassing)
         parts.extend(Text(f"note: {note}") for note in self.notes)
-        without = "without it within the tolerance" if self.body_bytes else "without it the file does not run"
-        parts.append(Text(f"ok: with the library every bit as promised, {without}" if self.ok else "NOT ok: see above"))
+        parts.append(Text(self._verdict()))
         return Group(*parts)
+
+    def _verdict(self) -> str:
+        if not self.ok:
+            return "NOT ok: see above"
+        unchecked = len(self.not_checked)
+        if not self.comparisons:
+            return f"the file runs, but NOT ONE of its {unchecked} layers was checked: see above"
+        without = "without it within the tolerance" if self.body_bytes else "without it the file does not run"
+        but = f", but {unchecked} layer{'s' if unchecked > 1 else ''} NOT CHECKED: see above" if unchecked else ""
+        return f"ok: with the library every bit as promised, {without}{but}"
 
 
 def grouped(left: list[Left]) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import itertools
 import os
@@ -18,7 +19,9 @@ from lumina_onnx._histogram import Method, check_method
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
 
-from . import constants, files, nodes, packing, ranges, reading, writing
+from . import files, nodes, packing, ranges, reading, writing
+from .constants import ConstantError, Constants
+from .products import LEARNED, multiplies_by_stored
 from .report import Left, RewriteReport, grouped
 
 __all__ = ["rewrite"]
@@ -145,64 +148,48 @@ class _Linear:
     bias: NDArray[np.float32] | None
 
 
-# Products that are no MatMul or Gemm of floats; where their weights stand among their inputs.
-_OTHERS = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "MatMulInteger", "Einsum"), 1),
-    **dict.fromkeys(("ConvInteger", "QLinearMatMul", "QLinearConv"), 3),
-    **dict.fromkeys(("FusedMatMul", "FusedGemm", "MatMulNBits", "DynamicQuantizeMatMul", "Attention", "QAttention"), 1),
-    **dict.fromkeys(("MatMulIntegerToFloat", "QGemm"), 3),
-}
-
-
 def _linears(graph: ir.Model) -> tuple[list[_Linear], list[Left]]:
     """The layers to convert, and the products with stored weights that are none, with the reason."""
     found: list[_Linear] = []
     left: list[Left] = []
-    names: set[str] = set()
-    opset = graph.opset_imports.get("", 1)
+    names = packing.Names()
+    known = Constants(graph)
     for node in graph.graph.all_nodes():
-        name = _unused(node.name or str(node.outputs[0].name), names)
+        name = node.name or str(node.outputs[0].name)
         if node.domain in ("", "ai.onnx") and node.op_type in ("MatMul", "Gemm"):
-            result = _linear(node, name, opset)
+            result = _linear(node, name, known)
             if isinstance(result, _Linear):
-                found.append(result)
+                found.append(dataclasses.replace(result, name=names.unused(name)))
             elif result:
-                left.append(Left(name, node.op_type, result))
-            else:
-                continue
-            names.add(name)
-        elif node.op_type in _OTHERS:
-            index = _OTHERS[node.op_type]
-            if len(node.inputs) > index and constants.is_constant(node.inputs[index]):
-                left.append(Left(name, node.op_type, "neither a MatMul nor a Gemm of floats"))
-                names.add(name)
+                left.append(Left(names.unused(name), node.op_type, result))
+        elif multiplies_by_stored(node, known):
+            learned = node.domain == "ai.onnx.ml" and node.op_type in LEARNED
+            reason = "its weights are attributes of the node" if learned else "neither a MatMul nor a Gemm of floats"
+            left.append(Left(names.unused(name), node.op_type, reason))
     return found, left
 
 
-def _unused(name: str, names: set[str]) -> str:
-    return name if name not in names else next(f"{name}_{i}" for i in range(2, 10**9) if f"{name}_{i}" not in names)
-
-
-def _linear(node: ir.Node, name: str, opset: int) -> _Linear | str:
+def _linear(node: ir.Node, name: str, known: Constants) -> _Linear | str:
     """The layer that a product is, else why it is none; an empty string where both sides are computed."""
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None
     assert weight is not None
-    if constants.is_constant(x):
-        return "" if constants.is_constant(weight) else "its stored matrix is on the left of the product"
-    if not constants.is_constant(weight):
+    if known.is_constant(x):
+        return "" if known.is_constant(weight) else "its stored matrix is on the left of the product"
+    if known.is_reached(weight):
         return ""
-    if constants.is_replaceable(weight):
+    if known.is_replaceable(weight):
         return "its matrix is also an input of the model, so that callers may replace it"
-    matrix = _array(weight, opset)
-    if matrix is None:
-        return "its matrix is computed by an operator that cannot be evaluated here"
+    try:
+        matrix = known.array(weight)
+    except ConstantError as error:
+        return f"its matrix is {error}"
     if matrix.dtype != np.float32:
         return f"its matrix is {matrix.dtype}; the operator takes float32"
     if matrix.ndim != 2 or 0 in matrix.shape:
         return f"its stored side has shape {list(matrix.shape)}; a layer's is a matrix"
     if node.op_type == "MatMul":
-        add, bias = _bias_after(node, matrix.shape[1], opset)
+        add, bias = _bias_after(node, matrix.shape[1], known)
         return _Linear(name, node, add, matrix.T, bias)
     attributes = {key: attribute.value for key, attribute in node.attributes.items()}
     if attributes.get("transA", 0):
@@ -213,10 +200,13 @@ def _linear(node: ir.Node, name: str, opset: int) -> _Linear | str:
         matrix = matrix * np.float32(attributes["alpha"])
     bias = None
     if len(node.inputs) > 2 and (c := node.inputs[2]) is not None:
-        if not constants.is_constant(c) or constants.is_replaceable(c):
+        if known.is_reached(c) or known.is_replaceable(c):
             return "its C is computed, or an input of the model"
-        bias = _array(c, opset)
-        if bias is None or bias.dtype != np.float32 or (bias.ndim > 1 and bias.shape[0] != 1):
+        try:
+            bias = known.array(c)
+        except ConstantError as error:
+            return f"its C is {error}"
+        if bias.dtype != np.float32 or (bias.ndim > 1 and bias.shape[0] != 1):
             return "its C is no float32 row"
         if bias.size not in (1, len(matrix)):
             return f"its C has shape {list(bias.shape)}"
@@ -224,7 +214,7 @@ def _linear(node: ir.Node, name: str, opset: int) -> _Linear | str:
     return _Linear(name, node, None, matrix, bias)
 
 
-def _bias_after(node: ir.Node, n: int, opset: int) -> tuple[ir.Node | None, NDArray[np.float32] | None]:
+def _bias_after(node: ir.Node, n: int, known: Constants) -> tuple[ir.Node | None, NDArray[np.float32] | None]:
     """The `Add` of a stored row that is all that reads a product, and that row."""
     y = node.outputs[0]
     uses = list(y.uses())
@@ -234,26 +224,19 @@ def _bias_after(node: ir.Node, n: int, opset: int) -> tuple[ir.Node | None, NDAr
     if add.op_type != "Add" or add.domain not in ("", "ai.onnx") or add.graph is not node.graph:
         return None, None
     other = add.inputs[1 - uses[0].idx]
-    if other is None or other is y or not constants.is_constant(other) or constants.is_replaceable(other):
+    if other is None or other is y or not known.is_constant(other) or known.is_replaceable(other):
         return None, None
-    row = _array(other, opset)
+    try:
+        row = known.array(other)
+    except ConstantError:
+        return None, None
     # A row of more dimensions than the product would add them to the result.
     x = node.inputs[0]
     assert x is not None
     rank = 1 if x.shape is None else len(x.shape)
-    if row is None or row.dtype != np.float32 or row.size != n or not 1 <= row.ndim <= rank or row.shape[-1] != n:
+    if row.dtype != np.float32 or row.size != n or not 1 <= row.ndim <= rank or row.shape[-1] != n:
         return None, None
     return add, row.reshape(-1)
-
-
-def _array(value: ir.Value, opset: int) -> NDArray[Any] | None:
-    """A constant's value; None where an operator in its way cannot be evaluated."""
-    try:
-        return constants.constant(value, opset)
-    except OSError:  # What lies beside the file has been checked, and is gone since.
-        raise
-    except Exception:  # Whatever onnx's evaluator raises for an operator that it does not have.
-        return None
 
 
 def _check_patterns(argument: str, patterns: Iterable[str], found: list[_Linear]) -> None:

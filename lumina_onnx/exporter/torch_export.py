@@ -13,8 +13,10 @@ import torch
 
 from lumina_onnx import nn as optical
 
-from . import constants, files, nodes, packing, writing
+from . import files, nodes, packing, writing
 from .capture import ExportError, capture
+from .constants import Constants
+from .products import multiplies_by_stored
 from .report import ExportReport, Left
 from .targets import Target, resolve
 
@@ -144,17 +146,14 @@ def _what_there_is(model: torch.nn.Module) -> str:
     return f"it holds {count} nn.Linear" if count else "it holds no nn.Linear either"
 
 
-# Where the weights of an operator stand among its inputs.
-_WEIGHTED = dict.fromkeys(("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"), 1)
-
-
 def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Left]:
     """Products with constant weights that stay ordinary operators, and optical layers that are not in the file."""
     modules = dict(model.named_modules(remove_duplicate=False))
     reasons = {name: row.reason for row in optical.report(model).left for name in (row.name, *row.aliases)}
     left: dict[Left, None] = {}
+    known = Constants(graph)
     for node in graph.graph.all_nodes():
-        if node.op_type not in _WEIGHTED or not constants.is_constant(node.inputs[_WEIGHTED[node.op_type]]):
+        if not multiplies_by_stored(node, known):
             continue
         path = (_scopes(node) or [""])[-1]
         if isinstance(modules.get(path), optical.OpticalLinear):

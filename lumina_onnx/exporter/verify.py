@@ -17,8 +17,9 @@ import lumina_onnx
 from lumina_onnx import reference as plain
 
 from . import files, nodes, tolerance
-from .feeds import Arrays, read
+from .feeds import ADVICE, Arrays, described, read
 from .report import Comparison, Left, VerifyReport
+from .watching import Executions, Watched
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +49,16 @@ def verify(
     """Runs a .onnx file, with and without the library, and recomputes every `OpticalLinear` node in plain numpy.
 
     With the operator's library the file runs twice. Each node is recomputed by :mod:`lumina_onnx.reference` on the
-    input that it got in that run, noise included (run r of a fresh session draws stream r), and must be equal bit for
-    bit.
+    input that it got, noise included (execution e of a node in a fresh session draws stream e: run e of the file, but
+    that a subgraph may execute its nodes more than once in a run, or never), and must be equal bit for bit.
 
     Where the file has a function body it also runs without the library, as it is and once with the noise off. ONNX
     Runtime draws noise of its own, so it is in the quiet run that each node must be within :mod:`.tolerance`; in the
     noisy one its results must be finite where the reference's are, with noise and without, and a node whose results
     are not has a row of its own.
+
+    Nodes in subgraphs are compared as those of the main graph are. A node that cannot be, or that the inputs do not
+    reach, is in the report's ``not_checked`` with the reason, and makes it no less ``ok``.
 
     A mismatch raises nothing: see the report's ``ok``.
 
@@ -74,34 +78,37 @@ def verify(
             fit.
         Exception: what ONNX Runtime raises where it cannot load or run the file.
     """
-    model = files.load(path)
+    model = nodes.inlined(files.load(path))
     layers = nodes.optical_nodes(model)
     renamed = nodes.renamed(model)
     if not layers:
         copies = f" ({renamed[0].op_type!r} is {nodes.RENAMED})" if renamed else ""
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify{copies}")
-    checkable = [node for node in layers if not node.nested and node.weight is not None]
     feeds = read(model, inputs)
     output_names = [value.name for value in model.graph.output]
     # A model's own outputs come from the file as it is: the added ones below could change what is fused.
     session = lumina_onnx.load(str(path))
-    outputs = [dict(zip(output_names, session.run(output_names, feeds), strict=True)) for _ in range(RUNS)]
-    watched = _run_watched(model, checkable, feeds)
+    outputs = [dict(zip(output_names, values, strict=True)) for values in _runs(session, path, feeds, inputs is None)]
+    notes: list[str] = []
 
-    comparisons = []
-    for run, values in enumerate(watched):
-        for node in checkable:
-            got, expected = values[node.proto.output[0]], _recompute(node, values[node.proto.input[0]], run)
-            comparisons.append(_compare(node.name, "reference", run, got, expected, required=True))
+    watched = _watched(model, layers)
+    execute = watched.session()
+    runs = [execute(feeds) for _ in range(RUNS)]
+    comparisons = _compare_with_reference(layers, runs)
+    not_checked = [
+        Left(node.name, "OpticalLinear", reason)
+        for number, node in enumerate(layers)
+        if (reason := _not_checked(node, number, watched, runs))
+    ]
     body_bytes = nodes.body_bytes(model)
     if body_bytes:
-        (values,) = _run_watched(nodes.without_noise(model), checkable, feeds, library=False)
-        comparisons += [compare_body(node, values) for node in checkable]
-        _plain_session(str(path)).run(output_names, feeds)
+        executions = _watched(nodes.without_noise(model), layers).session(library=False)(feeds)
+        comparisons += [compare_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
+        files.plain_session(path).run(output_names, feeds)
         if _is_noisy(layers):
-            (values,) = _run_watched(model, checkable, feeds, library=False)
-            comparisons += [row for node in checkable if not (row := _compare_noisy_body(node, values)).ok]
-    notes: list[str] = []
+            executions = watched.session(library=False)(feeds)
+            rows = [_compare_noisy_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
+            comparisons += [row for row in rows if not row.ok]
     if reference is not None:
         arrays, noisy = list(feeds.values()), _is_noisy(layers)
         seeds = _seeds_of_calls(reference, arrays, layers) if noisy else {}
@@ -124,35 +131,71 @@ def verify(
         inputs={name: array.shape for name, array in feeds.items()},
         body_bytes=body_bytes,
         comparisons=comparisons,
-        not_checked=[
-            Left(node.name, "OpticalLinear", "it lies in a subgraph" if node.nested else "its W is not an initializer")
-            for node in layers
-            if node not in checkable
-        ]
-        + [Left(node.name or node.output[0], node.op_type, nodes.RENAMED) for node in renamed],
+        not_checked=not_checked,
+        bypassing=[Left(node.name or node.output[0], node.op_type, nodes.RENAMED) for node in renamed],
         notes=notes,
     )
 
 
-def _run_watched(
-    model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds: Arrays, *, library: bool = True
-) -> list[Arrays]:
-    """The inputs and outputs of the nodes in each run of one fresh session; one run without the library."""
-    wanted = list(dict.fromkeys(name for node in layers for name in (node.proto.input[0], node.proto.output[0])))
-    fed = {name: feeds[name] for name in wanted if name in feeds}
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in wanted}
-    asked = [name for name in wanted if name not in fed and name not in stored]
-    copy = nodes.showing(model, asked)
-    session = files.session(copy, library=library)
-    runs = [dict(zip(asked, session.run(asked, feeds), strict=True)) for _ in range(RUNS if library else 1)]
-    return [values | fed | stored for values in runs]
+def _runs(session: Any, path: str | os.PathLike[str], feeds: Arrays, is_random: bool) -> Iterator[list[NDArray[Any]]]:
+    """The file's outputs in each run of a session.
+
+    Raises:
+        ValueError: ONNX Runtime refuses the random inputs that a user left to us.
+    """
+    names = [value.name for value in session.get_outputs()]
+    for _ in range(RUNS):
+        try:
+            yield session.run(names, feeds)
+        except Exception as error:
+            if not is_random:
+                raise
+            raise ValueError(
+                f"path = {str(path)!r}: the model does not run on random inputs, which it gets where there are no "
+                f"others ({described(feeds)}): {ADVICE}. ONNX Runtime says: {error}"
+            ) from error
 
 
-def _plain_session(path: str) -> Any:
-    """A session that does not know the operator."""
-    import onnxruntime
+def _watched(model: onnx.ModelProto, layers: list[nodes.OpticalNode]) -> Watched:
+    """The model with the input and the output of each node that can be compared shown."""
+    wanted = [[] if node.weight is None else [node.proto.input[0], node.proto.output[0]] for node in layers]
+    return Watched(model, wanted)
 
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+def _not_checked(node: nodes.OpticalNode, number: int, watched: Watched, runs: list[list[Executions]]) -> str:
+    """Why a node was not compared; an empty string where it was."""
+    if node.weight is None:
+        return "its W is not an initializer"
+    if number in watched.reasons:
+        return watched.reasons[number]
+    return "" if any(run[number] for run in runs) else "it lies in a subgraph that these inputs do not reach"
+
+
+def _compare_with_reference(layers: list[nodes.OpticalNode], runs: list[list[Executions]]) -> list[Comparison]:
+    """Each node's executions in runs of a fresh session, a row for each run."""
+    streams = [0] * len(layers)
+    rows = []
+    for run, values in enumerate(runs):
+        for number, (node, executions) in enumerate(zip(layers, values, strict=True)):
+            each = []
+            for x, got in executions:
+                expected = _recompute(node, x, streams[number])
+                each.append(_compare(node.name, "reference", run, got, expected, required=True))
+                streams[number] += 1
+            rows += [_merged(each)] if each else []
+    return rows
+
+
+def _merged(rows: list[Comparison]) -> Comparison:
+    """One row for the executions of a node in one run."""
+    shown = next((row for row in rows if not row.ok), rows[0])
+    return dataclasses.replace(
+        shown,
+        equal=all(row.equal for row in rows),
+        within=all(row.equal or row.within for row in rows) and any(row.within for row in rows),
+        max_difference=max(row.max_difference for row in rows),
+        executions=len(rows),
+    )
 
 
 def _arguments(node: nodes.OpticalNode) -> dict[str, Any]:
@@ -171,24 +214,27 @@ def _recompute(node: nodes.OpticalNode, x: NDArray[Any], stream: int) -> NDArray
     return plain.optical_linear(x, stream=stream, **_arguments(node))
 
 
-def compare_body(node: nodes.OpticalNode, values: Arrays) -> Comparison:
-    """A node of a run without library and noise; `values` are its input and output by name."""
-    got = values[node.proto.output[0]]
-    expected, distance = tolerance.allowed(values[node.proto.input[0]], **_arguments(node))
-    row = _compare(node.name, "reference", 0, got, expected, required=True)
-    within = got.shape == expected.shape and tolerance.is_within(got, expected, distance)
-    return dataclasses.replace(row, library=False, within=within)
+def compare_body(node: nodes.OpticalNode, executions: Executions) -> Comparison:
+    """A node of a run without library and noise, its input and output in each of one or more executions."""
+    rows = []
+    for x, got in executions:
+        expected, distance = tolerance.allowed(x, **_arguments(node))
+        row = _compare(node.name, "reference", 0, got, expected, required=True)
+        within = got.shape == expected.shape and tolerance.is_within(got, expected, distance)
+        rows.append(dataclasses.replace(row, library=False, within=within))
+    return _merged(rows)
 
 
-def _compare_noisy_body(node: nodes.OpticalNode, values: Arrays) -> Comparison:
+def _compare_noisy_body(node: nodes.OpticalNode, executions: Executions) -> Comparison:
     """A node of a run without library but with noise: finite where the reference is with noise and without."""
-    got, x = values[node.proto.output[0]], values[node.proto.input[0]]
-    expected, distance = tolerance.allowed(x, **_arguments(node))
-    exempt = ~np.isfinite(expected) | np.isinf(distance) | ~np.isfinite(_recompute(node, x, 0))
-    within = got.shape == expected.shape and bool((np.isfinite(got) | exempt).all())
-    return dataclasses.replace(
-        _compare(node.name, "reference", 0, got, expected, required=True), library=False, within=within
-    )
+    rows = []
+    for x, got in executions:
+        expected, distance = tolerance.allowed(x, **_arguments(node))
+        exempt = ~np.isfinite(expected) | np.isinf(distance) | ~np.isfinite(_recompute(node, x, 0))
+        within = got.shape == expected.shape and bool((np.isfinite(got) | exempt).all())
+        row = _compare(node.name, "reference", 0, got, expected, required=True)
+        rows.append(dataclasses.replace(row, library=False, within=within))
+    return _merged(rows)
 
 
 def _is_noisy(layers: list[nodes.OpticalNode]) -> bool:
