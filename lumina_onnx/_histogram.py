@@ -35,7 +35,10 @@ class Histogram:
         """Counts the elements of a finite float32 array."""
         if values.size:
             magnitudes = np.abs(values).ravel()
-            self._counts += np.bincount(magnitudes.view(np.int32) >> _SHIFT, minlength=_BINS)
+            counts = np.bincount(magnitudes.view(np.int32) >> _SHIFT)
+            # Memory that is never written is never taken: of half a megabyte for each of a model's layers most is not.
+            used = np.flatnonzero(counts)
+            self._counts[used] += counts[used]
             self.maximum = max(self.maximum, float(magnitudes.max()))
 
     @property

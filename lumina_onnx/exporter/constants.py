@@ -80,6 +80,19 @@ class Constants:
             raise ConstantError("no tensor")
         return result
 
+    def obstacle(self, value: ir.Value) -> str:
+        """Why a value that no input reaches is no constant, to go on after "it is"; an empty string where it is one."""
+        origin = self._origin(value)
+        return "" if origin is None else origin.obstacle
+
+    def draws(self, node: ir.Node) -> bool:
+        """Whether a node draws random numbers anew in each run."""
+        if node.domain not in _STANDARD:
+            return False
+        if node.op_type == "Dropout":
+            return self._drops(node)
+        return node.op_type in _DRAWING
+
     def _origin(self, value: ir.Value) -> _Origin | None:
         """Where a value comes from; None where an input of the model reaches it."""
 
@@ -106,23 +119,21 @@ class Constants:
 
     def _obstacle(self, node: ir.Node) -> str:
         name = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"
-        if node.domain in _STANDARD and (node.op_type in _DRAWING or self._drops(node)):
+        if self.draws(node):
             return f"drawn anew in each run, by {name}"
         if node.domain not in _EVALUATED or any(True for _ in _subgraphs(node)):
             return f"computed by {name}, which cannot be evaluated here"
         return ""
 
     def _drops(self, node: ir.Node) -> bool:
-        """Whether a node is a `Dropout` that does what it does in training."""
-        if node.op_type != "Dropout":
-            return False
+        """Whether a `Dropout` does what it does in training."""
         opset = self._opset(node)
         if opset < 7:
             return "is_test" not in node.attributes or not node.attributes["is_test"].as_int()
         if opset < 12 or len(node.inputs) < 3 or node.inputs[2] is None:
             return False
         try:
-            return bool(self._evaluated(node.inputs[2]).any())
+            return bool(self.array(node.inputs[2]).any())
         except ConstantError:
             return True
 

@@ -8,7 +8,7 @@ from lumina_onnx.schema import DOMAIN, OPERATOR
 
 from .constants import Constants
 
-__all__ = ["LEARNED", "multiplies_by_stored"]
+__all__ = ["LEARNED", "multiplies_by_stored", "obstacle"]
 
 LEARNED = frozenset(("LinearClassifier", "LinearRegressor", "SVMClassifier", "SVMRegressor"))
 """Operators of ai.onnx.ml whose weights are attributes."""
@@ -54,6 +54,12 @@ def multiplies_by_stored(node: ir.Node, known: Constants) -> bool:
     if node.domain == "com.microsoft" and node.op_type in _OTHERS:
         return False
     return any(_is_stored(value, known) and _is_matrix(value) for value in inputs)
+
+
+def obstacle(node: ir.Node, known: Constants) -> str:
+    """What forbids to take the weights of such a node for stored ones; an empty string where nothing does."""
+    found = (known.obstacle(value) for value in node.inputs if value is not None and not known.is_reached(value))
+    return next((f"its weight is {each}" for each in found if each), "")
 
 
 def _is_stored(value: ir.Value | None, known: Constants) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from lumina_onnx import nn as optical
 from . import files, nodes, packing, writing
 from .capture import ExportError, capture
 from .constants import Constants
-from .products import multiplies_by_stored
+from .products import multiplies_by_stored, obstacle
 from .report import ExportReport, Left
 from .targets import Target, resolve
 
@@ -81,7 +82,8 @@ def export(
         packing.silence(graph)
     notes = packing.separate_seeds(graph)
     # Only now: the optimiser merges equal nodes, and two noisy calls are not equal.
-    onnxscript.optimizer.optimize(graph)
+    with _set_apart(graph):
+        onnxscript.optimizer.optimize(graph)
     left = _left(model, graph, set(modules.values()))
     packing.store_weights(graph)
     _finish(model, graph, runtime)
@@ -138,6 +140,21 @@ def _name_nodes(graph: ir.Model) -> dict[str, str]:
     return modules
 
 
+@contextlib.contextmanager
+def _set_apart(graph: ir.Model) -> Iterator[None]:
+    """Hides the nodes that draw from the optimiser: it takes a `Bernoulli` or a `Dropout` in training of a constant for
+    a constant, and two of one input for one."""
+    known = Constants(graph)
+    drawing = [(node, node.domain) for node in graph.graph.all_nodes() if known.draws(node)]
+    for number, (node, _) in enumerate(drawing):
+        node.domain = f"drawing.{number}"
+    try:
+        yield
+    finally:
+        for node, domain in drawing:
+            node.domain = domain
+
+
 def _what_there_is(model: torch.nn.Module) -> str:
     count = sum(type(module) is torch.nn.Linear for module in model.modules())
     reached = sum(isinstance(module, optical.OpticalLinear) for module in model.modules())
@@ -159,7 +176,8 @@ def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Le
         if isinstance(modules.get(path), optical.OpticalLinear):
             reason = "the model reads this layer's weight without calling the layer"
         else:
-            reason = reasons.get(path, "a product with a constant that belongs to no Linear")
+            default = "a product with a constant that belongs to no Linear"
+            reason = obstacle(node, known) or reasons.get(path, default)
         left[Left(path or str(node.name), node.op_type, reason)] = None
     seen = {id(modules[path]) for path in reached if path in modules}
     for path, module in model.named_modules():
