@@ -120,3 +120,12 @@ def _renamed(end: bytes) -> list[str]:
         if start != at:
             found.append(end[start:stop].decode(errors="replace"))
     return found
+
+
+def silent_options() -> onnxruntime.SessionOptions:
+    """Options of a session that logs nothing: errors come as exceptions, and a log shows a file's names as they are."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options

@@ -9,6 +9,7 @@ import typer
 
 import lumina_onnx
 from lumina_onnx.cli import bench, convert, demo, info, models, profiles
+from lumina_onnx.cli.process import ended_by_signals, guard_terminal
 
 EPILOG = """
 Examples:
@@ -67,5 +68,7 @@ app.command(epilog=info.EPILOG)(info.info)
 
 
 def main() -> None:
-    """The `lumina` command. Exits with 0, 1 (failed) or 2 (wrong usage)."""
-    app(prog_name="lumina")
+    """The `lumina` command. Exits with 0, 1 (failed) or 2 (wrong usage); a signal ends it too."""
+    guard_terminal()
+    with ended_by_signals():
+        app(prog_name="lumina")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from lumina_onnx._files import replacing
 from lumina_onnx.cli.console import Failure
 
 if TYPE_CHECKING:
@@ -42,11 +44,10 @@ def load_model(
     import onnxruntime
 
     import lumina_onnx
+    from lumina_onnx.runtime import silent_options
 
-    options = onnxruntime.SessionOptions()
+    options = silent_options()
     options.intra_op_num_threads = threads
-    # Errors come as exceptions; the log would say them a second time.
-    options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1" if resting else "0")
     providers = ["CPUExecutionProvider"]
     try:
@@ -98,17 +99,28 @@ def read(source: Path, names: list[str]) -> Arrays:
 
 
 def write(target: Path, arrays: Arrays) -> None:
-    """Writes a .npz by name, or the only array as .npy."""
-    if target.suffix == ".npy":
-        if len(arrays) != 1:
-            raise Failure(f"{target}: the model has {len(arrays)} outputs ({_names(arrays)}): use a .npz")
-        np.save(target, next(iter(arrays.values())))
-    else:
-        # np.savez takes the names as keywords, among which some are its own.
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, array, allow_pickle=False)
+    """Writes a .npz by name, or the only array as .npy; an older file stays until the new one is whole.
+
+    Raises:
+        Failure: A .npy of several arrays.
+        OSError: The file cannot be written.
+    """
+    if target.suffix == ".npy" and len(arrays) != 1:
+        raise Failure(f"{target}: the model has {len(arrays)} outputs ({_names(arrays)}): use a .npz")
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        if target.suffix == ".npy":
+            _write_array(file, next(iter(arrays.values())))
+        else:
+            # np.savez takes the names as keywords, among which some are its own.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        _write_array(entry, array)
+
+
+def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
+    # Into an open file numpy writes past Python: not into a pipe, and a full disk has no name in its error.
+    np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def shape_text(value: Any) -> str:

@@ -17,9 +17,10 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 import lumina_kernel
+from lumina_onnx._files import replacing
+from lumina_onnx._text import text, visible
 from lumina_onnx.cli import arrays
 from lumina_onnx.cli.console import (
     Batch,
@@ -266,13 +267,14 @@ def _page(facts: dict[str, Any]) -> Group:
         )
         previous = row["threads"]
     inputs = ", ".join(f"{name} {shape}" for name, shape in facts["inputs"].items())
+    head = f"{facts['model']}: latency of a run, inputs {inputs}"
     lines = [f"ONNX Runtime {facts['onnxruntime']}, tier {facts['isa']}; threads sleep between runs"]
     if with_twin:
         lines.append("speed: times as fast as the float32 twin, by p50")
     lines += [f"not measured: {name}: {reason}" for name, reason in facts["left_out"].items()]
     if facts["plot"]:
         lines.append(f"drawn in {facts['plot']}")
-    return Group(Text(f"{facts['model']}: latency of a run, inputs {inputs}"), table, Text("\n".join(lines)))
+    return Group(text(head), table, text(*lines))
 
 
 def _check_target(target: Path) -> None:
@@ -307,13 +309,10 @@ def _plot(facts: dict[str, Any], target: Path) -> None:
         axes.bar_label(bars, [f"{median:.3g}" for median in medians], padding=2)
     axes.set_xticks(range(len(counts)), [f"{count} thread{'s' if count > 1 else ''}" for count in counts])
     axes.set_ylabel(f"latency, {unit} (median; line: to p99)")
-    axes.set_title(
-        f"{Path(facts['model']).name}, ONNX Runtime {facts['onnxruntime']}, tier {facts['isa']}", fontsize=10
-    )
+    title = f"{visible(Path(facts['model']).name)}, ONNX Runtime {facts['onnxruntime']}, tier {facts['isa']}"
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    try:
-        figure.savefig(target, dpi=150)
-    except OSError as error:
-        raise Failure(f"{target}: cannot be written ({error})") from error
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        figure.savefig(file, format="png", dpi=150)

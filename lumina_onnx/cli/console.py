@@ -7,7 +7,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +16,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
+
+from lumina_onnx._text import text, visible
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -45,33 +47,36 @@ class Failure(Exception):
 
 
 def command(function: _Function) -> _Function:
-    """Turns an exception of a command into one line on stderr and exit code 1; with --debug it is left alone."""
+    """Turns an exception of a command into one line on stderr and exit code 1; with --debug after its traceback."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **arguments: Any) -> None:
         try:
             function(*args, **arguments)
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except typer.BadParameter as error:
+            error.message = visible(error.message)
             raise
         except Exception as error:
             if arguments.get("debug"):
-                raise
+                fail(_one_line(error), traceback.format_exc().splitlines())
             fail(_one_line(error))
 
     return wrapper  # type: ignore[return-value]
 
 
-def fail(message: str) -> None:
-    """Ends the command with exit code 1 and one line on stderr."""
-    errors().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+def fail(message: str, before: Iterable[str] = ()) -> None:
+    """Ends the command with exit code 1 and one line on stderr, after these."""
+    errors().print(*map(text, before), text("error: ", style="bold red") + text(message), sep="\n", soft_wrap=True)
     raise typer.Exit(1)
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if text and isinstance(error, (Failure, ValueError, OSError)):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    message = " ".join(str(error).split())
+    if message and isinstance(error, (Failure, ValueError, OSError)):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def output() -> Console:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from lumina_onnx import OpticalProfile
+from lumina_onnx._text import text
 from lumina_onnx.cli import arrays
 from lumina_onnx.cli.console import Debug, Failure, Json, Model, command, errors, need, progress, show
 
@@ -94,21 +94,21 @@ def _batches(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
             yield batch
 
 
-def _profile(text: str, option: str) -> OpticalProfile:
+def _profile(name: str, option: str) -> OpticalProfile:
     """A preset, or what a .json file holds. What a preset does not model is said on stderr."""
-    if text.endswith(".json"):
+    if name.endswith(".json"):
         try:
-            return OpticalProfile.from_json(Path(text).read_bytes())
+            return OpticalProfile.from_json(Path(name).read_bytes())
         except (OSError, ValueError, TypeError) as error:
-            raise typer.BadParameter(f"{text}: {error}", param_hint=repr(option)) from error
+            raise typer.BadParameter(f"{name}: {error}", param_hint=repr(option)) from error
     presets = OpticalProfile.presets()
-    if text not in presets:
+    if name not in presets:
         raise typer.BadParameter(
-            f"{text!r}: allowed is the name of a .json file, or {', '.join(presets)}", param_hint=repr(option)
+            f"{name!r}: allowed is the name of a .json file, or {', '.join(presets)}", param_hint=repr(option)
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        profile = OpticalProfile.preset(text)
+        profile = OpticalProfile.preset(name)
     for warning in caught:
-        errors().print(Text(f"note: {warning.message}"), soft_wrap=True)
+        errors().print(text(f"note: {warning.message}"), soft_wrap=True)
     return profile

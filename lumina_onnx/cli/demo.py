@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from lumina_onnx import OpticalProfile
+from lumina_onnx._text import text
 from lumina_onnx.cli import arrays, bench, classifier
 from lumina_onnx.cli.classifier import Estimate
 from lumina_onnx.cli.console import (
@@ -190,7 +190,7 @@ def _table(result: Result) -> Table:
     if won is not None:
         table.add_row("  won back, of what the optics cost", f"{won:.0%}".replace("%", " %"), end_section=True)
     table.add_row(f"[bold]The file[/], in ONNX Runtime {result.onnxruntime}", "")
-    table.add_row("  model", Text(result.path))
+    table.add_row("  model", text(result.path))
     table.add_row("  size", f"{size_text(result.file_bytes)} ({size_text(result.float_bytes)} of weights in float)")
     table.add_row(
         "  latency of one image, one thread",
@@ -219,8 +219,8 @@ def _next_steps(path: Path) -> None:
     )
     grid = Table.grid(padding=(0, 2))
     for name, meaning in lines:
-        grid.add_row(Text(f"  {name} {path}", style="bold"), meaning)
-    grid.add_row(Text("  lumina profiles", style="bold"), "hardware that has been published")
+        grid.add_row(text(f"  {name} {path}", style="bold"), meaning)
+    grid.add_row(text("  lumina profiles", style="bold"), "hardware that has been published")
     console = output()
     console.print("\nWhat to try next:")
     console.print(grid)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 import lumina_kernel
 import lumina_onnx
+from lumina_onnx._text import text
 from lumina_onnx.cli.console import Debug, Json, command, show
 
 EPILOG = "Example: lumina info --json > report.json"
@@ -32,10 +32,10 @@ def info(as_json: Json = False, debug: Debug = False) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if isinstance(value, dict):
-            for inner, text in value.items():
-                table.add_row(Text(inner), Text(str(text if text is not None else "-")))
+            for inner, fact in value.items():
+                table.add_row(text(inner), text(str(fact if fact is not None else "-")))
         else:
-            table.add_row(Text(name), Text(", ".join(value) if isinstance(value, list) else str(value)))
+            table.add_row(text(name), text(", ".join(value) if isinstance(value, list) else str(value)))
     show(table, facts, as_json)
 
 

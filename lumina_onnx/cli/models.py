@@ -10,8 +10,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from lumina_onnx._text import text, visible
 from lumina_onnx.cli import arrays
 from lumina_onnx.cli.console import Batch, Debug, Failure, Input, Json, Model, command, need, show
 
@@ -54,13 +54,13 @@ def _tensors(kind: str, rows: list[tuple[str, ...]]) -> Table:
     """A table that stays readable on 80 columns: a long name goes on in the next line, the first values are cut."""
     header = (kind, "dtype and shape", "minimum", "mean", "maximum", "first values")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    widths = [max(len(visible(cell)) for cell in cells) for cells in zip(header, *rows, strict=True)]
     table.add_column(header[0], overflow="fold", min_width=min(widths[0], 12))
     for name, width in zip(header[1:-1], widths[1:-1], strict=True):
         table.add_column(name, no_wrap=True, min_width=width)
     table.add_column(header[-1], no_wrap=True, overflow="ellipsis")
     for name, *cells in rows:
-        table.add_row(Text(name), *cells)
+        table.add_row(text(name), *cells)
     return table
 
 
@@ -114,5 +114,5 @@ def run(
         tables.append(_tensors(kind, rows))
     written = None if target is None else str(target)
     if written:
-        tables[-1].caption = Text(f"written to {written}")
+        tables[-1].caption = text(f"written to {written}")
     show(Group(*tables), {"model": str(model), "tensors": facts, "written": written}, as_json)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.table import Column, Table
-from rich.text import Text
 
 from lumina_onnx import OpticalProfile
+from lumina_onnx._text import text
 from lumina_onnx.cli.console import Debug, Json, command, show
 from lumina_onnx.profile import Preset
 
@@ -37,12 +37,12 @@ def profiles(
     for preset in presets.values():
         source = preset.source
         table.add_row(
-            Text(preset.name),
-            Text(preset.title),
+            text(preset.name),
+            text(preset.title),
             _bits(preset.profile),
             _noise(preset.profile),
             preset.grade,
-            Text(f"{source.authors.split(',')[0]}, {source.venue}, {source.year}" if source else "-"),
+            text(f"{source.authors.split(',')[0]}, {source.venue}, {source.year}" if source else "-"),
         )
     table.caption = (
         "bits: - = analog or absent. grade: A = read in the paper or its code, B = second-hand, C = from memory, "
@@ -65,8 +65,8 @@ def _page(preset: Preset) -> Group:
         ("source", f"{preset.source or '-'} (grade {preset.grade})"),
         ("in Python", f'OpticalProfile.preset("{preset.name}")'),
     ):
-        grid.add_row(Text(name), Text(value))
-    return Group(Text(preset.title, style="bold"), grid, Text(preset.profile.to_json()))
+        grid.add_row(text(name), text(value))
+    return Group(text(preset.title, style="bold"), grid, text(*preset.profile.to_json().splitlines()))
 
 
 def _bits(profile: OpticalProfile) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
+
+from lumina_onnx._text import text
 
 __all__ = ["Comparison", "ExportReport", "InspectReport", "Layer", "Left", "Report", "RewriteReport", "VerifyReport"]
 
@@ -19,7 +21,7 @@ class Report:
     """Base of all reports: ``print(report)`` shows tables, :meth:`to_dict` gives JSON's types."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as dicts, lists, strings and numbers."""
+        """The report as dicts, lists, strings and numbers; those that JSON lacks are "inf", "-inf" and "nan"."""
         assert dataclasses.is_dataclass(self)
         return {"report": type(self).__name__, **_plain(dataclasses.asdict(self))}
 
@@ -27,9 +29,9 @@ class Report:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=160, color_system=None).print(self, soft_wrap=True)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+        page = io.StringIO()
+        Console(file=page, width=160, color_system=None).print(self, soft_wrap=True)
+        return "\n".join(line.rstrip() for line in page.getvalue().rstrip().split("\n"))
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ class InspectReport(Report):
             *_operator_line(self.other_operators),
             *([_body_line(self.body_bytes)] if self.layers else []),
         ]
-        notes = [Text(f"note: {note}") for note in self.notes]
-        return Group(Text("\n".join(lines)), _LayerTable(self.layers), *notes)
+        notes = [text(f"note: {note}") for note in self.notes]
+        return Group(text(*lines), _LayerTable(self.layers), *notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,20 +186,20 @@ class _Written(Report):
         return sum(layer.stored_bytes for layer in self.layers)
 
     def _page(self, made: str) -> RenderableType:
-        head = (
-            f"{self.path}: {_size(self.file_bytes)}, {made}\n"
-            f"{len(self.layers)} OpticalLinear, weights {_size(self.float_bytes)} -> {_size(self.stored_bytes)}"
-        )
-        parts: list[RenderableType] = [
-            Text("\n".join([head, *_operator_line(self.other_operators), _body_line(self.body_bytes)]))
+        lines = [
+            f"{self.path}: {_size(self.file_bytes)}, {made}",
+            f"{len(self.layers)} OpticalLinear, weights {_size(self.float_bytes)} -> {_size(self.stored_bytes)}",
+            *_operator_line(self.other_operators),
+            _body_line(self.body_bytes),
         ]
+        parts: list[RenderableType] = [text(*lines)]
         parts.append(_LayerTable(self.layers))
         if self.left:
             table = Table("name", "what", "why", title="Left as they are", title_justify="left")
             for row in grouped(self.left):
-                table.add_row(*map(Text, row))
+                table.add_row(*map(text, row))
             parts.append(table)
-        parts.extend(Text(f"note: {note}") for note in self.notes)
+        parts.extend(text(f"note: {note}") for note in self.notes)
         return Group(*parts)
 
 
@@ -251,7 +253,7 @@ class VerifyReport(Report):
         return not self.bypassing and all(row.ok for row in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as dicts, lists, strings and numbers; an infinite difference is the string "inf"."""
+        """The report as dicts, lists, strings and numbers, as all reports are, and whether it is ``ok``."""
         return {**super().to_dict(), "ok": self.ok}
 
     def __rich__(self) -> RenderableType:
@@ -259,20 +261,20 @@ class VerifyReport(Report):
         table = Table("tensor", "library", "against", "run", "shape", "result", "largest difference")
         for row in self.comparisons:
             table.add_row(
-                Text(row.name),
+                text(row.name),
                 "with" if row.library else "without",
                 row.against,
                 str(row.run),
-                Text(str(list(row.shape)) + (f" x {row.executions}" if row.executions > 1 else "")),
+                text(str(list(row.shape)) + (f" x {row.executions}" if row.executions > 1 else "")),
                 row.verdict,
                 f"{row.max_difference:g}",
             )
-        title = Text(f"{self.path} in ONNX Runtime {self.onnxruntime}, inputs {shapes}")
+        title = text(f"{self.path} in ONNX Runtime {self.onnxruntime}, inputs {shapes}")
         parts: list[RenderableType] = [title, table]
-        parts.extend(Text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)
-        parts.extend(Text(f"NOT run by the library: {left.name} is {left.reason}") for left in self.bypassing)
-        parts.extend(Text(f"note: {note}") for note in self.notes)
-        parts.append(Text(self._verdict()))
+        parts.extend(text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)
+        parts.extend(text(f"NOT run by the library: {left.name} is {left.reason}") for left in self.bypassing)
+        parts.extend(text(f"note: {note}") for note in self.notes)
+        parts.append(text(self._verdict()))
         return Group(*parts)
 
     def _verdict(self) -> str:
@@ -313,14 +315,16 @@ class _LayerTable:
         for name in _LAYER_BYTES:
             table.add_column(name, justify="right")
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*map(text, row))
         if Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum <= options.max_width:
             yield table
             return
         names = (*_LAYER_COLUMNS, *_LAYER_BYTES)[1:]
         for name, *values in rows:
             facts = ", ".join(f"{what} {value}" for what, value in zip(names, values, strict=True))
-            yield Text.assemble((name, "bold"), f": {facts}", overflow="fold")
+            paragraph = text(name, style="bold") + text(f": {facts}")
+            paragraph.overflow = "fold"
+            yield paragraph
 
 
 _UNBOUNDED = 10**6
@@ -374,6 +378,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

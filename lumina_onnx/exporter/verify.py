@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 import lumina_onnx
 from lumina_onnx import reference as plain
+from lumina_onnx.runtime import silent_options
 
 from . import files, nodes, tolerance
 from .feeds import ADVICE, Arrays, described, read
@@ -87,7 +88,7 @@ def verify(
     feeds = read(model, inputs)
     output_names = [value.name for value in model.graph.output]
     # A model's own outputs come from the file as it is: the added ones below could change what is fused.
-    session = lumina_onnx.load(str(path))
+    session = lumina_onnx.load(str(path), sess_options=silent_options())
     outputs = [dict(zip(output_names, values, strict=True)) for values in _runs(session, path, feeds, inputs is None)]
     notes: list[str] = []
 

@@ -29,6 +29,8 @@ def destination(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     if file.is_dir():
         raise IsADirectoryError(f"path = {str(file)!r} is a folder; allowed is the name of a file, *.onnx")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"path = {str(file)!r} is a pipe or a device; allowed is the name of a file, *.onnx")
     if file.suffix != ".onnx":
         raise ValueError(f"path = {str(file)!r}: allowed is a name that ends in .onnx")
     if not file.parent.is_dir():

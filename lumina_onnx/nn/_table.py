@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lumina_onnx._text import visible
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns as wide as their widest cell, numbers to the right, a rule under the header."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[visible(str(cell)) for cell in row] for row in rows]
     numeric = [
         all(row[column].replace(",", "").replace(".", "", 1).isdigit() for row in cells) and bool(cells)
         for column in range(len(header))

@@ -43,6 +43,16 @@ def test_inspect_as_json(lumina, model) -> None:
     assert facts["file_bytes"] == model.stat().st_size
 
 
+def test_inspect_as_json_of_numbers_that_json_lacks(lumina, model, tmp_path) -> None:
+    broken = onnx.load(model)
+    for node, value in zip([node for node in broken.graph.node if node.domain], (np.nan, -np.inf), strict=True):
+        del node.attribute[:]
+        node.attribute.add(name="noise_shot", f=value, type=onnx.AttributeProto.FLOAT)
+    onnx.save(broken, tmp_path / "broken.onnx")
+    facts = json.loads(lumina("inspect", tmp_path / "broken.onnx", "--json").stdout)
+    assert [layer["noise_shot"] for layer in facts["layers"]] == ["nan", "-inf"]
+
+
 def test_verify_passes(lumina, model) -> None:
     result = lumina("verify", model)
     assert result.exit_code == 0
@@ -176,11 +186,15 @@ def test_run_refuses_other_targets(lumina, model, target, words, tmp_path) -> No
     assert words.split() == [word for word in result.stderr.replace("│", " ").split() if word in words.split()]
 
 
-@pytest.mark.parametrize("name", ["run", "bench", "verify", "inspect"])
-def test_a_file_that_is_no_model(lumina, tmp_path, name) -> None:
-    (tmp_path / "text.onnx").write_text("no model")
-    result = lumina(name, tmp_path / "text.onnx")
+@pytest.mark.parametrize("content", [b"no model", b"", b"\x08\x09", b"\n\0\n\0"], ids=["text", "empty", "IR", "fields"])
+@pytest.mark.parametrize("name", ["run", "bench", "verify", "inspect", "convert"])
+def test_a_file_that_is_no_model(lumina, tmp_path, name, content) -> None:
+    (tmp_path / "text.onnx").write_bytes(content)
+    options = (tmp_path / "y.onnx", "-p", "edge") if name == "convert" else ()
+    result = lumina(name, tmp_path / "text.onnx", *options)
     assert result.exit_code == 1
+    assert result.stdout == ""
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["text.onnx"]
     assert result.stderr.count("error: ") == 1
     assert "text.onnx" in result.stderr
     assert "Traceback" not in result.stderr

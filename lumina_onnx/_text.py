@@ -1,0 +1,40 @@
+"""Text of others, such as the names in a model's file, on its way to a terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_NOT_ASCII = re.compile(r"[^ -~]")
+
+
+def visible(words: str, *, keep: str = "") -> str:
+    r"""The words with an escape, such as ``\x1b`` or ``\u202e``, for each character that cannot be seen.
+
+    These are the ones that a terminal obeys (controls, line breaks and tabs too, marks of direction), that show nothing
+    (joiners), and that Unicode has not assigned. `keep` are some to leave.
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        return match[0] if _is_seen(match[0]) or match[0] in keep else _escape(match[0])
+
+    return _NOT_ASCII.sub(shown, words)
+
+
+def text(*lines: str, style: str = "") -> Text:
+    """Lines for a rich console, :func:`visible`; nothing in them is markup."""
+    from rich.text import Text
+
+    return Text("\n".join(map(visible, lines)), style=style)
+
+
+def _is_seen(character: str) -> bool:
+    # Spaces of other widths count as not printable.
+    return character.isprintable() or (character.isspace() and character > "\x9f" and character not in "\u2028\u2029")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
