@@ -11,7 +11,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
 from .onnx_schema import defaults
 from .report import Layer
@@ -51,7 +51,7 @@ class OpticalNode:
     @property
     def name(self) -> str:
         """The node's name, or its output's where it has none."""
-        return self.proto.name or self.proto.output[0]
+        return _name(self.proto)
 
     @property
     def in_features(self) -> int:
@@ -59,12 +59,12 @@ class OpticalNode:
         stored = self.attributes.get("in_features")
         if stored or self.weight is None:
             return int(stored or 0)
-        return int(self.weight.dims[-1])
+        return int(self.weight.dims[-1]) if self.weight.dims else 0
 
     @property
     def out_features(self) -> int:
         """N; 0 where the file does not say."""
-        return int(self.weight.dims[0]) if self.weight is not None else 0
+        return int(self.weight.dims[0]) if self.weight is not None and self.weight.dims else 0
 
 
 def walk(graph: onnx.GraphProto | onnx.FunctionProto, *, nested: bool = False) -> Iterator[tuple[onnx.NodeProto, bool]]:
@@ -104,16 +104,16 @@ def optical_nodes(model: onnx.ModelProto) -> list[OpticalNode]:
     """The `OpticalLinear` nodes of a model, in its order.
 
     Raises:
-        ValueError: a node is of a later version of the operator.
+        ValueError: a node is of a later version of the operator, or an attribute is not of its type.
     """
     found = []
     for node, nested, tensors in _scoped(model.graph, ChainMap()):
         if (node.domain, node.op_type) == (DOMAIN, OPERATOR):
-            attributes = defaults() | {attribute.name: _value(attribute) for attribute in node.attribute}
+            attributes = defaults() | {attribute.name: _value(node, attribute) for attribute in node.attribute}
             version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
             if version != VERSION:
                 raise ValueError(
-                    f"node {node.name or node.output[0]!r}: {VERSION_ATTRIBUTE} = {version}: this lumina_onnx has "
+                    f"node {_name(node)!r}: {VERSION_ATTRIBUTE} = {version}: this lumina_onnx has "
                     f"version {VERSION} of the operator; a file of a later version needs a newer one"
                 )
             weight, scale, bias = (tensors.get(name) for name in [*node.input[1:], "", "", ""][:3])
@@ -207,7 +207,17 @@ _COPIED = (
 )
 
 
-def _value(attribute: onnx.AttributeProto) -> Any:
+_TYPES = {row.name: row.type for row in PARAMETERS if row.place == "attribute"} | {VERSION_ATTRIBUTE: "INT"}
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or next(iter(node.output), "")
+
+
+def _value(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> Any:
+    kind = _TYPES.get(attribute.name)
+    if kind is not None and attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
+        raise ValueError(f"node {_name(node)!r}: attribute {attribute.name} is not of type {kind}")
     value = helper.get_attribute_value(attribute)
     return value.decode() if isinstance(value, bytes) else value
 
@@ -218,4 +228,7 @@ def _bytes(tensor: onnx.TensorProto | None) -> int:
     count = 1
     for size in tensor.dims:
         count *= size
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    try:
+        return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except KeyError:
+        raise ValueError(f"tensor {tensor.name!r} has data type {tensor.data_type}, which onnx does not know") from None

@@ -348,6 +348,8 @@ def _layer_row(layer: Layer) -> tuple[str, ...]:
 
 def _output_range(layer: Layer) -> str:
     ranges = layer.output_range
+    if not ranges:
+        return "none"
     if ranges == (0.0,):
         return "dynamic" if layer.output_bits or layer.noise_additive or layer.noise_shot else "-"
     return f"{ranges[0]:g}" if len(ranges) == 1 else f"{min(ranges):g}..{max(ranges):g} per output"

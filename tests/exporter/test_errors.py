@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -259,3 +260,47 @@ def test_args_that_are_neither_tensor_nor_sequence(model: nn.Module, tmp_path: P
     with refused(TypeError, f"args is a {type(args).__name__}; allowed is a torch.Tensor, or a tuple or list of"):
         export(model, args, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def written(path: Path, weight: onnx.TensorProto, *attributes: onnx.AttributeProto) -> Path:
+    """A file of one node with this W."""
+    node = onnx.helper.make_node("OpticalLinear", ["X", "W", "W_scale"], ["Y"], domain="lumina")
+    node.attribute.extend(attributes)
+    scale = onnx.numpy_helper.from_array(np.ones(2, np.float32), "W_scale")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "XY"]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight, scale])
+    onnx.save(onnx.helper.make_model(graph), path)
+    return path
+
+
+W = onnx.numpy_helper.from_array(np.ones((2, 4), np.float32), "W")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        (onnx.helper.make_attribute("output_range", 1.0), "node 'Y': attribute output_range is not of type FLOATS"),
+        (onnx.helper.make_attribute("seed", [1, 2]), "node 'Y': attribute seed is not of type INT"),
+        (onnx.helper.make_attribute("op_version", 1.0), "node 'Y': attribute op_version is not of type INT"),
+        (onnx.AttributeProto(name="bias_stage"), "node 'Y': attribute bias_stage is not of type STRING"),
+    ],
+)
+@pytest.mark.parametrize("function", [inspect, verify])
+def test_attributes_of_another_type(tmp_path: Path, function: Any, attribute: Any, message: str) -> None:
+    with refused(ValueError, message):
+        function(written(tmp_path / "model.onnx", W, attribute))
+
+
+def test_a_weight_of_a_type_that_onnx_lacks(tmp_path: Path) -> None:
+    strange = onnx.TensorProto(name="W", dims=[2, 4], data_type=999)
+    with refused(ValueError, "tensor 'W' has data type 999, which onnx does not know"):
+        inspect(written(tmp_path / "model.onnx", strange))
+
+
+def test_what_no_layer_can_be_is_still_shown(tmp_path: Path) -> None:
+    scalar = onnx.numpy_helper.from_array(np.float32(1), "W")
+    ranges = onnx.AttributeProto(name="output_range", type=onnx.AttributeProto.FLOATS)
+    report = inspect(written(tmp_path / "model.onnx", scalar, ranges))
+    (layer,) = report.layers
+    assert (layer.in_features, layer.out_features, layer.output_range) == (0, 0, ())
+    assert "none" in str(report)
