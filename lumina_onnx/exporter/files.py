@@ -18,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 import lumina_onnx
+from lumina_onnx._files import replacing
+from lumina_onnx.runtime import silent_options
 
 __all__ = [
     "Place",
@@ -294,22 +296,26 @@ def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | 
         OSError: a file cannot be read or written; the one of before is as it was.
         ValueError: the model is too large for protobuf even without its data.
     """
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        temporary = Path(folder) / file.name
-        data = None
-        message = _with_data(model)
-        if message is None:
-            data = _data_name(file)
-            _move_out(model, Path(folder) / data.name)
-            message = _message(model)
-            if message is None:
-                raise ValueError(f"path = {str(file)!r}: protobuf ends at 2 GiB, and the model takes more without data")
-        temporary.write_bytes(message)
+    message = _with_data(model)
+    if message is not None:
         if check:
-            onnx.checker.check_model(temporary, check_custom_domain=True)
-        if data is not None:
+            onnx.checker.check_model(message, check_custom_domain=True)
+        with replacing(file) as temporary:
+            temporary.write_bytes(message)
+        return None
+    data = _data_name(file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        _move_out(model, Path(folder) / data.name)
+        message = _message(model)
+        if message is None:
+            raise ValueError(f"path = {str(file)!r}: protobuf ends at 2 GiB, and the model takes more without data")
+        if check:
+            checked = Path(folder) / file.name
+            checked.write_bytes(message)
+            onnx.checker.check_model(checked, check_custom_domain=True)
+        with replacing(file) as temporary:
+            temporary.write_bytes(message)
             _place_data(Path(folder), data, file)
-        os.replace(temporary, file)
     return data
 
 
@@ -326,7 +332,9 @@ def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
         else:
             take_in(model)
         file.write_bytes(model.SerializeToString())
-        return lumina_onnx.load(file, providers=_PROVIDERS) if library else plain_session(file)
+        if library:
+            return lumina_onnx.load(file, sess_options=silent_options(), providers=_PROVIDERS)
+        return plain_session(file)
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -336,7 +344,7 @@ def plain_session(path: str | os.PathLike[str]) -> Any:
     """A session on the CPU that does not know the operator."""
     import onnxruntime
 
-    return onnxruntime.InferenceSession(os.fspath(path), providers=_PROVIDERS)
+    return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
 
 
 def _with_data(model: onnx.ModelProto) -> bytes | None:
