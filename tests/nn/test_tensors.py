@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -167,6 +169,131 @@ def test_a_pass_touches_no_tensor_that_does_not_fit():
         TENSORS.backward(analog, K, grad, None, weight, kept, None, dw, None, "highest", True, True, 1)
     with pytest.raises(ValueError, match=re.escape("weight or bias is no dense float32 tensor [N, K] or [N]")):
         TENSORS.prepare(PARAMS, weight.t(), bias, 1)
+
+
+WITHOUT_MEMORY = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+import lumina_kernel
+
+class Wrapper(torch.Tensor):
+    @staticmethod
+    def __new__(cls, like):
+        place = {"strides": like.stride(), "storage_offset": 5}
+        return torch.Tensor._make_wrapper_subclass(cls, like.shape, **place, dtype=like.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError(function)
+
+class Subclass(torch.Tensor):
+    pass
+
+def at(offset):
+    return lambda like: torch.ones(like.numel() + offset, dtype=like.dtype)[offset:].view(like.shape)
+
+def freed(offset):
+    def make(like):
+        made = at(offset)(like)
+        made.untyped_storage().resize_(0)
+        return made
+    return make
+
+def fake(offset):
+    def make(like):
+        whole = FakeTensorMode().from_tensor(torch.empty(like.numel() + offset, dtype=like.dtype))
+        return whole[offset:].view(like.shape)
+    return make
+
+kinds = {
+    "fake": fake(0), "fake at 5": fake(5), "fake far behind": fake(1 << 22), "wrapper": Wrapper,
+    "freed": freed(0), "freed at 5": freed(5), "freed far behind": freed(1 << 22),
+    "freed parameter": lambda like: torch.nn.Parameter(freed(5)(like), requires_grad=False),
+    "freed subclass": lambda like: freed(5)(like).as_subclass(Subclass),
+}
+tensors = lumina_kernel._Tensors(torch.Tensor, torch.nn.Parameter)
+params = lumina_kernel.Params(input_bits=0, weight_bits=8)
+m, n, k = 5, 3, 2
+x, weight, bias, dy = torch.ones(m, k), torch.ones(n, k), torch.ones(n), torch.ones(m, n)
+call_bytes, row_bytes = lumina_kernel._saved_bytes(params, n, k, True, True)
+kept = torch.zeros(call_bytes + m * row_bytes, dtype=torch.uint8)
+tensors.forward(params, None, x, weight, bias, 0, 0, torch.empty(m, n), kept, True, True, 1)
+
+def forward(x, weight, bias, y, saved):
+    return tensors.forward(params, None, x, weight, bias, 0, 0, y, saved, True, True, 1)
+
+def backward(dy, x, weight, saved, dx, dw, db):
+    return tensors.backward(params, k, dy, x, weight, saved, dx, dw, db, "highest", True, True, 1)
+
+def prepare(weight, bias):
+    try:
+        return bool(tensors.prepare(params, weight, bias, 1))
+    except ValueError:
+        return False
+
+for call, arguments in [
+    (forward, {"x": x, "weight": weight, "bias": bias, "y": torch.empty(m, n), "saved": kept.clone()}),
+    (backward, {"dy": dy, "x": x, "weight": weight, "saved": kept, **{
+        "d" + like: values.clone() for like, values in (("x", x), ("w", weight), ("b", bias))
+    }}),
+    (prepare, {"weight": weight, "bias": bias}),
+]:
+    assert call(**arguments)
+    written = [value for name, value in arguments.items() if name in ("y", "dx", "dw", "db")]
+    for value in written:
+        value.fill_(7)
+    for name, value in arguments.items():
+        for kind, make in kinds.items():
+            print(call.__name__, name, kind, flush=True)
+            assert not call(**{**arguments, name: make(value)}), "taken"
+    assert all(bool((value == 7).all()) for value in written), "written"
+    for name, value in arguments.items():
+        whole = {"like": value, "subclass": value.clone().as_subclass(Subclass), "at 8": at(8)(value).copy_(value)}
+        for kind, made in whole.items():
+            assert call(**{**arguments, name: made}), (name, kind)
+"""
+
+
+def test_a_tensor_without_memory_is_refused_whatever_its_offset():
+    """In a process of its own: to read it would end that."""
+    child = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert child.returncode == 0, f"{child.stdout[-100:]} ended with {child.returncode}: {child.stderr[-2000:]}"
+
+
+def test_sizes_that_no_memory_has_are_not_wrapped():
+    everything = 2**64 - 1
+    for bits in (0, 8, 16):
+        params = lumina_kernel.Params(input_bits=bits)
+        call_bytes, row_bytes = lumina_kernel._saved_bytes(params, 2**63 - 1, 2**63 - 1, True, True)
+        assert call_bytes == everything
+        assert row_bytes >= 2**63 if bits else row_bytes == 4
+    analog, saved = lumina_kernel.Params(), torch.zeros(8, dtype=torch.uint8)
+    grad, db = torch.ones(5, N), torch.ones(N)
+    for k in (2**62, 2**63 - 1):
+        assert not TENSORS.backward(analog, k, grad, None, None, saved, None, None, db, "highest", True, True, 1)
+
+
+def test_devices_are_not_mixed_by_the_operators():
+    """One tensor on "meta" makes torch take the operator's shapes for its results."""
+    x, weight, bias = call()
+    parameters = _ops.parameters_of(OpticalProfile())
+    operators = torch.ops.lumina
+    stream = torch.zeros((), dtype=torch.int64)
+    message = "weight is on meta and x on cpu: allowed is one device for all"
+    with pytest.raises(TypeError, match=message):
+        operators.optical_linear(x, weight.to("meta"), bias, stream, 0, *parameters)
+    with pytest.raises(TypeError, match=message):
+        operators.optical_linear_train(x, weight.to("meta"), bias, stream, _ops.RELEASE, "", 0, *parameters)
+    with pytest.raises(TypeError, match="bias is on meta and x on cpu: allowed is one device for all"):
+        operators.optical_linear(x, weight, bias.to("meta"), stream, 0, *parameters)
+    y, saved, history = operators.optical_linear_train(x, weight, bias, stream, _ops.RELEASE, "", 0, *parameters)
+    operands = {"x": None, "weight": weight, "saved": saved, "history": history}
+    for name in ("weight", "saved", "history"):
+        changed = {**operands, name: operands[name].to("meta")}.values()
+        with pytest.raises(TypeError, match=f"{name} is on meta and grad on cpu: allowed is one device for all"):
+            operators.optical_linear_backward(y, *changed, K, True, True, True, True, True, *parameters)
 
 
 def test_defaults_of_torch_change_nothing():
