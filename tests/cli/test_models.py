@@ -323,3 +323,19 @@ def test_bench_help_shows_what_stands_in_brackets(lumina, monkeypatch) -> None:
     text = " ".join(lumina("bench", "--help").stdout.replace("│", " ").split())
     assert "[default: 1, 2, 3, 4, 8 and so on, to all usable cores]" in text
     assert "pip install 'lumina-onnx[plot]'" in text
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "run", "bench", "convert"])
+def test_data_that_are_missing_are_named(lumina, model, tmp_path, monkeypatch, command) -> None:
+    """Others of their name in the current folder are none of its."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a" / "small.onnx"
+    path.parent.mkdir()
+    onnx.save(onnx.load(model), path, save_as_external_data=True, location="small.data", size_threshold=0)
+    assert command == "convert" or lumina("verify", path).exit_code == 0
+    (path.parent / "small.data").rename("small.data")
+    result = lumina(command, path, *(("y.onnx", "-p", "edge") if command == "convert" else ()))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert str(path.parent / "small.data") in line
