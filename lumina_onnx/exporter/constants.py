@@ -109,13 +109,13 @@ class Constants:
     def _origin_of_results(self, node: ir.Node) -> _Origin | None:
         # A value that is missing here is one that depends on itself, which no runtime takes.
         origins = [self._origins.get(source) for source in _sources(node)]
-        obstacle = ""
-        for origin in origins:
-            if origin is None:
-                return None
-            obstacle = obstacle or origin.obstacle
-        replaceable = any(origin.replaceable for origin in origins if origin is not None)
-        return _Origin(replaceable, obstacle or self._obstacle(node))
+        # Whether an input decides if it drops anything is its obstacle's business.
+        decisive = origins[:1] if node.op_type == "Dropout" and node.domain in _STANDARD else origins
+        if any(origin is None for origin in decisive):
+            return None
+        known = [origin for origin in origins if origin is not None]
+        obstacle = next((origin.obstacle for origin in known if origin.obstacle), "")
+        return _Origin(any(origin.replaceable for origin in known), obstacle or self._obstacle(node))
 
     def _obstacle(self, node: ir.Node) -> str:
         name = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"

@@ -21,7 +21,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectReport:
         OSError: nothing is there, or a file that it keeps its data in is missing.
         ValueError: it is no ONNX model, or its data are not as it says.
     """
-    model = files.load(path, weights=False)
+    model = nodes.inlined(files.load(path, weights=False))
     initializers = {tensor.name for tensor in model.graph.initializer}
     return InspectReport(
         path=str(path),

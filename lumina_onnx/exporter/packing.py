@@ -87,14 +87,15 @@ def separate_seeds(model: ir.Model) -> list[str]:
 def store_weights(model: ir.Model) -> None:
     """Quantises every node's W and stores W, W_scale and B as initializers, in the form that the operator reads.
 
-    Each W is stored once, however many nodes read it at the same bits. Nodes and initializers that nothing reads any
-    more are removed, in subgraphs too.
+    They lie in the node's own graph: older releases of ONNX Runtime, 1.23 among them, show a custom operator in a
+    subgraph no constants of the graphs around it. In each graph a W is stored once, however many of its nodes read it
+    at the same bits. Nodes and initializers that nothing reads any more are removed, in subgraphs too.
 
     Raises:
         ValueError: a W or B that is no float32 constant or not finite, or parameters that do not fit the layer's
             size, naming the node.
     """
-    known, names = Constants(model), Names(model.graph.initializers)
+    known, names = Constants(model), Names(name for graph in model.graphs() for name in graph.initializers)
     stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
     for node in list(optical_nodes(model)):
         bits = node.attributes["weight_bits"].as_int()
@@ -102,14 +103,12 @@ def store_weights(model: ir.Model) -> None:
         has_bias = len(node.inputs) > 3 and node.inputs[3] is not None
         bias = _float_constant(known, node, 3, "bias") if has_bias else None
         _check(node, weight, bias)
-        key = (bits, weight.shape, hashlib.sha256(weight.data).digest())
+        key = (node.graph, bits, weight.shape, hashlib.sha256(weight.data).digest())
         if key not in stored:
-            stored[key] = _store(model, names, node, bits, weight)
+            stored[key] = _store(node, names, bits, weight)
         values = list(stored[key])
         if bias is not None:
-            source = node.inputs[3]
-            assert source is not None
-            values.append(source if source.is_initializer() else _add(model, names, f"{node.name}.bias", bias))
+            values.append(_own(node, 3) or _add(node, names, f"{node.name}.bias", bias))
         if bits in PACKED_BITS:
             node.attributes["in_features"] = ir.AttrInt64("in_features", weight.shape[1])
         for index, value in enumerate(values, start=1):
@@ -126,25 +125,26 @@ def _check(node: ir.Node, weight: NDArray[np.float32], bias: NDArray[np.float32]
         raise ValueError(f"{node.name}: {error}") from error
 
 
-def _store(
-    model: ir.Model, names: Names, node: ir.Node, bits: int, weight: NDArray[np.float32]
-) -> tuple[ir.Value, ir.Value]:
+def _store(node: ir.Node, names: Names, bits: int, weight: NDArray[np.float32]) -> tuple[ir.Value, ir.Value]:
     """W and W_scale as initializers."""
     source = node.inputs[1]
-    assert source is not None
-    base = source.name if source.is_initializer() else f"{node.name}.weight"
+    base = source.name if source is not None and source.is_initializer() else f"{node.name}.weight"
     if bits == 0:
         scale = np.ones(len(weight), dtype=np.float32)
     else:
         codes, scale = lumina_kernel.quantize_weight(weight, bits)
     if 1 <= bits <= 8:
         stored = lumina_kernel.pack_weight(codes.astype(np.int8), bits) if bits in PACKED_BITS else codes
-        value = _add(model, names, f"{base}_int{bits}", stored)
+        value = _add(node, names, f"{base}_int{bits}", stored)
     else:
-        # One of a subgraph is out of sight of other nodes that share it.
-        own = source.is_initializer() and source.graph is model.graph
-        value = source if own else _add(model, names, base, weight)
-    return value, _add(model, names, f"{base}_scale", scale)
+        value = _own(node, 1) or _add(node, names, base, weight)
+    return value, _add(node, names, f"{base}_scale", scale)
+
+
+def _own(node: ir.Node, index: int) -> ir.Value | None:
+    """An input of a node that is an initializer of its graph already."""
+    value = node.inputs[index]
+    return value if value is not None and value.is_initializer() and value.graph is node.graph else None
 
 
 def _float_constant(known: Constants, node: ir.Node, index: int, name: str) -> NDArray[np.float32]:
@@ -166,12 +166,14 @@ def _float_constant(known: Constants, node: ir.Node, index: int, name: str) -> N
     return array
 
 
-def _add(model: ir.Model, names: Names, name: str | None, array: NDArray[Any]) -> ir.Value:
-    """A new initializer, its name made unique."""
+def _add(node: ir.Node, names: Names, name: str | None, array: NDArray[Any]) -> ir.Value:
+    """A new initializer of a node's graph, its name made unique."""
+    if not isinstance(node.graph, ir.Graph):
+        raise ValueError(f"{node.name} lies in a function, which has no initializers; allowed are graphs")
     unique = names.unused(name or "constant", first=1)
     tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    model.graph.register_initializer(value)
+    node.graph.register_initializer(value)
     return value
 
 

@@ -42,7 +42,7 @@ def read(source: str | os.PathLike[str], fallback: bool, example: Any = None) ->
     """
     named = f"source = {str(source)!r}"
     model = files.load(source, weights=False, argument="source")
-    if nodes.optical_nodes(model) or nodes.renamed(model):
+    if nodes.optical_nodes(nodes.inlined(model)) or nodes.renamed(model):
         raise ValueError(f"{named} has OpticalLinear nodes already; allowed is a file without")
     _check(model, named)
     found = Source(_inlined(model, named), files.stored_bytes(source, model))

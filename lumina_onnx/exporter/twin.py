@@ -27,7 +27,7 @@ def float_twin(path: str | os.PathLike[str]) -> onnx.ModelProto:
         FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or one whose weights are
             computed in the graph.
     """
-    model = files.load(path)
+    model = nodes.inlined(files.load(path))
     # Not by name: two branches may each have an output, and a W, of the same.
     layers = {id(node.proto): node for node in nodes.optical_nodes(model)}
     if not layers:
