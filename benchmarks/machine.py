@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lumina_kernel
 
 
@@ -84,7 +86,7 @@ def machine() -> Machine:
     name = info.get("model name") or platform.processor() or platform.machine()
     if "model" in info:
         name += f" (family {info.get('cpu family', '?')}, model {info['model']})"
-    packages = ["torch", "onnxruntime", "onnx", "numpy"]
+    packages = ["onnxruntime", "onnx", "numpy"]
     if importlib.util.find_spec("aihwkit"):
         packages.append("aihwkit")
     return Machine(
@@ -97,6 +99,8 @@ def machine() -> Machine:
         versions={
             "lumina": lumina_kernel.__version__,
             "python": platform.python_version(),
+            # Its own word: a build's name ("+cpu", "+cu132") is not in the metadata of every package.
+            "torch": torch.__version__,
             **{package: _version(package) for package in packages},
         },
     )

@@ -57,6 +57,21 @@ _LAST_STREAM = STREAMS - 1
 RELEASE = lumina_kernel.__version__
 
 
+def _of_torch(path: str) -> Any:
+    """What torch has for itself alone, under no public name.
+
+    Raises:
+        ImportError: This release has it no more.
+    """
+    try:
+        return functools.reduce(getattr, path.split("."), torch)
+    except AttributeError:
+        raise ImportError(
+            f"lumina-onnx {RELEASE} uses torch.{path}, which torch {torch.__version__} lacks: install a release of "
+            "torch that has it, as 2.13 does, or a newer lumina-onnx"
+        ) from None
+
+
 # An entry of a layer with a range for each of 4096 outputs takes some 150 KB.
 @functools.lru_cache(maxsize=256)
 def _cached_params(*values: Any) -> lumina_kernel.Params:
@@ -230,7 +245,7 @@ def gradient_precision() -> Literal["highest", "high", "medium"]:
     ``torch.set_float32_matmul_precision`` sets it, and so does ``torch.backends``: then the former's getter raises.
     """
     # What torch.backends.mkldnn.matmul.fp32_precision reads, through three objects that each look the name up.
-    asked: str = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+    asked: str = _precision("mkldnn", "matmul")
     return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"
 
 
@@ -509,7 +524,7 @@ class TrainNow(torch.autograd.Function):
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if torch.is_grad_enabled():
             # create_graph: a gradient that requires one itself, and says why it has none when it is asked.
-            fail = torch._C._functions.DelayedError(_NO_SECOND_DERIVATIVE.encode(), 1)
+            fail = _delayed_error(_NO_SECOND_DERIVATIVE.encode(), 1)
             dx, dw, db = (None if g is None else fail(g.detach().requires_grad_()) for g in (dx, dw, db))
         return dx, dw, db, None
 
@@ -522,9 +537,12 @@ apply_train_now: Callable[..., Tensor] = super(torch.autograd.Function, TrainNow
 _float32 = torch.float32
 _uint8 = torch.uint8
 _tensors = lumina_kernel._Tensors(Tensor, Parameter)
-_tracing_state = torch._C._get_tracing_state
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transform = torch._C._functorch.maybe_current_level
+_tracing_state = _of_torch("_C._get_tracing_state")
+_dispatch_modes = _of_torch("_C._len_torch_dispatch_stack")
+_transform = _of_torch("_C._functorch.maybe_current_level")
+_precision = _of_torch("_C._get_fp32_precision_getter")
+_delayed_error = _of_torch("_C._functions.DelayedError")
+_of_torch("autograd.forward_ad._current_level")  # a number, read in each call
 
 
 def is_transformed() -> bool:

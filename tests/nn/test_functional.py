@@ -1,6 +1,7 @@
 """`functional.optical_linear`: the reference's bits, its gradients, its errors."""
 
 import dataclasses
+import re
 from contextlib import nullcontext
 
 import numpy as np
@@ -521,3 +522,9 @@ def test_a_tensor_elsewhere():
     y = optical_linear(x.to("meta"), weight.to("meta"), bias.to("meta"), CLEAN)
     assert y.shape == (3, 4)
     assert y.device.type == "meta"
+
+
+def test_a_torch_that_lacks_what_is_used_is_named() -> None:
+    message = f"lumina-onnx {_ops.RELEASE} uses torch._C._none.such, which torch {torch.__version__} lacks: install a"
+    with pytest.raises(ImportError, match=re.escape(message)):
+        _ops._of_torch("_C._none.such")
