@@ -82,9 +82,9 @@ wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zi
 wheel-test: ## Builds the wheel and tests it in clean environments
 	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run
 
-# The oldest that is served, some between, and the newest.
+# The oldest that is served, some between (from 1.24 to 1.27 ONNX Runtime is choosy about what an `if` holds), the newest.
 versions: $(VENV)/dev.stamp ## Runs models in other releases of ONNX Runtime, with the library and without
-	$(BIN)/python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
+	$(BIN)/python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 1.24.4 1.26.0 1.27.0 newest
 
 board: $(VENV)/dev.stamp ## Builds liblumina_ort.so for aarch64 Linux and tests it under qemu
 	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run $(BOARD_ARGS)

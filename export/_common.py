@@ -1,6 +1,7 @@
 """What the recipes share: train in float, calibrate, train with the noise, export, verify, and write the models' cards.
 
-A recipe runs from the checkout, and `--check` says whether models/ holds what the cards state.
+A recipe runs from the checkout, and `--check` says whether models/ holds what the cards state. With `--body` it trains
+nothing: its files get the function body of today, with which they run without the operator's library.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lumina_onnx import OpticalProfile, exporter
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
-from lumina_onnx.exporter import nodes
+from lumina_onnx.exporter import body, nodes
 
 MODELS = Path(__file__).parents[1] / "models"
 CARDS = MODELS / "README.md"
@@ -64,10 +65,17 @@ class Recipe:
 def main(script: str, recipes: Sequence[Recipe]) -> None:
     """The command line of a recipe: makes its models and the cards, or checks them."""
     parser = argparse.ArgumentParser(description=f"Makes {', '.join(recipe.name for recipe in recipes)} in models/.")
-    parser.add_argument("--check", action="store_true", help="only compare models/ with its cards")
-    if not parser.parse_args().check:
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--check", action="store_true", help="only compare models/ with its cards")
+    only.add_argument("--body", action="store_true", help="only replace the files' function body by that of today")
+    arguments = parser.parse_args()
+    if not arguments.check:
         for recipe in recipes:
-            make(recipe, Path(script).name, MODELS / f"{recipe.name}.onnx")
+            path = MODELS / f"{recipe.name}.onnx"
+            if arguments.body:
+                renew_body(path)
+            else:
+                make(recipe, Path(script).name, path)
         CARDS.write_text(page(), encoding="utf-8")
         print(f"wrote {CARDS}")
     elif CARDS.read_text(encoding="utf-8") != page():
@@ -107,6 +115,15 @@ def make(recipe: Recipe, script: str, path: Path) -> None:
     print(report)
     if not report.ok:
         raise RuntimeError(f"{path} does not verify")
+
+
+def renew_body(path: Path) -> None:
+    """Gives a file the function body of today. All else in it stays, and with the library its results."""
+    model = onnx.load(path)
+    (function,) = model.functions
+    (opset,) = (entry.version for entry in model.opset_import if not entry.domain)
+    function.CopyFrom(body.function(opset))
+    onnx.save(model, path)
 
 
 def _state(path: Path, **facts: str) -> None:

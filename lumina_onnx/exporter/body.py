@@ -5,7 +5,8 @@ the library is registered its kernel is taken, elsewhere ONNX Runtime puts the b
 
 One body serves every node. What depends on attributes and stored weights alone is constant, so ONNX Runtime folds it
 when it creates a session, and of each `if` keeps the branch that is taken: what is left of a node are its DAC, one
-product and its ADC. With optimisation off all of it is computed in each run.
+product and its ADC. What nodes of the main graph have in common, such as the unpacking of a W that they share, it folds
+once. With optimisation off all of it is computed in each run.
 
 How far its results may lie from the operator's is what :mod:`.tolerance` computes.
 """
@@ -66,6 +67,8 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     in_features: int = 0,
     op_version: int = 1,
 ):
+    # Nodes that share a W unpack it once: ONNX Runtime merges what reads the same before it folds it. Of constants it
+    # compares those of one element that no branch reads. So there are no others here, and branches have their own.
     zero = op.Constant(value_float=0.0)
     one = op.Constant(value_float=1.0)
     two = op.Constant(value_float=2.0)
@@ -75,11 +78,13 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     byte_values = op.Constant(value_int=256)
     first = op.Constant(value_ints=[0])
     second = op.Constant(value_ints=[1])
+    third = op.Constant(value_ints=[2])
     last = op.Constant(value_ints=[-1])
-    start = op.Constant(value_ints=[0, 0])
+    end = op.Constant(value_ints=[END])
+    start = op.Concat(first, first, axis=0)
     # A weight that a node does not need is cut down to this, so that folding what depends on it costs nothing.
-    corner = op.Constant(value_ints=[1, 1])
-    whole = op.Constant(value_ints=[END, END])
+    corner = op.Concat(second, second, axis=0)
+    whole = op.Concat(end, end, axis=0)
 
     x_bits = op.Constant(value_int=input_bits)
     w_bits = op.Constant(value_int=weight_bits)
@@ -96,8 +101,6 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     x_levels = op.Max(op.Sub(x_half, one), one)
     w_levels = op.Max(op.Sub(w_half, one), one)
     y_levels = op.Max(op.Sub(y_half, one), one)
-    # Full scales below this count as it: L over it is finite.
-    least = op.Constant(value_float=1.17549435e-38)
 
     has_dac = op.Greater(x_bits, zero_int)
     coded = op.Greater(w_bits, zero_int)
@@ -129,10 +132,8 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     negative = op.Sub(unsigned, op.Cast(byte_values, to=FLOAT))
     signed = op.Where(op.Less(unsigned, op.Constant(value_float=128.0)), unsigned, negative)
     table = op.Cast(op.Where(packed, unpacked, signed), to=INT8)
-    looked_up = op.Gather(table, op.Mod(w_bytes, op.Cast(byte_values, to=INT32)))
-    rows = op.Reshape(looked_up, op.Constant(value_ints=[0, -1]))
-    columns = op.Where(packed, op.Reshape(packed_k, last), op.Constant(value_ints=[END]))
-    codes = op.Slice(rows, first, columns, second)
+    rows = op.Flatten(op.Gather(table, op.Mod(w_bytes, op.Cast(byte_values, to=INT32))))
+    codes = op.Slice(rows, first, op.Where(packed, op.Reshape(packed_k, last), end), second)
 
     # W as a product takes it, [K, N]: codes as signed and as unsigned bytes, values in float32.
     w_int8 = op.Transpose(codes)
@@ -141,43 +142,57 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     codes_float = op.Cast(op.Slice(codes, start, op.Where(integer, corner, whole)), to=FLOAT)
     w_values = op.Where(in_float, op.Where(coded, w_rounded, w_float), codes_float)
     w_values = op.Mul(op.Transpose(w_values), W_scale)
+    w_steps = op.Unsqueeze(W_scale, first)
 
     # B, zeros where it is left out.
     w_shape = op.Shape(W)
     zeros_n = op.Expand(zero, op.Concat(second, op.Slice(w_shape, first, second), axis=0))
-    bias = op.Reshape(op.Gemm(op.Expand(zero, corner), zeros_n, B), last)
+    bias = op.Reshape(op.Gemm(op.Reshape(zero, corner), zeros_n, B), last)
     has_bias = op.Greater(op.ReduceMax(op.Abs(bias), keepdims=0), zero)
 
+    # A branch computes what depends on X, and all else of an output's size is computed before: ONNX Runtime 1.24 to
+    # 1.27 refuse a branch in which they fold more than 127 bytes. These constants are the branches' own.
+    unit = op.Constant(value_float=1.0)
+    along = op.Constant(value_ints=[-1])
+    # Full scales below this count as it: L over it is finite.
+    least = op.Constant(value_float=1.17549435e-38)
+
     # The DAC, up to rounding. ReduceMax and integers lose a NaN: a product with zeros keeps it, for the row's step.
+    x_static = op.Greater(x_range, zero)
+    x_lowest = op.Neg(x_levels)
+    x_factor = op.Div(x_levels, x_range)
+    x_static_step = op.Div(x_range, x_levels)
+    x_least = op.Mul(x_levels, least)
     if has_dac:
-        if op.Greater(x_range, zero):
-            scaled = op.Clip(op.Mul(X, op.Div(x_levels, x_range)), op.Neg(x_levels), x_levels)
-            x_step = op.Div(x_range, x_levels)
+        if x_static:
+            scaled = op.Clip(op.Mul(X, x_factor), x_lowest, x_levels)
+            x_step = op.Identity(x_static_step)
             watched = op.Identity(scaled)
         else:
-            x_max = op.ReduceMax(op.Abs(X), last)
-            scaled = op.Mul(X, op.Div(x_levels, op.Max(x_max, op.Mul(x_levels, least))))
+            x_max = op.ReduceMax(op.Abs(X), along)
+            scaled = op.Mul(X, op.Div(x_levels, op.Max(x_max, x_least)))
             x_step = op.Div(x_max, x_levels)
             watched = op.Identity(X)
     else:
         scaled = op.Identity(X)
-        x_step = op.Identity(one)
+        x_step = op.Identity(unit)
         watched = op.Identity(X)
-    k = op.Where(packed, op.Reshape(packed_k, last), op.Slice(w_shape, second, op.Constant(value_ints=[2])))
+    k = op.Where(packed, op.Reshape(packed_k, last), op.Slice(w_shape, second, third))
     step = op.Add(op.MatMul(watched, op.Expand(zero, op.Concat(k, second, axis=0))), x_step)
 
     # The product. A DAC code enters as unsigned byte, its zero in the middle, since ONNX Runtime has no fast kernel
     # for signed ones on x86. There without VNNI it adds pairs of (unsigned times signed) in 16 bits, which 8 bits times
     # 8 can overflow, but not pairs of unsigned ones.
+    x_zero = op.Cast(op.Min(x_half, op.Constant(value_float=128.0)), to=UINT8)
+    fits_signed = op.Less(op.Add(x_bits, w_bits), op.Constant(value_int=16))
     if integer:
-        x_zero = op.Cast(op.Min(x_half, op.Constant(value_float=128.0)), to=UINT8)
-        x_codes = op.QuantizeLinear(scaled, one, x_zero)
-        if op.Less(op.Add(x_bits, w_bits), op.Constant(value_int=16)):
+        x_codes = op.QuantizeLinear(scaled, unit, x_zero)
+        if fits_signed:
             sums = op.MatMulInteger(x_codes, w_int8, x_zero)
         else:
             sums = op.MatMulInteger(x_codes, w_uint8, x_zero, int8_zero)
         # As a MatMul the product of the steps is rounded like the operator's, and not fused away.
-        signal = op.Mul(op.Cast(sums, to=FLOAT), op.MatMul(step, op.Unsqueeze(W_scale, first)))
+        signal = op.Mul(op.Cast(sums, to=FLOAT), op.MatMul(step, w_steps))
     else:
         if has_dac:
             values = op.Round(scaled)
@@ -194,34 +209,48 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     relative = op.Constant(value_float=noise_relative)
     additive = op.Constant(value_float=noise_additive)
     shot = op.Constant(value_float=noise_shot)
+    shot_squared = op.Mul(shot, shot)
+    scaled_laws = op.Greater(op.Add(additive, shot), zero)
+    signal_laws = op.Greater(op.Add(relative, shot), zero)
+    static_additive = op.Mul(additive, y_range)
+    static_variance = op.Mul(static_additive, static_additive)
+    static_shot = op.Mul(shot_squared, y_range)
     if op.Greater(op.Add(op.Add(relative, additive), shot), zero):
-        if op.Greater(op.Add(additive, shot), zero):
-            if static:
-                full_scale = op.Identity(y_range)
-            else:
-                full_scale = op.ReduceMax(op.Abs(z), last)
-            if op.Greater(op.Add(relative, shot), zero):
+        normal = op.RandomNormalLike(z)
+        if scaled_laws:
+            if signal_laws:
                 by_signal = op.Mul(relative, z)
-                by_scale = op.Mul(additive, full_scale)
-                by_both = op.Mul(op.Mul(op.Mul(shot, shot), op.Abs(z)), full_scale)
-                variance = op.Add(op.Add(op.Mul(by_signal, by_signal), op.Mul(by_scale, by_scale)), by_both)
-                sigma = op.Sqrt(variance)
+                if static:
+                    by_range = op.Add(op.Mul(op.Abs(z), static_shot), static_variance)
+                else:
+                    magnitude = op.Abs(z)
+                    z_max = op.ReduceMax(magnitude, along)
+                    by_scale = op.Mul(additive, z_max)
+                    by_shot = op.Mul(op.Mul(magnitude, shot_squared), z_max)
+                    by_range = op.Add(by_shot, op.Mul(by_scale, by_scale))
+                deviation = op.Mul(op.Sqrt(op.Add(op.Mul(by_signal, by_signal), by_range)), normal)
             else:
-                sigma = op.Mul(additive, full_scale)
+                if static:
+                    deviation = op.Mul(normal, static_additive)
+                else:
+                    deviation = op.Mul(normal, op.Mul(additive, op.ReduceMax(op.Abs(z), along)))
         else:
             # Its sign does not matter: the normal's is even.
-            sigma = op.Mul(relative, z)
-        v = op.Add(z, op.Mul(sigma, op.RandomNormalLike(z)))
+            deviation = op.Mul(op.Mul(relative, z), normal)
+        v = op.Add(z, deviation)
     else:
         v = op.Identity(z)
 
+    y_lowest = op.Neg(y_levels)
+    y_factor = op.Div(y_levels, y_range)
+    y_step = op.Div(y_range, y_levels)
+    y_least = op.Mul(y_levels, least)
     if op.Greater(y_bits, zero_int):
         if static:
-            clipped = op.Clip(op.Mul(v, op.Div(y_levels, y_range)), op.Neg(y_levels), y_levels)
-            y = op.Mul(op.Round(clipped), op.Div(y_range, y_levels))
+            y = op.Mul(op.Round(op.Clip(op.Mul(v, y_factor), y_lowest, y_levels)), y_step)
         else:
-            v_max = op.ReduceMax(op.Abs(v), last)
-            v_codes = op.Round(op.Mul(v, op.Div(y_levels, op.Max(v_max, op.Mul(y_levels, least)))))
+            v_max = op.ReduceMax(op.Abs(v), along)
+            v_codes = op.Round(op.Mul(v, op.Div(y_levels, op.Max(v_max, y_least))))
             y = op.Mul(v_codes, op.Div(v_max, y_levels))
     else:
         y = op.Identity(v)

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import lumina_onnx
+from lumina_onnx.exporter import body
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("digits-4bit", "digits-8bit", "mnist5k-4bit", "mnist5k-8bit")
@@ -38,6 +39,26 @@ def test_the_models_are_there_and_small() -> None:
     assert tuple(path.stem for path in sorted((ROOT / "models").glob("*.onnx"))) == NAMES
     for path in (ROOT / "models").glob("*.onnx"):
         assert path.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_models_carry_the_function_body_of_today(name: str) -> None:
+    (function,) = onnx.load(ROOT / "models" / f"{name}.onnx").functions
+    assert function == body.function(20), "run the recipes with --body"
+
+
+def test_a_new_body_changes_nothing_else(common: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = (ROOT / "models" / "digits-4bit.onnx").read_bytes()
+    outdated = onnx.load_from_string(before)
+    del outdated.functions[0].node[-1]
+    onnx.save(outdated, tmp_path / "digits-4bit.onnx")
+    monkeypatch.setattr(common, "MODELS", tmp_path)
+    monkeypatch.setattr(common, "CARDS", tmp_path / "README.md")
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--body"])
+    recipe = common.Recipe("digits-4bit", "digits", lumina_onnx.OpticalProfile())
+    common.main("digits.py", (recipe,))
+    assert (tmp_path / "digits-4bit.onnx").read_bytes() == before
+    assert common.card(ROOT / "models" / "digits-4bit.onnx") in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_cards_state_what_the_files_are() -> None:

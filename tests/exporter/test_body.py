@@ -185,6 +185,80 @@ def test_where_sums_are_integers_and_nothing_is_added_the_bits_are_equal(k: int,
             np.testing.assert_array_equal(got, expected)
 
 
+STORAGES = [(4, "uint8"), (8, "int8"), (1, "float32"), (12, "float32"), (0, "float32")]
+
+
+@pytest.mark.parametrize("opset", body.OPSETS)
+def test_branches_leave_nothing_large_to_be_folded(opset: int) -> None:
+    """ONNX Runtime 1.24 to 1.27 load no file in which a constant of more than 127 bytes is folded in a branch."""
+    function = body.function(opset)
+    computed, large, branched = {"X"}, {"W", "W_scale", "B"}, []
+
+    def follow(operations: Any, *, branch: bool) -> None:
+        for node in operations:
+            inputs = set(node.input)
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    follow(attribute.g.node, branch=True)
+                    inputs |= {output.name for output in attribute.g.output}
+            if inputs & computed:
+                computed.update(node.output)
+                continue
+            named = {attribute.ref_attr_name for attribute in node.attribute}
+            if inputs & large or node.op_type in ("Expand", "Range", "ConstantOfShape") or "output_range" in named:
+                large.update(node.output)
+                if branch:
+                    branched.append(node)
+
+    follow(function.node, branch=False)
+    assert "Y" in computed
+    assert len(large) > 20
+    assert not branched
+
+
+def sharing(storage: str, bits: int) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
+    """A model of nodes on one W, with all else their own, and what the reference takes for those without noise."""
+    model, arguments = layer(48, 40, storage, bits, bias=True, seed=0, input_bits=8)
+    node, quiet = model.graph.node.pop(), {}
+    del model.graph.output[:]
+    for index, others in enumerate(
+        (
+            {"output_range": [9.0], "bias_stage": "digital"},
+            {"output_range": [float(n + 9) for n in range(40)], "output_bits": 6},
+            {"input_range": 3.0},
+            {"noise_additive": 0.1, "input_range": 4.0},
+            {"noise_relative": 0.1, "noise_shot": 0.1, "output_range": [9.0], "input_range": 5.0, "output_bits": 0},
+        )
+    ):
+        name = f"Y{index}"
+        made = model.graph.node.add()
+        made.CopyFrom(node)
+        made.output[:] = [name]
+        made.attribute.extend(helper.make_attribute(key, value) for key, value in others.items())
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        if not set(nodes.NOISE) & set(others):
+            quiet[name] = arguments | others
+    return model, quiet
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL[1:])
+@pytest.mark.parametrize(("bits", "storage"), STORAGES)
+def test_nodes_on_one_weight_unpack_it_once(bits: int, storage: str, level: Any, tmp_path: Path) -> None:
+    model, quiet = sharing(storage, bits)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    left = onnx.load(options.optimized_model_filepath).graph
+    (unpacked,) = (tensor.name for tensor in left.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1)
+    assert sum(unpacked in node.input for node in left.node) >= 4
+    x = np.random.default_rng(1).normal(size=(5, 48)).astype(np.float32)
+    for name, got in zip(quiet, made.run(list(quiet), {"X": x}), strict=True):
+        expected, distance = tolerance.allowed(x, **quiet[name])
+        assert tolerance.is_within(got, expected, distance), name
+
+
 SCALES = {
     "static": {"input_range": 3.0, "output_range": [9.0]},
     "dynamic": {},

@@ -1,28 +1,34 @@
 """Runs the operator in other releases of ONNX Runtime, each in an environment of its own.
 
-    python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 newest
+    python tests/runtime/version_matrix.py 1.17.3 1.24.4 newest
     python tests/runtime/version_matrix.py --python OTHER/bin/python --library liblumina_ort.so
 
 Small models of this folder's tests must give the reference's bits, exported models torch's; models/*.onnx must give
 what this environment's ONNX Runtime gives. Without the library they run by their function body at each level of
 optimisation: noise off, each layer within the body's tolerance; noise on, with the mean and the spread that they have
-with the library. Needs a network (or pip's settings for a mirror) and, for 1.17, Python 3.12 or older.
+with the library. Weights that layers share must be unpacked once. Releases run side by side, one on each core. Needs a
+network (or pip's settings for a mirror) and, for 1.17, Python 3.12 or older.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import venv
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from lumina_onnx.exporter import body, nodes
 from lumina_onnx.exporter.verify import compare_body
@@ -80,10 +86,28 @@ def write_cases(folder: Path) -> None:
             70, 65, weight_bits=2, storage="uint8", bias_stage="digital", output_range=[9.0] * 70, output_bits=6
         ),
     }
+    # Full scales of each output's own, a constant of 280 bytes, with each law.
+    each = {"input_bits": 8, "output_range": [float(20 + n) for n in range(70)]}
+    layers |= {
+        "each_all": random_layer(70, 65, seed=6, weight_bits=4, storage="uint8", input_range=4.0, **each, **noise),
+        "each_relative": random_layer(70, 65, seed=7, weight_bits=8, storage="int8", **each, noise_relative=0.1),
+        "each_additive": random_layer(70, 65, bias_stage="digital", **each, noise_additive=0.05),
+        "each_shot": random_layer(70, 65, seed=9, weight_bits=1, storage="uint8", **each, noise_shot=0.2),
+    }
     x = np.random.default_rng(0).normal(size=(100, 65)).astype(np.float32)
     for name, layer in layers.items():
         outputs = [[layer.expected(x, stream)] for stream in range(RUNS)]
-        write(name, layer.model(x_shape=["batch", 65]), {"X": x}, outputs, ["batch", 70])
+        model = layer.model(x_shape=["batch", 65])
+        write(name, model, {"X": x}, outputs, ["batch", 70])
+        if name == "each_all":
+            write("nested", nested(model), {"X": x}, outputs, ["batch", 70])
+    sharing = [
+        replace(layer, attributes=layer.attributes | others)
+        for layer in (layers["float"], layers["packed4"])
+        for others in ({"noise_shot": 0.0}, {"output_range": [30.0], "bias_stage": "digital"}, {"output_bits": 5})
+    ]
+    outputs = [[layer.expected(x, stream) for layer in sharing] for stream in range(RUNS)]
+    write("shared", shared(sharing), {"X": x}, outputs, ["batch", 70])
 
     large = few_rows_layer(4)
     row = np.random.default_rng(2).normal(size=(1, 1030)).astype(np.float32)
@@ -109,35 +133,109 @@ def write_cases(folder: Path) -> None:
     print(f"expected outputs: reference, torch and onnxruntime {onnxruntime.__version__}")
 
 
+def nested(content: bytes) -> bytes:
+    """A model's layer in an `if` in a loop that runs once.
+
+    Its weights lie there too: before 1.29 ONNX Runtime tells a custom operator nothing of constants around its graph.
+    """
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    ((layer,), (x,), (y,)) = graph.node, graph.input, graph.output
+    layer.output[:] = ["of_layer"]
+    result = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=["batch", 70])
+    zero = numpy_helper.from_array(np.float32(0), "zero")
+    other = helper.make_node("Expand", ["zero", "shape"], ["other"])
+    shape = numpy_helper.from_array(np.array([1, 70]), "shape")
+    choice = helper.make_node(
+        "If",
+        ["positive"],
+        ["chosen"],
+        then_branch=helper.make_graph([layer], "then", [], [result(layer.output[0])], graph.initializer),
+        else_branch=helper.make_graph([other], "else", [], [result("other")], [zero, shape]),
+    )
+    body = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", [x.name], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["largest", "least"], ["positive"]),
+            choice,
+            helper.make_node("Identity", ["going"], ["still_going"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("count", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("still_going", TensorProto.BOOL, []), result("chosen")],
+        [numpy_helper.from_array(np.float32(0), "least")],
+    )
+    loop = helper.make_node("Loop", ["once", ""], ["results"], body=body)
+    squeeze = helper.make_node("Squeeze", ["results", "first"], [y.name])
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in (("once", 1), ("first", [0]))]
+    model.graph.CopyFrom(helper.make_graph([loop, squeeze], "graph", [x], [y], constants))
+    return model.SerializeToString()
+
+
+def shared(layers: list[Any]) -> bytes:
+    """One node for each layer on the same X; those that have a W in common read the same initializers."""
+    model = onnx.load_from_string(layers[0].model(x_shape=["batch", 65]))
+    names = {id(layer.w): f"{index}." for index, layer in enumerate(layers)}
+    for part in (model.graph.node, model.graph.initializer, model.graph.output):
+        del part[:]
+    for index, layer in enumerate(layers):
+        part = onnx.load_from_string(layer.model(name=f"fc{index}")).graph
+        prefix = names[id(layer.w)]
+        (node,) = part.node
+        node.input[1:] = [prefix + name for name in node.input[1:]]
+        node.output[:] = [f"Y{index}"]
+        model.graph.node.append(node)
+        model.graph.output.append(helper.make_tensor_value_info(f"Y{index}", TensorProto.FLOAT, None))
+        if prefix == f"{index}.":
+            for tensor in part.initializer:
+                tensor.name = prefix + tensor.name
+                model.graph.initializer.append(tensor)
+    return model.SerializeToString()
+
+
 def write_body_case(path: Path, model: onnx.ModelProto, feeds: Arrays) -> None:
     """A model whose layers show what they get and give, without noise."""
     model = nodes.without_noise(model)
     layers = nodes.optical_nodes(model)
-    assert not any(node.nested for node in layers), f"{path.name}: a layer in a subgraph shows nothing"
-    watched = Watched(model, [[node.proto.input[0], node.proto.output[0]] for node in layers])
+    assert len(layers) == 1 or not any(node.nested for node in layers), f"{path.name}: its one layer is its output"
+    watched = Watched(model, [[] if node.nested else [node.proto.input[0], node.proto.output[0]] for node in layers])
     onnx.save(watched.model, f"{path}.body.onnx")
     np.savez(f"{path}.body.npz", **feeds)
 
 
-def check_bodies(folder: Path) -> int:
+def check_bodies(cases: Path, results: Path) -> int:
     """Layers in the runs that `version_matrix_child.py` has kept: each must be within its tolerance."""
     count = 0
-    for path in sorted(folder.glob("*.body.onnx")):
+    for path in sorted(cases.glob("*.body.onnx")):
         model = onnx.load(path)
         layers, names = nodes.optical_nodes(model), [value.name for value in model.graph.output]
         shown = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
-        results = sorted(folder.glob(f"{path.name.removesuffix('.body.onnx')}.ran.*.npz"))
-        assert results, f"{path.name} did not run"
-        for result in results:
-            outputs = np.load(result)
+        runs = sorted(results.glob(f"{path.name.removesuffix('.body.onnx')}.ran.*.npz"))
+        assert runs, f"{path.name} did not run"
+        for run in runs:
+            outputs = np.load(run)
             values = dict(np.load(path.with_suffix(".npz")))
             values |= {shown.get(name, name): outputs[f"arr_{index}"] for index, name in enumerate(names)}
             for layer in layers:
+                values.setdefault(layer.proto.output[0], outputs["arr_0"])
                 row = compare_body(layer, [(values[layer.proto.input[0]], values[layer.proto.output[0]])])
-                assert row.ok, f"{result.name}: {layer.name} is {row.max_difference} away from the reference"
+                assert row.ok, f"{run.name}: {layer.name} is {row.max_difference} away from the reference"
                 count += 1
-            result.unlink()
     return count
+
+
+def check_sharing(cases: Path, results: Path) -> None:
+    """Of each W that layers share, the session held one matrix."""
+    layers = nodes.optical_nodes(onnx.load(cases / "shared.onnx"))
+    weights = {layer.proto.input[1] for layer in layers}
+    (shape,) = {(layer.in_features, layer.out_features) for layer in layers}
+    assert len(weights) < len(layers)
+    held = onnx.load(results / "shared.optimised.onnx").graph.initializer
+    count = sum(tuple(tensor.dims) == shape for tensor in held)
+    assert count == len(weights), f"{len(weights)} weights that {len(layers)} layers share are held as {count} matrices"
 
 
 def make_environment(folder: Path, version: str) -> Path:
@@ -149,6 +247,24 @@ def make_environment(folder: Path, version: str) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", "--no-deps", runtime, numpy], check=True)
     return python
+
+
+def run_release(cases: Path, rest: list[str], version: str, python: str | Path, results: Path) -> bool:
+    """Whether all is right in this release; says so."""
+    results.mkdir()
+    command = [python, "-I", HERE / "version_matrix_child.py", cases, results, *rest]
+    child = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600
+    )
+    verdict = f"FAILED (exit status {child.returncode})"
+    if child.returncode == 0:
+        try:
+            verdict = f"{check_bodies(cases, results)} layers within the body's tolerance"
+            check_sharing(cases, results)
+        except AssertionError as error:
+            verdict = f"FAILED ({error})"
+    print(f"{child.stdout}onnxruntime {version}: {verdict}", flush=True)
+    return not verdict.startswith("FAILED")
 
 
 def main() -> int:
@@ -171,22 +287,18 @@ def main() -> int:
     if bool(arguments.versions) == bool(arguments.python):
         parser.error("give releases of onnxruntime, or --python")
     libraries = [str(Path(library).resolve()) for library in arguments.library or [lumina_onnx.library_path()]]
-    failed = []
-    with tempfile.TemporaryDirectory() as temporary:
+    rest = [str(arguments.draws), *libraries]
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
+        # They are made while the models are.
+        environments = [Path(temporary, f"onnxruntime-{version}") for version in arguments.versions]
+        pythons = pool.map(make_environment, environments, arguments.versions)
         cases = Path(temporary, "cases")
         cases.mkdir()
         write_cases(cases)
-        for version in arguments.versions or arguments.python:
-            python = version if arguments.python else make_environment(Path(temporary, version), version)
-            command = [python, "-I", HERE / "version_matrix_child.py", cases, str(arguments.draws), *libraries]
-            child = subprocess.run(command, check=False, timeout=600)
-            try:
-                assert child.returncode == 0, f"exit status {child.returncode}"
-                print(f"onnxruntime {version}: {check_bodies(cases)} layers within the body's tolerance", flush=True)
-            except AssertionError as error:
-                failed.append(version)
-                print(f"onnxruntime {version}: FAILED ({error})", flush=True)
-    return 1 if failed else 0
+        releases = dict(zip(arguments.versions or arguments.python, arguments.python or pythons, strict=True))
+        results = [Path(temporary, f"results-{index}") for index in range(len(releases))]
+        passed = list(pool.map(partial(run_release, cases, rest), releases, releases.values(), results))
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -20,22 +20,28 @@ def session(model, library, threads=1):
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
 
 
-def without_library(path, level):
+def without_library(path, level, optimised=None):
     options = onnxruntime.SessionOptions()
+    if optimised:
+        options.optimized_model_filepath = str(optimised)
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_bodies(folder):
-    """Without the library: what layers get and give without noise, for the parent to compare; with it all is finite."""
+def run_bodies(folder, results):
+    """Without the library: what layers get and give without noise, for the parent to compare; with it all is finite.
+
+    A model whose layers share weights is kept as ONNX Runtime has optimised it.
+    """
     cases = sorted(folder.glob("*.body.onnx"))
     assert cases, f"nothing to run without the library in {folder}"
     for path in cases:
         feeds = dict(np.load(path.with_suffix(".npz")))
         for level in LEVELS:
             outputs = without_library(path, level).run(None, feeds)
-            np.savez(folder / f"{path.name.removesuffix('.body.onnx')}.ran.{level}.npz", *outputs)
+            np.savez(results / f"{path.name.removesuffix('.body.onnx')}.ran.{level}.npz", *outputs)
+    without_library(folder / "shared.body.onnx", LEVELS[-1], results / "shared.optimised.onnx")
     for path in noisy_models(folder):
         for level in LEVELS:
             for y in without_library(path, level).run(None, inputs_of(path)):
@@ -111,8 +117,8 @@ def check(folder, library):
 
 
 def main():
-    folder, draws, *libraries = sys.argv[1:]
-    run_bodies(Path(folder))
+    folder, results, draws, *libraries = sys.argv[1:]
+    run_bodies(Path(folder), Path(results))
     for library in libraries:
         count = check(Path(folder), library)
         what = f"{count} models, the same bits ({Path(library).name})"
