@@ -338,13 +338,30 @@ def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
+CHOOSY = "HasExternalDataInMemory"
+"""In what ONNX Runtime 1.24 to 1.27 say where an `If` that they decide holds large constants."""
 
 
 def plain_session(path: str | os.PathLike[str]) -> Any:
-    """A session on the CPU that does not know the operator."""
+    """A session on the CPU that does not know the operator.
+
+    Raises:
+        RuntimeError: ONNX Runtime 1.24 to 1.27 and a file in which a branch holds large constants.
+    """
     import onnxruntime
 
-    return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
+    except Exception as error:
+        if CHOOSY not in str(error):
+            raise
+        raise RuntimeError(
+            f"onnxruntime = {onnxruntime.__version__}: releases 1.24 to 1.27 do not load this file without the "
+            "operator's library, since they cannot fold more than 127 bytes of constants in a branch of an If. Either "
+            "the model has an optical layer in an If whose condition is constant, or an older lumina_onnx wrote the "
+            "file: then write it anew. Allowed is a session with the library, one without graph optimisation, or "
+            "another release of onnxruntime"
+        ) from error
 
 
 def _with_data(model: onnx.ModelProto) -> bytes | None:

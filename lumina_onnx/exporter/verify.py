@@ -77,6 +77,7 @@ def verify(
     Raises:
         FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or inputs that do not
             fit.
+        RuntimeError: a file that ONNX Runtime 1.24 to 1.27 cannot load without the library, in one of these.
         Exception: what ONNX Runtime raises where it cannot load or run the file.
     """
     model = nodes.inlined(files.load(path))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -64,6 +65,34 @@ def test_a_function_body_whose_noise_is_not_finite(prover: Any) -> None:
     assert wrong
     assert {(row.library, row.max_difference) for row in wrong} == {(False, float("inf"))}
     assert "NOT ok" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            "!utils::HasExternalDataInMemory(tensor_proto) was false.",
+            r"onnxruntime = 1\.26\.0: .* do not load this file without the operator's library.*Allowed is",
+        ),
+        ("Protobuf parsing failed", "^Protobuf parsing failed$"),
+    ],
+)
+def test_a_release_that_does_not_load_the_file_without_the_library(
+    reason: str, message: str, prover: Any, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime 1.24 to 1.27 and a layer in an `If` that they decide; the message is theirs."""
+    prover.export(model, torch.randn(2, 6))
+    right = onnxruntime.InferenceSession
+
+    def choosy(*args: Any, sess_options: Any = None, **options: Any) -> Any:
+        if sess_options is None:
+            raise ValueError(reason)
+        return right(*args, sess_options=sess_options, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", choosy)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        verify(prover.path)
 
 
 def test_a_torch_model_with_another_weight(prover: Any, model: nn.Module) -> None:
