@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, TypeVar
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch._guards import active_fake_mode
 
-from lumina_onnx.nn import _checks, _ops, functional
+from lumina_onnx.nn import _checks, _ops, _state, functional
 from lumina_onnx.profile import OpticalProfile
 
 if TYPE_CHECKING:
@@ -16,19 +18,39 @@ if TYPE_CHECKING:
     from lumina_onnx.nn.context import Frozen
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_STATE_VERSION = 1
-_STATE_KEY = "_extra_state"
-# What holds only inside a context manager: not copied, not pickled.
-_TRANSIENT = {"_noise": None, "_frozen": None, "_observer": None}
-_OWN = ("_profile", "_quiet", "seed", "name", *_TRANSIENT)
+_Layer = TypeVar("_Layer", bound="OpticalLinear")
+# What is not copied and not pickled: what holds only inside a context manager, and the entries that were handed out.
+_TRANSIENT = {"_noise": None, "_frozen": None, "_observer": None, "_held": None}
+_OWN = ("_profile", "_quiet", "seed", "_name", "_label", *_TRANSIENT)
+
+
+class _Entry:
+    """An entry of the layer's state as an attribute, as torch's own entries are."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, layer: None, owner: type) -> _Entry: ...
+    @overload
+    def __get__(self, layer: OpticalLinear, owner: type) -> Tensor: ...
+    def __get__(self, layer: OpticalLinear | None, owner: type) -> _Entry | Tensor:
+        return self if layer is None else layer._hand_out()[self._name]
+
+    def __set__(self, layer: OpticalLinear, value: Tensor) -> None:
+        layer._take({self._name: value}, "")
 
 
 class OpticalLinear(nn.Linear):
     """``y = ADC(DAC(x) @ weight.T + bias + noise)``: a :class:`torch.nn.Linear` on optical hardware.
 
-    It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, and one entry more,
-    ``_extra_state``: a uint8 tensor that holds the static ranges and the noise seed as JSON. A checkpoint without
-    that entry (one of ``nn.Linear``) loads strictly and changes neither. The other way, ``to_linear()`` first.
+    It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, and four entries more, which
+    hold the static ranges and the noise seed: ``input_range`` [1], ``output_range`` [N], ``range_kind`` [3] and
+    ``noise_seed`` [24], all float64, whatever the type of the weights. Each may be absent from a checkpoint, so that
+    one of ``nn.Linear`` loads strictly and changes neither ranges nor seed; where only some ranges are there, a
+    warning says which stay. An average of checkpoints gives averages of the ranges, but is refused where one was
+    static and another dynamic; where their seeds differ the layer keeps its own, and a warning says so. To load
+    into an ``nn.Linear``, ``to_linear()`` first.
 
     Noise is on in ``train()`` and in ``eval()``, as in the hardware: :func:`lumina_onnx.nn.noise` turns it off. It is
     drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
@@ -51,10 +73,16 @@ class OpticalLinear(nn.Linear):
         profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
         seed: the noise's key.
         name: what errors call the layer; :func:`lumina_onnx.nn.convert` sets it to the module's name.
+        input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders that
+            look for them; `profile` and `seed` say the same.
     """
 
     seed: int
-    name: str
+    _version = _state.VERSION
+    input_range = _Entry("input_range")
+    output_range = _Entry("output_range")
+    range_kind = _Entry("range_kind")
+    noise_seed = _Entry("noise_seed")
 
     def __init__(
         self,
@@ -85,8 +113,19 @@ class OpticalLinear(nn.Linear):
         self.profile = profile
 
     @property
+    def name(self) -> str:
+        """What errors call the layer."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
+        self._label = f"layer {name!r}" if name else f"OpticalLinear({self.in_features} -> {self.out_features})"
+
+    @property
     def profile(self) -> OpticalProfile:
         """Bits, ranges and noise of the hardware."""
+        self._take_over()
         profile: OpticalProfile = self._profile
         return profile
 
@@ -118,11 +157,13 @@ class OpticalLinear(nn.Linear):
         """The ``nn.Linear`` with this layer's very parameters (and hooks)."""
         linear: nn.Linear = shallow_copy(self)
         for attribute in _OWN:
-            del linear.__dict__[attribute]
+            linear.__dict__.pop(attribute, None)
         linear.__class__ = nn.Linear
         return linear
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self._held is not None:
+            self._take_over()
         if self._observer is not None:
             return self._observer.observe(self, input)
         on, stream = self._noise if self._noise is not None else (True, None)
@@ -139,8 +180,8 @@ class OpticalLinear(nn.Linear):
 
     @property
     def label(self) -> str:
-        """What errors call the layer."""
-        return f"layer {self.name!r}" if self.name else f"OpticalLinear({self.in_features} -> {self.out_features})"
+        """The layer's name as errors begin with it."""
+        return self._label
 
     @property
     def noise_is_on(self) -> bool:
@@ -148,7 +189,7 @@ class OpticalLinear(nn.Linear):
         return functional.has_noise(self._profile) and (self._noise is None or self._noise[0])
 
     def extra_repr(self) -> str:
-        profile = self._profile
+        profile = self.profile
         noise = noise_text(profile)
         if functional.has_noise(profile):
             noise = f"{'on' if self.noise_is_on else 'off'} ({noise})"
@@ -157,34 +198,48 @@ class OpticalLinear(nn.Linear):
             f"output_range={range_text(profile.output_range)}, bias_stage={profile.bias_stage}, noise={noise}"
         )
 
-    def get_extra_state(self) -> Tensor:
-        ranges = self._profile.output_range
-        state = {
-            "version": _STATE_VERSION,
-            "seed": self.seed,
-            "input_range": self._profile.input_range,
-            "output_range": list(ranges) if isinstance(ranges, tuple) else ranges,
-        }
-        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+    def train(self: _Layer, mode: bool = True) -> _Layer:
+        self._take_over()
+        return super().train(mode)
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def _hand_out(self) -> dict[str, Tensor]:
+        """The layer's entries of a ``state_dict``; who writes into them in place changes the layer."""
+        self._take_over()
+        if active_fake_mode() is not None:
+            return _state.encode(self._profile, self.seed, self.out_features)
+        if self._held is None:
+            self._held = _state.Held(self._profile, self.seed, self.out_features)
+        return self._held.hand_out()
+
+    def _take_over(self) -> None:
+        """Takes over what was written in place into the entries that were handed out."""
+        held = self._held
+        if held is None:
+            return
+        if held.profile is not self._profile or held.seed != self.seed:
+            self._held = None  # others were assigned since
+        elif changed := held.changed():
+            self._held = None
+            self._take(changed, "")
+
+    def _take(self, entries: Mapping[str, Any], prefix: str) -> None:
+        """Takes ranges and seed from entries of a ``state_dict``."""
+        self._settle(_state.decode, entries, self._profile, self.seed, self.out_features, prefix)
+
+    def _settle(self, decode: Callable[..., _state.Settings], *arguments: Any) -> None:
         try:
-            read = json.loads(bytes(state.cpu().numpy()))
-            if read["version"] != _STATE_VERSION:
-                raise ValueError(f"it has version {read['version']}: allowed is {_STATE_VERSION}")
-            seed, input_range, ranges = read["seed"], read["input_range"], read["output_range"]
-        except (AttributeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.label}: {_STATE_KEY} of the checkpoint is not one that this version wrote: {error}"
-            ) from error
-        try:
-            functional.check_counter("seed", seed)
-            self.profile = self._profile.replace(
-                input_range=input_range, output_range=tuple(ranges) if isinstance(ranges, list) else ranges
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.label}: the checkpoint does not fit the layer's profile: {error}") from error
-        self.seed = seed
+            settings = decode(*arguments)
+        except ValueError as error:
+            raise _ops.named(error, self.label) from error.__cause__
+        if settings.note:
+            warnings.warn(f"{self.label}: {settings.note}", stacklevel=2)
+        if settings.profile != self._profile:
+            self.profile = settings.profile
+        self.seed = settings.seed
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: entry for name, entry in self._hand_out().items()})
 
     def _load_from_state_dict(
         self,
@@ -199,15 +254,50 @@ class OpticalLinear(nn.Linear):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if prefix + _STATE_KEY in missing_keys:
-            missing_keys.remove(prefix + _STATE_KEY)
+        entries = {name: state_dict[prefix + name] for name in _state.NAMES if prefix + name in state_dict}
+        json_key = prefix + _state.JSON_NAME
+        is_json = not entries and json_key in state_dict and type(self).set_extra_state is nn.Module.set_extra_state
+        ours = [json_key] if is_json else [prefix + name for name in entries]
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in ours]
+        version = local_metadata.get("version") or 1
+        if version > self._version:
+            raise ValueError(
+                f"{self.label}: the checkpoint has version {version} of its state, as a later release writes it: "
+                f"allowed is up to {self._version}"
+            )
+        if is_json:
+            self._settle(_state.decode_json, state_dict[json_key], self._profile, self.out_features, json_key)
+        elif entries:
+            self._take(entries, prefix)
+        if not is_json and prefix + "weight" in state_dict:
+            self._warn_of_absent(entries, prefix, version)
+
+    def _warn_of_absent(self, entries: Mapping[str, Any], prefix: str, version: int) -> None:
+        """Says what a checkpoint of an optical layer lacks: some loaders leave out what they do not know."""
+        absent = [prefix + name for name in _state.RANGES if name not in entries]
+        if absent and (entries or version >= _state.VERSION):
+            warnings.warn(
+                f"{self.label}: the checkpoint is one of an optical layer but lacks {', '.join(absent)}: the layer "
+                "keeps its own. A loader that leaves out what is no parameter loses a layer's ranges",
+                stacklevel=2,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
+        self._take_over()
         return {**super().__getstate__(), **_TRANSIENT}  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name = state.pop("name", None) if "_name" not in state else None  # as the first release pickled it
+        super().__setstate__({**_TRANSIENT, **state})  # type: ignore[no-untyped-call]
+        if name is not None:
+            self.name = name
 
     if TYPE_CHECKING:
         _profile: OpticalProfile
         _quiet: OpticalProfile
+        _name: str
+        _label: str
+        _held: _state.Held | None
         _noise: tuple[bool, int | None] | None
         _frozen: Frozen | None
         _observer: Observer | None

@@ -1,8 +1,6 @@
 """`OpticalLinear`: an nn.Linear in its parameters, initialisation and checkpoints."""
 
 import copy
-import io
-import json
 import pickle
 
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lumina_onnx.nn import OpticalLinear, noise  # noqa: E402
@@ -22,13 +19,6 @@ from .cases import Case, assert_same_bits, cases  # noqa: E402
 
 CLEAN = OpticalProfile()
 NOISY = OpticalProfile(input_bits=4, weight_bits=4, output_bits=4, noise_additive=0.05)
-
-
-def saved_and_loaded(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @given(cases())
@@ -85,78 +75,6 @@ def test_a_run_repeats():
         return [parameter.detach() for parameter in model.parameters()]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
-
-
-def test_a_linear_checkpoint_loads_strictly():
-    linear, optical = nn.Linear(5, 4), OpticalLinear(5, 4, profile=NOISY, seed=9)
-    optical.load_state_dict(saved_and_loaded(linear.state_dict()), strict=True)
-    assert torch.equal(optical.weight, linear.weight)
-    assert optical.seed == 9
-    assert optical.profile == NOISY
-
-
-def test_a_checkpoint_lacking_a_weight_does_not_load():
-    state = nn.Linear(5, 4, bias=False).state_dict()
-    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
-        OpticalLinear(5, 4, profile=NOISY).load_state_dict(state)
-
-
-@given(st.just(0.0) | st.floats(0.125, 1000.0, width=32) | st.tuples(*[st.floats(0.5, 2.0, width=32)] * 4))
-def test_ranges_and_seed_survive_a_checkpoint(output_range):
-    profile = NOISY.replace(input_range=0.3, output_range=output_range)
-    layer = OpticalLinear(5, 4, profile=profile, seed=2**63 - 1)
-    state = saved_and_loaded(layer.state_dict())
-    assert set(state) == {"weight", "bias", "_extra_state"}
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
-    other = OpticalLinear(5, 4, profile=NOISY, seed=0)
-    other.load_state_dict(state, strict=True)
-    assert other.profile == profile
-    assert other.seed == 2**63 - 1
-    x = torch.randn(2, 5)
-    with noise(layer, True, stream=1), noise(other, True, stream=1):
-        assert torch.equal(layer(x), other(x))
-
-
-def test_bits_and_noise_are_not_the_checkpoints_business():
-    layer = OpticalLinear(5, 4, profile=NOISY.replace(input_range=0.5, output_range=2.0))
-    other = OpticalLinear(5, 4, profile=CLEAN)
-    other.load_state_dict(layer.state_dict())
-    assert other.profile == CLEAN.replace(input_range=0.5, output_range=2.0)
-
-
-def encoded(state):
-    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (torch.zeros(3), "_extra_state of the checkpoint is not one that this version wrote"),
-        (encoded([1]), "_extra_state of the checkpoint is not one that this version wrote"),
-        (encoded({"version": 1}), "_extra_state of the checkpoint is not one that this version wrote"),
-        (encoded({"version": 9}), "_extra_state .* wrote: it has version 9: allowed is 1"),
-        (
-            encoded({"version": 1, "seed": 0, "input_range": 0.5, "output_range": [1.0, 2.0]}),
-            "the checkpoint does not fit the layer's profile: profile.output_range has 2 elements",
-        ),
-        (
-            encoded({"version": 1, "seed": -1, "input_range": 0.5, "output_range": 0.0}),
-            "the checkpoint does not fit the layer's profile: seed = -1: allowed is 0..2",
-        ),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit(entry, message):
-    layer = OpticalLinear(5, 4, profile=CLEAN, seed=3)
-    state = {**layer.state_dict(), "_extra_state": entry}
-    with pytest.raises(ValueError, match=r"^OpticalLinear\(5 -> 4\): " + message):
-        layer.load_state_dict(state)
-    assert (layer.profile, layer.seed) == (CLEAN, 3)
-
-
-def test_a_range_for_a_dac_that_is_not_there():
-    state = OpticalLinear(5, 4, profile=CLEAN.replace(input_range=0.5)).state_dict()
-    with pytest.raises(ValueError, match=r"does not fit the layer's profile: .*input_range"):
-        OpticalLinear(5, 4, profile=CLEAN.replace(input_bits=0)).load_state_dict(state)
 
 
 def test_from_linear_and_back():

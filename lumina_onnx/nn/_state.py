@@ -1,0 +1,236 @@
+"""The entries that an optical layer has in a ``state_dict`` beside those of ``nn.Linear``: its ranges and its seed.
+
+Each is a float64 tensor whose shape follows from the layer's size alone, so that a checkpoint can be read into the
+``state_dict`` of a fresh model. Arithmetic on them, as in an average over several ``state_dict``s, gives ranges and a
+seed that mean something, or what is seen here to mean nothing:
+
+- ``input_range`` [1] and ``output_range`` [N]: the full scales, 0 where dynamic; one for all outputs N times.
+- ``range_kind`` [3]: 1 or 0, for a static input range, a static output range, and an output range for each output.
+  The average of a static and a dynamic range is neither.
+- ``noise_seed`` [24]: the seed's 16 digits in base 16, least first, and 8 digits of a hash of it. Digits are exact in
+  any type of float. An average of equal seeds is that seed, and one of different seeds has a hash that is not its own.
+
+The first release kept all of this as JSON in one uint8 tensor, ``_extra_state``, which is still read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from lumina_onnx.nn import functional
+from lumina_onnx.profile import OpticalProfile
+
+#: ``nn.Module``'s version of a state_dict, which torch keeps in its metadata. 1, that of ``nn.Linear``, had JSON.
+VERSION = 2
+NAMES = ("input_range", "output_range", "range_kind", "noise_seed")
+RANGES = NAMES[:3]
+JSON_NAME = "_extra_state"
+_JSON_VERSION = 1
+
+_DIGITS = 16
+_CHECK_DIGITS = 8
+_SHARE = 1 / 4  # how far a digit may be from an integer: an average that is all but one seed is that seed
+
+
+class Settings(NamedTuple):
+    """What the entries say."""
+
+    profile: OpticalProfile
+    seed: int
+    note: str
+    """What the user should know; empty where all is as it should be."""
+
+
+class Held:
+    """The entries that a layer handed out, and what tells which of them somebody wrote into since."""
+
+    def __init__(self, profile: OpticalProfile, seed: int, n: int) -> None:
+        self.profile, self.seed = profile, seed
+        with torch.inference_mode(False):
+            self._entries = encode(profile, seed, n)
+        self._versions = {name: entry._version for name, entry in self._entries.items()}
+
+    def changed(self) -> dict[str, Tensor]:
+        """The entries that were changed in place."""
+        return {name: entry for name, entry in self._entries.items() if entry._version != self._versions[name]}
+
+    def hand_out(self) -> dict[str, Tensor]:
+        """The entries: who changes them in place changes those held here."""
+        return {name: entry.detach() for name, entry in self._entries.items()}
+
+
+def encode(profile: OpticalProfile, seed: int, n: int) -> dict[str, Tensor]:
+    """The entries of a layer with n outputs, by name."""
+    ranges = profile.output_range
+    each = isinstance(ranges, tuple)
+    values = {
+        "input_range": [profile.input_range],
+        "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges] * n,
+        "range_kind": [profile.input_range != 0, ranges != 0, each],
+        "noise_seed": _seed_digits(seed),
+    }
+    return {name: torch.tensor(value, dtype=torch.float64, device="cpu") for name, value in values.items()}
+
+
+def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: int, prefix: str = "") -> Settings:
+    """A layer's profile and seed with what `entries` give in their place; absent ones leave what was.
+
+    Args:
+        entries: by name, any of :data:`NAMES`.
+        profile: the layer's.
+        seed: the layer's.
+        n: the layer's outputs.
+        prefix: what stands before the names in messages.
+
+    Raises:
+        ValueError: the entry, its value and what is allowed.
+    """
+    shapes = {"input_range": 1, "output_range": n, "range_kind": 3, "noise_seed": _DIGITS + _CHECK_DIGITS}
+    empty = [prefix + name for name, entry in entries.items() if _has_no_values(entry)]
+    if empty:
+        return Settings(profile, seed, f"{', '.join(empty)}: tensors without values, so the layer keeps what it has")
+    read = {name: _read(prefix + name, entry, shapes[name]) for name, entry in entries.items()}
+    kind = _kind(prefix + "range_kind", *read["range_kind"]) if "range_kind" in read else None
+    changes: dict[str, Any] = {}
+    if "input_range" in read:
+        values, _ = read["input_range"]
+        _check_range(prefix + "input_range", values, None if kind is None else kind[0])
+        changes["input_range"] = float(values[0])
+    if "output_range" in read:
+        values, tolerance = read["output_range"]
+        _check_range(prefix + "output_range", values, None if kind is None else kind[1])
+        changes["output_range"] = _output_range(prefix + "output_range", values, tolerance, kind and kind[2])
+    elif kind is not None and kind[2] and profile.output_range and not isinstance(profile.output_range, tuple):
+        changes["output_range"] = (profile.output_range,) * n
+    note = ""
+    if "noise_seed" in read:
+        found = _seed(prefix + "noise_seed", read["noise_seed"][0])
+        if found is None:
+            note = f"{prefix}noise_seed averages different seeds, which gives none: the layer keeps its own, {seed}"
+        else:
+            seed = found
+    return Settings(_fitting(profile, changes, n), seed, note)
+
+
+def decode_json(entry: Any, profile: OpticalProfile, n: int, key: str) -> Settings:
+    """The same from the one entry of the first release.
+
+    Raises:
+        ValueError: the entry and what is wrong with it.
+    """
+    try:
+        if entry.dtype != torch.uint8:
+            raise ValueError(f"it is {entry.dtype}: allowed is torch.uint8 (of one checkpoint: bytes have no average)")
+        read = json.loads(bytes(entry.cpu().numpy()))
+        if read["version"] != _JSON_VERSION:
+            raise ValueError(f"it has version {read['version']}: allowed is {_JSON_VERSION}")
+        seed, input_range, ranges = read["seed"], read["input_range"], read["output_range"]
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{key} of the checkpoint is not one that a release of this package wrote: {error}") from error
+    try:
+        functional.check_counter("seed", seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} of the checkpoint: {error}") from error
+    output_range = tuple(ranges) if isinstance(ranges, list) else ranges
+    changes = {"input_range": input_range, "output_range": output_range}
+    return Settings(_fitting(profile, changes, n), seed, "")
+
+
+def _fitting(profile: OpticalProfile, changes: dict[str, Any], n: int) -> OpticalProfile:
+    try:
+        changed = profile.replace(**changes)
+        functional.check_profile(changed, n)
+        return changed
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the checkpoint does not fit the layer's profile: {error}") from error
+
+
+def _has_no_values(entry: Any) -> bool:
+    return isinstance(entry, Tensor) and (entry.is_meta or isinstance(entry, FakeTensor))
+
+
+def _read(key: str, entry: Any, size: int) -> tuple[NDArray[np.float64], float]:
+    """An entry's values, and how far arithmetic in its type may have moved them, as a fraction."""
+    allowed = f"allowed is float64 [{size}]"
+    if not isinstance(entry, Tensor):
+        raise ValueError(f"{key} is {type(entry).__name__}: {allowed}")
+    if not entry.is_floating_point() or entry.itemsize < 2:
+        raise ValueError(f"{key} is {entry.dtype}: {allowed}")
+    if entry.shape != (size,) or entry.layout != torch.strided:
+        raise ValueError(f"{key} has shape {list(entry.shape)}: {allowed}")
+    values: NDArray[np.float64] = entry.detach().to("cpu", torch.float64).numpy()
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if wrong.size:
+        raise ValueError(f"{key}[{wrong[0]}] = {values[wrong[0]]:g}: allowed is a finite number >= 0")
+    # An exponential average with a decay of 0.9999 ends up to some 10^4 roundings away from what it averages.
+    return values, min(max(2.0**13 * torch.finfo(entry.dtype).eps, 1e-6), 2.0**-6)
+
+
+_KINDS = (
+    ("static", "dynamic", "input range"),
+    ("static", "dynamic", "output range"),
+    ("one for each output", "one for all outputs", "output range"),
+)
+
+
+def _kind(key: str, values: NDArray[np.float64], tolerance: float) -> tuple[bool, bool, bool]:
+    for index, (value, (yes, no, what)) in enumerate(zip(values, _KINDS, strict=True)):
+        # The average of a range for each output and of one for all is one for each output.
+        if min(abs(value), abs(value - 1)) > tolerance and not (index == 2 and value < 1):
+            raise ValueError(
+                f"{key}[{index}] = {value:g}: allowed is 1 (the {what} is {yes}) or 0 ({no}); an average of both is "
+                f"no range. Average what was calibrated alike, or leave out {', '.join(RANGES)} and calibrate after it"
+            )
+    return bool(values[0] > 0.5), bool(values[1] > 0.5), bool(values[2] > tolerance)
+
+
+def _check_range(key: str, values: NDArray[np.float64], static: bool | None) -> None:
+    """Refuses a range that is partly 0, or not of the kind that the checkpoint says."""
+    zeros = values == 0
+    if static is None:
+        static = not zeros.all()
+    if static and zeros.any():
+        raise ValueError(f"{key}[{int(np.argmax(zeros))}] = 0: allowed is a number > 0, as the range is static")
+    if not static and not zeros.all():
+        index = int(np.argmin(zeros))
+        raise ValueError(f"{key}[{index}] = {values[index]:g}: allowed is 0, as range_kind says that it is dynamic")
+
+
+def _output_range(
+    key: str, values: NDArray[np.float64], tolerance: float, each: bool | None
+) -> float | tuple[float, ...]:
+    first = float(values[0])
+    alike = bool(np.all(np.abs(values - first) <= tolerance * first))
+    if each is None:
+        each = bool(np.any(values != first))
+    if each and first:
+        return tuple(map(float, values))
+    if not alike:
+        raise ValueError(f"{key} has several values: allowed is one, as range_kind says that it holds for all outputs")
+    return first
+
+
+def _seed_digits(seed: int) -> list[int]:
+    digest = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=_CHECK_DIGITS // 2).digest()
+    check = int.from_bytes(digest, "little")
+    return [seed >> 4 * i & 15 for i in range(_DIGITS)] + [check >> 4 * i & 15 for i in range(_CHECK_DIGITS)]
+
+
+def _seed(key: str, values: NDArray[np.float64]) -> int | None:
+    """The seed; None where the digits are an average of those of several."""
+    digits = np.rint(values)
+    if (digits > 15).any():
+        index = int(np.argmax(digits > 15))
+        raise ValueError(f"{key}[{index}] = {values[index]:g}: allowed is 0..15, a digit in base 16")
+    seed = sum(int(digit) << 4 * i for i, digit in enumerate(digits[:_DIGITS]))
+    whole = bool((np.abs(values - digits) <= _SHARE).all())
+    return seed if whole and seed < 2**63 and _seed_digits(seed) == digits.tolist() else None
