@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def library_path() -> str:
-    """The file for `SessionOptions.register_custom_ops_library`: it holds `lumina::OpticalLinear`."""
+    """The file for `SessionOptions.register_custom_ops_library`: it holds `lumina::OpticalLinear`.
+
+    Raises:
+        ImportError: the extension was loaded from no file, as some tools that bundle programs do.
+    """
     path = importlib.import_module("lumina_kernel.lumina_kernel").__file__
-    assert path is not None
+    if path is None:
+        raise ImportError("lumina_kernel was loaded from no file: allowed is one, which ONNX Runtime can load as well")
     return path
 
 

@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -65,7 +65,7 @@ def capture(
                 f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: "
                 + re.sub(r"\x1b\[[0-9;]*m", "", str(error))
             ) from error
-    assert program is not None
+    program = cast("torch.onnx.ONNXProgram", program)
     if batched:
         _name_batch(program)
     else:

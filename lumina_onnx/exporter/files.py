@@ -338,7 +338,7 @@ def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
-CHOOSY = "HasExternalDataInMemory"
+_CHOOSY = "HasExternalDataInMemory"
 """In what ONNX Runtime 1.24 to 1.27 say where an `If` that they decide holds large constants."""
 
 
@@ -353,7 +353,7 @@ def plain_session(path: str | os.PathLike[str]) -> Any:
     try:
         return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
     except Exception as error:
-        if CHOOSY not in str(error):
+        if _CHOOSY not in str(error):
             raise
         raise RuntimeError(
             f"onnxruntime = {onnxruntime.__version__}: releases 1.24 to 1.27 do not load this file without the "

@@ -6,13 +6,16 @@ import dataclasses
 import io
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
 from lumina_onnx._text import text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["Comparison", "ExportReport", "InspectReport", "Layer", "Left", "Report", "RewriteReport", "VerifyReport"]
 
@@ -22,8 +25,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and numbers; those that JSON lacks are "inf", "-inf" and "nan"."""
-        assert dataclasses.is_dataclass(self)
-        return {"report": type(self).__name__, **_plain(dataclasses.asdict(self))}
+        fields = dataclasses.asdict(cast("DataclassInstance", self))
+        return {"report": type(self).__name__, **_plain(fields)}
 
     def __rich__(self) -> RenderableType:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -171,9 +171,9 @@ def _linears(graph: ir.Model) -> tuple[list[_Linear], list[Left]]:
 
 def _linear(node: ir.Node, name: str, known: Constants) -> _Linear | str:
     """The layer that a product is, else why it is none; an empty string where both sides are computed."""
-    x, weight = node.inputs[0], node.inputs[1]
-    assert x is not None
-    assert weight is not None
+    x, weight = (*node.inputs, None, None)[:2]
+    if x is None or weight is None:
+        return "an input of it is absent"
     if known.is_constant(x):
         return "" if known.is_constant(weight) else "its stored matrix is on the left of the product"
     if known.is_reached(weight):
@@ -231,8 +231,7 @@ def _bias_after(node: ir.Node, n: int, known: Constants) -> tuple[ir.Node | None
     except ConstantError:
         return None, None
     # A row of more dimensions than the product would add them to the result.
-    x = node.inputs[0]
-    assert x is not None
+    x = cast("ir.Value", node.inputs[0])
     rank = 1 if x.shape is None else len(x.shape)
     if row.dtype != np.float32 or row.size != n or not 1 <= row.ndim <= rank or row.shape[-1] != n:
         return None, None
@@ -266,7 +265,6 @@ def _replace(linear: _Linear, profile: OpticalProfile, seed: int) -> None:
     new = ir.Node(
         DOMAIN, OPERATOR, [linear.node.inputs[0], *stored], attributes, name=linear.name, version=VERSION, num_outputs=1
     )
-    graph = last.graph
-    assert graph is not None
+    graph = cast("ir.Graph", last.graph)
     old = [linear.node] if linear.add is None else [linear.add, linear.node]
     ir.convenience.replace_nodes_and_values(graph, last, old, [new], last.outputs, new.outputs)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -202,11 +202,10 @@ def _merged(rows: list[Comparison]) -> Comparison:
 
 def _arguments(node: nodes.OpticalNode) -> dict[str, Any]:
     """What the reference takes beside X."""
-    assert node.weight is not None
     scale = numpy_helper.to_array(node.weight_scale) if node.weight_scale is not None else None
     return {
         **node.attributes,
-        "weight": numpy_helper.to_array(node.weight),
+        "weight": numpy_helper.to_array(cast("onnx.TensorProto", node.weight)),
         "bias": None if node.bias is None else numpy_helper.to_array(node.bias),
         "weight_scale": scale if node.attributes["weight_bits"] else None,
     }

@@ -21,7 +21,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -121,6 +121,8 @@ def saved_bytes(params: lumina_kernel.Params, n: int, k: int, kept: tuple[bool, 
 def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None) -> lumina_kernel.PreparedLayer:
     """Quantises and packs weights."""
     weight, bias = _dense(weight), None if bias is None else _dense(bias)
+    if not _has_memory(weight) or (bias is not None and not _has_memory(bias)):
+        raise _unreadable(weight=weight, bias=bias)
     return _tensors.prepare(params, weight, bias, torch.get_num_threads())
 
 
@@ -152,9 +154,26 @@ def forward_now(
     ):
         x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
         y, saved = _on_cpu(y), None if saved is None else _on_cpu(saved, _uint8)
-        done = _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads)
-        assert done
+        if not _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads):
+            raise _unreadable(x=x, weight=weight, bias=bias)
     return y, saved
+
+
+def _unreadable(**tensors: Tensor | None) -> ValueError:
+    """The error of a pass that the kernel refused although its operands are dense: one of them has no memory."""
+    names = [name for name, tensor in tensors.items() if tensor is not None and not _has_memory(tensor)]
+    told = " and ".join(f"{name} {[*tensors[name].shape]}" for name in names)  # type: ignore[union-attr]
+    return ValueError(
+        f"{told or 'an operand'} cannot be read: allowed is a tensor with its elements in the CPU's memory (one whose "
+        "storage was freed has none, nor has a subclass that only stands for others)"
+    )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # of a wrapper
+        return False
 
 
 def _on_cpu(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -213,8 +232,7 @@ def optical_linear_train(
         y, saved = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
     except ValueError as error:
         raise named(error, layer) from None
-    assert saved is not None
-    return y, saved, y.new_empty(0)
+    return y, cast("Tensor", saved), y.new_empty(0)
 
 
 @optical_linear_train.register_fake
@@ -299,8 +317,8 @@ def backward_now(
         _check_saved_bytes(saved, call_bytes + grad.numel() // n * row_bytes)
         grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
         dx, dw, db = (None if gradient is None else _on_cpu(gradient) for gradient in (dx, dw, db))
-        done = _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads)
-        assert done
+        if not _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads):
+            raise _unreadable(grad=grad, x=x, weight=weight, saved=saved)
     return dx, dw, db
 
 

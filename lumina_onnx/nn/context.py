@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
@@ -134,10 +134,9 @@ class Frozen:
         prepared = self._prepared.get(profile)
         if prepared is None:
             weight, bias = (watched.tensor for watched in self._watched)
-            assert weight is not None
-            _checks.check_weight(weight, bias)
+            _checks.check_weight(cast("Tensor", weight), bias)
             try:
-                prepared = _ops.prepare(profile.params(), weight, bias)
+                prepared = _ops.prepare(profile.params(), cast("Tensor", weight), bias)
             except ValueError as error:
                 raise _ops.named(error, layer.label) from None
             self._prepared[profile] = prepared

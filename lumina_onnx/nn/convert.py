@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -219,8 +219,7 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
 
 def _why_left(entry: _Entry) -> str | None:
     """Why a Linear cannot be converted; None where it can."""
-    module = entry.module
-    assert isinstance(module, nn.Linear)
+    module = cast("nn.Linear", entry.module)
     if isinstance(module, OpticalLinear):
         return None
     if entry.bypassed_by is not None:
@@ -252,8 +251,7 @@ def _check_patterns(argument: str, patterns: Iterable[str], layers: list[_Entry]
 
 def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
     """The profile that the layer takes, checked against the layer."""
-    module = entry.module
-    assert isinstance(module, nn.Linear)
+    module = cast("nn.Linear", entry.module)
     label = f"layer {entry.names[0]!r}"
     for name in ("weight", "bias"):
         if getattr(module, name) is not None:
@@ -282,8 +280,7 @@ def _apply(
         if isinstance(entry.module, OpticalLinear):
             owners.setdefault(entry.module.seed, entry.module)
     for entry, profile in plan:
-        module, name = entry.module, entry.names[0]
-        assert isinstance(module, nn.Linear)
+        module, name = cast("nn.Linear", entry.module), entry.names[0]
         module.__dict__.pop(_SKIPPED, None)
         if isinstance(module, OpticalLinear):
             module.profile = profile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,8 @@ class OpticalLinear(nn.Linear):
         profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
         seed: the noise's key.
         name: what errors call the layer; :func:`lumina_onnx.nn.convert` sets it to the module's name.
-        input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders that
-            look for them; `profile` and `seed` say the same.
+        input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders
+            that look for them; `profile` and `seed` say the same.
     """
 
     seed: int
@@ -149,9 +149,7 @@ class OpticalLinear(nn.Linear):
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear is {type(linear).__name__}: allowed is a torch.nn.Linear")
         layer = shallow_copy(linear)
-        become_optical(layer, profile, _draw_seed() if seed is None else seed, name)
-        assert isinstance(layer, OpticalLinear)
-        return layer
+        return become_optical(layer, profile, _draw_seed() if seed is None else seed, name)
 
     def to_linear(self) -> nn.Linear:
         """The ``nn.Linear`` with this layer's very parameters (and hooks)."""
@@ -303,7 +301,7 @@ class OpticalLinear(nn.Linear):
         _observer: Observer | None
 
 
-def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: str) -> None:
+def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: str) -> OpticalLinear:
     """Turns `linear` itself into an OpticalLinear: whoever holds the module or its parameters keeps them."""
     before, attributes = linear.__class__, dict(linear.__dict__)
     linear.__class__ = OpticalLinear
@@ -314,6 +312,7 @@ def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: 
         linear.__dict__.clear()
         linear.__dict__.update(attributes)
         raise
+    return cast("OpticalLinear", linear)
 
 
 def shallow_copy(module: _Module) -> _Module:

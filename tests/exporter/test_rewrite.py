@@ -259,6 +259,14 @@ def test_what_is_left_and_why(tmp_path: Path, case: str) -> None:
     np.testing.assert_allclose(run(tmp_path / "y.onnx", x, library=True), run(source, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "inputs"), [("MatMul", ["", "W"]), ("MatMul", ["V"]), ("Gemm", ["", "W", "W"])])
+def test_a_product_without_an_input_is_left(tmp_path: Path, kind: str, inputs: list[str]) -> None:
+    broken = helper.make_node(kind, inputs, ["unread"], name="broken")
+    content = [node("MatMul", "X W", "V"), broken, node("Relu", "V", "Y")]
+    report = rewrite(write(tmp_path / "s.onnx", content, {"W": W}), tmp_path / "y.onnx", ANALOG)
+    assert [(row.name, row.reason) for row in report.left] == [("broken", "an input of it is absent")]
+
+
 def test_an_add_that_is_no_bias_stays(tmp_path: Path) -> None:
     """It is read twice, it is an output, it widens the product, or it adds something else."""
     cases = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import subprocess
 import sys
 import threading
@@ -155,6 +156,12 @@ def test_the_same_options_registered_again(library: str, c_library: str) -> None
         session = onnxruntime.InferenceSession(NOISY.model(), options)
         assert_same_bits(run(session, X), NOISY.expected(X))
         options.register_custom_ops_library(library)
+
+
+def test_an_extension_without_a_file_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("lumina_kernel.lumina_kernel"), "__file__", None)
+    with pytest.raises(ImportError, match="lumina_kernel was loaded from no file: allowed is one, which ONNX Runtime"):
+        lumina_onnx.library_path()
 
 
 def test_load_with_options_that_have_the_operator(library: str) -> None:
