@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
 
 import lumina_kernel
 from lumina_onnx.nn import _checks
@@ -421,6 +422,28 @@ def _each_sample(operator: Any) -> None:
 
 for _operator in (optical_linear, optical_linear_train, optical_linear_backward):
     _each_sample(_operator)
+
+
+@register_flop_formula([torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train])
+def _forward_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """What torch counts for a Linear: 2 for each product."""
+    return 2 * math.prod(x) * weight[0]
+
+
+@register_flop_formula(torch.ops.lumina.optical_linear_backward)
+def _backward_flops(
+    grad: tuple[int, ...],
+    x: Any,
+    weight: Any,
+    saved: Any,
+    history: Any,
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * math.prod(grad) * k * (need_x + need_weight)
 
 
 def _read(

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
-from lumina_onnx.nn import _checks, _ops, functional
+from lumina_onnx.nn import _checks, _fx, _ops, functional
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile
 
@@ -144,7 +144,7 @@ class Frozen:
 
     def forward(self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None) -> Tensor:
         weight, bias = layer.weight, layer.bias
-        if _ops.is_transformed():  # its tensors wrap those that are watched, or take their place
+        if _ops.is_transformed() or _fx.is_traced(x):  # its tensors wrap those that are watched, or take their place
             return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):
             watched.check(tensor, layer.label)

@@ -11,13 +11,13 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.nn._table import table
-from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text
+from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text, recomputed
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -62,8 +62,9 @@ def convert(
         The converted model.
 
     Raises:
-        ValueError: a pattern that matches no Linear layer, or a profile that does not fit a layer.
+        ValueError: a pattern that matches no Linear layer, an empty layer, or a profile that does not fit a layer.
         TypeError: a layer that is not float32 on the CPU.
+        RuntimeError: `model` holds a tensor with a gradient's history, so that it cannot be copied.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: allowed is a torch.nn.Module")
@@ -74,7 +75,7 @@ def convert(
     for pattern, override in overrides.items():
         functional.check_is_profile(override, f"overrides[{pattern!r}]")
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _deep_copy(model)
 
     layers = [entry for entry in _entries(model) if isinstance(entry.module, nn.Linear)]
     for argument, patterns in (("skip", skip), ("overrides", overrides)):
@@ -96,6 +97,31 @@ def convert(
             "convert: no layer of the model was converted; lumina_onnx.nn.report(model) says why", stacklevel=2
         )
     return model
+
+
+def _deep_copy(model: _Model) -> _Model:
+    known: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, value in recomputed(module).items():
+            known[id(module.__dict__[name])] = value.clone()
+    try:
+        return copy.deepcopy(model, cast("dict[int, object]", known))
+    except RuntimeError as error:
+        held = [name for name, value in _attributes(model) if value.grad_fn is not None and id(value) not in known]
+        if not held:
+            raise
+        raise RuntimeError(
+            f"model holds {', '.join(map(repr, held))}, of which torch makes no deep copy, since it has a gradient's "
+            "history: detach it first, or convert with inplace=True"
+        ) from error
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that the modules hold beside their parameters, by name."""
+    for prefix, module in model.named_modules():
+        for name, value in (module.__dict__ | module._buffers).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}" if prefix else name, value
 
 
 @dataclass(frozen=True)
@@ -253,9 +279,12 @@ def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
     """The profile that the layer takes, checked against the layer."""
     module = cast("nn.Linear", entry.module)
     label = f"layer {entry.names[0]!r}"
-    for name in ("weight", "bias"):
-        if getattr(module, name) is not None:
-            _checks.check_tensor(f"{label}: {name}", getattr(module, name))
+    try:
+        _checks.check_weight(module.weight, module.bias)
+    except (TypeError, ValueError) as error:
+        empty = module.weight is not None and module.weight.numel() == 0
+        advice = f"; skip={entry.names[0]!r} leaves it as it is" if empty and entry.names[0] else ""
+        raise type(error)(f"{label}: {error}{advice}") from None
     if isinstance(module, OpticalLinear):
         changes: dict[str, float | tuple[float, ...]] = {}
         if profile.input_range == 0 and profile.input_bits > 0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lumina_kernel
-from lumina_onnx.nn import _checks, _ops
+from lumina_onnx.nn import _checks, _fx, _ops
 from lumina_onnx.profile import OpticalProfile
 
 # Counts the streams drawn: what torch.compile sees change from one noisy call to the next.
@@ -77,6 +77,10 @@ def apply(
 ) -> Tensor:
     """:func:`optical_linear`; `layer` is named in errors about the weights."""
     if not _ops.is_plain(x, weight, bias):
+        if _fx.is_traced(x, weight, bias):
+            if layer:
+                return _fx.layer_node(x, layer)
+            return _fx.function_node(optical_linear, x, weight, bias, profile, seed=seed, stream=stream)
         x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
         _checks.check_call(x, weight, bias)
         if not _ops.is_plain(x, weight, bias):

@@ -105,7 +105,10 @@ class OpticalLinear(nn.Linear):
         self._set_up(profile, seed, "")
 
     def _set_up(self, profile: OpticalProfile, seed: int, name: str) -> None:
-        _checks.check_weight(self.weight, self.bias)
+        try:
+            _checks.check_weight(self.weight, self.bias)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layer {name!r}: {error}" if name else str(error)) from None
         functional.check_counter("seed", seed)
         self.seed = seed
         self.name = name
@@ -282,7 +285,7 @@ class OpticalLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         self._take_over()
-        return {**super().__getstate__(), **_TRANSIENT}  # type: ignore[no-untyped-call]
+        return {**super().__getstate__(), **recomputed(self), **_TRANSIENT}  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         name = state.pop("name", None) if "_name" not in state else None  # as the first release pickled it
@@ -313,6 +316,17 @@ def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: 
         linear.__dict__.update(attributes)
         raise
     return cast("OpticalLinear", linear)
+
+
+def recomputed(module: nn.Module) -> dict[str, Tensor]:
+    """The values, without their history, of attributes that a hook computes before each call: a weight, as pruned.
+
+    torch makes no deep copy of a tensor with a history, and a copy has no use for this one.
+    """
+    hooks = module._forward_pre_hooks.values()
+    names = {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks}
+    values = {name: module.__dict__.get(name) for name in names if isinstance(name, str)}
+    return {name: value.detach() for name, value in values.items() if isinstance(value, Tensor) and not value.is_leaf}
 
 
 def shallow_copy(module: _Module) -> _Module:

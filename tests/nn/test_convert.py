@@ -300,6 +300,21 @@ def test_bad_arguments(error, message, arguments):
         assert not report(arguments["model"]).converted
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(("k", "n"), [(0, 4), (4, 0), (0, 0)])
+def test_an_empty_layer_is_named(k, n):
+    net = nn.Sequential(nn.ReLU(), nn.Linear(k, n), nn.Linear(4, 3))
+    shape = rf"weight has shape \[{n}, {k}\]: allowed is \[N, K\], N and K at least 1"
+    with pytest.raises(ValueError, match=rf"^layer '1': {shape}; skip='1' leaves it as it is$"):
+        convert(net, CLEAN)
+    assert [row.name for row in report(convert(net, CLEAN, skip="1")).converted] == ["2"]
+    with pytest.raises(ValueError, match=rf"^layer '': {shape}$"):
+        convert(net[1], CLEAN)
+    with pytest.raises(ValueError, match=rf"^layer 'head': {shape}$"):
+        OpticalLinear.from_linear(net[1], CLEAN, name="head")
+    assert type(net[1]) is nn.Linear
+
+
 def test_layers_converted_together_do_not_share_their_noise():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

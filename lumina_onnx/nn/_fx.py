@@ -1,0 +1,59 @@
+"""Optical layers under ``torch.fx.symbolic_trace``, which runs a model on stand-ins of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.fx import Proxy
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
+from torch.overrides import handle_torch_function
+
+_LEAF = (
+    "trace a model that holds it, with a torch.fx.Tracer whose is_leaf_module(module, name) is true for "
+    "lumina_onnx.nn.OpticalLinear"
+)
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether one of the values is a stand-in of torch.fx."""
+    return any(isinstance(value, Proxy) for value in values)
+
+
+def function_node(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """A node that calls `function`."""
+    return handle_torch_function(
+        function, [value for value in arguments if isinstance(value, Proxy)], *arguments, **keywords
+    )
+
+
+def layer_node(x: Any, layer: str) -> Any:
+    """A node that calls the layer being traced, which keeps its settings and ranges, as nodes call torch's own modules.
+
+    Args:
+        x: the layer's input, a Proxy.
+        layer: its label.
+
+    Raises:
+        TypeError: what is traced is no such layer by itself, so that a node of it would do something twice.
+    """
+    tracer: Any = x.tracer if isinstance(x, Proxy) else None
+    path = getattr(getattr(tracer, "scope", None), "module_path", "")
+    module = tracer.root.get_submodule(path) if tracer is not None and path else None
+    if tracer is None or module is None or not _is_bare(module):
+        raise TypeError(
+            f"{layer}: x is a torch.fx.Proxy, and torch.fx would trace into a layer that has hooks or a forward of its "
+            f"own, or is no part of a model: {_LEAF}"
+        )
+    return tracer.create_proxy("call_module", path, (x,), {})
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether calling the module is no more than calling the forward of an optical layer."""
+    from lumina_onnx.nn.linear import OpticalLinear
+
+    if type(module).forward is not OpticalLinear.forward or "forward" in module.__dict__:
+        return False
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return not any(getattr(module, kind) for kind in kinds) and not has_any_global_hook()  # type: ignore[no-untyped-call]
