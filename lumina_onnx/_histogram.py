@@ -46,6 +46,21 @@ class Histogram:
         """How many values were counted."""
         return int(self._counts.sum())
 
+    def span(self) -> tuple[int, int]:
+        """The first bin that is not empty, and the one behind the last; (0, 0) where all are."""
+        filled = np.flatnonzero(self._counts)
+        return (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
+
+    def counts(self, low: int, high: int) -> NDArray[np.int64]:
+        """The counts of the bins from `low` up to `high`."""
+        return self._counts[low:high]
+
+    def become(self, low: int, counts: NDArray[np.int64], maximum: float) -> None:
+        """Takes other counts, those of the bins from `low` on, and their maximum."""
+        self._counts[:] = 0
+        self._counts[low : low + counts.size] = counts
+        self.maximum = maximum
+
     def quantile(self, fraction: float) -> float:
         """A magnitude that `fraction` of the values do not exceed, at most 0.4 % above the least such one."""
         cumulative = np.cumsum(self._counts)

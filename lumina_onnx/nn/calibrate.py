@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lumina_onnx._histogram import Histogram, Method, check_method
 from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.context import optical_layers
 from lumina_onnx.nn.linear import OpticalLinear, quiet, range_text
@@ -71,6 +72,7 @@ def calibrate(
     percentile: float = 99.9,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     progress: bool = True,
+    group: Any = None,
 ) -> CalibrationReport:
     """Gives every optical layer of `model` static input and output ranges, from the signals that `batches` cause.
 
@@ -85,6 +87,11 @@ def calibrate(
     The noise adds to z before the ADC, and no headroom is left for it by "max" and "percentile": the additive and
     shot laws scale with the range, so that a wider one also makes more noise. "mse" weighs this exactly.
 
+    Where a process group of ``torch.distributed`` is initialised, all of its processes have to call this, each with the
+    same model and batches of its own (a part of the data, none at all). Each gets the ranges of all batches, with the
+    bits that one process would find in them. A model in ``DistributedDataParallel`` is called past that wrapper, so
+    that the processes may have different numbers of batches.
+
     Args:
         model: with :class:`OpticalLinear` layers.
         batches: an iterable, such as a DataLoader. A tensor is passed to the model; of a tuple or list the first
@@ -95,20 +102,32 @@ def calibrate(
             clean one, at the layer's own noise). A layer without an ADC takes the maximum instead.
         percentile: for method "percentile", above 0 and at most 100.
         forward: called as ``forward(model, batch)`` for each batch, for models that are called in another way.
-        progress: whether a progress bar is shown.
+        progress: whether a progress bar is shown; of several processes only the first shows one.
+        group: the processes that calibrate together, a ``torch.distributed`` process group. None: the default one,
+            where it is initialised. False: this process alone.
 
     Returns:
         The ranges set, and how much they clip; ``print`` shows a table. A layer that was never called keeps its
         ranges, is noted there, and warned about.
 
     Raises:
-        ValueError: no optical layer, no batch, an unknown method, a signal that is not finite (with its layer).
+        ValueError: no optical layer, no batch, an unknown method, a signal that is not finite (with its layer), a
+            model or method that another process has otherwise.
+        RuntimeError: another process has failed.
+        TypeError: `group` is no process group.
     """
-    check_method(method, percentile)
-    layers = optical_layers(model)
-    if not layers:
-        raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
-    observers = _observe(model, layers, batches, forward or _forward, progress)
+    together = Together(group)
+    with together.telling():
+        check_method(method, percentile)
+        layers = optical_layers(model)
+        if not layers:
+            raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
+        called = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        observers, count = _observe(called, layers, batches, forward or _forward, progress and together.rank == 0)
+        alike = [("method", method), ("percentile", percentile), *(described(layers) if together.size > 1 else ())]
+    histograms = [signal for _, layer in layers for signal in (observers[layer].inputs, observers[layer].outputs)]
+    if not together.merge(alike, histograms, count):
+        raise ValueError("batches is empty: allowed is at least one batch")
     rows = tuple(_set_ranges(name, layer, observers[layer], method, percentile / 100) for name, layer in layers)
     idle = [row.name for row in rows if not row.values]
     if idle:
@@ -153,7 +172,7 @@ def _observe(
     batches: Iterable[Any],
     forward: Callable[[nn.Module, Any], Any],
     progress: bool,
-) -> dict[nn.Module, Observer]:
+) -> tuple[dict[nn.Module, Observer], int]:
     observers: dict[nn.Module, Observer] = {}
     training = {module: module.training for module in model.modules()}
     before = [layer._observer for _, layer in layers]
@@ -172,9 +191,7 @@ def _observe(
             layer._observer = observer
         for module, mode in training.items():
             module.training = mode
-    if not count:
-        raise ValueError("batches is empty: allowed is at least one batch")
-    return observers
+    return observers, count
 
 
 def _set_ranges(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
@@ -237,6 +237,18 @@ class OpticalLinear(nn.Linear):
         if settings.profile != self._profile:
             self.profile = settings.profile
         self.seed = settings.seed
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The layer's buffers; where it is asked for its own alone, the entries of its state too.
+
+        So ``torch.distributed.checkpoint.state_dict`` finds them, which looks through a model module by module. Whoever
+        asks a model for all of its buffers, as DistributedDataParallel does to send them, gets buffers only.
+        """
+        yield from super().named_buffers(prefix, recurse, remove_duplicate)
+        if not recurse:
+            yield from ((f"{prefix}.{name}" if prefix else name, entry) for name, entry in self._hand_out().items())
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

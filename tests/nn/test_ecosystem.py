@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -47,54 +46,7 @@ def python(script, timeout=120):
     return result.stdout.strip()
 
 
-# Several processes
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What two ranks of a DistributedDataParallel run found."""
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    folder = tmp_path_factory.mktemp("ranks")
-    child = Path(__file__).with_name("distributed_child.py")
-    processes = [
-        subprocess.Popen([sys.executable, str(child), str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def test_data_parallel_training_is_that_of_the_joint_batch(ranks):
-    from . import distributed_child as child
-
-    net = child.model()
-    optimiser = torch.optim.SGD(net.parameters(), lr=child.RATE)
-    with noise(net):
-        for step in range(child.STEPS):
-            x, target = child.batch(step)
-            optimiser.zero_grad()
-            loss = nn.functional.mse_loss(net(x), target)
-            loss.backward()
-            optimiser.step()
-            halves = torch.stack([rank["losses"][step] for rank in ranks])
-            torch.testing.assert_close(halves.mean(), loss.detach(), rtol=1e-5, atol=0)
-    assert all_equal(ranks[0]["weights"], ranks[1]["weights"])
-    for parameter, found in zip(net.parameters(), ranks[0]["weights"], strict=True):
-        torch.testing.assert_close(found, parameter.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_ranks_have_the_noise_of_their_seed(ranks):
-    assert torch.equal(ranks[0]["alike"], ranks[1]["alike"])
-    assert torch.equal(ranks[0]["apart"], ranks[0]["alike"])
-    assert not torch.equal(ranks[1]["apart"], ranks[0]["apart"])
-    assert all_equal(ranks[0]["gradients"], ranks[1]["gradients"])
+# Several processes; test_distributed.py has those of torch.distributed
 
 
 FORK = """
