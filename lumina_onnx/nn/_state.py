@@ -36,6 +36,7 @@ RANGES = NAMES[:3]
 JSON_NAME = "_extra_state"
 _JSON_VERSION = 1
 
+_TYPE = torch.float64
 _DIGITS = 16
 _CHECK_DIGITS = 8
 _SHARE = 1 / 4  # how far a digit may be from an integer: an average that is all but one seed is that seed
@@ -51,34 +52,58 @@ class Settings(NamedTuple):
 
 
 class Held:
-    """The entries that a layer handed out, and what tells which of them somebody wrote into since."""
+    """The entries that a layer hands out, and what tells which of them somebody wrote into since."""
 
     def __init__(self, profile: OpticalProfile, seed: int, n: int) -> None:
-        self.profile, self.seed = profile, seed
+        self.seed = seed
+        self._values = _values(profile, seed, n)
         with torch.inference_mode(False):
             self._entries = encode(profile, seed, n)
-        self._versions = {name: entry._version for name, entry in self._entries.items()}
+        self._tensors = tuple(self._entries.values())
+        self._changes = self._count_changes()
+        self._holders = self._count_holders()
+        self._looks = 0
 
-    def changed(self) -> dict[str, Tensor]:
-        """The entries that were changed in place."""
-        return {name: entry for name, entry in self._entries.items() if entry._version != self._versions[name]}
+    def _count_changes(self) -> int:
+        a, b, c, d = self._tensors
+        return a._version + b._version + c._version + d._version
 
-    def hand_out(self) -> dict[str, Tensor]:
+    def _count_holders(self) -> int:
+        return sum(torch._C._storage_Use_Count(entry.untyped_storage()._cdata) for entry in self._tensors)
+
+    def is_changed(self) -> bool:
+        """Whether somebody wrote into them."""
+        return self._count_changes() != self._changes
+
+    def is_forgotten(self) -> bool:
+        """Whether nobody has them any more. It is looked up the 1st, 2nd, 4th, 8th ... time alone: that takes long."""
+        self._looks += 1
+        return self._looks & (self._looks - 1) == 0 and self._count_holders() == self._holders
+
+    def entries(self) -> dict[str, Tensor]:
         """The entries: who changes them in place changes those held here."""
         return {name: entry.detach() for name, entry in self._entries.items()}
+
+    def changed(self) -> dict[str, Tensor]:
+        """The entries that no longer have the values that they were handed out with."""
+        return {name: entry for name, entry in self._entries.items() if entry.tolist() != self._values[name]}
 
 
 def encode(profile: OpticalProfile, seed: int, n: int) -> dict[str, Tensor]:
     """The entries of a layer with n outputs, by name."""
+    values = _values(profile, seed, n)
+    return {name: torch.tensor(value, dtype=_TYPE, device="cpu") for name, value in values.items()}
+
+
+def _values(profile: OpticalProfile, seed: int, n: int) -> dict[str, list[float]]:
     ranges = profile.output_range
     each = isinstance(ranges, tuple)
-    values = {
+    return {
         "input_range": [profile.input_range],
         "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges] * n,
         "range_kind": [profile.input_range != 0, ranges != 0, each],
         "noise_seed": _seed_digits(seed),
     }
-    return {name: torch.tensor(value, dtype=torch.float64, device="cpu") for name, value in values.items()}
 
 
 def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: int, prefix: str = "") -> Settings:
@@ -219,10 +244,11 @@ def _output_range(
     return first
 
 
-def _seed_digits(seed: int) -> list[int]:
+def _seed_digits(seed: int) -> list[float]:
     digest = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=_CHECK_DIGITS // 2).digest()
     check = int.from_bytes(digest, "little")
-    return [seed >> 4 * i & 15 for i in range(_DIGITS)] + [check >> 4 * i & 15 for i in range(_CHECK_DIGITS)]
+    digits = [seed >> 4 * i & 15 for i in range(_DIGITS)] + [check >> 4 * i & 15 for i in range(_CHECK_DIGITS)]
+    return list(map(float, digits))
 
 
 def _seed(key: str, values: NDArray[np.float64]) -> int | None:

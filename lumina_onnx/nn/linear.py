@@ -137,6 +137,7 @@ class OpticalLinear(nn.Linear):
         functional.check_profile(profile, self.out_features)
         self._profile = profile
         self._quiet = quiet(profile)
+        self._held = None
 
     @classmethod
     def from_linear(
@@ -208,20 +209,20 @@ class OpticalLinear(nn.Linear):
         self._take_over()
         if active_fake_mode() is not None:
             return _state.encode(self._profile, self.seed, self.out_features)
-        if self._held is None:
+        if self._held is None or self._held.seed != self.seed:
             self._held = _state.Held(self._profile, self.seed, self.out_features)
-        return self._held.hand_out()
+        return self._held.entries()
 
     def _take_over(self) -> None:
         """Takes over what was written in place into the entries that were handed out."""
         held = self._held
         if held is None:
             return
-        if held.profile is not self._profile or held.seed != self.seed:
-            self._held = None  # others were assigned since
-        elif changed := held.changed():
+        if held.is_changed():
             self._held = None
-            self._take(changed, "")
+            self._take(held.changed(), "")
+        elif held.is_forgotten():
+            self._held = None
 
     def _take(self, entries: Mapping[str, Any], prefix: str) -> None:
         """Takes ranges and seed from entries of a ``state_dict``."""

@@ -404,6 +404,20 @@ def test_what_is_assigned_after_a_write_wins():
     assert settings(net) == [(EACH, 0)]
 
 
+def test_a_layer_forgets_a_state_dict_that_nobody_has():
+    net, x = layer(STATIC), torch.zeros(1, 5)
+    state = {name: entry.detach() for name, entry in net.state_dict().items()}
+    for _ in range(100):
+        net(x)
+    state["input_range"].fill_(2.0)
+    net(x)
+    assert net.profile.input_range == 2.0
+    state = net.state_dict()
+    del state
+    net(x)
+    assert net._held is None
+
+
 def test_an_old_state_dict_keeps_its_values():
     net = layer(STATIC)
     state = net.state_dict()
