@@ -62,14 +62,15 @@ def rewrite(
         overrides: name pattern -> profile for the layers it matches; of several that match, the last.
         seed: 0..2^63-1; the first layer's noise seed, from which the others' follow.
         fallback: attach the operator's body in standard operators, so that the file runs without the operator's
-            library. It needs opset 19 to 21; a file of an older one is raised to 20 by onnx's version converter.
+            library. It needs opset 19 to 21; a file of an older one is raised to 20 by onnx's version converter, and
+            refused where ONNX Runtime computes something else then.
 
     Returns:
         What was written: layers with their storage, what was left and why. ``print`` shows tables.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: ``source`` cannot be read or ``path`` not be written.
-        ValueError: no ONNX model, no layer to convert, a pattern that matches none, weights or parameters that are
+        OSError: ``source``, or what it keeps beside itself, cannot be read, or ``path`` not be written.
+        ValueError: no ONNX model, data beside it that are not as it says, no layer to convert, a pattern that matches none, weights or parameters that are
             not allowed, calibration data that do not fit, or an opset that the function body cannot have.
     """
     check_method(method, percentile)
