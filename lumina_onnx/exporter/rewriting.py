@@ -70,8 +70,9 @@ def rewrite(
 
     Raises:
         OSError: ``source``, or what it keeps beside itself, cannot be read, or ``path`` not be written.
-        ValueError: no ONNX model, data beside it that are not as it says, no layer to convert, a pattern that matches none, weights or parameters that are
-            not allowed, calibration data that do not fit, or an opset that the function body cannot have.
+        ValueError: no ONNX model, data beside it that are not as it says, no layer to convert, a pattern that matches
+            none, weights or parameters that are not allowed, calibration data that do not fit, or an opset that the
+            function body cannot have.
     """
     check_method(method, percentile)
     if not isinstance(profile, OpticalProfile):
