@@ -143,7 +143,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(prover: Any, monkeypatch: 
     report = prover.export(model, torch.randn(2, 128))
     data = prover.path.with_name("model.onnx.data")
     assert data.stat().st_size >= 128 * 128
-    assert prover.path.stat().st_size < 8192
+    assert prover.path.stat().st_size < report.body_bytes + 4096
     assert report.file_bytes == prover.path.stat().st_size + data.stat().st_size
     assert inspect(prover.path).file_bytes == report.file_bytes
     assert report.notes == ["weights of 0.00 GiB do not fit into one .onnx file: keep model.onnx.data beside it"]
