@@ -3,94 +3,171 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import keyword
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
+from torch import nn
+from torch.export.graph_signature import ConstantArgument, SymIntArgument, TensorArgument
+from torch.onnx._internal.exporter import _capture_strategies, _dynamic_shapes, _flags
 from torch.utils import _pytree as pytree
 
 from lumina_onnx import nn as optical
 from lumina_onnx.schema import DOMAIN, VERSION
 
+from . import calls
+from .binding import Binding
 from .onnx_schema import register
 
-__all__ = ["ExportError", "capture", "evaluating"]
+__all__ = ["Captured", "ExportError", "capture", "evaluating"]
 
 
 class ExportError(RuntimeError):
     """torch could not export the model; its own error is the cause, and follows in the text."""
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A model as torch's exporter sees it."""
+
+    graph: ir.Model
+    """Nothing has optimised it yet; each optical node has the number of its call in the place of its seed."""
+    inputs: list[str]
+    """Their names."""
+    calls: list[calls.Call]
+    """The optical calls by their number."""
+    binding: Binding
+    """How the graph's inputs and outputs belong to forward's."""
+
+
 def capture(
-    model: torch.nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: Any, dynamic_batch: bool, opset: int
-) -> ir.Model:
-    """The model in eval mode, noise on, as an ONNX graph that nothing has optimised yet.
+    model: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: Any, dynamic_batch: bool, opset: int
+) -> Captured:
+    """The model in eval mode, noise on, as an ONNX graph.
 
     Raises:
-        ValueError: a batch dimension that cannot be dynamic.
+        ValueError: a batch dimension that cannot be dynamic, or weights that are others in each call.
         ExportError: torch cannot export the model's forward.
     """
+    arguments, keywords = _split(_apart(arguments))
     batched = dynamic_shapes is None and dynamic_batch
-    if batched:
-        arguments, dynamic_shapes = _batched(model, arguments)
     register()
-    with evaluating(model), optical.noise(model, on=True), _quiet():
+    with evaluating(model), optical.noise(model, on=True), _quiet(), _explicit_keywords(model, keywords):
+        if batched:
+            arguments, keywords, dynamic_shapes = _batched(model, arguments, keywords)
         try:
-            program = torch.onnx.export(
-                model,
-                arguments,
-                dynamo=True,
-                dynamic_shapes=dynamic_shapes,
-                opset_version=opset,
-                custom_translation_table={torch.ops.lumina.optical_linear.default: _translate},
-                optimize=False,
-                verbose=False,
-            )
+            program = _program(model, arguments, keywords, dynamic_shapes)
         except Exception as error:
-            _check_forward(model, arguments)
+            _check_forward(model, arguments, keywords)
             advice = (
                 "; where a fixed size follows from dimension 0, give dynamic_batch=False or dynamic_shapes"
                 if batched
                 else ""
             )
-            raise ExportError(
-                f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: "
-                + re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-            ) from error
-    program = cast("torch.onnx.ONNXProgram", program)
+            raise _cannot(model, advice, error) from error
+        marked = calls.mark(program, model)
+        binding = Binding.of(program, inspect.signature(model.forward))
+        _results_as_tensors(program)
+        names = _plain_names(program)
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=opset,
+                custom_translation_table={calls.OPERATOR: _translate},
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise _cannot(model, "", error) from error
+    if exported is None:
+        raise ExportError(f"torch.onnx.export returned nothing for {type(model).__name__}")
+    _own_names(exported.model, names)
     if batched:
-        _name_batch(program)
+        _name_batch(exported)
     else:
-        _check_dynamic(program, dynamic_shapes)
-    return program.model
+        _check_dynamic(exported, dynamic_shapes)
+    inputs = [str(value.name) for value in exported.model.graph.inputs]
+    return Captured(exported.model, inputs, marked, binding)
 
 
-def _check_forward(model: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+def _cannot(model: nn.Module, advice: str, error: Exception) -> ExportError:
+    return ExportError(
+        f"torch.onnx.export cannot capture {type(model).__name__}.forward{advice}. Its error: "
+        + re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    )
+
+
+def _apart(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with a tensor that is there twice copied: torch's exporter takes its places for one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return leaf.clone()
+
+    apart: tuple[Any, ...] = pytree.tree_map(own, arguments)
+    return apart
+
+
+def _split(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: a dict at the end holds the latter."""
+    if arguments and isinstance(arguments[-1], dict):
+        return arguments[:-1], arguments[-1]
+    return arguments, {}
+
+
+@_flags.set_onnx_exporting_flag
+def _program(
+    model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """The model as a graph of torch's operators, captured the ways in which ``torch.onnx.export`` captures it.
+
+    That function does this and the rest at once, and what becomes of the calls has to be noted in between.
+    """
+    shapes, _ = _dynamic_shapes.convert_str_to_export_dim(dynamic_shapes)
+    failures: list[Exception | None] = []
+    for strategy in _capture_strategies.CAPTURE_STRATEGIES:
+        result = strategy(verbose=False)(model, arguments, keywords, dynamic_shapes=shapes)
+        if result.exported_program is not None:
+            return result.exported_program
+        failures.append(result.exception)
+    raise failures[0] or ExportError("torch.export returned nothing")
+
+
+def _check_forward(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Says in the model's own words what is wrong with the example inputs, where forward fails on them without torch's
     exporter too."""
-    keywords = arguments[-1] if arguments and isinstance(arguments[-1], dict) else {}
-    positional = arguments[:-1] if keywords else arguments
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*positional, **keywords)
+            model(*arguments, **keywords)
     except Exception as error:
         raise ExportError(f"{type(model).__name__}.forward fails on args: {type(error).__name__}: {error}") from error
 
 
-def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+def _batched(
+    model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Example inputs and their dynamic shapes, dimension 0 of each tensor being the batch.
 
     torch takes a size of 0 or 1 for a constant, so that such an example becomes one of 2.
     """
-    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor) and leaf.ndim}
+    leaves = pytree.tree_leaves((arguments, keywords))
+    sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim}
     if len(sizes) > 1:
         raise ValueError(
             f"args: dimension 0 of the inputs has sizes {sorted(sizes)}, and dynamic_batch = True makes it one batch; "
@@ -103,15 +180,87 @@ def _batched(model: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[
             return leaf.new_zeros((2, *leaf.shape[1:])) if leaf.shape[0] == 0 else torch.cat([leaf, leaf])
         return leaf
 
-    arguments = pytree.tree_map(widen, arguments)
+    arguments, keywords = pytree.tree_map(widen, (arguments, keywords))
+    try:
+        bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
+    except TypeError as error:
+        raise ExportError(f"{type(model).__name__}.forward fails on args: TypeError: {error}") from error
+    # By name, as what forward gathers in *args and **kwargs is nested there.
     shapes = pytree.tree_map(
-        lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.ndim else None, arguments
+        lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.ndim else None, dict(bound)
     )
-    if not (arguments and isinstance(arguments[-1], dict)):
-        return arguments, shapes
-    # With keyword arguments torch wants the shapes by name.
-    names = list(inspect.signature(model.forward).parameters)
-    return arguments, dict(zip(names, shapes[:-1], strict=False)) | shapes[-1]
+    return arguments, keywords, shapes
+
+
+def _results_as_tensors(program: torch.export.ExportedProgram) -> None:
+    """Makes the sizes among a program's results tensors, and its constants None, which is no output of a graph."""
+    (results,) = (node for node in program.graph.nodes if node.op == "output")
+    values = list(results.args[0])
+    for index, spec in enumerate(program.graph_signature.output_specs):
+        if isinstance(spec.arg, ConstantArgument):
+            values[index] = spec.arg.value = None
+        elif isinstance(spec.arg, SymIntArgument) and isinstance(values[index], torch.fx.Node):
+            with program.graph.inserting_before(results):
+                size = program.graph.call_function(
+                    torch.ops.aten.scalar_tensor.default, (values[index],), {"dtype": torch.int64}
+                )
+            size.meta = {**values[index].meta, "val": values[index].meta["val"]}
+            values[index], spec.arg = size, TensorArgument(size.name)
+    results.args = (tuple(values),)
+    program.graph_module.recompile()
+
+
+@contextlib.contextmanager
+def _explicit_keywords(model: nn.Module, keywords: dict[str, Any]) -> Iterator[None]:
+    """Names what forward takes as ``**keywords`` in its signature: torch.export mistakes their shapes otherwise."""
+    signature = inspect.signature(model.forward)
+    named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [name for name in keywords if name not in signature.parameters]
+    if len(named) == len(signature.parameters) or not more:
+        yield
+        return
+    forward, own = model.forward, model.__dict__.get("forward")
+
+    @functools.wraps(forward)
+    def explicit(*arguments: Any, **others: Any) -> Any:
+        return forward(*arguments, **others)
+
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+    explicit.__signature__ = signature.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
+    model.forward = explicit
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
+
+
+def _plain_names(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Gives parameters and buffers names that torch can write into the code of a graph; returns them with their own.
+
+    torch quotes the names of modules there without escaping them: ``say "hi"`` would be a syntax error.
+    """
+    names: dict[str, str] = {}
+    for spec in program.graph_signature.input_specs:
+        name = spec.target
+        if name is None or all(re.fullmatch(r"\w+", part) and not keyword.iskeyword(part) for part in name.split(".")):
+            continue
+        plain = f"lumina_stored_{len(names)}"
+        names[plain] = name
+        spec.target = plain
+        for tensors in (program.state_dict, program.constants):
+            if name in tensors:
+                tensors[plain] = tensors.pop(name)
+    return names
+
+
+def _own_names(graph: ir.Model, names: dict[str, str]) -> None:
+    for plain, name in names.items():
+        if plain in graph.graph.initializers:
+            value = graph.graph.initializers.pop(plain)
+            value.name = name
+            graph.graph.initializers[name] = value
 
 
 def _name_batch(program: torch.onnx.ONNXProgram) -> None:
@@ -187,7 +336,7 @@ def _translate(
 
 
 @contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model into eval mode and restores the mode of each module."""
     training = [module for module in model.modules() if module.training]
     model.eval()

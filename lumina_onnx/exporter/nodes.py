@@ -27,6 +27,7 @@ __all__ = [
     "operators",
     "optical_nodes",
     "renamed",
+    "spelled",
     "walk",
     "without_noise",
 ]
@@ -155,6 +156,11 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         if any((node.domain, node.op_type) == (DOMAIN, OPERATOR) for node, _ in walk(each))
     ]
     return onnx.inliner.inline_selected_functions(model, [(DOMAIN, OPERATOR)], exclude=True) if inside else model
+
+
+def spelled(name: str) -> str:
+    """A name as a file can hold it: Python's strings may have characters that UTF-8 or C has not."""
+    return name.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lumina_onnx._histogram import Method, check_method
+from lumina_onnx._patterns import Patterns, chosen
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
 
@@ -58,7 +58,8 @@ def rewrite(
             profile's.
         method: "max", "percentile" or "mse", as in :func:`lumina_onnx.nn.calibrate`.
         percentile: for method "percentile", above 0 and at most 100.
-        skip: name patterns (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`) of layers to leave.
+        skip: names of layers to leave, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`). What is
+            a layer's name is no pattern.
         overrides: name pattern -> profile for the layers it matches; of several that match, the last.
         seed: 0..2^63-1; the first layer's noise seed, from which the others' follow.
         fallback: attach the operator's body in standard operators, so that the file runs without the operator's
@@ -87,18 +88,16 @@ def rewrite(
     read = reading.read(source, fallback, *first)
     graph, notes = read.graph, read.notes
     found, left = _linears(graph)
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     overrides = dict(overrides or {})
-    _check_patterns("skip", skip, found)
-    _check_patterns("overrides", overrides, found)
+    names = [(linear.name,) for linear in found]
+    skips, overriding = Patterns("skip", skip, names), Patterns("overrides", overrides, names)
     converted = []
     for linear in found:
-        matching = [pattern for pattern in skip if fnmatch.fnmatchcase(linear.name, pattern)]
-        if matching:
-            left.append(Left(linear.name, linear.node.op_type, f"skip {matching[0]!r}"))
+        skipping = skips.matching(linear.name)
+        if skipping:
+            left.append(Left(linear.name, linear.node.op_type, f"skip {skipping[0]!r}"))
             continue
-        chosen = [override for pattern, override in overrides.items() if fnmatch.fnmatchcase(linear.name, pattern)]
-        _replace(linear, chosen[-1] if chosen else profile, seed)
+        _replace(linear, chosen(overriding, overrides, (linear.name,), profile), seed)
         converted.append(linear.name)
     if not converted:
         reasons = "; ".join(f"{names} ({kind}): {reason}" for names, kind, reason in grouped(left))
@@ -238,14 +237,6 @@ def _bias_after(node: ir.Node, n: int, known: Constants) -> tuple[ir.Node | None
     if row.dtype != np.float32 or row.size != n or not 1 <= row.ndim <= rank or row.shape[-1] != n:
         return None, None
     return add, row.reshape(-1)
-
-
-def _check_patterns(argument: str, patterns: Iterable[str], found: list[_Linear]) -> None:
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(linear.name, pattern) for linear in found):
-            shown = ", ".join(linear.name for linear in found[:20])
-            more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-            raise ValueError(f"{argument} pattern {pattern!r} matches no layer: there are {shown or 'none'}{more}")
 
 
 def _replace(linear: _Linear, profile: OpticalProfile, seed: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -13,9 +13,10 @@ import onnxscript
 import torch
 
 from lumina_onnx import nn as optical
+from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 
-from . import files, nodes, packing, writing
-from .capture import ExportError, capture
+from . import calls, files, nodes, packing, writing
+from .capture import Captured, ExportError, capture
 from .constants import Constants
 from .products import multiplies_by_stored, obstacle
 from .report import ExportReport, Left
@@ -64,29 +65,34 @@ def export(
         FileNotFoundError, IsADirectoryError: ``path`` cannot be written.
         ExportError: torch cannot export the model's forward.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; allowed is a torch.nn.Module")
+    check_is_whole(model)
+    model = unwrapped(model)
     if noise not in ("keep", "off"):
         raise ValueError(f'noise = {noise!r}: allowed is "keep", "off"')
     runtime = resolve(target)
     file = writing.destination(path)
     arguments = _arguments(args)
-    graph = capture(model, arguments, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, opset=runtime.opset)
+    captured = capture(
+        model, arguments, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, opset=runtime.opset
+    )
+    graph = captured.graph
     ir.passes.common.InlinePass()(graph)
-    modules = _name_nodes(graph)
-    if not modules:
+    reached = calls.restore(graph, captured.calls)
+    if not reached:
         raise ValueError(
             f"model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first ({_what_there_is(model)})"
         )
+    modules = dict(model.named_modules(remove_duplicate=False))
+    _name_nodes(graph, reached, modules)
     if noise == "off":
         packing.silence(graph)
     notes = packing.separate_seeds(graph)
     # Only now: the optimiser merges equal nodes, and two noisy calls are not equal.
     with _set_apart(graph):
         onnxscript.optimizer.optimize(graph)
-    left = _left(model, graph, set(modules.values()))
+    left = _left(model, graph, set(reached.values()), modules)
     packing.store_weights(graph)
-    _finish(model, graph, runtime)
+    _finish(model, captured, runtime)
     if fallback:
         writing.attach_body(graph)
     notes += writing.save(graph, file)
@@ -117,27 +123,30 @@ def _arguments(args: torch.Tensor | Sequence[Any]) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def _scopes(node: ir.Node) -> list[str]:
-    """The modules that a node was called from, outermost first, as paths."""
+def _caller(node: ir.Node, modules: Mapping[str, torch.nn.Module]) -> str:
+    """The path of the module that called a node; "" where torch left no trace, as in a branch."""
     text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-    scopes = json.loads(text.replace("'", '"')) if text else []
-    return [scope.split("@")[0] for scope in scopes[:-1]]
+    scopes: list[str] = ast.literal_eval(text) if text else []
+    return calls.module_path(scopes[-2], modules) if len(scopes) > 1 else ""
 
 
-def _name_nodes(graph: ir.Model) -> dict[str, str]:
-    """Names each node after the module that called the operator; returns node -> module."""
-    modules: dict[str, str] = {}
-    for node in packing.optical_nodes(graph):
-        module = (_scopes(node) or [""])[-1]
-        base = module or "optical_linear"
-        name = (
+def _name_nodes(graph: ir.Model, reached: Mapping[ir.Node, str], modules: Mapping[str, torch.nn.Module]) -> None:
+    """Names each optical node after the module that called the operator, and no other node like one of them."""
+    taken: set[str] = set()
+    spelled = {nodes.spelled(path) for path in modules}
+    for node, path in reached.items():
+        base = nodes.spelled(path) or "optical_linear"
+        candidates = (f"{base}_{index}" for index in range(2, 10**9))
+        # The second call of "layer" is not "layer_2", where there is a module of that name.
+        node.name = (
             base
-            if base not in modules
-            else next(f"{base}_{i}" for i in range(2, 10**9) if f"{base}_{i}" not in modules)
+            if base not in taken
+            else next(name for name in candidates if name not in taken and name not in spelled)
         )
-        node.name = name
-        modules[name] = module
-    return modules
+        taken.add(node.name)
+    for other in graph.graph.all_nodes():
+        if other not in reached and other.name in taken:
+            other.name = next(name for index in range(1, 10**9) if (name := f"{other.name}__{index}") not in taken)
 
 
 @contextlib.contextmanager
@@ -163,16 +172,17 @@ def _what_there_is(model: torch.nn.Module) -> str:
     return f"it holds {count} nn.Linear" if count else "it holds no nn.Linear either"
 
 
-def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Left]:
+def _left(
+    model: torch.nn.Module, graph: ir.Model, reached: set[str], modules: Mapping[str, torch.nn.Module]
+) -> list[Left]:
     """Products with constant weights that stay ordinary operators, and optical layers that are not in the file."""
-    modules = dict(model.named_modules(remove_duplicate=False))
     reasons = {name: row.reason for row in optical.report(model).left for name in (row.name, *row.aliases)}
     left: dict[Left, None] = {}
     known = Constants(graph)
     for node in graph.graph.all_nodes():
         if not multiplies_by_stored(node, known):
             continue
-        path = (_scopes(node) or [""])[-1]
+        path = _caller(node, modules) or _holder(node, known, modules)
         if isinstance(modules.get(path), optical.OpticalLinear):
             reason = "the model reads this layer's weight without calling the layer"
         else:
@@ -186,10 +196,29 @@ def _left(model: torch.nn.Module, graph: ir.Model, reached: set[str]) -> list[Le
     return list(left)
 
 
-def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
+def _holder(node: ir.Node, known: Constants, modules: Mapping[str, torch.nn.Module]) -> str:
+    """The path of the module whose parameter the weights of a node are computed from."""
+    waiting = [value for value in node.inputs if value is not None and not known.is_reached(value)]
+    seen = set(waiting)
+    while waiting:
+        value = waiting.pop()
+        path = str(value.name).rpartition(".")[0]
+        if value.is_initializer() and path in modules:
+            return path
+        producer = value.producer()
+        sources = {source for source in (producer.inputs if producer is not None else ()) if source is not None}
+        waiting.extend(sources - seen)
+        seen |= sources
+    return ""
+
+
+def _finish(model: torch.nn.Module, captured: Captured, runtime: Target) -> None:
     """Names, versions and metadata; nothing of the machine that exported stays in the file."""
+    graph = captured.graph
     ir.passes.common.ClearMetadataAndDocStringPass()(graph)
     outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
+    for value, name in zip(graph.graph.inputs, captured.inputs, strict=True):
+        value.name = name  # which the optimiser takes from an input that is an output as well
     taken = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
     for index, value in enumerate(outputs):
         name = "output" if len(graph.graph.outputs) == 1 else f"output_{index}"
@@ -199,4 +228,5 @@ def _finish(model: torch.nn.Module, graph: ir.Model, runtime: Target) -> None:
     graph.ir_version = runtime.ir_version
     # Not torch, which named itself: what stands in the file is ours.
     graph.producer_name = ""
+    graph.metadata_props.update(captured.binding.metadata())
     writing.finish(graph)

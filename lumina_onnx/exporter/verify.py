@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,18 +111,18 @@ def verify(
             rows = [_compare_noisy_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
             comparisons += [row for row in rows if not row.ok]
     if reference is not None:
-        arrays, noisy = list(feeds.values()), _is_noisy(layers)
-        seeds = _seeds_of_calls(reference, arrays, layers) if noisy else {}
-        exact = _is_exact(model, reference, layers, seeds, notes)
+        from .torch_reference import TorchReference
+
+        compared = TorchReference(reference, model, layers, feeds)
+        others = sorted(set(nodes.operators(model)) - EXACT_OPERATORS)
+        if others:
+            notes.append(
+                f"torch may differ in {', '.join(others)}: operators whose last bits are an implementation's own"
+            )
+        notes += compared.notes
         for run, values in enumerate(outputs):
-            expected_outputs = _run_torch(reference, arrays, run, seeds, noisy=noisy)
-            if len(expected_outputs) != len(output_names):
-                raise ValueError(
-                    f"reference returns {len(expected_outputs)} tensors; the model in {str(path)!r} has "
-                    f"{len(output_names)} outputs: allowed is the model that was exported"
-                )
-            for name, expected in zip(output_names, expected_outputs, strict=True):
-                comparisons.append(_compare(name, "torch", run, values[name], expected, required=exact))
+            for name, expected in compared.run(run).items():
+                comparisons.append(_compare(name, "torch", run, values[name], expected, required=not notes))
 
     import onnxruntime
 
@@ -240,102 +239,6 @@ def _compare_noisy_body(node: nodes.OpticalNode, executions: Executions) -> Comp
 
 def _is_noisy(layers: list[nodes.OpticalNode]) -> bool:
     return any(node.attributes[name] for node in layers for name in nodes.NOISE)
-
-
-def _seeds_of_calls(
-    reference: torch.nn.Module, arrays: list[NDArray[Any]], layers: list[nodes.OpticalNode]
-) -> dict[torch.nn.Module, list[int]] | None:
-    """The seeds that the file gives each optical module, one for each of its calls in a forward pass.
-
-    Layers that share a seed in torch (a module called twice) have seeds of their own in the file. The calls of a
-    forward pass are the file's nodes in their order; None where they are not.
-    """
-    from lumina_onnx import nn as optical
-
-    calls: list[optical.OpticalLinear] = []
-    modules = [module for module in reference.modules() if isinstance(module, optical.OpticalLinear)]
-    hooks = [module.register_forward_pre_hook(lambda module, _: calls.append(module)) for module in modules]
-    try:
-        _run_torch(reference, arrays, 0, {}, noisy=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(calls) != len(layers):
-        return None
-    known = {module.seed for module in modules}
-    seeds: dict[torch.nn.Module, list[int]] = {}
-    for module, node in zip(calls, layers, strict=True):
-        seed = node.attributes["seed"]
-        if (module.in_features, module.out_features) != (node.in_features, node.out_features):
-            return None
-        if seed != module.seed and seed in known:
-            return None
-        seeds.setdefault(module, []).append(seed)
-    return seeds
-
-
-def _is_exact(
-    model: onnx.ModelProto,
-    reference: torch.nn.Module,
-    layers: list[nodes.OpticalNode],
-    seeds: dict[torch.nn.Module, list[int]] | None,
-    notes: list[str],
-) -> bool:
-    """Whether torch must give the same bits."""
-    from lumina_onnx import nn as optical
-
-    others = set(nodes.operators(model)) - EXACT_OPERATORS
-    if others:
-        notes.append(
-            f"torch may differ in {', '.join(sorted(others))}: operators whose last bits are an implementation's own"
-        )
-    if seeds is None:
-        known = {module.seed for module in reference.modules() if isinstance(module, optical.OpticalLinear)}
-        own = [node.name for node in layers if node.attributes["seed"] not in known]
-        if own:
-            notes.append(f"torch draws other noise for {', '.join(own)}: in the file they have seeds of their own")
-    return not notes
-
-
-def _run_torch(
-    model: torch.nn.Module,
-    arrays: list[NDArray[Any]],
-    stream: int,
-    seeds: dict[torch.nn.Module, list[int]] | None,
-    *,
-    noisy: bool,
-) -> list[NDArray[Any]]:
-    """The model's outputs, with the noise of this stream under the file's `seeds`."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    from lumina_onnx import nn as optical
-
-    from .capture import evaluating
-
-    fixed = optical.noise(model, on=noisy, stream=stream if noisy else None)
-    with torch.no_grad(), evaluating(model), fixed, _seeded(seeds or {}):
-        result = model(*(torch.from_numpy(np.array(array)) for array in arrays))
-    return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-
-
-@contextlib.contextmanager
-def _seeded(seeds: dict[torch.nn.Module, list[int]]) -> Iterator[None]:
-    """Gives each call of each module its seed, and the modules their own back."""
-    before = {module: module.seed for module in seeds}
-    left = {module: iter(each) for module, each in seeds.items()}
-
-    def next_seed(module: Any, _: Any) -> None:
-        module.seed = next(left[module])
-
-    hooks = [module.register_forward_pre_hook(next_seed) for module in seeds]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, seed in before.items():
-            module.seed = seed
 
 
 def _compare(

@@ -13,13 +13,15 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
 from lumina_onnx.nn import _checks, _fx, _ops, functional
+from lumina_onnx.nn._wrappers import unwrapped
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile
 
 
 def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLinear]]:
     """The optical layers of a model by name, each once, in the model's order."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, OpticalLinear)]
+    named = unwrapped(model).named_modules()
+    return [(name, module) for name, module in named if isinstance(module, OpticalLinear)]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import hashlib
 import warnings
 from collections import Counter
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from lumina_onnx._patterns import Patterns, chosen
 from lumina_onnx.nn import _checks, _ops, functional
 from lumina_onnx.nn._table import table
+from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text, recomputed
 from lumina_onnx.profile import OpticalProfile
 
@@ -53,7 +54,8 @@ def convert(
     Args:
         model: of float32 parameters on the CPU.
         profile: the hardware.
-        skip: name patterns (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`; ``*`` crosses dots) of layers to leave.
+        skip: names of layers to leave, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`; ``*``
+            crosses dots). What is a layer's name is no pattern.
         overrides: name pattern -> profile for the layers it matches; of several that match, the last.
         seed: 0..2^63-1; models converted with different seeds have different noise.
         inplace: converts `model` itself, rather than a deep copy.
@@ -68,28 +70,28 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: allowed is a torch.nn.Module")
+    check_is_whole(model)
     functional.check_is_profile(profile)
     functional.check_counter("seed", seed)
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     overrides = dict(overrides or {})
     for pattern, override in overrides.items():
         functional.check_is_profile(override, f"overrides[{pattern!r}]")
     if not inplace:
         model = _deep_copy(model)
 
-    layers = [entry for entry in _entries(model) if isinstance(entry.module, nn.Linear)]
-    for argument, patterns in (("skip", skip), ("overrides", overrides)):
-        _check_patterns(argument, patterns, layers)
+    layers = [entry for entry in _entries(unwrapped(model)) if isinstance(entry.module, nn.Linear)]
+    names = [entry.names for entry in layers]
+    skips = Patterns("skip", skip, names, "Linear layer")
+    overriding = Patterns("overrides", overrides, names, "Linear layer")
 
     plan: list[tuple[_Entry, OpticalProfile]] = []
     skipped: dict[nn.Module, str] = {}
     for entry in layers:
-        skips = [pattern for pattern in skip if entry.matches(pattern)]
-        if skips and not isinstance(entry.module, OpticalLinear):
-            skipped[entry.module] = skips[0]
-        elif not skips and _why_left(entry) is None:
-            chosen = [override for pattern, override in overrides.items() if entry.matches(pattern)]
-            plan.append((entry, _profile_for(entry, chosen[-1] if chosen else profile)))
+        skipping = skips.matching(*entry.names)
+        if skipping and not isinstance(entry.module, OpticalLinear):
+            skipped[entry.module] = skipping[0]
+        elif not skipping and _why_left(entry) is None:
+            plan.append((entry, _profile_for(entry, chosen(overriding, overrides, entry.names, profile))))
     _apply(plan, skipped, layers, seed)
     _close_fast_paths(model)
     if not any(isinstance(module, OpticalLinear) for module in model.modules()):
@@ -201,7 +203,7 @@ class ConversionReport:
 def report(model: nn.Module) -> ConversionReport:
     """What became of each layer of `model` that has a weight matrix: its profile, or why it was left."""
     rows = []
-    for entry in _entries(model):
+    for entry in _entries(unwrapped(model)):
         module = entry.module
         if isinstance(module, OpticalLinear):
             profile, seed, reason = module.profile, module.seed, ""
@@ -227,9 +229,6 @@ class _Entry:
     module: nn.Module
     names: tuple[str, ...]
     bypassed_by: nn.Module | None
-
-    def matches(self, pattern: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in self.names)
 
 
 def _entries(model: nn.Module) -> Iterator[_Entry]:
@@ -263,16 +262,6 @@ def _has_matrix(module: nn.Module) -> bool:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList)):
         return False
     return any(is_lazy(p) or p.dim() >= 2 for p in module.parameters(recurse=False))
-
-
-def _check_patterns(argument: str, patterns: Iterable[str], layers: list[_Entry]) -> None:
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{argument} holds {type(pattern).__name__} {pattern!r}: allowed is a name pattern, a str")
-        if not any(layer.matches(pattern) for layer in layers):
-            names = [name for layer in layers for name in layer.names]
-            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            raise ValueError(f"{argument} pattern {pattern!r} matches no Linear layer: there are {shown or 'none'}")
 
 
 def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
@@ -331,7 +320,7 @@ def _free_seed(seed: int, name: str, taken: Container[int]) -> int:
 
 
 def _layer_seed(seed: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % _ops.STREAMS
 
 

@@ -1,0 +1,301 @@
+"""The optical calls of a program that torch captured: whose they are, and the weights that torch itself computes.
+
+On its way to ONNX a program is decomposed and its branches become functions: a call keeps its arguments then, and
+nothing else for sure. So :func:`mark` numbers the calls, each carrying its number in the place of its seed, and
+:func:`restore` gives the nodes what belongs to them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from lumina_onnx import nn as optical
+
+from . import packing
+
+__all__ = ["OPERATOR", "Call", "mark", "module_path", "restore"]
+
+OPERATOR = torch.ops.lumina.optical_linear.default
+
+_ARGUMENTS = [argument.name for argument in OPERATOR._schema.arguments]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the operator."""
+
+    module: str
+    """The path of the module that calls it; "" for the model itself."""
+    seed: int
+    computed: dict[int, Tensor]
+    """Operands that are computed from parameters and buffers alone, by the node's input: 1 for W, 3 for the bias."""
+
+
+def mark(program: torch.export.ExportedProgram, model: nn.Module) -> list[Call]:
+    """Numbers the optical calls of a program, those in its branches and loops too.
+
+    Torch evaluates the weights that are computed: a weight norm, a sum with a low-rank update. Another library's
+    arithmetic would give other last bits than the model's own forward pass.
+
+    Raises:
+        ValueError: a weight or bias that is another one in each call.
+    """
+    calls: list[Call] = []
+    stored: dict[Node, Any] = {}
+    tensors = {**program.state_dict, **program.constants}
+    for node, spec in zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True):
+        if spec.target in tensors:
+            stored[node] = tensors[spec.target]
+        elif isinstance(spec.arg, torch.export.graph_signature.ConstantArgument):
+            stored[node] = spec.arg.value
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    _visit(program.graph_module, stored, "", _Owners(model, names), calls)
+    return calls
+
+
+def restore(graph: ir.Model, calls: list[Call]) -> dict[ir.Node, str]:
+    """Gives each optical node its seed and its computed operands; returns the path of the module that calls it."""
+    modules: dict[ir.Node, str] = {}
+    for node in packing.optical_nodes(graph):
+        call = calls[node.attributes["seed"].as_int()]
+        node.attributes["seed"] = ir.AttrInt64("seed", call.seed)
+        for index, tensor in call.computed.items():
+            array = tensor.detach().contiguous().resolve_neg().numpy()
+            node.replace_input_with(index, ir.Value(const_value=ir.tensor(array)))
+        modules[node] = call.module
+    ir.passes.common.RemoveUnusedNodesPass()(graph)
+    return modules
+
+
+class _Owners:
+    """Finds the optical layer that a call without a trace of its module belongs to."""
+
+    def __init__(self, model: nn.Module, names: dict[int, str]) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.names = names
+        tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.tensors = {name: id(tensor) for name, tensor in tensors}
+        self.layers: list[tuple[str, optical.OpticalLinear, set[int]]] = [
+            (name, layer, {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())})
+            for name, layer in model.named_modules()
+            if isinstance(layer, optical.OpticalLinear)
+        ]
+        self.used: set[str] = set()
+
+    def path(self, scope: str, seed: int, sources: list[Any]) -> str:
+        """The layer with this seed whose weight is computed from `sources`, unless `scope` is a layer; else `scope`."""
+        path = scope
+        if not isinstance(self.modules.get(scope), optical.OpticalLinear):
+            held = {self.tensors.get(self.names.get(id(source), "")) for source in sources}
+            fitting = [name for name, layer, own in self.layers if layer.seed == seed and own & held]
+            # Layers that share both a seed and a weight are told apart by their order.
+            path = next((name for name in fitting if name not in self.used), fitting[0] if fitting else scope)
+        self.used.add(path)
+        return path
+
+
+def module_path(path: str, modules: Any) -> str:
+    """A module's path as torch's exporters write it: calls after the first may be counted, ``path@1``."""
+    while path and path not in modules and (counted := path.rpartition("@"))[2].isdigit():
+        path = counted[0]
+    return path
+
+
+def _visit(module: GraphModule, stored: dict[Node, Any], scope: str, owners: _Owners, calls: list[Call]) -> None:
+    """The calls in a graph, whose values in `stored` do not depend on the model's inputs, and in its subgraphs."""
+    changed = False
+    for node in list(module.graph.nodes):
+        here = _scope(node, owners) or scope
+        if node.op == "get_attr":
+            stored[node] = operator.attrgetter(node.target)(module)
+        elif node.target is OPERATOR:
+            calls.append(_call(module, node, stored, here, owners))
+            _set_argument(node, "seed", len(calls) - 1)
+            changed = True
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+            for body, operands in _bodies(node, stored):
+                inner: dict[Node, Any] = {}
+                for place, operand in zip(body.graph.find_nodes(op="placeholder"), operands, strict=False):
+                    value = _value(module, operand, stored, node) if isinstance(operand, Node) else _COMPUTED
+                    if value is not _COMPUTED:
+                        inner[place] = value
+                _visit(body, inner, here, owners, calls)
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+
+def _scope(node: Node, owners: _Owners) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return module_path(stack[-1][0], owners.modules) if stack else ""
+
+
+def _call(module: GraphModule, node: Node, stored: dict[Node, Any], scope: str, owners: _Owners) -> Call:
+    seed = _argument(node, "seed")
+    weight = _argument(node, "weight")
+    sources = [stored[source] for source in _needed(module, weight, node) if source in stored]
+    path = owners.path(scope, seed, sources)
+    computed: dict[int, Tensor] = {}
+    for index, name in ((1, "weight"), (3, "bias")):
+        operand = _argument(node, name)
+        value: Any = _COMPUTED if operand is None else _value(module, operand, stored, node)
+        if isinstance(value, _Varying):
+            raise ValueError(
+                f"{path or 'optical_linear'}: its {name} {value.how}, so that it is another one in each call; allowed "
+                "is a parameter, a buffer or something computed from those alone"
+            )
+        if value is not _COMPUTED and id(value) not in owners.names:
+            computed[index] = value
+            _forget(module, node, name)
+    return Call(path, seed, computed)
+
+
+def _forget(module: GraphModule, node: Node, name: str) -> None:
+    """Puts zeros in the place of an operand, so that what computed it, which ONNX may not have, can go."""
+    operand = _argument(node, name)
+    with module.graph.inserting_before(node):
+        zeros = module.graph.call_function(torch.ops.aten.zeros.default, (list(operand.meta["val"].shape),))
+    zeros.meta = dict(operand.meta)
+    _set_argument(node, name, zeros)
+
+
+def _argument(node: Node, name: str) -> Any:
+    index = _ARGUMENTS.index(name)
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+
+
+def _set_argument(node: Node, name: str, value: Any) -> None:
+    index = _ARGUMENTS.index(name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+_COMPUTED = object()
+"""What stands for a value that depends on the model's inputs."""
+
+
+@dataclass(frozen=True)
+class _Varying:
+    """What stands for a value that depends on no input, and is another one in each call."""
+
+    how: str
+
+
+def _value(module: GraphModule, node: Node, stored: dict[Node, Any], before: Node) -> Any:
+    """What `node` is when `before` is reached, as torch computes it."""
+    needed = _needed(module, node, before)
+    leaves = [each for each in needed if each.op != "call_function"]
+    if any(leaf not in stored for leaf in leaves):
+        return _COMPUTED
+    for leaf in leaves:
+        if isinstance(stored[leaf], _Varying):
+            return stored[leaf]
+    if needed == {node} and node in stored:
+        return stored[node]
+    changing = [each for each in needed if _changed(each)]
+    values: dict[Node, Any] = {}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        state = torch.get_rng_state()
+        for each in module.graph.nodes:
+            if each in leaves:
+                value = stored[each]
+                # What a call changes in place may be the model's own.
+                values[each] = value.clone() if changing and isinstance(value, Tensor) else value
+            elif each in needed:
+                args, kwargs = torch.fx.map_arg((each.args, each.kwargs), values.__getitem__)
+                values[each] = each.target(*args, **kwargs)
+        if not torch.equal(state, torch.get_rng_state()):
+            return _Varying("is drawn at random")
+    for leaf in leaves:
+        if changing and isinstance(values[leaf], Tensor) and values[leaf]._version:
+            return _Varying(f"comes from one that the forward pass changes in place ({changing[0].target})")
+    return values[node]
+
+
+def _needed(module: GraphModule, node: Node, before: Node) -> set[Node]:
+    """The nodes that say what `node` is when `before` is reached: those that it is computed from, and those that
+    change one of these in place."""
+    nodes = list(module.graph.nodes)
+    changing = [each for each in nodes[: nodes.index(before)] if _changed(each)]
+    needed = _ancestors([node])
+    while more := [each for each in changing if each not in needed and not needed.isdisjoint(_bases(_changed(each)))]:
+        needed |= _ancestors(more)
+    return needed
+
+
+def _ancestors(nodes: list[Node]) -> set[Node]:
+    """The nodes and all that they are computed from."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _bases(nodes: list[Node]) -> set[Node]:
+    """The nodes and all whose memory they share."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(_aliased(node, writes=False))
+    return found
+
+
+def _changed(node: Node) -> list[Node]:
+    """The arguments that a node changes in place."""
+    return _aliased(node, writes=True)
+
+
+def _aliased(node: Node, *, writes: bool) -> list[Node]:
+    """The arguments whose memory a node's results may share; those among them that it `writes`."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    found: list[Node] = []
+    for index, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and (argument.alias_info.is_write or not writes):
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            found += [
+                each for each in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(each, Node)
+            ]
+    return found
+
+
+def _bodies(node: Node, stored: dict[Node, Any]) -> Iterator[tuple[GraphModule, list[Any]]]:
+    """The graphs that a higher-order operator runs, each with what comes in; None where that changes from one of its
+    runs to the next."""
+    operands: list[Any] = []
+    graphs: list[GraphModule] = []
+    loops = _LOOPS.get(str(node.target), ())
+    for index, argument in enumerate(node.args):
+        if isinstance(argument, Node) and isinstance(stored.get(argument), GraphModule):
+            graphs.append(stored[argument])
+            operands.clear()
+        elif graphs:
+            each = list(argument) if isinstance(argument, (list, tuple)) else [argument]
+            operands += [None] * len(each) if index in loops else each
+    for graph in graphs:
+        if len(graph.graph.find_nodes(op="placeholder")) == len(operands):
+            yield graph, operands
+        else:
+            yield graph, []
+
+
+# Arguments of loops that are another value in each of their runs.
+_LOOPS = {"while_loop": (2,), "scan": (1, 2), "map_impl": (1,), "associative_scan": (1,)}

@@ -1,0 +1,193 @@
+"""The torch model that a file was made from, run on the file's inputs with the file's noise."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lumina_onnx import nn as optical
+from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
+
+from . import nodes
+from .binding import Binding, bind, leaves
+from .capture import evaluating
+from .feeds import Arrays
+
+__all__ = ["TorchReference"]
+
+
+class TorchReference:
+    """Computes a file's outputs in torch.
+
+    Raises:
+        TypeError: `reference` is no module whose layers can be reached.
+        ValueError: its forward cannot be called with the file's inputs, or returns other outputs.
+    """
+
+    def __init__(
+        self, reference: nn.Module, model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds: Arrays
+    ) -> None:
+        check_is_whole(reference, "reference")
+        self._reference = unwrapped(reference)
+        self._model = model
+        self._feeds = feeds
+        self._noisy = any(node.attributes[name] for node in layers for name in nodes.NOISE)
+        self._seeds: dict[optical.OpticalLinear, list[int]] = {}
+        self.notes: list[str] = []
+        """Why torch cannot give the same bits."""
+        if self._noisy:
+            self._assign_seeds(layers)
+
+    def run(self, stream: int) -> Arrays:
+        """The outputs by name, with the noise of this stream under the file's seeds."""
+        noise = optical.noise(self._reference, on=self._noisy, stream=stream if self._noisy else None)
+        with noise, _seeded(self._seeds):
+            result = leaves(self._call())
+        names = [value.name for value in self._model.graph.output]
+        binding = Binding.read(self._model)
+        tensors: list[Any] = [leaf for leaf in result if isinstance(leaf, Tensor)]
+        if binding is not None and binding.outputs and max(binding.outputs) < len(result):
+            tensors = [result[index] for index in binding.outputs]
+        elif len(tensors) != len(names):  # sizes that forward computes are outputs too
+            tensors = [leaf for leaf in result if isinstance(leaf, (Tensor, bool, int, float))]
+        if len(tensors) != len(names):
+            raise ValueError(
+                f"reference: {type(self._reference).__name__}.forward returns {len(tensors)} tensors, and the file has "
+                f"{len(names)} outputs, {', '.join(map(repr, names))}; allowed is the model that was exported"
+            )
+        return {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
+
+    def _call(self) -> object:
+        model = self._reference
+        arguments, keywords = bind(self._model, model, self._feeds)
+        # A compiled model, and the branches of torch.cond, run their own code, so that hooks see each call.
+        with torch.no_grad(), evaluating(model), torch.compiler.set_stance("force_eager"):
+            try:
+                return model(*arguments, **keywords)
+            except Exception as error:
+                raise ValueError(
+                    f"reference: {type(model).__name__}.forward fails on the file's inputs: {type(error).__name__}: "
+                    f"{error}"
+                ) from error
+
+    def _assign_seeds(self, layers: list[nodes.OpticalNode]) -> None:
+        """Finds the seeds that the file gives each optical module, one for each of its calls in a forward pass.
+
+        Modules that share a seed in torch, and calls of one module, have seeds of their own in the file.
+        """
+        repeated = self._repeated()
+        if repeated:
+            self.notes.append(
+                f"torch draws other noise for {', '.join(repeated)}: in a loop torch has one stream for all passes, "
+                "the file one for each"
+            )
+            return
+        calls = self._calls()
+        known = {module.seed for module in self._reference.modules() if isinstance(module, optical.OpticalLinear)}
+        owners = self._owners(layers, calls, known)
+        apart = [
+            node.name
+            for node, owner in zip(layers, owners, strict=True)
+            if owner is None and node.attributes["seed"] not in known
+        ]
+        for module in dict.fromkeys(owner for owner in owners if owner is not None):
+            own = [node for node, owner in zip(layers, owners, strict=True) if owner is module]
+            seeds = [node.attributes["seed"] for node in own]
+            count = calls.count(module)
+            if count == len(own) or len(set(seeds)) == 1:
+                self._seeds[module] = seeds[:1] * count if count != len(own) else seeds
+            elif count:  # which of its calls were made depends on the inputs
+                apart += [node.name for node in own if node.attributes["seed"] != module.seed]
+        if apart:
+            self.notes.append(
+                f"torch draws other noise for {', '.join(apart)}: in the file they have seeds of their own"
+            )
+
+    def _calls(self) -> list[optical.OpticalLinear]:
+        """The optical modules in the order of their calls in a forward pass."""
+        calls: list[optical.OpticalLinear] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda module, _: calls.append(module))
+            for module in self._reference.modules()
+            if isinstance(module, optical.OpticalLinear)
+        ]
+        try:
+            with optical.noise(self._reference):
+                self._call()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return calls
+
+    def _owners(
+        self, layers: list[nodes.OpticalNode], calls: list[optical.OpticalLinear], known: set[int]
+    ) -> Sequence[optical.OpticalLinear | None]:
+        """The module that each node stands for: that of the call in its place, or else the one that it is named after,
+        "head", and "head_2" for its second call."""
+        if len(calls) == len(layers) and all(
+            _fits(module, node) and (node.attributes["seed"] == module.seed or node.attributes["seed"] not in known)
+            for module, node in zip(calls, layers, strict=True)
+        ):
+            return calls
+        modules = {
+            nodes.spelled(name): module
+            for name, module in self._reference.named_modules(remove_duplicate=False)
+            if isinstance(module, optical.OpticalLinear)
+        }
+        owners: list[optical.OpticalLinear | None] = []
+        for node in layers:
+            base, _, number = node.name.rpartition("_")
+            owner = modules.get(node.name) or (modules.get(base) if number.isdigit() else None)
+            owners.append(owner if owner is not None and _fits(owner, node) else None)
+        return owners
+
+    def _repeated(self) -> list[str]:
+        """The noisy layers that a run of the file computes more than once."""
+        found = []
+        waiting = [(node, False) for node in self._model.graph.node]
+        while waiting:
+            node, loops = waiting.pop()
+            if loops and node.op_type == "OpticalLinear":
+                found.append(node.name or node.output[0])
+            for attribute in node.attribute:
+                for graph in (attribute.g, *attribute.graphs):
+                    waiting += [(inner, loops or node.op_type in ("Loop", "Scan")) for inner in graph.node]
+        return found[::-1]
+
+
+def _fits(module: optical.OpticalLinear, node: nodes.OpticalNode) -> bool:
+    return (module.in_features, module.out_features) == (node.in_features, node.out_features)
+
+
+@contextlib.contextmanager
+def _seeded(seeds: dict[optical.OpticalLinear, list[int]]) -> Iterator[None]:
+    """Gives each call of each module its seed, and the modules their own back."""
+    before = {module: module.seed for module in seeds}
+    left = {module: iter(each) for module, each in seeds.items()}
+
+    def next_seed(module: optical.OpticalLinear, _: object) -> None:
+        module.seed = next(left[module])
+
+    hooks = [module.register_forward_pre_hook(next_seed) for module in seeds]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, seed in before.items():
+            module.seed = seed
+
+
+def _array(value: Tensor | float) -> NDArray[np.generic]:
+    if not isinstance(value, Tensor):
+        kind = np.bool_ if isinstance(value, bool) else np.int64 if isinstance(value, int) else np.float32
+        return np.asarray(value, dtype=kind)
+    array: NDArray[np.generic] = value.detach().resolve_neg().resolve_conj().numpy()
+    return array
