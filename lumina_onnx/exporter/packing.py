@@ -87,9 +87,9 @@ def separate_seeds(model: ir.Model) -> list[str]:
 def store_weights(model: ir.Model) -> None:
     """Quantises every node's W and stores W, W_scale and B as initializers, in the form that the operator reads.
 
-    They lie in the node's own graph: before 1.29 ONNX Runtime shows a custom operator in a
-    subgraph no constants of the graphs around it. In each graph a W is stored once, however many of its nodes read it
-    at the same bits. Nodes and initializers that nothing reads any more are removed, in subgraphs too.
+    They lie in the node's own graph: before 1.29 ONNX Runtime shows a custom operator in a subgraph no constants of the
+    graphs around it. In each graph a W is stored once, however many of its nodes read it at the same bits. Nodes and
+    initializers that nothing reads any more are removed, in subgraphs too.
 
     Raises:
         ValueError: a W or B that is no float32 constant or not finite, or parameters that do not fit the layer's

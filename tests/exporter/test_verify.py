@@ -130,49 +130,6 @@ def test_training_mode_of_the_reference_is_restored(prover: Any, model: nn.Modul
     assert model.training
 
 
-def test_a_node_in_a_subgraph_is_said_to_be_unchecked(tmp_path: Path) -> None:
-    def branch(name: str, scale: float) -> onnx.GraphProto:
-        weight = np.full((2, 3), scale, np.float32)
-        node = helper.make_node(
-            "OpticalLinear", ["X", f"{name}_w", "ones"], [f"{name}_y"], name=name, domain="lumina", output_bits=0
-        )
-        return helper.make_graph(
-            [node],
-            name,
-            [],
-            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(weight, f"{name}_w")],
-        )
-
-    choice = helper.make_node("If", ["flag"], ["Y"], then_branch=branch("yes", 1.0), else_branch=branch("no", 2.0))
-    first = helper.make_node("OpticalLinear", ["X0", "W", "three"], ["X"], name="first", domain="lumina")
-    graph = helper.make_graph(
-        [first, choice],
-        "branches",
-        [
-            helper.make_tensor_value_info("X0", TensorProto.FLOAT, [2, 3]),
-            helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
-        ],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
-        [
-            numpy_helper.from_array(np.eye(3, dtype=np.float32), "W"),
-            numpy_helper.from_array(np.ones(3, np.float32), "three"),
-            numpy_helper.from_array(np.ones(2, np.float32), "ones"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("lumina", 1)]
-    path = tmp_path / "branches.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    assert {layer.name for layer in inspect(path).layers} == {"first", "yes", "no"}
-    report = verify(path)
-    assert not report.ok
-    assert {(left.name, left.reason) for left in report.not_checked} == {
-        ("yes", "it lies in a subgraph"),
-        ("no", "it lies in a subgraph"),
-    }
-    assert all(row.equal for row in report.comparisons)
-
-
 def test_reports_print_as_tables_and_turn_into_json(prover: Any, model: nn.Module) -> None:
     written = prover.export(model, torch.randn(2, 6))
     found = inspect(prover.path)
