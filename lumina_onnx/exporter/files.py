@@ -41,7 +41,7 @@ _PROTOBUF = 2**31
 _MAXIMUM_PROTOBUF = _PROTOBUF - 2**20
 """Larger models keep their data beside the .onnx file."""
 
-_LEAST_BESIDE = 1024
+_LEAST_BESIDE = 512
 """Tensors of fewer bytes stay in the model: ONNX Runtime reads some, as shapes, before it reads data."""
 
 _MAPPED = 2**26

@@ -15,7 +15,7 @@ from torch import nn
 
 import lumina_onnx
 from lumina_onnx import nn as optical
-from lumina_onnx.exporter import nodes
+from lumina_onnx.exporter import files, nodes
 from lumina_onnx.exporter.twin import float_twin
 from lumina_onnx.profile import OpticalProfile
 
@@ -92,7 +92,7 @@ def test_branches_with_weights_of_their_own(tmp_path: Path, results: tuple[str, 
     branches = {attribute.name: attribute.g for attribute in model.graph.node[0].attribute}
     branches["else_branch"].initializer.append(numpy_helper.from_array(own, "W"))
     onnx.save(model, tmp_path / "own.onnx")
-    found = [node.weight for node in nodes.optical_nodes(nodes.load(tmp_path / "own.onnx"))]
+    found = [node.weight for node in nodes.optical_nodes(files.load(tmp_path / "own.onnx"))]
     stored = [numpy_helper.to_array(weight).tolist() for weight in found if weight is not None]
     assert sorted(stored) == sorted([around.tolist(), own.tolist()])
     assert [layer.shared_with for layer in nodes.layers(model)] == ["", ""]
