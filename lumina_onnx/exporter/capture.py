@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from lumina_onnx import nn as optical
 from lumina_onnx.schema import DOMAIN, VERSION
 
-from . import calls
+from . import calls, nodes
 from .binding import Binding
 from .onnx_schema import register
 
@@ -259,8 +259,10 @@ def _own_names(graph: ir.Model, names: dict[str, str]) -> None:
     for plain, name in names.items():
         if plain in graph.graph.initializers:
             value = graph.graph.initializers.pop(plain)
-            value.name = name
-            graph.graph.initializers[name] = value
+            value.name = nodes.spelled(name)
+            if value.const_value is not None:
+                value.const_value.name = value.name
+            graph.graph.initializers[value.name] = value
 
 
 def _name_batch(program: torch.onnx.ONNXProgram) -> None:
@@ -359,6 +361,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
             warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
+            warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # and restored
             yield
     finally:
         logger.setLevel(level)

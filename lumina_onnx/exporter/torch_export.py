@@ -198,13 +198,14 @@ def _left(
 
 def _holder(node: ir.Node, known: Constants, modules: Mapping[str, torch.nn.Module]) -> str:
     """The path of the module whose parameter the weights of a node are computed from."""
+    paths = {nodes.spelled(path): path for path in modules}
     waiting = [value for value in node.inputs if value is not None and not known.is_reached(value)]
     seen = set(waiting)
     while waiting:
         value = waiting.pop()
         path = str(value.name).rpartition(".")[0]
-        if value.is_initializer() and path in modules:
-            return path
+        if value.is_initializer() and path in paths:
+            return paths[path]
         producer = value.producer()
         sources = {source for source in (producer.inputs if producer is not None else ()) if source is not None}
         waiting.extend(sources - seen)
