@@ -3,9 +3,11 @@
 mod common;
 
 use common::memory::{Place, on_fault_say, signal_of};
-use common::{Backward, Case, Reversed, case};
+use common::{Backward, Case, Reversed, bits, case};
 use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::{Executor, Serial};
+use lumina_kernel::microkernel::fill_noise_row;
+use lumina_kernel::noise::fill_row;
 use lumina_kernel::{Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -66,7 +68,20 @@ proptest! {
     }
 }
 
-/// The bias and the noise alone: a layer of a single output and input.
+#[test]
+fn the_noise_alone() {
+    for (tier, place) in Tier::available().into_iter().flat_map(|tier| GUARDED.map(|place| (tier, place))) {
+        for columns in (0..70).chain([1023, 1024, 1025, 2049]) {
+            on_fault_say(format!("{} {place:?} noise of {columns}", tier.name()));
+            let (mut eps, mut expected) = (place.filled(7.0, columns), vec![7.0; columns]);
+            fill_noise_row(tier, 11, 3, &mut eps);
+            fill_row(11, 3, &mut expected);
+            assert_eq!(bits(&eps), bits(&expected), "{} {columns}", tier.name());
+        }
+    }
+}
+
+/// The bias alone: a layer of a single output and input.
 #[test]
 fn the_smallest_arrays() {
     for tier in Tier::available() {
