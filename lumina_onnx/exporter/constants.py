@@ -76,9 +76,9 @@ class Constants:
         if origin.obstacle:
             raise ConstantError(origin.obstacle)
         result = self._evaluated(value)
-        if not isinstance(result, np.ndarray):
+        if not isinstance(result, (np.ndarray, np.generic)):
             raise ConstantError("no tensor")
-        return result
+        return np.asarray(result)
 
     def obstacle(self, value: ir.Value) -> str:
         """Why a value that no input reaches is no constant, to go on after "it is"; an empty string where it is one."""

@@ -43,9 +43,10 @@ def rewrite(
     """Writes a .onnx file anew, with a `lumina::OpticalLinear` node for each linear layer.
 
     A linear layer is a `MatMul` of a computed X and a stored float32 matrix, with the `Add` of a bias that may follow
-    it, or a `Gemm` of that kind. Stored is what is an initializer or computed from initializers alone. Everything else
-    stays: products of two computed tensors, as in attention, are no layers; products of other kinds, convolutions
-    and quantised operators are listed in the report with the reason.
+    it, or a `Gemm` of that kind. Stored is what is an initializer or computed from initializers alone, by operators
+    that give the same in each run: a matrix that is drawn is none. Everything else stays: products of two computed
+    tensors, as in attention, are no layers; products of other kinds, convolutions and quantised operators are listed in
+    the report with the reason.
 
     Each layer is named after its `MatMul` or `Gemm`, and gets a noise seed of its own.
 
@@ -55,7 +56,7 @@ def rewrite(
         profile: the hardware.
         calibration: batches of inputs, each arrays by input name or in the order of the model's inputs. They set static
             input and output ranges, as :func:`lumina_onnx.nn.calibrate` does; without it the ranges are the
-            profile's.
+            profile's, as they are of layers in subgraphs that no batch reaches.
         method: "max", "percentile" or "mse", as in :func:`lumina_onnx.nn.calibrate`.
         percentile: for method "percentile", above 0 and at most 100.
         skip: names of layers to leave, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`). What is

@@ -78,6 +78,51 @@ def test_verify_fails_with_1_where_bits_differ(lumina, model, monkeypatch) -> No
     assert json.loads(lumina("verify", model, "--json").stdout)["ok"] is False
 
 
+def test_verify_says_what_it_did_not_check_and_passes(lumina, model, tmp_path) -> None:
+    """The layer in a branch that the input does not reach."""
+    proto = onnx.load(model)
+    layers = [node for node in proto.graph.node if node.op_type == "OpticalLinear"]
+    last = layers[-1]
+    result, x = last.output[0], last.input[0]
+    branches = []
+    for name in ("taken", "other"):
+        inner = onnx.NodeProto.FromString(last.SerializeToString())
+        inner.name, inner.output[0] = name, f"{name}_result"
+        output = onnx.helper.make_tensor_value_info(f"{name}_result", onnx.TensorProto.FLOAT, None)
+        branches.append(onnx.helper.make_graph([inner], name, [], [output]))
+    truth = onnx.helper.make_node("IsNaN", [x], ["nan"])
+    cast = onnx.helper.make_node("Cast", ["nan"], ["number"], to=onnx.TensorProto.FLOAT)
+    most = onnx.helper.make_node("ReduceMax", ["number"], ["most"], keepdims=0)
+    flag = onnx.helper.make_node("Cast", ["most"], ["flag"], to=onnx.TensorProto.BOOL)
+    choice = onnx.helper.make_node("If", ["flag"], [result], then_branch=branches[1], else_branch=branches[0])
+    proto.graph.node.remove(last)
+    proto.graph.node.extend([truth, cast, most, flag, choice])
+    onnx.save(proto, tmp_path / "if.onnx")
+    checked = lumina("verify", tmp_path / "if.onnx")
+    assert checked.exit_code == 0, checked.output
+    reason = "it lies in a subgraph that these inputs do not reach"
+    assert f"not checked: other (OpticalLinear): {reason}" in checked.stdout
+    assert "but 1 layer NOT CHECKED: see above" in checked.stdout
+    facts = json.loads(lumina("verify", tmp_path / "if.onnx", "--json").stdout)
+    assert facts["ok"] is True
+    assert facts["not_checked"] == [{"name": "other", "kind": "OpticalLinear", "reason": reason}]
+
+
+def test_verify_without_inputs_that_do(lumina, model, tmp_path) -> None:
+    proto = onnx.load(model)
+    node = onnx.helper.make_node("Reshape", ["flat", "shape"], [proto.graph.input[0].name])
+    proto.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["n"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([5, 6]), "shape"))
+    proto.graph.node.insert(0, node)
+    onnx.save(proto, tmp_path / "flat.onnx")
+    result = lumina("verify", tmp_path / "flat.onnx")
+    assert result.exit_code == 1
+    assert "does not run on random inputs" in result.stderr
+    assert "give inputs of yours, inputs=... or --input. ONNX Runtime says: " in result.stderr
+    np.save(tmp_path / "x.npy", np.ones(30, np.float32))
+    assert lumina("verify", tmp_path / "flat.onnx", "--input", tmp_path / "x.npy").exit_code == 0
+
+
 def test_verify_without_optical_layers(lumina, tmp_path) -> None:
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])

@@ -28,6 +28,7 @@ RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 4)).astype(np.float32)
 X = RNG.normal(size=(2, 4)).astype(np.float32)
 DEEP = 5000
+TRUE, FALSE, HALF = np.bool_(True), np.bool_(False), np.float32(0.5)
 
 
 def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
@@ -137,6 +138,14 @@ def test_a_value_that_depends_on_itself_is_no_constant() -> None:
         known.array(value)
 
 
+def test_numbers_that_are_computed(tmp_path: Path) -> None:
+    """onnx's evaluator gives some of them as numpy's scalars."""
+    content = [node("ReduceSum", "W", "sum", keepdims=0), node("Mul", "sum half", "C"), node("Gemm", "X W C", "Y")]
+    report = rewrite(write(tmp_path / "s.onnx", content, half=HALF), tmp_path / "y.onnx", ANALOG)
+    assert [row.bias for row in report.layers] == ["analog"]
+    np.testing.assert_allclose(run(tmp_path / "y.onnx"), X @ W + W.sum() / 2, rtol=1e-4, atol=1e-5)
+
+
 def test_many_layers_of_one_name_and_seed(tmp_path: Path) -> None:
     content = [node("MatMul", "X W", "same")]
     for i in range(300):
@@ -156,7 +165,6 @@ def test_unused_names_are_given_once() -> None:
     assert names.unused("a_2") == "a_2_2"
 
 
-TRUE, FALSE, HALF = np.bool_(True), np.bool_(False), np.float32(0.5)
 DRAWN: dict[str, tuple[list[onnx.NodeProto], str]] = {
     "RandomNormalLike": (
         [node("RandomNormalLike", "W", "e"), node("Mul", "e half", "s"), node("Add", "W s", "V")],

@@ -456,6 +456,15 @@ def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], error: Any, 
     assert not (tmp_path / "y.onnx").exists()
 
 
+def test_a_batch_on_which_the_model_does_not_run(tmp_path: Path) -> None:
+    content = [node("Reshape", "X shape", "x"), node("MatMul", "x W", "Y")]
+    source = write(tmp_path / "s.onnx", content, {"W": W, "shape": np.array([2, 6])}, shape=("n",))
+    batches = [[np.ones(12, np.float32)], [np.ones(11, np.float32)]]
+    message = r"calibration: the model does not run on batch 1 \(X float32\[11\]\); ONNX Runtime says: .*Reshape"
+    with pytest.raises(ValueError, match=message):
+        rewrite(source, tmp_path / "y.onnx", OpticalProfile(), calibration=batches)
+
+
 def test_wrong_files(tmp_path: Path) -> None:
     source = chain(tmp_path / "s.onnx")
     with pytest.raises(ValueError, match=r"s\.onnx' is the source itself; allowed is another file"):

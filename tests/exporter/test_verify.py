@@ -234,3 +234,77 @@ def test_unknown_names_of_the_package() -> None:
     with pytest.raises(AttributeError, match=r"module 'lumina_onnx\.exporter' has no attribute 'rewrites'"):
         _ = lumina_onnx.exporter.rewrites
     assert lumina_onnx.exporter.export is export
+
+
+def looked_up(path: Path, kind: int, dims: list[Any], *content: onnx.NodeProto, **stored: Any) -> Path:
+    """A layer with X of this type behind some nodes that end in x."""
+    layer = helper.make_node("OpticalLinear", ["x", "W", "s"], ["Y"], domain="lumina", name="layer")
+    tensors = {"W": np.eye(4, dtype=np.float32), "s": np.ones(4, np.float32)} | stored
+    graph = helper.make_graph(
+        [*content, layer],
+        "g",
+        [helper.make_tensor_value_info("X", kind, dims)],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("lumina", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def test_random_inputs_that_do_not_do(tmp_path: Path) -> None:
+    """The error says what they were and how to give others; with others it is ONNX Runtime's own."""
+    reshape = helper.make_node("Reshape", ["X", "shape"], ["x"])
+    path = looked_up(tmp_path / "m.onnx", TensorProto.FLOAT, ["n"], reshape, shape=np.array([3, 4]))
+    message = (
+        r"m\.onnx': the model does not run on random inputs, which it gets where there are no others "
+        r"\(X float32\[2\]\): give inputs of yours, inputs=\.\.\. or --input\. ONNX Runtime says: .*Reshape"
+    )
+    with pytest.raises(ValueError, match=message):
+        verify(path)
+    assert verify(path, inputs=[np.ones(12, np.float32)]).ok
+    with pytest.raises(Exception, match="Reshape") as caught:
+        verify(path, inputs=[np.ones(11, np.float32)])
+    assert not isinstance(caught.value, ValueError)
+
+
+def test_inputs_that_hold_strings(tmp_path: Path) -> None:
+    equal = helper.make_node("Equal", ["X", "words"], ["e"])
+    cast = helper.make_node("Cast", ["e"], ["x"], to=TensorProto.FLOAT)
+    words = np.array(["a", "b", "c", "d"], dtype=object)
+    path = looked_up(tmp_path / "m.onnx", TensorProto.STRING, ["n", 1], equal, cast, words=words)
+    message = (
+        r"input 'X' holds strings, for which there are no random ones: give inputs of yours, inputs=\.\.\. or --input"
+    )
+    with pytest.raises(ValueError, match=message):
+        verify(path)
+    assert verify(path, inputs=[np.array([["a"], ["d"]])]).ok
+
+
+def test_inputs_that_are_no_tensors(tmp_path: Path) -> None:
+    path = looked_up(
+        tmp_path / "m.onnx", TensorProto.FLOAT, [], helper.make_node("ConcatFromSequence", ["X"], ["x"], axis=0)
+    )
+    model = onnx.load(path)
+    model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("X", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="the model's input 'X' is a sequence; allowed are tensors"):
+        verify(path)
+
+
+def test_a_layer_with_a_computed_weight_is_said_to_be_unchecked(tmp_path: Path) -> None:
+    path = looked_up(
+        tmp_path / "m.onnx",
+        TensorProto.FLOAT,
+        [2, 4],
+        helper.make_node("Identity", ["X"], ["x"]),
+        helper.make_node("Neg", ["V"], ["W"]),
+        V=np.eye(4, dtype=np.float32),
+    )
+    model = onnx.load(path)
+    del model.graph.initializer[0]
+    onnx.save(model, path)
+    report = verify(path)
+    assert report.ok
+    assert [(left.name, left.reason) for left in report.not_checked] == [("layer", "its W is not an initializer")]
+    assert "NOT ONE of its 1 layers was checked" in str(report)
