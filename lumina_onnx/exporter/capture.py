@@ -24,13 +24,15 @@ from torch.onnx._internal.exporter import _capture_strategies, _dynamic_shapes, 
 from torch.utils import _pytree as pytree
 
 from lumina_onnx import nn as optical
+from lumina_onnx.nn._modes import evaluating
+from lumina_onnx.nn._scope import capturing
 from lumina_onnx.schema import DOMAIN, VERSION
 
 from . import calls, nodes
 from .binding import Binding
 from .onnx_schema import register
 
-__all__ = ["Captured", "ExportError", "capture", "evaluating"]
+__all__ = ["Captured", "ExportError", "capture"]
 
 
 class ExportError(RuntimeError):
@@ -63,7 +65,7 @@ def capture(
     arguments, keywords = _split(_apart(arguments))
     batched = dynamic_shapes is None and dynamic_batch
     register()
-    with evaluating(model), optical.noise(model, on=True), _quiet(), _explicit_keywords(model, keywords):
+    with evaluating(model), optical.noise(model, on=True), capturing(), _quiet(), _explicit_keywords(model, keywords):
         if batched:
             arguments, keywords, dynamic_shapes = _batched(model, arguments, keywords)
         try:
@@ -335,18 +337,6 @@ def _translate(
         bias_stage=bias_stage,
         seed=seed,
     )
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode and restores the mode of each module."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lumina_onnx import nn as optical
+from lumina_onnx.nn._modes import evaluating, uncompiled
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 
 from . import nodes
 from .binding import Binding, bind, leaves
-from .capture import evaluating
 from .feeds import Arrays
 
 __all__ = ["TorchReference"]
@@ -68,7 +68,7 @@ class TorchReference:
         model = self._reference
         arguments, keywords = bind(self._model, model, self._feeds)
         # A compiled model, and the branches of torch.cond, run their own code, so that hooks see each call.
-        with torch.no_grad(), evaluating(model), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), evaluating(model), uncompiled():
             try:
                 return model(*arguments, **keywords)
             except Exception as error:

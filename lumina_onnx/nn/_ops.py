@@ -1,10 +1,9 @@
 """The torch operators beneath :mod:`lumina_onnx.nn`: thin covers of `lumina_kernel`.
 
-- ``lumina::optical_linear``: the forward pass alone, for inference and export.
+- ``lumina::optical_linear``: the forward pass alone, for inference and export. Its gradient computes it once more.
 - ``lumina::optical_linear_train``: the forward pass that also returns what its gradient needs.
 - ``lumina::optical_linear_backward``: the straight-through gradient.
-- ``lumina::draw_stream``: a fresh noise stream from torch's generator. It mutates a counter, so that
-  torch.compile keeps two noisy calls on the same input apart.
+- ``lumina::draw_stream``: see :mod:`._streams`.
 
 Going through torch's operator registry costs some 100 us a call in Python. A plain eager call, which nothing traces,
 compiles or transforms (:func:`is_plain`), runs the same functions without it: :func:`forward_now`, and
@@ -19,7 +18,6 @@ checked by :func:`is_plain`.
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -32,6 +30,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 import lumina_kernel
 from lumina_onnx.nn import _checks
+from lumina_onnx.nn._streams import NO_NOISE
 from lumina_onnx.profile import OpticalProfile
 
 #: The layer's parameters as they stand in every operator's signature, in this order.
@@ -50,9 +49,7 @@ _PARAMETERS_SCHEMA = (
     "int input_bits, int weight_bits, int output_bits, float input_range, float[] output_range, "
     "float noise_relative, float noise_additive, float noise_shot, str bias_stage"
 )
-#: Streams are 63-bit.
-STREAMS = 2**63
-_LAST_STREAM = STREAMS - 1
+_NOISE_LEVELS = tuple(PARAMETERS.index(name) for name in ("noise_relative", "noise_additive", "noise_shot"))
 #: An argument of `optical_linear_train`, and so part of the keys of torch's cache of compiled graphs on disk: another
 #: release may save other amounts for the gradient.
 RELEASE = lumina_kernel.__version__
@@ -82,6 +79,14 @@ def _cached_params(*values: Any) -> lumina_kernel.Params:
 def params_of(parameters: Sequence[Any]) -> lumina_kernel.Params:
     """The kernel's checked parameters from the values of :data:`PARAMETERS`."""
     return _cached_params(*(tuple(value) if isinstance(value, list) else value for value in parameters))
+
+
+def call_of(parameters: Sequence[Any], stream: Tensor) -> tuple[lumina_kernel.Params, int]:
+    """The kernel's parameters of a call, and its stream."""
+    number = int(stream)
+    if number != NO_NOISE:
+        return params_of(parameters), number
+    return params_of([0.0 if place in _NOISE_LEVELS else value for place, value in enumerate(parameters)]), 0
 
 
 def parameters_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
@@ -192,23 +197,14 @@ def optical_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
 ) -> Tensor:
     _checks.check_call(x, weight, bias)
-    return forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, None)[0]
+    params, number = call_of(parameters, stream)
+    return forward_now(x, weight, bias, params, seed, number, None, None)[0]
 
 
 @optical_linear.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any) -> Tensor:
     _checks.check_devices(x=x, weight=weight, bias=bias)  # one on "meta" brings a call on real tensors here
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
-def _inference_only(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(
-        "torch.ops.lumina.optical_linear is the operator for inference and export: it keeps nothing for a "
-        "gradient. Call lumina_onnx.nn.functional.optical_linear instead."
-    )
-
-
-optical_linear.register_autograd(_inference_only)
 
 
 @torch.library.custom_op(
@@ -229,8 +225,9 @@ def optical_linear_train(
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     _checks.check_call(x, weight, bias)
+    params, number = call_of(parameters, stream)
     try:
-        y, saved = forward_now(x, weight, bias, params_of(parameters), seed, int(stream), None, Kept())
+        y, saved = forward_now(x, weight, bias, params, seed, number, None, Kept())
     except ValueError as error:
         raise named(error, layer) from None
     return y, cast("Tensor", saved), y.new_empty(0)
@@ -487,6 +484,30 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, stream, seed, *parameters = inputs
+    ctx.set_materialize_grads(False)
+    ctx.call = (seed, *parameters)
+    ctx.save_for_backward(x, weight, bias, stream)
+
+
+def _backward_of_inference(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    """The gradient of the operator that keeps nothing for one, as in exported programs: by a second forward pass."""
+    nothing: tuple[None, ...] = (None,) * (2 + len(PARAMETERS))
+    if grad is None:
+        return (None, None, None, *nothing)
+    x, weight, bias, stream = ctx.saved_tensors
+    seed, *parameters = ctx.call
+    _, saved, history = optical_linear_train(x, weight, bias, stream, RELEASE, "", seed, *parameters)
+    needs, kept = _needs(ctx), Kept()
+    operands = _read(x, weight, params_of(parameters), kept)
+    gradients = optical_linear_backward(grad, *operands, saved, history, weight.shape[1], *needs, *kept, *parameters)
+    return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
+
+
+optical_linear.register_autograd(_backward_of_inference, setup_context=_keep_operands)
+
+
 class _BackwardTransformed(torch.autograd.Function):
     """``lumina::optical_linear_backward`` under the transforms of torch.func."""
 
@@ -554,7 +575,9 @@ class TrainNow(torch.autograd.Function):
             return (None,) * 4
         k, kept, params = ctx.call
         *needs, _ = ctx.needs_input_grad
-        x, weight, saved = ctx.saved_tensors
+        *noise, x, weight, saved = ctx.saved_tensors
+        if noise:
+            _check_noise(ctx.noise, noise[0])
         dx: Tensor | None
         if _tensors.is_float(grad) and _dispatch_modes() == 0 and _transform() is None:
             dx, dw, db = backward_now(grad, x, weight, saved, k, needs, kept, params)
@@ -570,9 +593,42 @@ class TrainNow(torch.autograd.Function):
         return dx, dw, db, None
 
 
+class TrainUnderNoise(TrainNow):
+    """:class:`TrainNow` inside a block that turns the noise off or fixes it.
+
+    ``torch.utils.checkpoint`` computes a call once more in ``backward()``, and outside of the block with other noise.
+    So the noise is saved as well: torch raises where a tensor more or less is saved, :func:`_check_noise` at another
+    block's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: tuple[lumina_kernel.Params, int, int, lumina_kernel.PreparedLayer | None],
+    ) -> Tensor:
+        y = TrainNow.forward(ctx, x, weight, bias, call)
+        params, _, stream, _ = call
+        ctx.noise = stream if params.noise_relative or params.noise_additive or params.noise_shot else NO_NOISE
+        # First, so that it also stands out where torch stops at the number of tensors that it looks for.
+        ctx.save_for_backward(torch.tensor(ctx.noise, dtype=torch.int64, device="cpu"), *ctx.to_save)
+        return y
+
+
+def _check_noise(noise: int, saved: Tensor) -> None:
+    if int(saved) != noise:
+        raise RuntimeError(
+            "torch.utils.checkpoint computed an optical layer again, with other noise than before: call backward() "
+            "inside the block of lumina_onnx.nn.noise that the forward pass ran in"
+        )
+
+
 #: ``TrainNow.apply`` without its look for torch.func's wrappers, which takes longer than the rest of it:
 #: :func:`is_plain` has looked.
 apply_train_now: Callable[..., Tensor] = super(torch.autograd.Function, TrainNow).apply
+apply_train_under_noise: Callable[..., Tensor] = super(torch.autograd.Function, TrainUnderNoise).apply
 
 # Looked up once: each of these is asked in every call.
 _float32 = torch.float32
@@ -615,46 +671,3 @@ def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and _transform() is None
         and forward_ad._current_level < 0
     )
-
-
-def draw() -> Tensor:
-    """A fresh noise stream from torch's generator, as a tensor."""
-    return torch.randint(0, _LAST_STREAM, (), dtype=torch.int64, device="cpu")
-
-
-_of_thread = threading.local()
-
-
-def draw_now() -> int:
-    """The number that :func:`draw` would draw, in a third of its time."""
-    try:
-        drawer: Callable[[], int] = _of_thread.drawer
-    except AttributeError:
-        drawer = _of_thread.drawer = _make_drawer()
-    return drawer()
-
-
-def _make_drawer() -> Callable[[], int]:
-    with torch.inference_mode(False):
-        number = torch.empty((), dtype=torch.int64, device="cpu")
-    fill, read = number.random_, number.numpy().item
-
-    def drawer() -> int:
-        fill(0, _LAST_STREAM)
-        drawn: int = read()
-        return drawn
-
-    return drawer
-
-
-@torch.library.custom_op(
-    "lumina::draw_stream", mutates_args=("state",), schema="(Tensor(a!) state) -> Tensor", device_types="cpu"
-)
-def draw_stream(state: Tensor) -> Tensor:
-    state.add_(1)
-    return draw()
-
-
-@draw_stream.register_fake
-def _(state: Tensor) -> Tensor:
-    return state.new_empty((), dtype=torch.int64)

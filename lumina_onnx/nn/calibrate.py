@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lumina_onnx._histogram import Histogram, Method, check_method
-from lumina_onnx.nn import _ops, functional
+from lumina_onnx.nn import _ops, _scope, functional
+from lumina_onnx.nn._modes import evaluating, uncompiled
 from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.context import optical_layers
@@ -77,7 +78,9 @@ def calibrate(
     """Gives every optical layer of `model` static input and output ranges, from the signals that `batches` cause.
 
     The model runs in ``eval()`` and without gradients, its layers without noise and with dynamic ranges; each
-    module's mode is restored. Ranges that a layer had are replaced. What is observed:
+    module's mode is restored. A compiled model runs its own code meanwhile. Observed are the calls that this thread
+    and context makes, so that several threads can calibrate one model: each sees its own data, and the last to end
+    sets the ranges. Ranges that a layer had are replaced. What is observed:
 
     - for `input_range`, |x| as it enters the layer. A layer without a DAC (input_bits 0) gets none.
     - for `output_range`, |z|: the clean analog output before noise and ADC, with the bias only where it is analog.
@@ -144,7 +147,6 @@ class Observer:
         self.inputs = Histogram()
         self.outputs = Histogram()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(self, layer: OpticalLinear, x: Tensor) -> Tensor:
         """The layer's output, its input and analog output counted."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
@@ -173,24 +175,14 @@ def _observe(
     forward: Callable[[nn.Module, Any], Any],
     progress: bool,
 ) -> tuple[dict[nn.Module, Observer], int]:
-    observers: dict[nn.Module, Observer] = {}
-    training = {module: module.training for module in model.modules()}
-    before = [layer._observer for _, layer in layers]
+    observers: dict[nn.Module, Observer] = {layer: Observer() for _, layer in layers}
+    observed = _scope.Block(_scope.OBSERVED, {layer._identity.number: observers[layer] for _, layer in layers})
     total = len(batches) if isinstance(batches, Sized) else None
     count = 0
-    try:
-        for _, layer in layers:
-            layer._observer = observers[layer] = Observer()
-        model.eval()
-        with torch.no_grad():
-            for batch in track(batches, description="calibrate", total=total, disable=not progress):
-                forward(model, batch)
-                count += 1
-    finally:
-        for (_, layer), observer in zip(layers, before, strict=True):
-            layer._observer = observer
-        for module, mode in training.items():
-            module.training = mode
+    with observed, evaluating(model), uncompiled(), torch.no_grad():
+        for batch in track(batches, description="calibrate", total=total, disable=not progress):
+            forward(model, batch)
+            count += 1
     return observers, count
 
 

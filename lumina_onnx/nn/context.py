@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
-from lumina_onnx.nn import _checks, _fx, _ops, functional
+from lumina_onnx.nn import _checks, _fx, _ops, _scope, functional
 from lumina_onnx.nn._wrappers import unwrapped
 from lumina_onnx.nn.linear import OpticalLinear
 from lumina_onnx.profile import OpticalProfile
@@ -42,15 +43,21 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
         functional.check_counter("stream", stream)
         if not on:
             raise ValueError(f"stream = {stream} would be ignored: with on False no noise is drawn")
+    setting = (bool(on), stream)
+    if not is_dynamo_compiling():
+        with _scope.Block(_scope.NOISE, {layer._identity.number: setting for _, layer in optical_layers(model)}):
+            yield
+        return
+    # A block inside the function that is compiled ends inside it, so that the layers are as they were when it runs.
     layers = [layer for _, layer in optical_layers(model)]
-    before = [layer._noise for layer in layers]
+    before = [layer._noise_when_traced for layer in layers]
     try:
         for layer in layers:
-            layer._noise = (bool(on), stream)
+            layer._noise_when_traced = setting
         yield
     finally:
         for layer, value in zip(layers, before, strict=True):
-            layer._noise = value
+            layer._noise_when_traced = value
 
 
 @contextlib.contextmanager
@@ -72,16 +79,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
         ValueError: a weight or bias that is not finite, with the layer's name.
         RuntimeError: inside, at the forward pass of a layer that changed.
     """
-    layers = [layer for _, layer in optical_layers(model) if layer._frozen is None and _is_plain(layer)]
+    layers = [layer for _, layer in optical_layers(model) if _is_plain(layer)]
     steps = register_optimizer_step_post_hook(_count_step)
     try:
-        for layer in layers:
-            layer._frozen = Frozen(layer)
-        yield
+        prepared = {layer._identity.number: Frozen(layer) for layer in layers if not _is_frozen(layer)}
+        with _scope.Block(_scope.FROZEN, prepared):
+            yield
     finally:
         steps.remove()
-        for layer in layers:
-            layer._frozen = None
+
+
+def _is_frozen(layer: OpticalLinear) -> bool:
+    return _scope.FROZEN in _scope.settings_of(layer._identity.number)
 
 
 def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -144,7 +153,9 @@ class Frozen:
             self._prepared[profile] = prepared
         return prepared
 
-    def forward(self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None) -> Tensor:
+    def forward(
+        self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
+    ) -> Tensor:
         weight, bias = layer.weight, layer.bias
         if _ops.is_transformed() or _fx.is_traced(x):  # its tensors wrap those that are watched, or take their place
             return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
@@ -154,6 +165,6 @@ class Frozen:
             raise RuntimeError(f"{layer.label}: profile was changed inside frozen(): leave the block before it changes")
         x = functional.autocast(x)
         if not _ops.is_plain(x, weight, bias):
-            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
+            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
         prepared = self._prepare(layer, profile)
-        return functional.apply_now(x, weight, bias, profile, layer.seed, stream, layer.label, prepared)
+        return functional.apply_now(x, weight, bias, profile, layer.seed, stream, layer.label, fixed, prepared)

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lumina_onnx._patterns import Patterns, chosen
-from lumina_onnx.nn import _checks, _ops, functional
+from lumina_onnx.nn import _checks, _ops, _streams, functional
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text, recomputed
@@ -315,13 +315,13 @@ def _apply(
 def _free_seed(seed: int, name: str, taken: Container[int]) -> int:
     layer_seed = _layer_seed(seed, name)
     while layer_seed in taken:
-        layer_seed = (layer_seed + 1) % _ops.STREAMS
+        layer_seed = (layer_seed + 1) % _streams.STREAMS
     return layer_seed
 
 
 def _layer_seed(seed: int, name: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _ops.STREAMS
+    return int.from_bytes(digest, "little") % _streams.STREAMS
 
 
 def _close_fast_paths(model: nn.Module) -> None:

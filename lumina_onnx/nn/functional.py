@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 import lumina_kernel
-from lumina_onnx.nn import _checks, _fx, _ops
+from lumina_onnx.nn import _checks, _fx, _ops, _scope, _streams
 from lumina_onnx.profile import OpticalProfile
-
-# Counts the streams drawn: what torch.compile sees change from one noisy call to the next.
-_draws = torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 def optical_linear(
@@ -74,8 +71,9 @@ def apply(
     seed: int,
     stream: int | Tensor | None,
     layer: str,
+    fixed: bool = False,
 ) -> Tensor:
-    """:func:`optical_linear`; `layer` is named in errors about the weights."""
+    """:func:`optical_linear`; `layer` is named in errors about the weights, `fixed` whether a block sets the noise."""
     if not _ops.is_plain(x, weight, bias):
         if _fx.is_traced(x, weight, bias):
             if layer:
@@ -85,7 +83,7 @@ def apply(
         _checks.check_call(x, weight, bias)
         if not _ops.is_plain(x, weight, bias):
             return apply_registered(x, weight, bias, profile, seed, stream, layer)
-    return apply_now(x, weight, bias, profile, seed, stream, layer)
+    return apply_now(x, weight, bias, profile, seed, stream, layer, fixed)
 
 
 def apply_now(
@@ -96,6 +94,7 @@ def apply_now(
     seed: int,
     stream: int | Tensor | None,
     layer: str,
+    fixed: bool,
     prepared: lumina_kernel.PreparedLayer | None = None,
 ) -> Tensor:
     """:func:`apply` where :func:`_ops.is_plain` holds; `prepared` are the weights, where that was done before."""
@@ -104,7 +103,8 @@ def apply_now(
     number = stream_number(profile, stream)
     try:
         if records_gradient(weight, bias, x):
-            return _ops.apply_train_now(x, weight, bias, (params, seed, number, prepared))
+            train = _ops.apply_train_under_noise if fixed else _ops.apply_train_now
+            return train(x, weight, bias, (params, seed, number, prepared))
         return _ops.forward_now(x, weight, bias, params, seed, number, prepared, None)[0]
     except ValueError as error:
         raise _ops.named(error, layer) from None
@@ -121,6 +121,10 @@ def apply_registered(
 ) -> Tensor:
     """:func:`apply` through torch's operator registry, for tensors that were checked."""
     check_is_profile(profile)
+    if (torch.compiler.is_exporting() or not torch.compiler.is_compiling()) and _scope.is_exported_by_others():
+        raise RuntimeError(
+            "torch.onnx.export does not know optical layers: call lumina_onnx.exporter.export(model, args, path)"
+        )
     parameters = _ops.parameters_of(profile)
     if torch.compiler.is_exporting():
         return torch.ops.lumina.optical_linear(x, weight, bias, stream_tensor(profile, stream), seed, *parameters)
@@ -165,7 +169,7 @@ def has_noise(profile: OpticalProfile) -> bool:
 def stream_number(profile: OpticalProfile, stream: int | Tensor | None) -> int:
     """The stream of a plain eager call, drawn where it is None and the profile has noise."""
     if stream is None:
-        return _ops.draw_now() if has_noise(profile) else 0
+        return _streams.draw_now() if has_noise(profile) else 0
     if isinstance(stream, Tensor):
         return int(stream_tensor(profile, stream))
     check_counter("stream", stream)
@@ -175,12 +179,11 @@ def stream_number(profile: OpticalProfile, stream: int | Tensor | None) -> int:
 def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
     """The stream as an int64 tensor of one element, drawn where it is None and the profile has noise."""
     if stream is None:
-        # In an exported graph the runtime counts the streams, so nothing is drawn there.
-        if has_noise(profile) and not torch.compiler.is_exporting():
-            if not torch.compiler.is_compiling() and _ops.is_transformed():
-                return _ops.draw()  # which vmap's `randomness` applies to
-            return torch.ops.lumina.draw_stream(_draws)
-        return torch.zeros((), dtype=torch.int64, device="cpu")
+        if not has_noise(profile) or (torch.compiler.is_exporting() and _scope.is_captured()):
+            return torch.zeros((), dtype=torch.int64, device="cpu")
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _ops.is_transformed()):
+            return _streams.draw()  # an operator of torch's own, as vmap's `randomness` and a program in a file want it
+        return _streams.of_layer()
     if isinstance(stream, Tensor):
         if stream.dtype != torch.int64 or stream.numel() != 1:
             raise TypeError(
@@ -196,7 +199,7 @@ def check_counter(name: str, value: object) -> None:
     """Refuses a seed or stream that is no integer of 63 bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {type(value).__name__} {value!r}: allowed is an int, 0..2^63-1")
-    if not 0 <= value < _ops.STREAMS:
+    if not 0 <= value < _streams.STREAMS:
         raise ValueError(f"{name} = {value}: allowed is 0..2^63-1")
 
 

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
+from torch.compiler import is_dynamo_compiling
 
-from lumina_onnx.nn import _checks, _ops, _state, functional
+from lumina_onnx.nn import _checks, _ops, _scope, _state, _streams, functional
 from lumina_onnx.profile import OpticalProfile
-
-if TYPE_CHECKING:
-    from lumina_onnx.nn.calibrate import Observer
-    from lumina_onnx.nn.context import Frozen
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Layer = TypeVar("_Layer", bound="OpticalLinear")
-# What is not copied and not pickled: what holds only inside a context manager, and the entries that were handed out.
-_TRANSIENT = {"_noise": None, "_frozen": None, "_observer": None, "_held": None}
+# What is not copied and not pickled: who a layer is in this process (see `_scope`), what `noise` sets for it inside a
+# function that is compiled, and the entries that were handed out.
+_TRANSIENT = ("_identity", "_noise_when_traced", "_held")
+_OF_OLD_PICKLES = ("name", "_noise", "_frozen", "_observer")
 _OWN = ("_profile", "_quiet", "seed", "_name", "_label", *_TRANSIENT)
 
 
@@ -112,8 +111,13 @@ class OpticalLinear(nn.Linear):
         functional.check_counter("seed", seed)
         self.seed = seed
         self.name = name
-        self.__dict__.update(_TRANSIENT)
+        self._become_someone()
         self.profile = profile
+
+    def _become_someone(self) -> None:
+        self._identity = _scope.Identity()
+        self._noise_when_traced = None
+        self._held = None
 
     @property
     def name(self) -> str:
@@ -164,21 +168,45 @@ class OpticalLinear(nn.Linear):
         return linear
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and self._held is not None:
-            self._take_over()
-        if self._observer is not None:
-            return self._observer.observe(self, input)
-        on, stream = self._noise if self._noise is not None else (True, None)
-        profile = self._profile if on else self._quiet
-        if self._frozen is not None and not torch.compiler.is_compiling():
-            return self._frozen.forward(self, input, profile, stream)
+        profile: OpticalProfile
+        stream: int | Tensor | None = None
+        fixed = False
+        if is_dynamo_compiling():
+            profile, stream = self._noise_when_compiled()
+        else:
+            if self._held is not None and not torch.compiler.is_compiling():
+                self._take_over()
+            profile = self._profile
+            if _scope.current():
+                settings = _scope.settings_of(self._identity.number)
+                if _scope.OBSERVED in settings:
+                    observed: Tensor = settings[_scope.OBSERVED].observe(self, input)
+                    return observed
+                on, stream = settings.get(_scope.NOISE, (True, None))
+                fixed = (not on or stream is not None) and functional.has_noise(profile)
+                profile = profile if on else self._quiet
+                if _scope.FROZEN in settings and not torch.compiler.is_compiling():
+                    frozen: Tensor = settings[_scope.FROZEN].forward(self, input, profile, stream, fixed)
+                    return frozen
         weight: Any
         bias: Any
         try:  # past nn.Module's search for attributes, which takes half a microsecond for each
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # a parametrised or pruned weight is an attribute
             weight, bias = self.weight, self.bias
-        return functional.apply(input, weight, bias, profile, self.seed, stream, self.label)
+        return functional.apply(input, weight, bias, profile, self.seed, stream, self.label, fixed)
+
+    def _noise_when_compiled(self) -> tuple[OpticalProfile, int | Tensor | None]:
+        """Profile and stream in code that Dynamo traces, which may not look at the context itself."""
+        if self._noise_when_traced is not None:
+            on, stream = self._noise_when_traced
+        elif torch.compiler.is_exporting():
+            on, stream = _scope.noise_of(self._identity.number)
+        elif functional.has_noise(self._profile):
+            return self._profile, _streams.of_layer(self._identity.tensor)
+        else:
+            on, stream = True, None
+        return self._profile if on else self._quiet, stream
 
     @property
     def label(self) -> str:
@@ -188,7 +216,7 @@ class OpticalLinear(nn.Linear):
     @property
     def noise_is_on(self) -> bool:
         """Whether the next call draws noise."""
-        return functional.has_noise(self._profile) and (self._noise is None or self._noise[0])
+        return functional.has_noise(self._profile) and _scope.noise_of(self._identity.number)[0]
 
     def extra_repr(self) -> str:
         profile = self.profile
@@ -298,13 +326,15 @@ class OpticalLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         self._take_over()
-        return {**super().__getstate__(), **recomputed(self), **_TRANSIENT}  # type: ignore[no-untyped-call]
+        state: dict[str, Any] = {**super().__getstate__(), **recomputed(self)}  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in _TRANSIENT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        name = state.pop("name", None) if "_name" not in state else None  # as the first release pickled it
-        super().__setstate__({**_TRANSIENT, **state})  # type: ignore[no-untyped-call]
-        if name is not None:
-            self.name = name
+        kept = {name: value for name, value in state.items() if name not in _OF_OLD_PICKLES}
+        super().__setstate__(kept)  # type: ignore[no-untyped-call]
+        self._become_someone()
+        if "name" in state:  # as the first release pickled it
+            self.name = state["name"]
 
     if TYPE_CHECKING:
         _profile: OpticalProfile
@@ -312,9 +342,8 @@ class OpticalLinear(nn.Linear):
         _name: str
         _label: str
         _held: _state.Held | None
-        _noise: tuple[bool, int | None] | None
-        _frozen: Frozen | None
-        _observer: Observer | None
+        _identity: _scope.Identity
+        _noise_when_traced: tuple[bool, int | None] | None
 
 
 def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: str) -> OpticalLinear:
@@ -375,4 +404,4 @@ def noise_text(profile: OpticalProfile) -> str:
 
 
 def _draw_seed() -> int:
-    return int(torch.randint(0, _ops.STREAMS - 1, (), dtype=torch.int64, device="cpu"))
+    return int(torch.randint(0, _streams.STREAMS - 1, (), dtype=torch.int64, device="cpu"))

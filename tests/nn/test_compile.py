@@ -1,4 +1,4 @@
-"""`torch.compile` and `torch.export` over optical layers."""
+"""`torch.compile` over optical layers."""
 
 import copy
 import pickle
@@ -224,22 +224,6 @@ def test_calibrating_and_freezing_a_compiled_model():
         with frozen(model):
             assert torch.equal(compiled(x), expected)
         assert torch.equal(compiled(x), expected)
-
-
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("strict", [True, False])
-def test_export_traces_the_inference_operator(grad, strict):
-    model = net().eval()
-    dynamic = {0: torch.export.Dim("batch")}
-    with torch.set_grad_enabled(grad):
-        program = torch.export.export(model, (torch.randn(4, 6),), dynamic_shapes=(dynamic,), strict=strict)
-    targets = [node.target for node in program.graph.nodes if "lumina" in str(node.target)]
-    assert targets == [torch.ops.lumina.optical_linear.default] * 2
-    calls = [node.args for node in program.graph.nodes if node.target in targets]
-    assert [arguments[4] for arguments in calls] == [model[0].seed, model[2].seed]
-    x = torch.randn(5, 6)
-    with noise(model, True, stream=0):
-        assert torch.equal(program.module()(x), model(x))
 
 
 def test_a_default_device_elsewhere():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st  # noqa: E402
 import lumina_kernel  # noqa: E402
 from lumina_onnx import reference  # noqa: E402
 from lumina_onnx.nn import OpticalLinear, _ops, frozen, noise  # noqa: E402
+from lumina_onnx.nn._streams import NO_NOISE  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -367,17 +368,40 @@ def test_operators_are_registered_soundly(grad, profile):
 
 
 def test_the_drawing_operator_is_registered_soundly():
-    torch.library.opcheck(
-        torch.ops.lumina.draw_stream.default, (torch.zeros((), dtype=torch.int64),), test_utils="test_schema"
-    )
+    arguments = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
+    torch.library.opcheck(torch.ops.lumina.draw_stream.default, arguments, test_utils="test_schema")
 
 
-def test_the_inference_operator_has_no_gradient():
+@pytest.mark.parametrize("profile", [CLEAN, NOISY, OpticalProfile(0, 0, 0, noise_shot=0.2, output_range=2.0)])
+def test_the_inference_operator_has_the_gradient_of_the_training_one(profile):
+    def gradients(call):
+        tensors = [tensor.requires_grad_() for tensor in layer()]
+        return torch.autograd.grad(call(*tensors).square().sum(), tensors)
+
+    parameters = _ops.parameters_of(profile)
+    found = gradients(lambda *xwb: torch.ops.lumina.optical_linear(*xwb, torch.tensor(3), 1, *parameters))
+    expected = gradients(lambda *xwb: optical_linear(*xwb, profile, seed=1, stream=3))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_the_inference_operator_has_no_second_derivative():
     x, weight, bias = layer()
-    arguments = _ops.parameters_of(CLEAN)
-    y = torch.ops.lumina.optical_linear(x, weight.requires_grad_(), bias, torch.tensor(0), 0, *arguments)
-    with pytest.raises(RuntimeError, match=r"is the operator for inference and export"):
-        y.sum().backward()
+    y = torch.ops.lumina.optical_linear(
+        x.requires_grad_(), weight, bias, torch.tensor(0), 0, *_ops.parameters_of(CLEAN)
+    )
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="optical_linear has no second derivative"):
+        gradient.sum().backward()
+
+
+def test_no_stream_is_no_noise():
+    x, weight, bias = layer()
+    parameters, silent = _ops.parameters_of(NOISY), _ops.parameters_of(NOISY.replace(noise_additive=0.0))
+    nothing, stream = torch.tensor(NO_NOISE), torch.tensor(0)
+    inference, train = torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train
+    assert torch.equal(inference(x, weight, bias, nothing, 1, *parameters), optical_linear(x, weight, bias, CLEAN))
+    found = train(x, weight, bias, nothing, "0.0", "", 1, *parameters)
+    assert all(map(torch.equal, found, train(x, weight, bias, stream, "0.0", "", 1, *silent)))
 
 
 WRONG_CALLS = [

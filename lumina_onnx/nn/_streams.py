@@ -1,0 +1,123 @@
+"""The noise's streams: each is a number that names one draw under a layer's seed.
+
+``lumina::draw_stream`` is the stream of a layer in a graph: what a `with` block around the call sets (see
+:mod:`._scope`), else a fresh one from torch's generator. It mutates a counter, so that torch.compile keeps two noisy
+calls on the same input apart, and all in their order.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.fx import traceback
+from torch.utils import checkpoint
+
+from lumina_onnx.nn import _scope
+
+#: Streams are 63-bit.
+STREAMS = 2**63
+_LAST_STREAM = STREAMS - 1
+#: In place of a stream: the call has no noise, whatever the parameters say.
+NO_NOISE = -(2**63)
+_NO_LAYER = _scope.number_tensor(0)
+# What torch.compile sees change from one noisy call to the next.
+_draws = _scope.number_tensor(0)
+
+
+def draw() -> Tensor:
+    """A fresh noise stream from torch's generator, as a tensor."""
+    return torch.randint(0, _LAST_STREAM, (), dtype=torch.int64, device="cpu")
+
+
+_of_thread = threading.local()
+
+
+def draw_now() -> int:
+    """The number that :func:`draw` would draw, in a third of its time."""
+    try:
+        drawer: Callable[[], int] = _of_thread.drawer
+    except AttributeError:
+        drawer = _of_thread.drawer = _make_drawer()
+    return drawer()
+
+
+def _make_drawer() -> Callable[[], int]:
+    with torch.inference_mode(False):
+        number = torch.empty((), dtype=torch.int64, device="cpu")
+    fill, read = number.random_, number.numpy().item
+
+    def drawer() -> int:
+        fill(0, _LAST_STREAM)
+        drawn: int = read()
+        return drawn
+
+    return drawer
+
+
+@torch.library.custom_op(
+    "lumina::draw_stream",
+    mutates_args=("state",),
+    schema="(Tensor(a!) state, Tensor layer) -> Tensor",
+    device_types="cpu",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+def draw_stream(state: Tensor, layer: Tensor) -> Tensor:
+    state.add_(1)
+    on, stream = _scope.noise_of(int(layer))
+    if on and stream is None:
+        return draw()
+    return torch.tensor(stream if on else NO_NOISE, dtype=torch.int64, device="cpu")
+
+
+@draw_stream.register_fake
+def _(state: Tensor, layer: Tensor) -> Tensor:
+    return state.new_empty((), dtype=torch.int64)
+
+
+# A stream that is drawn again in the backward pass would be another one, and that of another context. So it is saved,
+# whatever else is computed anew there: by torch.utils.checkpoint, or by torch.compile where memory is short.
+
+
+@draw_stream.register_torch_dispatch(checkpoint._CachingTorchDispatchMode)
+def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+    """In a checkpointed block, eager or compiled."""
+    policy, mode.policy_fn = mode.policy_fn, _must_save
+    try:
+        return mode.__torch_dispatch__(operator, types, arguments, keywords)
+    finally:
+        mode.policy_fn = policy
+
+
+def _must_save(*_: Any, **__: Any) -> checkpoint.CheckpointPolicy:
+    return checkpoint.CheckpointPolicy.MUST_SAVE
+
+
+@draw_stream.register_torch_dispatch(FunctionalTensorMode)
+def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+    """Where the operator becomes a node of a compiled graph, which this marks as torch.utils.checkpoint does."""
+    if functorch_config.activation_memory_budget == 0 and torch.is_grad_enabled():
+        raise RuntimeError(
+            "torch._functorch.config.activation_memory_budget = 0 computes everything again in the backward pass, "
+            "another noise stream too: allowed with noise is more than 0"
+        )
+    meta = traceback.get_current_meta()
+    before = meta.copy()
+    meta["recompute"] = checkpoint.CheckpointPolicy.MUST_SAVE
+    try:
+        return mode.__torch_dispatch__(operator, types, arguments, keywords)
+    finally:
+        meta.clear()
+        meta.update(before)
+
+
+def of_layer(layer: Tensor = _NO_LAYER) -> Tensor:
+    """The stream that the layer with this number has when this is computed: an int64 tensor of one element.
+
+    It is drawn, or what :func:`lumina_onnx.nn.noise` sets, and :data:`NO_NOISE` where that turns the noise off.
+    """
+    stream: Tensor = torch.ops.lumina.draw_stream(_draws, layer)
+    return stream
