@@ -22,7 +22,7 @@ OLD = b"what was there before"
 
 # No file of this process can have more bytes, as on a full disk.
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
-# Everything that is written goes through this; it says that it is half way, and stays there.
+# Everything that is written goes through this; at the last argument it says that it is half way, and stays there.
 HALF_WAY = """
 import contextlib, sys, time
 import lumina_onnx._files as files
@@ -31,9 +31,10 @@ whole = files.replacing
 @contextlib.contextmanager
 def half(target):
     with whole(target) as temporary:
-        temporary.write_bytes(b"half")
-        print("half way", flush=True)
-        time.sleep(60)
+        if str(target) == sys.argv[-1]:
+            temporary.write_bytes(b"half")
+            print("half way", flush=True)
+            time.sleep(60)
         yield temporary
 
 files.replacing = half
