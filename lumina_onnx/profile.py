@@ -73,6 +73,13 @@ class OpticalProfile:
         """Made once, when the profile is checked: each call of a layer asks for them."""
         return lumina_kernel.Params(**_fields(self))
 
+    @functools.cached_property
+    def _words(self) -> str:
+        """The fields in their order as one text, the output ranges at its end; for torch.compile, see `nn._ops`."""
+        values = _fields(self)
+        ranges = values.pop("output_range")
+        return " ".join(map(str, (*values.values(), *(ranges if isinstance(ranges, (tuple, list)) else (ranges,)))))
+
     def replace(self, **changes: Any) -> OpticalProfile:
         """A profile with some fields changed, checked anew."""
         _check_names(changes)

@@ -38,12 +38,13 @@ class TorchReference:
         self._reference = unwrapped(reference)
         self._model = model
         self._feeds = feeds
-        self._noisy = any(node.attributes[name] for node in layers for name in nodes.NOISE)
+        noisy = [node for node in layers if any(node.attributes[name] for name in nodes.NOISE)]
+        self._noisy = bool(noisy)
         self._seeds: dict[optical.OpticalLinear, list[int]] = {}
         self.notes: list[str] = []
         """Why torch cannot give the same bits."""
         if self._noisy:
-            self._assign_seeds(layers)
+            self._assign_seeds(layers, {node.name for node in noisy})
 
     def run(self, stream: int) -> Arrays:
         """The outputs by name, with the noise of this stream under the file's seeds."""
@@ -77,12 +78,13 @@ class TorchReference:
                     f"{error}"
                 ) from error
 
-    def _assign_seeds(self, layers: list[nodes.OpticalNode]) -> None:
-        """Finds the seeds that the file gives each optical module, one for each of its calls in a forward pass.
+    def _assign_seeds(self, layers: list[nodes.OpticalNode], noisy: set[str]) -> None:
+        """Finds the seeds that the file gives each optical module, one for each of its calls in a forward pass, and
+        says which `noisy` layers have others than torch.
 
         Modules that share a seed in torch, and calls of one module, have seeds of their own in the file.
         """
-        repeated = self._repeated()
+        repeated = [name for name in self._repeated() if name in noisy]
         if repeated:
             self.notes.append(
                 f"torch draws other noise for {', '.join(repeated)}: in a loop torch has one stream for all passes, "
@@ -105,6 +107,7 @@ class TorchReference:
                 self._seeds[module] = seeds[:1] * count if count != len(own) else seeds
             elif count:  # which of its calls were made depends on the inputs
                 apart += [node.name for node in own if node.attributes["seed"] != module.seed]
+        apart = [name for name in apart if name in noisy]
         if apart:
             self.notes.append(
                 f"torch draws other noise for {', '.join(apart)}: in the file they have seeds of their own"
@@ -149,7 +152,7 @@ class TorchReference:
         return owners
 
     def _repeated(self) -> list[str]:
-        """The noisy layers that a run of the file computes more than once."""
+        """The layers that a run of the file may compute more than once."""
         found = []
         waiting = [(node, False) for node in self._model.graph.node]
         while waiting:

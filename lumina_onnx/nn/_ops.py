@@ -3,7 +3,7 @@
 - ``lumina::optical_linear``: the forward pass alone, for inference and export. Its gradient computes it once more.
 - ``lumina::optical_linear_train``: the forward pass that also returns what its gradient needs.
 - ``lumina::optical_linear_backward``: the straight-through gradient.
-- ``lumina::draw_stream``: see :mod:`._streams`.
+- ``lumina::draw_stream`` and ``lumina::draw_stream_in_branch``: see :mod:`._streams`.
 
 Going through torch's operator registry costs some 100 us a call in Python. A plain eager call, which nothing traces,
 compiles or transforms (:func:`is_plain`), runs the same functions without it: :func:`forward_now`, and
@@ -91,9 +91,22 @@ def call_of(parameters: Sequence[Any], stream: Tensor) -> tuple[lumina_kernel.Pa
 
 def parameters_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
     """The values of :data:`PARAMETERS`, as the operators take them."""
+    if torch.compiler.is_dynamo_compiling() and "_words" in source.__dict__:
+        return _parameters_in(source._words)  # type: ignore[union-attr]
     values = {name: getattr(source, name) for name in PARAMETERS}
     ranges = values["output_range"]
     return [*({**values, "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges]}.values())]
+
+
+def _parameters_in(words: str) -> list[Any]:
+    """:func:`parameters_of` from :attr:`OpticalProfile._words`.
+
+    Numbers that are others than in a call before are symbols to Dynamo. In a branch of ``torch.cond`` it cannot turn
+    them back, and a text is never one.
+    """
+    x, w, y, input_range, relative, additive, shot, stage, *ranges = words.split(" ")
+    noise = [float(relative), float(additive), float(shot)]
+    return [int(x), int(w), int(y), float(input_range), [float(each) for each in ranges], *noise, stage]
 
 
 def _dense(tensor: Tensor) -> Tensor:

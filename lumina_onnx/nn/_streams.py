@@ -2,7 +2,8 @@
 
 ``lumina::draw_stream`` is the stream of a layer in a graph: what a `with` block around the call sets (see
 :mod:`._scope`), else a fresh one from torch's generator. It mutates a counter, so that torch.compile keeps two noisy
-calls on the same input apart, and all in their order.
+calls on the same input apart, and all in their order. ``lumina::draw_stream_in_branch`` is the same in a branch of
+``torch.cond`` or a loop, where nothing may be mutated.
 """
 
 import threading
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.compiler import is_dynamo_compiling
 from torch.fx import traceback
 from torch.utils import checkpoint
 
@@ -67,7 +69,10 @@ def _make_drawer() -> Callable[[], int]:
 )
 def draw_stream(state: Tensor, layer: Tensor) -> Tensor:
     state.add_(1)
-    on, stream = _scope.noise_of(int(layer))
+    return _stream(*_scope.noise_of(int(layer)))
+
+
+def _stream(on: bool, stream: int | None) -> Tensor:
     if on and stream is None:
         return draw()
     return torch.tensor(stream if on else NO_NOISE, dtype=torch.int64, device="cpu")
@@ -114,10 +119,58 @@ def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> An
         meta.update(before)
 
 
+_NO_STREAM_IN_A_BRANCH = (
+    "torch.cond and its like compute their branches anew for the gradient, and noise that is drawn there would be "
+    "other noise then (so is torch's own dropout). Train with a stream for each step, `with "
+    "lumina_onnx.nn.noise(model, True, stream=step):` around forward and backward, or branch in Python where the model "
+    "trains."
+)
+_BRANCHES = ("cond", "while_loop", "scan", "map_impl", "associative_scan")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_in_branch() -> bool:
+    """Whether Dynamo traces what ``torch.cond``, or a loop of that kind, runs: nothing may change in place there."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        tracer: Any = InstructionTranslator.current_tx().output.current_tracer
+    except (ImportError, AttributeError):  # another Dynamo, which says itself what it cannot do
+        return False
+    while tracer is not None:
+        if str(getattr(tracer, "source_target", "")) in _BRANCHES:
+            return True
+        tracer = tracer.parent
+    return False
+
+
+@torch.library.custom_op(
+    "lumina::draw_stream_in_branch",
+    mutates_args=(),
+    schema="(Tensor layer, bool trains) -> Tensor",
+    device_types="cpu",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+def draw_stream_in_branch(layer: Tensor, trains: bool) -> Tensor:
+    on, stream = _scope.noise_of(int(layer))
+    if on and stream is None and trains:
+        raise RuntimeError(_NO_STREAM_IN_A_BRANCH)
+    return _stream(on, stream)
+
+
+@draw_stream_in_branch.register_fake
+def _(layer: Tensor, trains: bool) -> Tensor:
+    return layer.new_empty((), dtype=torch.int64)
+
+
 def of_layer(layer: Tensor = _NO_LAYER) -> Tensor:
     """The stream that the layer with this number has when this is computed: an int64 tensor of one element.
 
     It is drawn, or what :func:`lumina_onnx.nn.noise` sets, and :data:`NO_NOISE` where that turns the noise off.
     """
-    stream: Tensor = torch.ops.lumina.draw_stream(_draws, layer)
+    stream: Tensor
+    if is_dynamo_compiling() and _is_in_branch():
+        stream = torch.ops.lumina.draw_stream_in_branch(layer, torch.is_grad_enabled())
+    else:
+        stream = torch.ops.lumina.draw_stream(_draws, layer)
     return stream

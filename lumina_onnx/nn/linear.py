@@ -142,6 +142,8 @@ class OpticalLinear(nn.Linear):
         self._profile = profile
         self._quiet = quiet(profile)
         self._held = None
+        for each in (self._profile, self._quiet):
+            _ = each._words  # made here, where Dynamo does not trace
 
     @classmethod
     def from_linear(
