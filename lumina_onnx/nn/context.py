@@ -34,7 +34,10 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
     seed and this stream; it is how torch and ONNX Runtime are compared with the noise on.
     ``with noise(model, True):`` inside another such block turns the noise on again.
 
-    Blocks nest; leaving one, by an exception too, restores what was before.
+    Blocks nest; leaving one, by an exception too, restores what was before. A block is of the thread and context (such
+    as an asyncio task) that enters it: others that call the layers meanwhile have settings of their own. A compiled
+    graph asks for them when it runs. In eager mode ``torch.utils.checkpoint`` runs the forward pass again in
+    ``backward()``, which so belongs inside the same block; with other noise a checkpoint that is not reentrant raises.
 
     Raises:
         ValueError: a stream out of 0..2^63-1, or one given with the noise off, where nothing would read it.
@@ -65,10 +68,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Promises that the weights in `model` do not change inside: they are quantised and packed once.
 
     For evaluation over many batches, and for gradients that add up over several: all passes share the packed weights.
-    Results and gradients have the same bits as outside. Each layer's weight and
-    bias are watched: a forward pass after one of them changed (an optimiser's step, ``load_state_dict``, another
-    tensor, another profile) raises. A change that torch itself does not count, such as one through
-    ``weight.data.mul_`` or through numpy, is not seen.
+    Results and gradients have the same bits as outside. The block is of the thread and context that enters it: other
+    threads quantise in each call. Each layer's weight and bias are watched: a forward pass after one of them changed
+    (an optimiser's step, ``load_state_dict``, another tensor, another profile) raises. A change that torch itself does
+    not count, such as one through ``weight.data.mul_`` or through numpy, is not seen.
 
     A pass inside a ``torch.compile``d graph or a ``torch.func`` transform reads the weights as they are each time; so
     does a layer whose weight is computed at each call (a parametrisation). A copy of a model is not frozen.
