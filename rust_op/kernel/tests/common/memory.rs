@@ -4,8 +4,8 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::ops::{Deref, DerefMut};
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
 /// Where the arrays of a case lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +108,7 @@ extern "C" fn say_case(signal: c_int) {
 /// Has a touched page say what `case` it was: the test's own output is lost with the process.
 pub fn on_fault_say(case: String) {
     static HANDLERS: Once = Once::new();
+    static CASES: Mutex<Vec<CString>> = Mutex::new(Vec::new());
     HANDLERS.call_once(|| {
         for signal in [libc::SIGSEGV, libc::SIGBUS] {
             // SAFETY: a handler that keeps to what one may do.
@@ -115,7 +116,9 @@ pub fn on_fault_say(case: String) {
         }
     });
     let case = CString::new(format!("memory beyond an array was touched: {case}\n")).expect("no NUL");
-    CASE.store(case.into_raw(), Ordering::Release);
+    CASE.store(case.as_ptr().cast_mut(), Ordering::Release);
+    // Another thread's fault may read any of them.
+    CASES.lock().unwrap_or_else(PoisonError::into_inner).push(case);
 }
 
 /// The signal that ends a child process in which `touch` runs; `None` where it returns.
