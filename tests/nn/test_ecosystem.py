@@ -451,6 +451,8 @@ def test_jacobians():
     assert torch.equal(torch.autograd.functional.jacobian(net, x, vectorize=True), expected)
 
 
+# torch's own forward mode calls it.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("trains", [True, False])
 def test_forward_mode_is_refused_in_words(trains):
     net, x = model(CLEAN).requires_grad_(trains), batch()
