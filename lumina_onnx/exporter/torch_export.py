@@ -39,14 +39,15 @@ def export(
     """Writes a torch model as one .onnx file in which every optical layer is a `lumina::OpticalLinear` node.
 
     The model is captured in eval mode (its modes are restored). W is stored at its bits: packed uint8 for 1, 2 and 4,
-    int8 for 3 and 5..8, float32 for analog and 9..16, each with its scales; shared weights once. Every node has its
-    module's name and noise seed. Whatever else the model does becomes standard ONNX operators.
+    int8 for 3 and 5..8, float32 for analog and 9..16, each with its scales; shared weights once, and computed ones as
+    torch computes them. Every node has its module's name and noise seed. Whatever else the model does becomes standard
+    ONNX operators.
 
     Args:
         model: has :class:`lumina_onnx.nn.OpticalLinear` layers (see :func:`lumina_onnx.nn.convert`) or calls
             :func:`lumina_onnx.nn.functional.optical_linear`.
         args: example inputs: one tensor, or a sequence of forward's arguments; a dict at its end holds keyword
-            arguments. Only shapes and dtypes count.
+            arguments. Only shapes and dtypes of tensors count; other values are the file's for good.
         path: the file to write, ``*.onnx``; its folder must exist, a file there is replaced.
         dynamic_shapes: as for ``torch.onnx.export``; overrides ``dynamic_batch``.
         dynamic_batch: dimension 0 of every input is the symbolic "batch".
@@ -60,8 +61,10 @@ def export(
         What was written: layers with their storage, what was left and why. ``print`` shows tables.
 
     Raises:
-        TypeError: ``model`` is no module, or ``args`` neither a tensor nor a sequence.
-        ValueError: an argument that is not allowed, or a model without optical layers.
+        TypeError: ``model`` is no module, or one whose layers cannot be reached, or ``args`` neither a tensor nor a
+            sequence.
+        ValueError: an argument that is not allowed, a model without optical layers, or a layer whose weight is another
+            one in each call.
         FileNotFoundError, IsADirectoryError: ``path`` cannot be written.
         ExportError: torch cannot export the model's forward.
     """

@@ -66,16 +66,19 @@ def verify(
         path: the file.
         inputs: arrays by input name, or in the order of the model's inputs. Random ones of the model's shapes
             where absent: normal numbers, integers 0 and 1; symbolic sizes become 2, 3, ...
-        reference: the torch model that was exported. Its outputs, with the noise of the same streams, are compared
-            with the file's; they must be equal where the file holds nothing but `OpticalLinear` and operators that
-            have one right result (ReLU, sums, reshapes ...), otherwise their difference is reported.
+        reference: the torch model that was exported, called with the arguments of the export (of another file, with
+            its inputs by the names of forward's parameters, or else in their order). Its outputs, with the noise of
+            the same streams, are compared with the file's; they must be equal where the file holds nothing but
+            `OpticalLinear` and operators that have one right result (ReLU, sums, reshapes ...), otherwise their
+            difference is reported.
 
     Returns:
         One row for each comparison; ``print`` shows a table.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or inputs that do not
-            fit.
+        FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, inputs that do not fit,
+            or a reference that cannot be called with them.
+        TypeError: a reference whose layers cannot be reached.
         RuntimeError: a file that ONNX Runtime 1.24 to 1.27 cannot load without the library, in one of these.
         Exception: what ONNX Runtime raises where it cannot load or run the file.
     """

@@ -51,6 +51,8 @@ def convert(
     its parameters without calling it; everything that is no Linear. The fused inference path of
     ``nn.TransformerEncoderLayer``, which would bypass its Linear layers, is switched off where they are converted.
 
+    Layers of a model inside ``torch.compile``, ``AveragedModel`` or a data-parallel wrapper go by their names there.
+
     Args:
         model: of float32 parameters on the CPU.
         profile: the hardware.
@@ -65,11 +67,9 @@ def convert(
 
     Raises:
         ValueError: a pattern that matches no Linear layer, an empty layer, or a profile that does not fit a layer.
-        TypeError: a layer that is not float32 on the CPU.
+        TypeError: a layer that is not float32 on the CPU, or a model whose layers cannot be reached (torch.jit, FSDP).
         RuntimeError: `model` holds a tensor with a gradient's history, so that it cannot be copied.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}: allowed is a torch.nn.Module")
     check_is_whole(model)
     functional.check_is_profile(profile)
     functional.check_counter("seed", seed)

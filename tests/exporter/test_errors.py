@@ -214,12 +214,13 @@ def test_inputs_of_verify(tmp_path: Path, model: nn.Module) -> None:
 
 def test_a_reference_with_other_outputs(tmp_path: Path, model: nn.Module) -> None:
     class Two(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+            return input, input
 
     path = tmp_path / "model.onnx"
     export(model, X, path)
-    with refused(ValueError, "reference returns 2 tensors; the model in"):
+    message = "reference: Two.forward returns 2 tensors, and the file has 1 outputs, 'output'; allowed is the model"
+    with refused(ValueError, message):
         verify(path, reference=Two())
 
 

@@ -110,6 +110,16 @@ def test_noise_is_drawn_where_nothing_trains(kind):
         assert torch.equal(net(x), net(x))
 
 
+@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+def test_equal_calls_in_a_branch_draw_apart(backend):
+    net, x = model(Branches, PROFILES[0]), data()
+    net.on = net.off = lambda x: torch.stack([net.yes(x), net.yes(x)])
+    run = net if backend is None else torch.compile(net, backend=backend)
+    with torch.no_grad():
+        first, second = run(x)
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.filterwarnings("ignore:calibrate. never called:UserWarning")
 @pytest.mark.parametrize("kind", [Branches, While, Scan])
 def test_calibration_sees_each_call(kind):

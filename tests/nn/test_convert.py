@@ -281,7 +281,7 @@ def test_transformer_decoders_call_their_layers():
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
-        (TypeError, "model is int: allowed is a torch.nn.Module", {"model": 3}),
+        (TypeError, "model is a int; allowed is a torch.nn.Module", {"model": 3}),
         (TypeError, "profile is str: allowed is a lumina_onnx.OpticalProfile", {"profile": "edge"}),
         (TypeError, r"overrides\['head'\] is int: allowed is a lumina_onnx.OpticalProfile", {"overrides": {"head": 4}}),
         (TypeError, "skip holds int 3: allowed is a name pattern", {"skip": [3]}),
