@@ -113,22 +113,25 @@ def module_path(path: str, modules: Any) -> str:
 def _visit(module: GraphModule, stored: dict[Node, Any], scope: str, owners: _Owners, calls: list[Call]) -> None:
     """The calls in a graph, whose values in `stored` do not depend on the model's inputs, and in its subgraphs."""
     changed = False
+    changing: list[Node] = []
     for node in list(module.graph.nodes):
         here = _scope(node, owners) or scope
         if node.op == "get_attr":
             stored[node] = operator.attrgetter(node.target)(module)
         elif node.target is OPERATOR:
-            calls.append(_call(module, node, stored, here, owners))
+            calls.append(_call(module, node, stored, changing, here, owners))
             _set_argument(node, "seed", len(calls) - 1)
             changed = True
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             for body, operands in _bodies(node, stored):
                 inner: dict[Node, Any] = {}
                 for place, operand in zip(body.graph.find_nodes(op="placeholder"), operands, strict=False):
-                    value = _value(module, operand, stored, node) if isinstance(operand, Node) else _COMPUTED
+                    value = _value(module, operand, stored, changing) if isinstance(operand, Node) else _COMPUTED
                     if value is not _COMPUTED:
                         inner[place] = value
                 _visit(body, inner, here, owners, calls)
+        if _changed(node):
+            changing.append(node)
     if changed:
         module.graph.eliminate_dead_code()
         module.recompile()
@@ -139,15 +142,17 @@ def _scope(node: Node, owners: _Owners) -> str:
     return module_path(stack[-1][0], owners.modules) if stack else ""
 
 
-def _call(module: GraphModule, node: Node, stored: dict[Node, Any], scope: str, owners: _Owners) -> Call:
+def _call(
+    module: GraphModule, node: Node, stored: dict[Node, Any], changing: list[Node], scope: str, owners: _Owners
+) -> Call:
     seed = _argument(node, "seed")
     weight = _argument(node, "weight")
-    sources = [stored[source] for source in _needed(module, weight, node) if source in stored]
+    sources = [stored[source] for source in _needed(weight, changing) if source in stored]
     path = owners.path(scope, seed, sources)
     computed: dict[int, Tensor] = {}
     for index, name in ((1, "weight"), (3, "bias")):
         operand = _argument(node, name)
-        value: Any = _COMPUTED if operand is None else _value(module, operand, stored, node)
+        value: Any = _COMPUTED if operand is None else _value(module, operand, stored, changing)
         if isinstance(value, _Varying):
             raise ValueError(
                 f"{path or 'optical_linear'}: its {name} {value.how}, so that it is another one in each call; allowed "
@@ -192,9 +197,9 @@ class _Varying:
     how: str
 
 
-def _value(module: GraphModule, node: Node, stored: dict[Node, Any], before: Node) -> Any:
-    """What `node` is when `before` is reached, as torch computes it."""
-    needed = _needed(module, node, before)
+def _value(module: GraphModule, node: Node, stored: dict[Node, Any], changing: list[Node]) -> Any:
+    """What `node` is, as torch computes it, after all of `changing`."""
+    needed = _needed(node, changing)
     leaves = [each for each in needed if each.op != "call_function"]
     if any(leaf not in stored for leaf in leaves):
         return _COMPUTED
@@ -203,7 +208,7 @@ def _value(module: GraphModule, node: Node, stored: dict[Node, Any], before: Nod
             return stored[leaf]
     if needed == {node} and node in stored:
         return stored[node]
-    changing = [each for each in needed if _changed(each)]
+    changes = [each for each in changing if each in needed]
     values: dict[Node, Any] = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         state = torch.get_rng_state()
@@ -211,23 +216,21 @@ def _value(module: GraphModule, node: Node, stored: dict[Node, Any], before: Nod
             if each in leaves:
                 value = stored[each]
                 # What a call changes in place may be the model's own.
-                values[each] = value.clone() if changing and isinstance(value, Tensor) else value
+                values[each] = value.clone() if changes and isinstance(value, Tensor) else value
             elif each in needed:
                 args, kwargs = torch.fx.map_arg((each.args, each.kwargs), values.__getitem__)
                 values[each] = each.target(*args, **kwargs)
         if not torch.equal(state, torch.get_rng_state()):
             return _Varying("is drawn at random")
     for leaf in leaves:
-        if changing and isinstance(values[leaf], Tensor) and values[leaf]._version:
-            return _Varying(f"comes from one that the forward pass changes in place ({changing[0].target})")
+        if changes and isinstance(values[leaf], Tensor) and values[leaf]._version:
+            return _Varying(f"comes from one that the forward pass changes in place ({changes[0].target})")
     return values[node]
 
 
-def _needed(module: GraphModule, node: Node, before: Node) -> set[Node]:
-    """The nodes that say what `node` is when `before` is reached: those that it is computed from, and those that
-    change one of these in place."""
-    nodes = list(module.graph.nodes)
-    changing = [each for each in nodes[: nodes.index(before)] if _changed(each)]
+def _needed(node: Node, changing: list[Node]) -> set[Node]:
+    """The nodes that say what `node` is: those that it is computed from, and those of `changing` that change one of
+    these in place."""
     needed = _ancestors([node])
     while more := [each for each in changing if each not in needed and not needed.isdisjoint(_bases(_changed(each)))]:
         needed |= _ancestors(more)
