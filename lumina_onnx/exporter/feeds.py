@@ -24,6 +24,12 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
     Raises:
         ValueError: names, dtypes or shapes that do not fit the model.
     """
+    for value in _fed(model):
+        type_ = value.type.WhichOneof("value")
+        if type_ not in (None, "tensor_type"):
+            raise ValueError(
+                f"the model's input {value.name!r} is a {type_.removesuffix('_type')}; allowed are tensors"
+            )
     kinds = declared(model)
     if inputs is None:
         return random(kinds)
@@ -49,18 +55,13 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
 
 
 def declared(model: onnx.ModelProto) -> dict[str, Any]:
-    """The types of the inputs that are fed.
+    """The types of the inputs that are fed; of one that is no tensor an undefined one."""
+    return {value.name: value.type.tensor_type for value in _fed(model)}
 
-    Raises:
-        ValueError: one is no tensor.
-    """
+
+def _fed(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     stored = {tensor.name for tensor in model.graph.initializer}
-    wanted = [value for value in model.graph.input if value.name not in stored]
-    for value in wanted:
-        kind = value.type.WhichOneof("value")
-        if kind not in (None, "tensor_type"):
-            raise ValueError(f"the model's input {value.name!r} is a {kind.removesuffix('_type')}; allowed are tensors")
-    return {value.name: value.type.tensor_type for value in wanted}
+    return [value for value in model.graph.input if value.name not in stored]
 
 
 def described(feeds: Arrays) -> str:

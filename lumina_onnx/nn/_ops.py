@@ -49,7 +49,7 @@ _PARAMETERS_SCHEMA = (
     "int input_bits, int weight_bits, int output_bits, float input_range, float[] output_range, "
     "float noise_relative, float noise_additive, float noise_shot, str bias_stage"
 )
-_NOISE_LEVELS = tuple(PARAMETERS.index(name) for name in ("noise_relative", "noise_additive", "noise_shot"))
+NOISE_LEVELS = tuple(PARAMETERS.index(name) for name in ("noise_relative", "noise_additive", "noise_shot"))
 #: An argument of `optical_linear_train`, and so part of the keys of torch's cache of compiled graphs on disk: another
 #: release may save other amounts for the gradient.
 RELEASE = lumina_kernel.__version__
@@ -86,7 +86,7 @@ def call_of(parameters: Sequence[Any], stream: Tensor) -> tuple[lumina_kernel.Pa
     number = int(stream)
     if number != NO_NOISE:
         return params_of(parameters), number
-    return params_of([0.0 if place in _NOISE_LEVELS else value for place, value in enumerate(parameters)]), 0
+    return params_of([0.0 if place in NOISE_LEVELS else value for place, value in enumerate(parameters)]), 0
 
 
 def parameters_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:

@@ -166,6 +166,11 @@ def has_noise(profile: OpticalProfile) -> bool:
     return profile.noise_relative != 0 or profile.noise_additive != 0 or profile.noise_shot != 0
 
 
+def has_noise_when_traced(profile: OpticalProfile) -> bool:
+    """The same by :func:`_ops.parameters_of`, whose numbers Dynamo takes for constants."""
+    return any(level != 0 for level in _ops.parameters_of(profile)[_ops.NOISE_LEVELS[0] : _ops.NOISE_LEVELS[-1] + 1])
+
+
 def stream_number(profile: OpticalProfile, stream: int | Tensor | None) -> int:
     """The stream of a plain eager call, drawn where it is None and the profile has noise."""
     if stream is None:
@@ -179,7 +184,7 @@ def stream_number(profile: OpticalProfile, stream: int | Tensor | None) -> int:
 def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
     """The stream as an int64 tensor of one element, drawn where it is None and the profile has noise."""
     if stream is None:
-        if not has_noise(profile) or (torch.compiler.is_exporting() and _scope.is_captured()):
+        if not has_noise_when_traced(profile) or (torch.compiler.is_exporting() and _scope.is_captured()):
             return torch.zeros((), dtype=torch.int64, device="cpu")
         if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _ops.is_transformed()):
             return _streams.draw()  # an operator of torch's own, as vmap's `randomness` and a program in a file want it

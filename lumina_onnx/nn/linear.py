@@ -204,7 +204,7 @@ class OpticalLinear(nn.Linear):
             on, stream = self._noise_when_traced
         elif torch.compiler.is_exporting():
             on, stream = _scope.noise_of(self._identity.number)
-        elif functional.has_noise(self._profile):
+        elif functional.has_noise_when_traced(self._profile):
             return self._profile, _streams.of_layer(self._identity.tensor)
         else:
             on, stream = True, None

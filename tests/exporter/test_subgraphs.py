@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lumina_onnx
 from lumina_onnx import reference
-from lumina_onnx.exporter import inspect, nodes, rewrite, verify, watching
+from lumina_onnx.exporter import files, inspect, nodes, rewrite, verify, watching
 from lumina_onnx.exporter.twin import float_twin
 from lumina_onnx.profile import OpticalProfile
 
@@ -193,7 +193,7 @@ def test_watching_changes_no_result(tmp_path: Path, content: list[onnx.NodeProto
     report = rewrite(source, tmp_path / "y.onnx", NOISY, calibration=[[X], [3 * X]], fallback=False)
     reached = [row for row in report.layers if row.input_range > 0]
     assert len(reached) == len(report.layers) - len(report.notes) >= 1
-    model = nodes.load(tmp_path / "y.onnx")
+    model = files.load(tmp_path / "y.onnx")
     wanted = [[each.proto.input[0], each.proto.output[0]] for each in nodes.optical_nodes(model)]
     watched = watching.Watched(model, wanted)
     assert watched.reasons == {}

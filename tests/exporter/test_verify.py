@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_reports_print_as_tables_and_turn_into_json(prover: Any, model: nn.Modul
         text = str(report)
         assert str(prover.path) in text
         assert "│ 2 " in text
-        with Console(record=True, width=200, file=open("/dev/null", "w")) as console:
+        with Path(os.devnull).open("w") as nowhere, Console(record=True, width=200, file=nowhere) as console:
             console.print(report)
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["path"] == str(prover.path)
     assert "8/4/8" in str(written)
