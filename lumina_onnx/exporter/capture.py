@@ -349,8 +349,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            # torch's own recurrent layers assign them.
-            warnings.filterwarnings("ignore", message=r"The tensor attributes? self\.(.*\.)?_flat_weights")
+            # Dynamo asks it of what loops and branches carry, and gives up where the warning is an error.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
             warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
             warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
             warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # and restored

@@ -274,6 +274,7 @@ def test_what_is_left_is_reported_with_its_reason(prover: Any, noisy: OpticalPro
     assert [reason for _, reason in left.values()] == ["a product with a constant that belongs to no Linear"]
 
 
+@pytest.mark.filterwarnings("error")  # whatever the settings let pass: an export has no warnings of its own
 def test_a_recurrent_layer_is_left_and_reported(prover: Any, noisy: OpticalProfile) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
