@@ -67,7 +67,10 @@ WAYS = ["npz", "npy", "png", "onnx"]
 
 
 def start(before: str, arguments: list[str]) -> subprocess.Popen[str]:
-    script = f"{before}\nfrom lumina_onnx.cli import main\nmain()\n"
+    # As from a terminal: who runs the tests, in the background or under nohup, may have signals ignored.
+    heard = "import signal\nfor each in (signal.SIGINT, signal.SIGHUP):\n    signal.signal(each, signal.SIG_DFL)\n"
+    heard += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = f"{heard}{before}\nfrom lumina_onnx.cli import main\nmain()\n"
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
