@@ -71,7 +71,8 @@ def texts(package: dict[str, Any]) -> list[str]:
 def rendered() -> str:
     """The file as it should be."""
     packages = {(p["name"], p["version"]): p for platform in PLATFORMS for p in linked(platform)}
-    lines, owners = [], {}
+    lines: list[str] = []
+    owners: dict[str, list[str]] = {}
     for (name, version), package in sorted(packages.items()):
         lines.append(f"{name} {version} ({package['license']}): {package['repository'] or package['homepage']}\n")
         for text in texts(package):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,7 @@ def ready(tmp_path: Path) -> Path:
     return tmp_path / "ready.onnx"
 
 
-def test_it_converts_and_verifies(lumina, ready, tmp_path) -> None:
+def test_it_converts_and_verifies(lumina: Any, ready: Any, tmp_path: Path) -> None:
     target = tmp_path / "optical.onnx"
     (tmp_path / "mine.json").write_text(OpticalProfile(4, 4, 4, noise_additive=0.1).to_json())
     options = ("--profile", tmp_path / "mine.json", "--override", "second=datacenter", "--method", "mse")
@@ -50,7 +51,7 @@ def test_it_converts_and_verifies(lumina, ready, tmp_path) -> None:
     assert lumina("verify", target).exit_code == 0
 
 
-def test_it_shows_what_it_did(lumina, ready, tmp_path, monkeypatch) -> None:
+def test_it_shows_what_it_did(lumina: Any, ready: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = lumina("convert", ready, tmp_path / "y.onnx", "-p", "pace", "--skip", "sec*", "--no-fallback")
     assert result.exit_code == 0
@@ -73,7 +74,9 @@ def test_it_shows_what_it_did(lumina, ready, tmp_path, monkeypatch) -> None:
         ((), "Missing option '--profile'"),
     ],
 )
-def test_wrong_usage(lumina, ready, tmp_path, monkeypatch, options, words) -> None:
+def test_wrong_usage(
+    lumina: Any, ready: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, words: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text('{"bits": 4}')
     result = lumina("convert", ready, tmp_path / "y.onnx", *options)
@@ -82,7 +85,7 @@ def test_wrong_usage(lumina, ready, tmp_path, monkeypatch, options, words) -> No
     assert not (tmp_path / "y.onnx").exists()
 
 
-def test_what_fails_says_so_in_a_line(lumina, ready, model, tmp_path) -> None:
+def test_what_fails_says_so_in_a_line(lumina: Any, ready: Any, model: Any, tmp_path: Path) -> None:
     def message(*arguments: object) -> str:
         result = lumina("convert", *arguments, "-p", "edge")
         assert result.exit_code == 1

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,7 +77,9 @@ def start(before: str, arguments: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("way", "old"), [*((way, True) for way in WAYS), ("npz", False)])
-def test_a_full_disk_leaves_what_was_there_and_says_so_in_a_line(model, ready, tmp_path, way, old) -> None:
+def test_a_full_disk_leaves_what_was_there_and_says_so_in_a_line(
+    model: Any, ready: Any, tmp_path: Path, way: Any, old: Any
+) -> None:
     arguments = commands(model, ready, tmp_path)[way]
     target = Path(arguments[-1])
     if old:
@@ -94,7 +97,9 @@ def test_a_full_disk_leaves_what_was_there_and_says_so_in_a_line(model, ready, t
 @pytest.mark.parametrize(
     ("number", "way"), [("SIGTERM", way) for way in ("npz", "png", "onnx")] + [("SIGINT", "npz"), ("SIGHUP", "npz")]
 )
-def test_a_signal_leaves_what_was_there_and_nothing_else(model, ready, tmp_path, number, way) -> None:
+def test_a_signal_leaves_what_was_there_and_nothing_else(
+    model: Any, ready: Any, tmp_path: Path, number: Any, way: Any
+) -> None:
     arguments = commands(model, ready, tmp_path)[way]
     target = Path(arguments[-1])
     target.write_bytes(OLD)
@@ -130,7 +135,9 @@ def test_a_second_signal_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize(("way", "umask"), [("npz", 0o022), ("npz", 0o077), ("png", 0o077), ("onnx", 0o022)])
-def test_permissions_are_the_umasks_or_those_of_the_old_file(lumina, model, ready, tmp_path, way, umask) -> None:
+def test_permissions_are_the_umasks_or_those_of_the_old_file(
+    lumina: Any, model: Any, ready: Any, tmp_path: Path, way: str, umask: int
+) -> None:
     arguments = commands(model, ready, tmp_path)[way]
     target = Path(arguments[-1])
     before = os.umask(umask)
@@ -147,7 +154,9 @@ def test_permissions_are_the_umasks_or_those_of_the_old_file(lumina, model, read
 
 @pytest.mark.parametrize("dangling", [False, True])
 @pytest.mark.parametrize("way", ["npy", "onnx"])
-def test_of_a_link_the_file_that_it_points_to_is_written(lumina, model, ready, tmp_path, way, dangling) -> None:
+def test_of_a_link_the_file_that_it_points_to_is_written(
+    lumina: Any, model: Any, ready: Any, tmp_path: Path, way: str, dangling: bool
+) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
     here.mkdir()
@@ -164,7 +173,7 @@ def test_of_a_link_the_file_that_it_points_to_is_written(lumina, model, ready, t
 
 
 @pytest.mark.parametrize("way", ["npz", "npy", "png"])
-def test_into_a_pipe(lumina, model, ready, tmp_path, way) -> None:
+def test_into_a_pipe(lumina: Any, model: Any, ready: Any, tmp_path: Path, way: str) -> None:
     arguments = commands(model, ready, tmp_path)[way]
     target, read = Path(arguments[-1]), []
     os.mkfifo(target)
@@ -185,7 +194,7 @@ def test_into_a_pipe(lumina, model, ready, tmp_path, way) -> None:
             assert content["output"].shape == (400, 3)
 
 
-def test_a_model_goes_into_no_pipe(lumina, model, ready, tmp_path) -> None:
+def test_a_model_goes_into_no_pipe(lumina: Any, model: Any, ready: Any, tmp_path: Path) -> None:
     arguments = commands(model, ready, tmp_path)["onnx"]
     os.mkfifo(arguments[-1])
     result = lumina(*arguments)
@@ -196,7 +205,7 @@ def test_a_model_goes_into_no_pipe(lumina, model, ready, tmp_path) -> None:
 # The helper alone, as every way of writing has it.
 
 
-def test_until_the_end_the_old_file_is_there(tmp_path) -> None:
+def test_until_the_end_the_old_file_is_there(tmp_path: Path) -> None:
     target = tmp_path / ("n" * 250 + ".txt")
     target.write_text("old")
     with _files.replacing(target) as temporary:
@@ -208,7 +217,7 @@ def test_until_the_end_the_old_file_is_there(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_whatever_is_raised_leaves_nothing(tmp_path, error) -> None:
+def test_whatever_is_raised_leaves_nothing(tmp_path: Path, error: Any) -> None:
     def write() -> None:
         with _files.replacing(tmp_path / "y.txt") as temporary:
             temporary.write_text("half")
@@ -239,7 +248,7 @@ def test_what_cannot_be_written_is_named(
     assert caught.value.errno is not None
 
 
-def test_a_protected_file_is_not_replaced(tmp_path, monkeypatch) -> None:
+def test_a_protected_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = _file(tmp_path / "y.txt")
     target.chmod(0o444)
     if os.geteuid() == 0:  # who may write everything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,11 +16,11 @@ from lumina_onnx.cli import bench
 
 
 def write(path: Path, **arrays: np.ndarray) -> Path:
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
 
 
-def test_inspect_lists_the_layers(lumina, model) -> None:
+def test_inspect_lists_the_layers(lumina: Any, model: Any) -> None:
     result = lumina("inspect", model)
     assert result.exit_code == 0
     assert "4/4/4" in result.stdout
@@ -28,7 +29,9 @@ def test_inspect_lists_the_layers(lumina, model) -> None:
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
-def test_inspect_cuts_nothing_on_a_narrow_terminal(lumina, model, monkeypatch, columns) -> None:
+def test_inspect_cuts_nothing_on_a_narrow_terminal(
+    lumina: Any, model: Any, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     text = lumina("inspect", model).stdout
     assert "…" not in text
@@ -37,13 +40,13 @@ def test_inspect_cuts_nothing_on_a_narrow_terminal(lumina, model, monkeypatch, c
             assert str(value) in " ".join(text.split())
 
 
-def test_inspect_as_json(lumina, model) -> None:
+def test_inspect_as_json(lumina: Any, model: Any) -> None:
     facts = json.loads(lumina("inspect", model, "--json").stdout)
     assert [(layer["in_features"], layer["out_features"]) for layer in facts["layers"]] == [(6, 5), (5, 3)]
     assert facts["file_bytes"] == model.stat().st_size
 
 
-def test_inspect_as_json_of_numbers_that_json_lacks(lumina, model, tmp_path) -> None:
+def test_inspect_as_json_of_numbers_that_json_lacks(lumina: Any, model: Any, tmp_path: Path) -> None:
     broken = onnx.load(model)
     for node, value in zip([node for node in broken.graph.node if node.domain], (np.nan, -np.inf), strict=True):
         del node.attribute[:]
@@ -53,13 +56,13 @@ def test_inspect_as_json_of_numbers_that_json_lacks(lumina, model, tmp_path) -> 
     assert [layer["noise_shot"] for layer in facts["layers"]] == ["nan", "-inf"]
 
 
-def test_verify_passes(lumina, model) -> None:
+def test_verify_passes(lumina: Any, model: Any) -> None:
     result = lumina("verify", model)
     assert result.exit_code == 0
     assert "ok: with the library every bit as promised, without it within the tolerance" in result.stdout
 
 
-def test_verify_takes_inputs(lumina, model, tmp_path) -> None:
+def test_verify_takes_inputs(lumina: Any, model: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((7, 6), np.float32))
     facts = json.loads(lumina("verify", model, "--input", tmp_path / "x.npy", "--json").stdout)
     assert facts["ok"] is True
@@ -67,7 +70,7 @@ def test_verify_takes_inputs(lumina, model, tmp_path) -> None:
     assert all(row["shape"][0] == 7 for row in facts["comparisons"])
 
 
-def test_verify_fails_with_1_where_bits_differ(lumina, model, monkeypatch) -> None:
+def test_verify_fails_with_1_where_bits_differ(lumina: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from lumina_onnx import reference
 
     right = reference.optical_linear
@@ -78,7 +81,7 @@ def test_verify_fails_with_1_where_bits_differ(lumina, model, monkeypatch) -> No
     assert json.loads(lumina("verify", model, "--json").stdout)["ok"] is False
 
 
-def test_verify_says_what_it_did_not_check_and_passes(lumina, model, tmp_path) -> None:
+def test_verify_says_what_it_did_not_check_and_passes(lumina: Any, model: Any, tmp_path: Path) -> None:
     """The layer in a branch that the input does not reach."""
     proto = onnx.load(model)
     layers = [node for node in proto.graph.node if node.op_type == "OpticalLinear"]
@@ -108,7 +111,7 @@ def test_verify_says_what_it_did_not_check_and_passes(lumina, model, tmp_path) -
     assert facts["not_checked"] == [{"name": "other", "kind": "OpticalLinear", "reason": reason}]
 
 
-def test_verify_without_inputs_that_do(lumina, model, tmp_path) -> None:
+def test_verify_without_inputs_that_do(lumina: Any, model: Any, tmp_path: Path) -> None:
     proto = onnx.load(model)
     node = onnx.helper.make_node("Reshape", ["flat", "shape"], [proto.graph.input[0].name])
     proto.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["n"]))
@@ -123,7 +126,7 @@ def test_verify_without_inputs_that_do(lumina, model, tmp_path) -> None:
     assert lumina("verify", tmp_path / "flat.onnx", "--input", tmp_path / "x.npy").exit_code == 0
 
 
-def test_verify_without_optical_layers(lumina, tmp_path) -> None:
+def test_verify_without_optical_layers(lumina: Any, tmp_path: Path) -> None:
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "relu.onnx")
@@ -134,7 +137,7 @@ def test_verify_without_optical_layers(lumina, tmp_path) -> None:
     )
 
 
-def test_run_writes_what_onnxruntime_computes(lumina, model, tmp_path) -> None:
+def test_run_writes_what_onnxruntime_computes(lumina: Any, model: Any, tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
     expected = lumina_onnx.load(model).run(None, {"input": x})[0]
     np.save(tmp_path / "x.npy", x)
@@ -148,7 +151,7 @@ def test_run_writes_what_onnxruntime_computes(lumina, model, tmp_path) -> None:
         np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
-def test_run_draws_inputs_of_the_models_shapes(lumina, model) -> None:
+def test_run_draws_inputs_of_the_models_shapes(lumina: Any, model: Any) -> None:
     facts = json.loads(lumina("run", model, "--batch", 5, "--json").stdout)
     assert [(row["kind"], row["shape"]) for row in facts["tensors"]] == [("input", [5, 6]), ("output", [5, 3])]
     assert facts["written"] is None
@@ -156,7 +159,7 @@ def test_run_draws_inputs_of_the_models_shapes(lumina, model) -> None:
     assert first == again != other
 
 
-def test_run_with_several_inputs_and_outputs(lumina, two, tmp_path) -> None:
+def test_run_with_several_inputs_and_outputs(lumina: Any, two: Any, tmp_path: Path) -> None:
     ones = np.ones((3, 4), np.float32)
     source = write(tmp_path / "in.npz", left=ones, right=ones)
     result = lumina("run", two, "--input", source, "--output", tmp_path / "out.npz")
@@ -169,7 +172,9 @@ def test_run_with_several_inputs_and_outputs(lumina, two, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("columns", [70, 80, 160])
-def test_run_shows_its_numbers_on_a_narrow_terminal(lumina, model, monkeypatch, columns) -> None:
+def test_run_shows_its_numbers_on_a_narrow_terminal(
+    lumina: Any, model: Any, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = [line.split() for line in lumina("run", model).stdout.splitlines()]
     facts = json.loads(lumina("run", model, "--json").stdout)["tensors"]
@@ -179,14 +184,14 @@ def test_run_shows_its_numbers_on_a_narrow_terminal(lumina, model, monkeypatch, 
         assert any(line[:7] == [row["name"], row["dtype"], *shape, *numbers] for line in lines)
 
 
-def test_run_shows_values_that_are_not_finite(lumina, model, tmp_path) -> None:
+def test_run_shows_values_that_are_not_finite(lumina: Any, model: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.full((1, 6), np.nan, np.float32))
     facts = json.loads(lumina("run", model, "--input", tmp_path / "x.npy", "--json").stdout)
     assert [row["finite"] for row in facts["tensors"]] == [False, False]
 
 
 @pytest.mark.parametrize("name", ["run", "verify"])
-def test_wrong_inputs_are_named(lumina, model, two, tmp_path, name) -> None:
+def test_wrong_inputs_are_named(lumina: Any, model: Any, two: Any, tmp_path: Path, name: str) -> None:
     def message(net: Path, source: Path) -> str:
         result = lumina(name, net, "--input", source)
         assert result.exit_code == 1
@@ -215,7 +220,7 @@ def test_wrong_inputs_are_named(lumina, model, two, tmp_path, name) -> None:
     assert "allow_pickle=False" in message(model, tmp_path / "g.npy")
 
 
-def test_run_refuses_npy_for_several_outputs(lumina, two, tmp_path) -> None:
+def test_run_refuses_npy_for_several_outputs(lumina: Any, two: Any, tmp_path: Path) -> None:
     result = lumina("run", two, "--output", tmp_path / "y.npy")
     assert result.exit_code == 1
     assert "the model has 2 outputs" in result.stderr
@@ -225,7 +230,7 @@ def test_run_refuses_npy_for_several_outputs(lumina, two, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("target", "words"), [("y.txt", "ends neither in .npz nor in .npy"), ("no/y.npz", "there is no folder")]
 )
-def test_run_refuses_other_targets(lumina, model, target, words, tmp_path) -> None:
+def test_run_refuses_other_targets(lumina: Any, model: Any, target: str, words: str, tmp_path: Path) -> None:
     result = lumina("run", model, "--output", tmp_path / target)
     assert result.exit_code == 2
     assert words.split() == [word for word in result.stderr.replace("│", " ").split() if word in words.split()]
@@ -233,7 +238,7 @@ def test_run_refuses_other_targets(lumina, model, target, words, tmp_path) -> No
 
 @pytest.mark.parametrize("content", [b"no model", b"", b"\x08\x09", b"\n\0\n\0"], ids=["text", "empty", "IR", "fields"])
 @pytest.mark.parametrize("name", ["run", "bench", "verify", "inspect", "convert"])
-def test_a_file_that_is_no_model(lumina, tmp_path, name, content) -> None:
+def test_a_file_that_is_no_model(lumina: Any, tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "text.onnx").write_bytes(content)
     options = (tmp_path / "y.onnx", "-p", "edge") if name == "convert" else ()
     result = lumina(name, tmp_path / "text.onnx", *options)
@@ -246,12 +251,12 @@ def test_a_file_that_is_no_model(lumina, tmp_path, name, content) -> None:
 
 
 @pytest.fixture
-def quick(monkeypatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BURST", 1e-3)
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_measures_every_way_with_each_number_of_threads(lumina, model) -> None:
+def test_bench_measures_every_way_with_each_number_of_threads(lumina: Any, model: Any) -> None:
     result = lumina("bench", model, "--threads", 3, "--threads", 1, "--threads", 3, "--rounds", 2, "--json")
     facts = json.loads(result.stdout)
     sides = ["with the library", "without it", "float32 twin"]
@@ -272,7 +277,9 @@ def test_bench_measures_every_way_with_each_number_of_threads(lumina, model) -> 
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_by_default_runs_on_one_thread_to_all_cores(lumina, model, monkeypatch) -> None:
+def test_bench_by_default_runs_on_one_thread_to_all_cores(
+    lumina: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for cores, counts in ((4, [1, 2, 3, 4]), (6, [1, 2, 3, 4, 6]), (16, [1, 2, 3, 4, 8, 16])):
         assert bench.thread_counts(cores) == counts
     for cores, counts in ((1, [1]), (2, [1, 2])):
@@ -281,7 +288,7 @@ def test_bench_by_default_runs_on_one_thread_to_all_cores(lumina, model, monkeyp
         assert sorted({row["threads"] for row in facts["rows"]}) == counts
 
 
-def test_a_measurement_runs_what_it_says(monkeypatch) -> None:
+def test_a_measurement_runs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls take turns, and their times are their own."""
     now, order = [0], []
 
@@ -302,7 +309,7 @@ def test_a_measurement_runs_what_it_says(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("columns", [80, 160])
-def test_bench_as_a_table(lumina, model, monkeypatch, columns) -> None:
+def test_bench_as_a_table(lumina: Any, model: Any, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     result = lumina("bench", model, "--threads", 1, "--rounds", 1, "--batch", 4)
     assert result.exit_code == 0
@@ -314,7 +321,7 @@ def test_bench_as_a_table(lumina, model, monkeypatch, columns) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_takes_inputs(lumina, model, tmp_path) -> None:
+def test_bench_takes_inputs(lumina: Any, model: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((7, 6), np.float32))
     result = lumina("bench", model, "--input", tmp_path / "x.npy", "--threads", 1, "--rounds", 1, "--json")
     assert json.loads(result.stdout)["inputs"] == {"input": [7, 6]}
@@ -325,7 +332,7 @@ def test_bench_takes_inputs(lumina, model, tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_says_what_it_leaves_out(lumina, model, tmp_path) -> None:
+def test_bench_says_what_it_leaves_out(lumina: Any, model: Any, tmp_path: Path) -> None:
     without_body = onnx.load(model)
     del without_body.functions[:]
     onnx.save(without_body, tmp_path / "needy.onnx")
@@ -345,7 +352,7 @@ def test_bench_says_what_it_leaves_out(lumina, model, tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_draws_a_picture(lumina, model, tmp_path) -> None:
+def test_bench_draws_a_picture(lumina: Any, model: Any, tmp_path: Path) -> None:
     target = tmp_path / "latency.png"
     result = lumina("bench", model, "--threads", 1, "--threads", 2, "--rounds", 1, "--plot", target)
     assert result.exit_code == 0
@@ -357,13 +364,13 @@ def test_bench_draws_a_picture(lumina, model, tmp_path) -> None:
     ("target", "words"),
     [("y.pdf", "does not end in .png"), ("no/y.png", "there is no folder"), (".", "is a directory")],
 )
-def test_bench_refuses_other_targets(lumina, model, target, words, tmp_path) -> None:
+def test_bench_refuses_other_targets(lumina: Any, model: Any, target: str, words: str, tmp_path: Path) -> None:
     result = lumina("bench", model, "--plot", tmp_path / target)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.replace("│", " ").split())
 
 
-def test_bench_help_shows_what_stands_in_brackets(lumina, monkeypatch) -> None:
+def test_bench_help_shows_what_stands_in_brackets(lumina: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = " ".join(lumina("bench", "--help").stdout.replace("│", " ").split())
     assert "[default: 1, 2, 3, 4, 8 and so on, to all usable cores]" in text
@@ -371,7 +378,9 @@ def test_bench_help_shows_what_stands_in_brackets(lumina, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "run", "bench", "convert"])
-def test_data_that_are_missing_are_named(lumina, model, tmp_path, monkeypatch, command) -> None:
+def test_data_that_are_missing_are_named(
+    lumina: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """Others of their name in the current folder are none of its."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a" / "small.onnx"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -72,7 +73,14 @@ def is_harmless(written: str) -> bool:
     [("inspect", 60), *((command, 160) for command in ("inspect", "verify", "run", "bench", "convert"))],
 )
 def test_names_are_seen_and_not_obeyed(
-    lumina, optical_evil, evil, tmp_path, monkeypatch, capfd, command, columns
+    lumina: Any,
+    optical_evil: Any,
+    evil: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: Any,
+    columns: Any,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(bench, "BURST", 1e-3)
@@ -92,7 +100,7 @@ def test_names_are_seen_and_not_obeyed(
     assert "[boldred]x[/]" in re.sub(r"\s", "", result.stdout)
 
 
-def test_json_is_lossless(lumina, optical_evil) -> None:
+def test_json_is_lossless(lumina: Any, optical_evil: Any) -> None:
     written = lumina("inspect", optical_evil, "--json").stdout
     assert is_harmless(written)
     facts = json.loads(written)
@@ -104,8 +112,8 @@ def test_json_is_lossless(lumina, optical_evil) -> None:
     assert [row["name"] for row in facts["tensors"]] == [f"x{EVIL}", f"y{EVIL}"]
 
 
-def test_errors_show_names(lumina, evil, optical_evil, tmp_path) -> None:
-    np.savez(tmp_path / "z.npz", **{f"z{EVIL}": np.zeros((1, 6), np.float32)})
+def test_errors_show_names(lumina: Any, evil: Any, optical_evil: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "z.npz", **{f"z{EVIL}": np.zeros((1, 6), np.float32)})  # type: ignore[arg-type]
     (tmp_path / f"bad{EVIL.replace('/', '')}.json").write_text("{}}")
     broken = tmp_path / "broken.onnx"
     model = onnx.load(optical_evil)
@@ -133,7 +141,7 @@ def test_errors_show_names(lumina, evil, optical_evil, tmp_path) -> None:
         assert "\\x1b" in re.sub("[ │\n]", "", result.stderr), result.stderr
 
 
-def test_what_libraries_log_and_warn_is_seen(process) -> None:
+def test_what_libraries_log_and_warn_is_seen(process: Any) -> None:
     script = (
         "import logging, warnings\nfrom lumina_onnx.cli.process import guard_terminal\nguard_terminal()\n"
         f"logging.getLogger('onnx_ir').warning('log %s', {EVIL!r})\nwarnings.warn('warning ' + {EVIL!r})\n"
@@ -152,7 +160,7 @@ def test_text_for_consoles_is_made_in_one_place() -> None:
     assert makers == ["_text.py"]
 
 
-def test_a_terminal_without_unicode_shows_escapes(process, optical_evil) -> None:
+def test_a_terminal_without_unicode_shows_escapes(process: Any, optical_evil: Any) -> None:
     done = process("inspect", optical_evil, PYTHONIOENCODING="ascii", COLUMNS="160")
     assert done.returncode == 0
     assert "\\xe9\\u4e2d" in done.stdout
@@ -165,7 +173,7 @@ def test_reports_of_torch_models() -> None:
     written = str(optical.report(model))
     assert is_harmless(written)
     assert SEEN in written
-    calibrated = optical.calibrate(model, [torch.ones(2, 3)], forward=lambda m, x: m[EVIL](x), progress=False)
+    calibrated = optical.calibrate(model, [torch.ones(2, 3)], forward=lambda m, x: m[EVIL](x), progress=False)  # type: ignore[index]
     assert is_harmless(str(calibrated))
 
 

@@ -49,11 +49,11 @@ def guards() -> dict[str, str]:
             layer.name = "head"
             freed(x if name == "x" else getattr(layer, name).data)
             with torch.set_grad_enabled(grad):
-                found[f"{name}, grad {grad}"] = error_of(lambda layer=layer, x=x: layer(x))
+                found[f"{name}, grad {grad}"] = error_of(lambda layer=layer, x=x: layer(x))  # type: ignore[misc]
         if name != "x":
             found[f"{name}, frozen"] = error_of(optical.frozen(layer).__enter__)
     for index in range(2):
-        layer, x, seen = optical.OpticalLinear(6, 4, profile=PROFILE, seed=0), torch.randn(3, 6), []
+        layer, x, seen = optical.OpticalLinear(6, 4, profile=PROFILE, seed=0), torch.randn(3, 6), []  # type: ignore[var-annotated]
 
         def unpack(tensor: Tensor, seen: list[None] = seen, index: int = index) -> Tensor:
             seen.append(None)
@@ -64,7 +64,7 @@ def guards() -> dict[str, str]:
         found[f"saved {index}"] = error_of(y.sum().backward)
     y = optical_linear(torch.randn(3, 6), torch.randn(4, 6, requires_grad=True), None, PROFILE)
     found["grad"] = error_of(lambda: y.backward(freed(torch.ones(3, 4))))
-    layer.weight = None
+    layer.weight = None  # type: ignore[assignment]
     found["no weight, frozen"] = error_of(optical.frozen(layer).__enter__)
     return found
 

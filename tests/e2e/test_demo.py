@@ -45,7 +45,7 @@ def test_another_noise_seed_in_the_file_is_found_and_exits_with_1(
     real = exporter.export
 
     def export(model: object, args: object, path: Path) -> None:
-        real(model, args, path)
+        real(model, args, path)  # type: ignore[arg-type]
         proto = onnx.load(path)
         last = [node for node in proto.graph.node if node.op_type == "OpticalLinear"][-1]
         next(attribute for attribute in last.attribute if attribute.name == "seed").i += 1

@@ -63,7 +63,7 @@ def test_digits_from_training_to_onnx_runtime(
     with torch.no_grad(), optical.noise(model, True, stream=0), pytest.raises(AssertionError):
         # The noise is really on: another stream gives other bits.
         np.testing.assert_array_equal(got, model(test_x).numpy())
-    assert verify(path, inputs=test_x[:64], reference=model).ok
+    assert verify(path, inputs=test_x[:64], reference=model).ok  # type: ignore[arg-type]
 
     silent = tmp_path / "silent.onnx"
     export(model, test_x[:1], silent, noise="off")

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Residual(nn.Module):
 
 def exported_models(runs: int) -> Iterator[Case]:
     torch.manual_seed(0)
-    noise = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
+    noise: dict[str, Any] = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
     each = {f"blocks.{bits}": OpticalProfile(weight_bits=bits, **noise) for bits in range(17)}
     head = OpticalProfile(weight_bits=4, input_range=9.0, output_range=tuple(range(3, 9)), **noise)
     residual = optical.convert(Residual(), head, overrides=each)

@@ -49,7 +49,7 @@ def optical_linear(
 
         # An infinity saturates where there is a full scale to saturate at.
         infinity_saturates = input_bits > 0 and input_range > 0
-        lost = np.isnan(rows).any(1) if infinity_saturates else ~np.isfinite(rows).all(1)
+        lost: Any = np.isnan(rows).any(1) if infinity_saturates else ~np.isfinite(rows).all(1)
 
         a, step = dac(rows, input_bits, F(input_range))
         c = weight_codes(w, w_scale, weight_bits, in_features)

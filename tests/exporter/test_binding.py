@@ -96,7 +96,7 @@ def test_arguments_of_every_kind(tmp_path: Path, noisy: OpticalProfile, call: st
     assert set(inspect(path).inputs.values()) == {"float[batch, 6]"}
     assert_equal_to_torch(verify(path, reference=model))
     # It can fail: another model with the same forward.
-    other = optical.convert(make(), noisy)
+    other: Any = optical.convert(make(), noisy)
     torch.nn.init.normal_(other.layer.weight)
     assert not verify(path, reference=other).ok
 

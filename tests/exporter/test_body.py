@@ -177,7 +177,7 @@ def test_every_attribute_is_declared_with_its_default() -> None:
 @pytest.mark.parametrize(("bits", "storage"), [(8, "int8"), (4, "uint8"), (2, "uint8"), (1, "uint8"), (1, "float32")])
 def test_where_sums_are_integers_and_nothing_is_added_the_bits_are_equal(k: int, bits: int, storage: str) -> None:
     """Full codes on both sides: pairs of bytes whose sums do not fit into 16 bits."""
-    x = np.random.default_rng(k).choice(np.float32([-1, 1, 0.5]), (5, k))
+    x = np.random.default_rng(k).choice(np.float32([-1, 1, 0.5]), (5, k))  # type: ignore[arg-type]
     for ranges in ([0.0], [9.0]):
         model, arguments = layer(k, 6, storage, bits, bias=False, seed=k, input_bits=8, output_range=ranges)
         expected, _ = tolerance.allowed(x, **arguments)
@@ -232,13 +232,13 @@ def sharing(storage: str, bits: int) -> tuple[onnx.ModelProto, dict[str, dict[st
         )
     ):
         name = f"Y{index}"
-        made = model.graph.node.add()
+        made: Any = model.graph.node.add()
         made.CopyFrom(node)
         made.output[:] = [name]
-        made.attribute.extend(helper.make_attribute(key, value) for key, value in others.items())
+        made.attribute.extend(helper.make_attribute(key, value) for key, value in others.items())  # type: ignore[attr-defined]
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        if not set(nodes.NOISE) & set(others):
-            quiet[name] = arguments | others
+        if not set(nodes.NOISE) & set(others):  # type: ignore[call-overload]
+            quiet[name] = arguments | others  # type: ignore[operator]
     return model, quiet
 
 
@@ -327,7 +327,7 @@ def test_the_noise_has_the_operators_statistics(laws: dict[str, float], ranges: 
     _, arguments = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges)
     model, _ = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges, **laws)
     z, _ = tolerance.allowed(rows, **arguments)
-    scale = np.abs(z).max(axis=1, keepdims=True) if ranges == [0.0] else np.float32(ranges)
+    scale = np.abs(z).max(axis=1, keepdims=True) if ranges == [0.0] else np.float32(ranges)  # type: ignore[arg-type]
     variance = (laws.get("noise_relative", 0) * z) ** 2 + (laws.get("noise_additive", 0) * scale) ** 2
     sigma = np.sqrt(variance + laws.get("noise_shot", 0) ** 2 * np.abs(z) * scale)
     (got,) = session(model.SerializeToString(), level).run(None, {"X": rows})

@@ -460,7 +460,7 @@ def test_torchs_draws_stay_draws(tmp_path: Path) -> None:
 
 def test_an_optical_layer_with_a_drawn_weight_is_refused(tmp_path: Path) -> None:
     class Bayes(Drawing):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             weight = self.matrix + torch.randn_like(self.matrix)
             return functional.optical_linear(x, weight, None, OpticalProfile())
 
@@ -499,6 +499,6 @@ def test_torch_graphs_that_are_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (len(report.layers), report.left) == (1, [])
     assert report.other_operators["Floor"] == 600
     y = run(tmp_path / "y.onnx")
-    bits = {"input_bits": 8, "weight_bits": 8, "output_bits": 8}
+    bits: dict[str, Any] = {"input_bits": 8, "weight_bits": 8, "output_bits": 8}
     expected = np.floor(lumina_onnx.reference.optical_linear(np.abs(X), W, None, **bits))
     np.testing.assert_allclose(y, expected @ expected.T, rtol=1e-5, atol=1e-5)

@@ -47,7 +47,7 @@ def test_a_model_that_calls_none_of_its_layers(tmp_path: Path, model: nn.Module)
             self.inner = model
 
         def forward(self, x: Tensor) -> Tensor:
-            return x @ self.inner[0].weight
+            return x @ self.inner[0].weight  # type: ignore[index]
 
     with refused(ValueError, "it holds 2 OpticalLinear modules, but its forward calls none of them"):
         export(Around(), X, tmp_path / "model.onnx")
@@ -154,7 +154,7 @@ def test_a_weight_that_depends_on_the_input(tmp_path: Path, noisy: OpticalProfil
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite(tmp_path: Path, model: nn.Module, name: str, at: str, bad: float) -> None:
     with torch.no_grad():
-        parameter = getattr(model[2], name)
+        parameter = getattr(model[2], name)  # type: ignore[index]
         parameter[(1, 2) if name == "weight" else 1] = bad
     with refused(ValueError, f"2: {name}{at} = {bad}; allowed is a finite number"):
         export(model, X, tmp_path / "model.onnx")
@@ -181,7 +181,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, model: nn.Module) -
     export(model, X, path)
     before = path.read_bytes()
     with torch.no_grad():
-        model[2].weight[0, 0] = float("nan")
+        model[2].weight[0, 0] = float("nan")  # type: ignore[index]
     with pytest.raises(ValueError, match="allowed is a finite number"):
         export(model, X, path)
     assert path.read_bytes() == before
@@ -209,7 +209,7 @@ def test_inputs_of_verify(tmp_path: Path, model: nn.Module) -> None:
     with refused(ValueError, "inputs['input'] has dtype float64; allowed is float32"):
         verify(path, inputs={"input": x.astype(np.float64)})
     with refused(ValueError, "inputs['input'] has shape [2, 5]; allowed is [batch, 4]"):
-        verify(path, inputs=np.zeros((2, 5), np.float32))
+        verify(path, inputs=np.zeros((2, 5), np.float32))  # type: ignore[arg-type]
 
 
 def test_a_reference_with_other_outputs(tmp_path: Path, model: nn.Module) -> None:

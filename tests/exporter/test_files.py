@@ -210,7 +210,7 @@ def test_data_of_others_are_never_overwritten(tmp_path: Path, small: None) -> No
     assert references(target) == {"y.onnx.3.data"}
     assert own.read_bytes() == content
     for path, weight in ((source, W), (copy, W), (target, V)):
-        np.testing.assert_allclose(run(path), X.astype(np.float64) @ weight, atol=1e-4)
+        np.testing.assert_allclose(run(path), X.astype(np.float64) @ weight, atol=1e-4)  # type: ignore[arg-type]
     source.with_name("y.onnx.4.data").mkdir()
     source.with_name("y.onnx.5.data").symlink_to("nowhere")
     shutil.copy(target, source.with_name("copy.2.onnx"))
@@ -307,7 +307,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, dict[str, Any], type[Exception]
     "a socket": (a_socket, "w", {}, ValueError, r"lies in '.*/m/w', a socket; allowed is a regular file$"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "w", {}, ValueError, "'w', which is '/dev/zero'" + INSIDE),
     "a link out": (
-        lambda path: (whole(path.parent.parent / "w"), path.symlink_to("../w")),
+        lambda path: (whole(path.parent.parent / "w"), path.symlink_to("../w")),  # type: ignore[func-returns-value]
         "w",
         {},
         ValueError,

@@ -62,9 +62,9 @@ def proven(path: Path, models: tuple[nn.Module, nn.Module], *, body: bool = True
 def test_two_files_become_one(
     tmp_path: Path, folder: Path, models: tuple[nn.Module, nn.Module], suffixes: tuple[str, str], body: bool
 ) -> None:
-    sources = [folder / f"{name}{suffix}.onnx" for name, suffix in zip("ab", suffixes, strict=True)]
+    sources: Any = [folder / f"{name}{suffix}.onnx" for name, suffix in zip("ab", suffixes, strict=True)]
     path = tmp_path / "c.onnx"
-    report = merge(*sources, path, PAIR, prefix2="b/")
+    report = merge(*sources, path, PAIR, prefix2="b/")  # type: ignore[arg-type, call-arg, misc]
     assert (report.inputs, report.outputs) == ({"input": "float[batch, 6]"}, {"b/output": "float[batch, 3]"})
     assert [layer.name for layer in report.layers] == ["0", "b/0"]
     assert (report.body_bytes > 0) == body
@@ -228,7 +228,7 @@ def test_what_does_not_fit(tmp_path: Path, folder: Path, names: Any, options: di
     onnx.save(helper.make_model(graph, ir_version=9), tmp_path / "plain.onnx")
     path = tmp_path / options.pop("path", "c.onnx")
     with pytest.raises(ValueError, match=message):
-        merge(*(tmp_path / f"{name}.onnx" for name in names), path, options.pop("io_map", PAIR), **options)
+        merge(*(tmp_path / f"{name}.onnx" for name in names), path, options.pop("io_map", PAIR), **options)  # type: ignore[arg-type, call-arg]
     assert not (tmp_path / "c.onnx").exists()
     with pytest.raises(FileNotFoundError, match=r"second = '.*no\.onnx': there is no such file"):
         merge(tmp_path / "a.onnx", tmp_path / "no.onnx", tmp_path / "c.onnx", PAIR)

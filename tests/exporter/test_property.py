@@ -74,7 +74,7 @@ def test_random_networks(network: Network, leading: tuple[int, ...]) -> None:
     k = network.layers[0].in_features
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export(network, torch.randn(*(2,) * len(leading), k), path)
-        report = verify(path, inputs=4 * torch.randn(*leading, k), reference=network)
+        export(network, torch.randn(*(2,) * len(leading), k), path)  # type: ignore[call-overload]
+        report = verify(path, inputs=4 * torch.randn(*leading, k), reference=network)  # type: ignore[call-overload]
     assert report.ok, str(report)
     assert all(row.equal and row.required for row in report.comparisons if row.library), str(report)

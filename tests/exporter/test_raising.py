@@ -91,7 +91,7 @@ STORED = {
 # The opsets in which an operator is written so, and its nodes. Axes of -1 came with 11.
 CASES: dict[str, tuple[range, Callable[[str], Nodes]]] = {
     **{
-        f"{kind} {axis}": (range(11 if axis == -1 else 7, 13), one(kind, **({} if axis is None else {"axis": axis})))
+        f"{kind} {axis}": (range(11 if axis == -1 else 7, 13), one(kind, **({} if axis is None else {"axis": axis})))  # type: ignore[arg-type]
         for kind in ("Softmax", "LogSoftmax", "Hardmax")
         for axis in (None, 0, 1, 2, 3, -1)
     },
@@ -113,7 +113,7 @@ CASES: dict[str, tuple[range, Callable[[str], Nodes]]] = {
     **{
         f"{kind} {'all' if axes is None else axes}": (
             range(7, 13),
-            one(kind, **({} if axes is None else {"axes": axes, "keepdims": 0})),
+            one(kind, **({} if axes is None else {"axes": axes, "keepdims": 0})),  # type: ignore[arg-type]
         )
         for kind in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2", "ReduceLogSumExp")
         for axes in (None, [1, 2])

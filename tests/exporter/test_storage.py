@@ -35,7 +35,7 @@ def test_weights_at_every_number_of_bits(prover: Any, bias: bool) -> None:
     report = prover.export(nn.Sequential(*layers), torch.randn(2, 13))
     assert [layer.weight_bits for layer in report.layers] == list(range(17))
     for layer, module in zip(report.layers, layers, strict=True):
-        check_storage(prover.path, layer, module)
+        check_storage(prover.path, layer, module)  # type: ignore[arg-type]
     assert len(initializers(prover.path)) == 17 * (3 if bias else 2)
     prover.equal(nn.Sequential(*layers), torch.randn(3, 13))
 
@@ -44,7 +44,7 @@ def check_storage(path: Path, layer: Layer, module: optical.OpticalLinear) -> No
     bits = layer.weight_bits
     weight = module.weight.detach().numpy()
     (node,) = (node for node in onnx.load(path).graph.node if node.name == layer.name)
-    tensors = [initializers(path)[name] for name in node.input[1:]]
+    tensors: Any = [initializers(path)[name] for name in node.input[1:]]
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     if bits == 0:
         np.testing.assert_array_equal(tensors[0], weight)
@@ -54,7 +54,7 @@ def check_storage(path: Path, layer: Layer, module: optical.OpticalLinear) -> No
         np.testing.assert_array_equal(tensors[1].view(np.uint32), scale.view(np.uint32))
         if bits in (1, 2, 4):
             assert tensors[0].dtype == np.uint8
-            np.testing.assert_array_equal(tensors[0], reference.pack_weight(codes, bits))
+            np.testing.assert_array_equal(tensors[0], reference.pack_weight(codes, bits))  # type: ignore[arg-type]
         else:
             assert tensors[0].dtype == (np.int8 if bits <= 8 else np.float32)
             np.testing.assert_array_equal(tensors[0], codes if bits <= 8 else weight)
@@ -91,7 +91,7 @@ def test_ranges_stages_and_laws(prover: Any, profile: OpticalProfile) -> None:
 
 
 def test_ranges_from_a_calibration(prover: Any) -> None:
-    model = optical.convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), OpticalProfile())
+    model: Any = optical.convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), OpticalProfile())
     optical.calibrate(model, [torch.randn(32, 6)])
     report = prover.export(model, torch.randn(2, 6))
     assert [layer.input_range for layer in report.layers] == [
@@ -133,7 +133,7 @@ def test_a_weight_that_something_else_reads_stays_as_float32_too(prover: Any) ->
     dtypes = sorted(str(array.dtype) for array in initializers(prover.path).values() if array.ndim == 2)
     assert dtypes == ["float32", "int8"]
     tokens = torch.randint(0, 10, (4, 3))
-    assert verify(prover.path, inputs=tokens, reference=model).ok
+    assert verify(prover.path, inputs=tokens, reference=model).ok  # type: ignore[arg-type]
     assert verify(prover.path, reference=model).ok
 
 

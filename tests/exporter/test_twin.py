@@ -53,7 +53,7 @@ def test_shared_weights_are_stored_once(prover: Any, noisy: OpticalProfile) -> N
 
 def nested(weight: np.ndarray, results: tuple[str, str] = ("then", "else")) -> onnx.ModelProto:
     """A layer in both branches of an `If`, W stored in the graph around them; outputs Y."""
-    shapes = {"X": ["batch", 4], "Y": None}
+    shapes: Any = {"X": ["batch", 4], "Y": None}
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     branches = []
     for name in results:

@@ -99,7 +99,7 @@ def test_a_release_that_does_not_load_the_file_without_the_library(
 def test_a_torch_model_with_another_weight(prover: Any, model: nn.Module) -> None:
     prover.export(model, torch.randn(2, 6))
     with torch.no_grad():
-        model[0].weight.mul_(1.5)
+        model[0].weight.mul_(1.5)  # type: ignore[index]
     report = verify(prover.path, reference=model)
     assert not report.ok
     assert {row.against for row in report.comparisons if not row.ok} == {"torch"}
@@ -119,7 +119,7 @@ def test_inputs_by_name_by_order_or_alone(prover: Any, model: nn.Module) -> None
     prover.export(model, torch.randn(2, 6))
     x = np.ones((4, 6), np.float32)
     for inputs in (x, [x], {"input": x}, torch.ones(4, 6), None):
-        report = verify(prover.path, inputs=inputs)
+        report = verify(prover.path, inputs=inputs)  # type: ignore[arg-type]
         assert report.ok
         assert report.inputs == {"input": (2 if inputs is None else 4, 6)}
 

@@ -119,9 +119,9 @@ def test_what_cannot_be_looked_into(tmp_path: Path, noisy: OpticalProfile, group
     trace = torch.jit.trace(nn.Linear(6, 3), X)
     sharded = torch.distributed.fsdp.FullyShardedDataParallel(model(noisy), device_id=torch.device("cpu"))
     for kind, net in {"torch.jit": nn.Sequential(script), "of torch.jit": trace, "(FSDP)": sharded}.items():
-        refused("model holds a", lambda net=net: export(net, X, path))
-        refused("reference holds a", lambda net=net: verify(path, reference=net))
-        refused(kind, lambda net=net: optical.convert(net, noisy, inplace=True))
+        refused("model holds a", lambda net=net: export(net, X, path))  # type: ignore[misc]
+        refused("reference holds a", lambda net=net: verify(path, reference=net))  # type: ignore[misc]
+        refused(kind, lambda net=net: optical.convert(net, noisy, inplace=True))  # type: ignore[misc]
     refused("allowed is the model that it was made from", lambda: export(script, X, path))
     refused("get_model_state_dict", lambda: export(sharded, X, path))
     refused("reference is a str; allowed is a torch.nn.Module", lambda: verify(path, reference="x"))  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def test_a_layer_whose_forward_is_called_without_the_layer(tmp_path: Path, noisy
             self.net = model(noisy)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net[2].forward(torch.relu(self.net[0].forward(x)))
+            return self.net[2].forward(torch.relu(self.net[0].forward(x)))  # type: ignore[index]
 
     report = export(Forward(), X, tmp_path / "model.onnx")
     assert [layer.name for layer in report.layers] == ["net.0", "net.2"]

@@ -123,11 +123,11 @@ class Layer(NamedTuple):
         return self.x.size // k, n, k
 
     def expected(self) -> np.ndarray:
-        key = {"seed": self.seed, "stream": self.stream}
+        key: dict[str, Any] = {"seed": self.seed, "stream": self.stream}
         return reference.optical_linear(self.x, self.w, self.bias, **self.parameters, **key)
 
     def gradients(self, dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        key = {"seed": self.seed, "stream": self.stream}
+        key: dict[str, Any] = {"seed": self.seed, "stream": self.stream}
         return reference.optical_linear_backward(dy, self.x, self.w, self.bias, **self.parameters, **key)
 
 
@@ -180,15 +180,15 @@ def forward(call: Call, *, prepared: bool = False) -> None:
         made = call.judge(lambda: lumina_kernel.PreparedLayer(layer.params, *arguments)) if out is None else None
         if out is None and made is None:
             return
-        made = made or lumina_kernel.PreparedLayer(layer.params, layer.w, layer.bias)
+        made: Any = made or lumina_kernel.PreparedLayer(layer.params, layer.w, layer.bias)  # type: ignore[no-redef]
     if out is None:
         x = call.read(name, layer.x)
         out = call.write("out", shape) if call.rng.random() < 0.5 else None
-    key = {"seed": layer.seed, "stream": layer.stream}
+    key: dict[str, Any] = {"seed": layer.seed, "stream": layer.stream}
     if prepared:
-        result = call.judge(lambda: made.forward(x, **key, out=out))
+        result = call.judge(lambda: made.forward(x, **key, out=out))  # type: ignore[union-attr]
     else:
-        parameters = {**layer.parameters, "bits": layer.parameters["output_bits"]}
+        parameters: dict[str, Any] = {**layer.parameters, "bits": layer.parameters["output_bits"]}
         parameters["noise_std"] = parameters.pop("noise_relative")
         del parameters["output_bits"]
         result = call.judge(lambda: lumina_kernel.optical_linear_forward(x, w, bias, **parameters, **key, out=out))
@@ -216,7 +216,7 @@ def training(call: Call) -> None:
     w = call.read("weight", layer.w)
     bias = None if layer.bias is None else call.read("bias", layer.bias)
     passed = call.judge(
-        lambda: lumina_kernel.forward_train(params, x, w, bias, layer.seed, layer.stream, y, **saved) or True
+        lambda: lumina_kernel.forward_train(params, x, w, bias, layer.seed, layer.stream, y, **saved) or True  # type: ignore[func-returns-value]
     )
     if not passed:
         return
@@ -227,11 +227,15 @@ def training(call: Call) -> None:
     operand = layer.x if saved["x_codes"] is None else np.asarray(saved["x_codes"])
     names = ("dy", "x", "x_step", "weight", "w_scale", "adc_mask", "dac_mask", "dx", "dw", "db")
     values = {"dy": dy, "x": operand, "x_step": saved["x_step"], "weight": layer.w, "w_scale": saved["w_scale"]}
-    read = {name: back.read(name, np.asarray(value), names=names) for name, value in values.items()}
-    masks = {name: None if saved[name] is None else back.memory.put(np.asarray(saved[name])) for name in names[5:7]}
+    read: dict[str, Any] = {name: back.read(name, np.asarray(value), names=names) for name, value in values.items()}
+    masks: dict[str, Any] = {
+        name: None if saved[name] is None else back.memory.put(np.asarray(saved[name])) for name in names[5:7]
+    }
     shapes = {"dx": (m, k), "dw": (n, k), "db": (n,)}
-    out = {name: back.write(name, shape) if back.rng.random() < 0.8 else None for name, shape in shapes.items()}
-    if back.judge(lambda: lumina_kernel.backward(params, **read, **masks, **out) or True):
+    out: dict[str, Any] = {
+        name: back.write(name, shape) if back.rng.random() < 0.8 else None for name, shape in shapes.items()
+    }
+    if back.judge(lambda: lumina_kernel.backward(params, **read, **masks, **out) or True):  # type: ignore[func-returns-value]
         for got, expected in zip(out.values(), layer.gradients(dy), strict=True):
             if got is not None:
                 same(got, expected)
@@ -254,7 +258,7 @@ def storage(call: Call) -> None:
     given = packing.read("codes", codes, matrix=True)
     packed = packing.judge(lambda: lumina_kernel.pack_weight(given, bits))
     if packed is not None:
-        same(packed, reference.pack_weight(codes, bits))
+        same(packed, reference.pack_weight(codes, bits))  # type: ignore[arg-type]
         unpacking = Call(call.rng, 1)
         bytes_of_rows = unpacking.read("packed", packed, matrix=True)
         unpacked = unpacking.judge(lambda: lumina_kernel.unpack_weight(bytes_of_rows, bits, layer.w.shape[1]))
@@ -305,7 +309,7 @@ def layers(call: Call) -> None:
     from lumina_onnx.nn.functional import optical_linear
     from lumina_onnx.profile import OpticalProfile
 
-    layer = any_layer(call.rng)
+    layer: Any = any_layer(call.rng)
     ranges = layer.parameters["output_range"]
     profile = OpticalProfile(
         **{**layer.parameters, "output_range": tuple(ranges) if isinstance(ranges, list) else ranges}
@@ -320,7 +324,7 @@ def layers(call: Call) -> None:
         return change(saved) if len(handed) == at + 1 else saved
 
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach(), handed_back):
-        y = optical_linear(x, w, bias, profile, seed=layer.seed, stream=layer.stream)
+        y = optical_linear(x, w, bias, profile, seed=layer.seed, stream=layer.stream)  # type: ignore[arg-type]
     same(y, layer.expected())
     dy = np.random.default_rng(layer.seed).standard_normal(y.shape).astype(np.float32)
     leaves = [leaf for leaf in (x, w, bias) if leaf is not None]

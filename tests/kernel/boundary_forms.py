@@ -177,7 +177,7 @@ ODD: list[Form] = [
     unaligned,
     transposed,
     *(cast(dtype) for dtype in ("f8", "f2", ">f4", "i4", "u1", "?", "c8", "V4")),
-    *(other(make) for make in (list, str, bytes, memoryview, lambda values: 1.0, lambda values: {"a": values})),
+    *(other(make) for make in (list, str, bytes, memoryview, lambda values: 1.0, lambda values: {"a": values})),  # type: ignore[arg-type]
     lambda memory, values: (values.astype(object), Wrong(TypeError, " has dtype object")),
     tensor(lambda made: made.double(), Wrong(TypeError, " has dtype float64")),
     tensor(lambda made: made.bfloat16(), NO_VIEW),

@@ -86,7 +86,7 @@ def main() -> None:
 
     params = lumina_kernel.Params(input_bits=8, weight_bits=8, output_bits=8, input_range=2.0, output_range=3.0)
     stride = lumina_kernel.code_stride(K)
-    saved = {
+    saved: Any = {
         "x": shared(generator.integers(-127, 128, (4, stride), np.int8)),
         "x_step": shared(normal(4)),
         "weight": w,
@@ -98,7 +98,9 @@ def main() -> None:
     for name, array in {"dy": dy, **saved}.items():
         values = (-128, 127) if array.dtype == np.int8 else (0, 255) if array.dtype == np.uint8 else (nan, inf)
         results[f"backward, {name}"] = race(
-            array, values, lambda: lumina_kernel.backward(params, dy, *saved.values(), dx, dw, db)
+            array,
+            values,
+            lambda: lumina_kernel.backward(params, dy, *saved.values(), dx, dw, db),  # type: ignore[call-arg]
         )
         array[...] = np.ones_like(array)
 

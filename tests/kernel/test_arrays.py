@@ -184,14 +184,14 @@ def test_training_refuses_what_does_not_fit() -> None:
         with pytest.raises(error, match=re.escape(message)):
             lumina_kernel.forward_train(**{**arrays(), **change})
 
-    gradient = {
+    gradient: dict[str, Any] = {
         "params": params, "dy": np.ones((5, 3), np.float32), "x": np.ones((5, stride), np.int8),
         "x_step": np.ones(5, np.float32), "weight": W, "w_scale": B,
         "adc_mask": np.zeros((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None,
         "dx": np.empty((5, 2), np.float32), "dw": None, "db": None,
     }  # fmt: skip
     lumina_kernel.backward(**gradient)
-    for change, error, message in [
+    for change, error, message in [  # type: ignore[assignment]
         ({"dy": np.ones(15, np.float32)}, ValueError, "dy has shape (15,): allowed is [M, N]"),
         ({"x": X}, TypeError, "x has dtype float32: allowed is int8"),
         ({"x": np.ones((5, 9), np.int8)}, ValueError, "x has shape (5, 9): allowed is (rows, code_stride(K))"),

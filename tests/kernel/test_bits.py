@@ -169,5 +169,5 @@ def test_quantize_weight(bits: int, case: Case) -> None:
 def test_packed_weights(bits: int, case: Case) -> None:
     codes, _ = lumina_kernel.quantize_weight(case.weight, bits)
     packed = lumina_kernel.pack_weight(codes, bits)
-    np.testing.assert_array_equal(packed, reference.pack_weight(codes, bits))
+    np.testing.assert_array_equal(packed, reference.pack_weight(codes, bits))  # type: ignore[arg-type]
     np.testing.assert_array_equal(lumina_kernel.unpack_weight(packed, bits, codes.shape[1]), codes)

@@ -96,7 +96,7 @@ def test_fields_are_kept_in_32_bits() -> None:
 
 
 def test_equality_hash_repr_and_copies() -> None:
-    fields = {"weight_bits": 3, "output_range": (1.5, 2.0), "noise_shot": 0.25, "bias_stage": "digital"}
+    fields: dict[str, Any] = {"weight_bits": 3, "output_range": (1.5, 2.0), "noise_shot": 0.25, "bias_stage": "digital"}
     params = Params(**fields)
     assert params == Params(**fields)
     assert hash(params) == hash(Params(**fields))
@@ -112,7 +112,7 @@ def test_params_are_immutable() -> None:
     with pytest.raises(AttributeError):
         Params().input_bits = 4  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Params(8)  # type: ignore[misc]
+        Params(8)  # type: ignore[call-arg]
 
 
 def test_noise_level_zero_is_no_noise() -> None:

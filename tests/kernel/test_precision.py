@@ -37,8 +37,8 @@ class Pass:
 
     def gradients(self, precision: Any) -> list[np.ndarray]:
         (m, n), k = self.dy.shape, self.k
-        out = [np.full(shape, 7, np.float32) for shape in ((m, k), (n, k), (n,))]
-        lumina_kernel.backward(
+        out: Any = [np.full(shape, 7, np.float32) for shape in ((m, k), (n, k), (n,))]
+        lumina_kernel.backward(  # type: ignore[call-arg]
             self.params, self.dy, self.x, self.x_step, self.weight, self.w_scale, self.adc_mask, self.dac_mask,
             *out, precision,
         )  # fmt: skip

@@ -217,5 +217,5 @@ def test_a_tier_that_the_processor_lacks_is_an_error(name: str, shown: str) -> N
 def test_every_tier_can_be_forced_and_gives_the_same_bits(tier: str) -> None:
     import zlib
 
-    expected = f"{tier} {zlib.crc32(run(seed=3))}"
+    expected = f"{tier} {zlib.crc32(run(seed=3))}"  # type: ignore[arg-type]
     assert output("print(lumina_kernel.isa(), zlib.crc32(run(seed=3)))", LUMINA_ISA=tier) == expected

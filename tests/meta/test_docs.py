@@ -39,7 +39,8 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    found, end = [], 0
+    found: list[Block] = []
+    end = 0
     for match in re.finditer(r"^```(\S*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         between = text[end : match.start()]
         line = text.count("\n", 0, match.start()) + 2
@@ -142,7 +143,7 @@ def test_make_targets_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", named(PAGES))
 def test_commands_exist(page: Path) -> None:
     app = importlib.import_module("lumina_onnx.cli").app
-    known = typer.main.get_command(app).commands
+    known: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^lumina ([a-z].*)$", commands(page), re.MULTILINE):
         name, *rest = line.partition(" # ")[0].split()
         assert name in known, f"{page.name} names `lumina {name}`"

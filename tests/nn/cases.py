@@ -44,7 +44,8 @@ class Case:
 
     def leaves(self) -> tuple[Any, Any, Any]:
         """x, weight and bias, recording gradients."""
-        return tuple(None if t is None else t.clone().requires_grad_() for t in (self.x, self.weight, self.bias))
+        x, weight, bias = (None if t is None else t.clone().requires_grad_() for t in (self.x, self.weight, self.bias))
+        return x, weight, bias
 
 
 @st.composite

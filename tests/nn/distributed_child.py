@@ -54,7 +54,7 @@ def data(numbers: range) -> list[torch.Tensor]:
 
 def settings(net: nn.Module) -> list[tuple[float, float, int]]:
     layers = [module for module in net.modules() if isinstance(module, OpticalLinear)]
-    return [(layer.profile.input_range, layer.profile.output_range, layer.seed) for layer in layers]
+    return [(layer.profile.input_range, layer.profile.output_range, layer.seed) for layer in layers]  # type: ignore[misc]
 
 
 def failing(numbers: range) -> Iterator[torch.Tensor]:
@@ -78,7 +78,7 @@ def calibrated(rank: int) -> dict[str, Any]:
     for name, shards in SHARDS.items():
         for method in METHODS:
             net = model()
-            report = calibrate(net, data(shards[rank]), method=method, progress=rank == 0)
+            report = calibrate(net, data(shards[rank]), method=method, progress=rank == 0)  # type: ignore[arg-type]
             found[f"{name}, {method}"] = settings(net)
             found[f"{name}, {method}, report"] = str(report)
     net = nn.parallel.DistributedDataParallel(convert(WithIdle(), PROFILE))
@@ -95,7 +95,7 @@ def calibrated(rank: int) -> dict[str, Any]:
         found["subgroup"] = settings(net)
     else:
         found["subgroup"] = error_of(net, own, group=first)
-    other = copy.deepcopy(model())
+    other: Any = copy.deepcopy(model())
     with torch.no_grad():
         other[2].weight[0, 0] += 1e-6 * rank
     small = nn.Sequential(nn.Linear(12, 20 + rank))
@@ -126,14 +126,14 @@ def saved(rank: int, folder: Path) -> dict[str, Any]:
     dcp.load(state, checkpoint_id=folder / "checkpoint")
     fresh.load_state_dict(state)
     found = {"expected": settings(net), "checkpoint": settings(fresh)}
-    fresh = nn.parallel.DistributedDataParallel(copy.deepcopy(model()))
+    fresh = nn.parallel.DistributedDataParallel(copy.deepcopy(model()))  # type: ignore[assignment]
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(fresh, get_model_state_dict(net) if rank == 0 else {}, options=options)
     return {**found, "sent": settings(fresh)}
 
 
 def calibrated_model() -> nn.Module:
-    net = model()
+    net: Any = model()
     calibrate(net, data(range(1)), group=False, progress=False)
     net[2].profile = net[2].profile.replace(output_range=2.5)
     return net

@@ -1,5 +1,8 @@
 """Layers in the branches of `torch.cond` and in torch's loops, which Dynamo traces even where nothing is compiled."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,18 +21,18 @@ PROFILES = [
 
 
 class Branches(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.yes, self.no = (nn.Linear(4, 4) for _ in range(3))
         self.in_python = False
 
-    def on(self, x):
+    def on(self, x: Any) -> Any:
         return self.yes(x)
 
-    def off(self, x):
+    def off(self, x: Any) -> Any:
         return self.no(x) * self.no(x)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         x = self.first(x)
         if self.in_python:
             return self.on(x) if x.sum() > 0 else self.off(x)
@@ -37,38 +40,38 @@ class Branches(nn.Module):
 
 
 class While(Branches):
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, self.yes(x)), (torch.tensor(0), x))[1]
 
 
 class Scan(Branches):
-    def forward(self, x):
-        def step(carry, row):
+    def forward(self, x: Any) -> Any:
+        def step(carry: Any, row: Any) -> Any:
             y = self.yes(carry) + row
             return y, y.clone()
 
         return scan(step, x[0], x)[1]
 
 
-def data():
+def data() -> Any:
     return torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
 
 
-def model(kind, profile):
+def model(kind: Any, profile: OpticalProfile) -> Any:
     torch.manual_seed(0)
     return convert(kind(), profile, inplace=True)
 
 
 @pytest.fixture(autouse=True)
-def _forget_graphs():
+def _forget_graphs() -> Iterator[Any]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
-def test_training_under_a_fixed_stream(backend):
-    def step(net, run, x):
+def test_training_under_a_fixed_stream(backend: str | None) -> None:
+    def step(net: Any, run: Any, x: Any) -> Any:
         net.zero_grad()
         y = run(x)
         y.square().sum().backward()
@@ -90,7 +93,7 @@ def test_training_under_a_fixed_stream(backend):
 
 
 @pytest.mark.parametrize("kind", [Branches, While, Scan])
-def test_training_with_noise_that_is_drawn_is_refused_in_words(kind):
+def test_training_with_noise_that_is_drawn_is_refused_in_words(kind: Any) -> None:
     net = model(kind, PROFILES[0])
     message = r"torch.cond and its like compute their branches anew .*nn\.noise\(model, True, stream=step\)"
     with pytest.raises(RuntimeError, match=message):
@@ -98,7 +101,7 @@ def test_training_with_noise_that_is_drawn_is_refused_in_words(kind):
 
 
 @pytest.mark.parametrize("kind", [Branches, While, Scan])
-def test_noise_is_drawn_where_nothing_trains(kind):
+def test_noise_is_drawn_where_nothing_trains(kind: Any) -> None:
     net, x = model(kind, PROFILES[0]), data()
     with torch.no_grad():
         torch.manual_seed(3)
@@ -111,7 +114,7 @@ def test_noise_is_drawn_where_nothing_trains(kind):
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
-def test_equal_calls_in_a_branch_draw_apart(backend):
+def test_equal_calls_in_a_branch_draw_apart(backend: str | None) -> None:
     net, x = model(Branches, PROFILES[0]), data()
     net.on = net.off = lambda x: torch.stack([net.yes(x), net.yes(x)])
     run = net if backend is None else torch.compile(net, backend=backend)
@@ -122,7 +125,7 @@ def test_equal_calls_in_a_branch_draw_apart(backend):
 
 @pytest.mark.filterwarnings("ignore:calibrate. never called:UserWarning")
 @pytest.mark.parametrize("kind", [Branches, While, Scan])
-def test_calibration_sees_each_call(kind):
+def test_calibration_sees_each_call(kind: Any) -> None:
     net, x = model(kind, PROFILES[0]), data()
     seen = {row.name: row.values for row in calibrate(net, [x, -x], progress=False).layers if row.values}
     calls = {Branches: {"first": 2, "yes": 1, "no": 2}, While: {"yes": 6}, Scan: {"yes": 2}}[kind]

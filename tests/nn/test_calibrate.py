@@ -1,5 +1,7 @@
 """`calibrate`: what is observed, and the ranges that follow from it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,19 +19,19 @@ from lumina_onnx.profile import OpticalProfile  # noqa: E402
 PROFILE = OpticalProfile(input_bits=4, weight_bits=4, output_bits=4, noise_additive=0.05)
 
 
-def net(profile=PROFILE):
+def net(profile: OpticalProfile = PROFILE) -> Any:
     torch.manual_seed(0)
     return convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)), profile, inplace=True)
 
 
-def batches(count=4):
+def batches(count: int = 4) -> Any:
     torch.manual_seed(1)
     return [torch.randn(16, 6) for _ in range(count)]
 
 
-def signals(model, data):
+def signals(model: Any, data: Any) -> Any:
     """|x| and |z| of each layer by the reference: dynamic ranges, no noise, no ADC before z."""
-    found = {
+    found: dict[Any, Any] = {
         name: ([], []) for name, _ in model.named_children() if isinstance(model.get_submodule(name), OpticalLinear)
     }
     for x in data:
@@ -46,7 +48,7 @@ def signals(model, data):
     return {name: tuple(np.concatenate(part) for part in parts) for name, parts in found.items()}
 
 
-def test_max():
+def test_max() -> None:
     model, data = net(), batches()
     result = calibrate(model, data, progress=False)
     for name, (x, z) in signals(model, data).items():
@@ -58,7 +60,7 @@ def test_max():
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.9, 100.0])
-def test_percentile(percentile):
+def test_percentile(percentile: float) -> None:
     model, data = net(), batches()
     result = calibrate(model, data, method="percentile", percentile=percentile, progress=False)
     for name, parts in signals(model, data).items():
@@ -77,7 +79,7 @@ def test_percentile(percentile):
     st.integers(2, 8), st.sampled_from([0.0, 0.05, 0.2]), st.sampled_from([0.0, 0.1]), st.integers(0, 100),
     st.sampled_from([1, 3]),
 )  # fmt: skip
-def test_mse_finds_the_least_error(bits, additive, shot, seed, power):
+def test_mse_finds_the_least_error(bits: int, additive: float, shot: float, seed: int, power: int) -> None:
     generator = np.random.default_rng(seed)
     values = (generator.normal(size=4000) ** power).astype(np.float32)
     histogram = Histogram()
@@ -88,7 +90,7 @@ def test_mse_finds_the_least_error(bits, additive, shot, seed, power):
     levels = 2 ** (bits - 1) - 1
     eps = generator.normal(size=values.size)
 
-    def error(full_scale):
+    def error(full_scale: Any) -> Any:
         sigma = np.sqrt((additive * full_scale) ** 2 + shot**2 * np.abs(values) * full_scale)
         v = values + sigma * eps
         y = np.round(np.clip(v / full_scale * levels, -levels, levels)) * full_scale / levels
@@ -99,7 +101,7 @@ def test_mse_finds_the_least_error(bits, additive, shot, seed, power):
     assert error(found) <= best * 1.1 + 1e-12
 
 
-def test_mse_clips_a_heavy_tail_and_max_does_not():
+def test_mse_clips_a_heavy_tail_and_max_does_not() -> None:
     torch.manual_seed(0)
     data = [torch.randn(256, 6) ** 3]
     wide, narrow = net(), net()
@@ -114,7 +116,7 @@ def test_mse_clips_a_heavy_tail_and_max_does_not():
         assert (narrow[0](x) - exact).square().mean() < (wide[0](x) - exact).square().mean()
 
 
-def test_a_digital_bias_is_not_seen_by_the_adc():
+def test_a_digital_bias_is_not_seen_by_the_adc() -> None:
     model = net(PROFILE.replace(bias_stage="digital"))
     with torch.no_grad():
         model[3].bias.fill_(1000.0)
@@ -138,22 +140,24 @@ def test_a_digital_bias_is_not_seen_by_the_adc():
         (OpticalProfile(output_bits=0, noise_shot=0.1), True, True),
     ],
 )
-def test_only_ranges_that_are_read_are_set(profile, has_input, has_output, method):
+def test_only_ranges_that_are_read_are_set(
+    profile: OpticalProfile, has_input: bool, has_output: bool, method: str
+) -> None:
     model = net(profile)
-    calibrate(model, batches(), method=method, progress=False)
+    calibrate(model, batches(), method=method, progress=False)  # type: ignore[arg-type]
     for layer in (model[0], model[3]):
         assert (layer.profile.input_range > 0) == has_input
         assert (layer.profile.output_range > 0) == has_output
 
 
-def test_without_an_adc_mse_takes_the_maximum():
+def test_without_an_adc_mse_takes_the_maximum() -> None:
     models = [net(PROFILE.replace(output_bits=0)) for _ in range(2)]
     for model, method in zip(models, ("max", "mse"), strict=True):
-        calibrate(model, batches(), method=method, progress=False)
+        calibrate(model, batches(), method=method, progress=False)  # type: ignore[arg-type]
     assert models[0][3].profile.output_range == models[1][3].profile.output_range
 
 
-def test_modes_streams_and_earlier_ranges():
+def test_modes_streams_and_earlier_ranges() -> None:
     model = net(PROFILE.replace(input_range=1e-6, output_range=1e-6))
     model[2].eval()
     modes = [module.training for module in model.modules()]
@@ -170,7 +174,7 @@ def test_modes_streams_and_earlier_ranges():
     assert fresh[3].profile == model[3].profile
 
 
-def test_several_batches_are_one():
+def test_several_batches_are_one() -> None:
     data, models = batches(), [net(), net()]
     calibrate(models[0], data, method="mse", progress=False)
     calibrate(models[1], [torch.cat(data)], method="mse", progress=False)
@@ -178,15 +182,15 @@ def test_several_batches_are_one():
 
 
 class Two(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.used, self.idle = nn.Linear(6, 2), nn.Linear(6, 2)
 
-    def forward(self, x, scale=1.0):
+    def forward(self, x: Any, scale: float = 1.0) -> Any:
         return self.used(x * scale)
 
 
-def test_a_layer_that_is_never_called():
+def test_a_layer_that_is_never_called() -> None:
     model = convert(Two(), PROFILE.replace(output_range=3.0))
     with pytest.warns(UserWarning, match=r"never called, so left with the ranges they had: 'idle'"):
         result = calibrate(model, batches(), progress=False)
@@ -207,39 +211,39 @@ def test_a_layer_that_is_never_called():
         (lambda x: (x, 4.0), lambda model, batch: model(*batch), 4),
     ],
 )
-def test_kinds_of_batches(batch, forward, scale):
+def test_kinds_of_batches(batch: Any, forward: Any, scale: int) -> None:
     model, x = convert(Two(), PROFILE), batches(1)[0]
     calibrate(model, iter([batch(x)]), forward=forward, progress=False)
-    assert model.used.profile.input_range == float((x * scale).abs().max())
+    assert model.used.profile.input_range == float((x * scale).abs().max())  # type: ignore[union-attr]
 
 
-def test_a_signal_that_is_always_zero():
+def test_a_signal_that_is_always_zero() -> None:
     model = net()
     result = calibrate(model, [torch.zeros(4, 6)], progress=False)
     assert model[0].profile.input_range == 0
     assert "its input was always 0: dynamic" in result.layers[0].note
 
 
-def test_the_progress_bar(capsys):
+def test_the_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     calibrate(net(), batches())
     assert "calibrate" in capsys.readouterr().out
     calibrate(net(), batches(), progress=False)
     assert capsys.readouterr().out == ""
 
 
-def test_the_report_as_a_table():
+def test_the_report_as_a_table() -> None:
     lines = str(calibrate(net(), batches(), progress=False)).splitlines()
     assert lines[0].split() == ["layer", "input", "range", "clipped", "output", "range", "clipped", "values", "note"]
     assert [line.split()[0] for line in lines[2:]] == ["0", "3"]
 
 
-def with_nan():
+def with_nan() -> Any:
     x = torch.randn(4, 6)
     x[0, 0] = float("nan")
     return x
 
 
-def loud():
+def loud() -> Any:
     model = net()
     with torch.no_grad():
         model[0].weight.fill_(2.0)
@@ -258,7 +262,7 @@ def loud():
         ("the output of layer '0' holds a value that is not finite", loud, lambda: [torch.full((1, 6), 3e38)], {}),
     ],
 )
-def test_bad_arguments(message, model, data, arguments):
+def test_bad_arguments(message: str, model: Any, data: Any, arguments: Any) -> None:
     model = model()
     before = [getattr(module, "profile", None) for module in model.modules()]
     with pytest.raises(ValueError, match=message):
@@ -269,7 +273,7 @@ def test_bad_arguments(message, model, data, arguments):
         model(batches(1)[0])
 
 
-def test_calibrating_what_is_frozen_is_seen():
+def test_calibrating_what_is_frozen_is_seen() -> None:
     model = net()
     with frozen(model), torch.no_grad():
         calibrate(model, batches(), progress=False)

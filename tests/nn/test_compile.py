@@ -3,6 +3,8 @@
 import copy
 import pickle
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ BACKENDS = [
 ]
 
 
-def net():
+def net() -> Any:
     torch.manual_seed(0)
     model = convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), NOISY, inplace=True)
     calibrate(model, [torch.randn(64, 6)], progress=False)
@@ -30,7 +32,7 @@ def net():
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler() -> Iterator[Any]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -38,11 +40,11 @@ def fresh_compiler():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_two_noisy_calls_on_one_input_are_not_merged(backend, grad):
+def test_two_noisy_calls_on_one_input_are_not_merged(backend: Any, grad: bool) -> None:
     layer, x = OpticalLinear(6, 6, profile=NOISY), torch.randn(4, 6)
 
     @torch.compile(backend=backend, fullgraph=True)
-    def difference(x):
+    def difference(x: Any) -> Any:
         return layer(x) - layer(x)
 
     with torch.set_grad_enabled(grad):
@@ -51,8 +53,8 @@ def test_two_noisy_calls_on_one_input_are_not_merged(backend, grad):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_training_run_equals_the_eager_one(backend):
-    def run(compiled):
+def test_a_compiled_training_run_equals_the_eager_one(backend: Any) -> None:
+    def run(compiled: Any) -> Any:
         model = net()
         forward = torch.compile(model, backend=backend, fullgraph=True) if compiled else model
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -69,7 +71,7 @@ def test_a_compiled_training_run_equals_the_eager_one(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("optical", [False, True])
-def test_a_weight_changed_in_place_before_its_gradient_raises_in_a_compiled_model(backend, optical):
+def test_a_weight_changed_in_place_before_its_gradient_raises_in_a_compiled_model(backend: Any, optical: bool) -> None:
     layer = OpticalLinear(6, 8, profile=NOISY) if optical else nn.Linear(6, 8)
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
     for x in (torch.ones(4, 6, requires_grad=True), torch.ones(4, 6)):
@@ -85,11 +87,11 @@ def test_a_weight_changed_in_place_before_its_gradient_raises_in_a_compiled_mode
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_compiled_inference_equals_the_eager_one(backend, context):
+def test_compiled_inference_equals_the_eager_one(backend: Any, context: Any) -> None:
     model = net().eval()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
 
-    def run(forward):
+    def run(forward: Any) -> Any:
         torch.manual_seed(7)
         with context():
             return [forward(x) for x in (torch.randn(4, 6), torch.randn(9, 6), torch.zeros(1, 6))]
@@ -103,18 +105,18 @@ def test_compiled_inference_equals_the_eager_one(backend, context):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("inside", [True, False])
-def test_autocast_around_and_inside_a_compiled_model(backend, grad, inside):
+def test_autocast_around_and_inside_a_compiled_model(backend: Any, grad: bool, inside: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), OpticalLinear(6, 3, profile=NOISY))
     x = torch.randn(4, 6)
 
-    def forward(x):
+    def forward(x: Any) -> Any:
         if not inside:
             return model(x)
         with torch.autocast("cpu", torch.bfloat16):
             return model(x)
 
-    def run(forward):
+    def run(forward: Any) -> Any:
         torch.manual_seed(7)
         model.zero_grad()
         with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=not inside):
@@ -129,11 +131,11 @@ def test_autocast_around_and_inside_a_compiled_model(backend, grad, inside):
     assert all(map(torch.equal, results, expected))
 
 
-def test_a_graph_for_training_is_of_one_release():
+def test_a_graph_for_training_is_of_one_release() -> None:
     """torch keeps compiled graphs on disk: one that was made with another release must not be taken for this one's."""
-    calls = []
+    calls: list[Any] = []
 
-    def watch(graph, inputs):
+    def watch(graph: Any, inputs: Any) -> Any:
         calls.extend(node for node in graph.graph.nodes if "optical_linear_train" in str(node.target))
         return graph.forward
 
@@ -142,7 +144,7 @@ def test_a_graph_for_training_is_of_one_release():
     assert lumina_onnx.__version__ in call.args
 
 
-def test_noise_off_and_another_batch_size_in_a_compiled_model():
+def test_noise_off_and_another_batch_size_in_a_compiled_model() -> None:
     model = net()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for m in (4, 9):
@@ -154,7 +156,7 @@ def test_noise_off_and_another_batch_size_in_a_compiled_model():
             assert torch.equal(compiled(x), model(x))
 
 
-def test_a_compiled_layer_is_named_in_errors_when_it_trains():
+def test_a_compiled_layer_is_named_in_errors_when_it_trains() -> None:
     model = net()
     with torch.no_grad():
         model[2].weight[1, 2] = float("nan")
@@ -163,7 +165,7 @@ def test_a_compiled_layer_is_named_in_errors_when_it_trains():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_a_copy_of_a_compiled_layer_computes_with_its_own_weights(duplicate):
+def test_a_copy_of_a_compiled_layer_computes_with_its_own_weights(duplicate: Any) -> None:
     layer, x = net()[0], torch.randn(4, 6)
     layer.compile(backend="aot_eager")
     with noise(layer):
@@ -177,7 +179,7 @@ def test_a_copy_of_a_compiled_layer_computes_with_its_own_weights(duplicate):
         assert torch.equal(layer(x), expected)
 
 
-def test_a_compiled_layer_becomes_one_of_the_other_kind():
+def test_a_compiled_layer_becomes_one_of_the_other_kind() -> None:
     linear, x = nn.Linear(6, 8), torch.randn(4, 6)
     linear.compile(backend="aot_eager")
     floats = linear(x)
@@ -194,7 +196,7 @@ def test_a_compiled_layer_becomes_one_of_the_other_kind():
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
-def test_converting_a_compiled_model(whole, inplace):
+def test_converting_a_compiled_model(whole: bool, inplace: bool) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6)
     expected = convert(model, OpticalProfile(input_bits=2))(x)
@@ -204,7 +206,7 @@ def test_converting_a_compiled_model(whole, inplace):
     optical = convert(model, OpticalProfile(input_bits=2), inplace=inplace)
     assert torch.equal(optical(x), expected)
     assert not torch.equal(floats, expected)
-    again = convert(optical, OpticalProfile(input_bits=3))
+    again: Any = convert(optical, OpticalProfile(input_bits=3))
     with torch.no_grad():
         again[2].weight.zero_()
         again[2].bias.zero_()
@@ -212,7 +214,7 @@ def test_converting_a_compiled_model(whole, inplace):
     assert torch.equal(optical(x), expected)
 
 
-def test_calibrating_and_freezing_a_compiled_model():
+def test_calibrating_and_freezing_a_compiled_model() -> None:
     model, x = net(), torch.randn(4, 6)
     before = model[0].profile
     compiled = torch.compile(model, backend="aot_eager")
@@ -226,7 +228,7 @@ def test_calibrating_and_freezing_a_compiled_model():
         assert torch.equal(compiled(x), expected)
 
 
-def test_a_default_device_elsewhere():
+def test_a_default_device_elsewhere() -> None:
     layer, x = OpticalLinear(6, 6, profile=NOISY), torch.randn(4, 6)
     with torch.device("meta"):
         y = optical_linear(x, layer.weight, layer.bias, NOISY)

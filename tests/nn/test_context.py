@@ -4,6 +4,7 @@ import contextvars
 import copy
 import pickle
 import threading
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from .cases import Case, assert_same_bits, cases  # noqa: E402
 NOISY = OpticalProfile(noise_additive=0.1, output_range=2.0)
 
 
-def model():
+def model() -> Any:
     torch.manual_seed(0)
     return convert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), NOISY, inplace=True)
 
@@ -30,11 +31,11 @@ def model():
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
 
 
-def is_noisy(net):
+def is_noisy(net: Any) -> Any:
     return not torch.equal(net(X), net(X))
 
 
-def test_noise_off_fixed_and_nested():
+def test_noise_off_fixed_and_nested() -> None:
     net = model()
     assert is_noisy(net)
     with noise(net):
@@ -54,14 +55,14 @@ def test_noise_off_fixed_and_nested():
     assert not torch.equal(clean, fixed)
 
 
-def test_a_fixed_stream_is_that_of_the_function():
+def test_a_fixed_stream_is_that_of_the_function() -> None:
     layer = OpticalLinear(6, 6, profile=NOISY, seed=3)
     with noise(layer, True, stream=5):
         y = layer(X)
     assert torch.equal(y, optical_linear(X, layer.weight, layer.bias, NOISY, seed=3, stream=5))
 
 
-def test_layers_do_not_share_their_noise():
+def test_layers_do_not_share_their_noise() -> None:
     net = model()
     with torch.no_grad():
         net[2].weight.copy_(net[0].weight)
@@ -70,14 +71,14 @@ def test_layers_do_not_share_their_noise():
         assert not torch.equal(net[0](X), net[2](X))
 
 
-def test_noise_off_keeps_bits_and_ranges():
+def test_noise_off_keeps_bits_and_ranges() -> None:
     layer = OpticalLinear(6, 6, profile=NOISY)
     with noise(layer):
         assert torch.equal(layer(X), optical_linear(X, layer.weight, layer.bias, NOISY.replace(noise_additive=0.0)))
 
 
 @pytest.mark.parametrize("context", [noise, frozen])
-def test_an_exception_restores(context):
+def test_an_exception_restores(context: Any) -> None:
     net = model()
     with pytest.raises(KeyError), context(net):
         raise KeyError
@@ -93,13 +94,13 @@ def test_an_exception_restores(context):
         (TypeError, "stream is float 0.5: allowed is an int", {"on": True, "stream": 0.5}),
     ],
 )
-def test_bad_streams(error, message, arguments):
+def test_bad_streams(error: Any, message: str, arguments: Any) -> None:
     with pytest.raises(error, match=message), noise(model(), **arguments):
         pass
 
 
 @given(cases())
-def test_a_frozen_layer_equals_the_reference(case: Case):
+def test_a_frozen_layer_equals_the_reference(case: Case) -> None:
     layer = OpticalLinear.from_linear(linear(case), case.profile, seed=case.seed)
     with frozen(layer), noise(layer, True, stream=case.stream), torch.no_grad():
         assert_same_bits(layer(case.x), case.reference())
@@ -107,7 +108,7 @@ def test_a_frozen_layer_equals_the_reference(case: Case):
 
 
 @given(cases())
-def test_a_frozen_layer_trains_as_the_reference(case: Case):
+def test_a_frozen_layer_trains_as_the_reference(case: Case) -> None:
     layer = OpticalLinear.from_linear(linear(case), case.profile, seed=case.seed)
     with frozen(layer), noise(layer, True, stream=case.stream):
         for _ in range(2):
@@ -122,11 +123,11 @@ def test_a_frozen_layer_trains_as_the_reference(case: Case):
 
 
 @pytest.mark.parametrize("bits", [0, 1, 2, 4, 8, 9, 16])
-def test_a_frozen_layer_saves_the_bytes_that_it_saves_outside(bits):
+def test_a_frozen_layer_saves_the_bytes_that_it_saves_outside(bits: int) -> None:
     layer = OpticalLinear(40, 30, profile=NOISY.replace(weight_bits=bits))
     x = torch.randn(4, 40, requires_grad=True)
 
-    def saved():
+    def saved() -> Any:
         with noise(layer):
             return [tensor for tensor in layer(x).grad_fn.saved_tensors if tensor is not None]
 
@@ -138,7 +139,7 @@ def test_a_frozen_layer_saves_the_bytes_that_it_saves_outside(bits):
     assert len({tensors[-1].data_ptr() for tensors in calls}) == 3
 
 
-def test_backward_after_frozen():
+def test_backward_after_frozen() -> None:
     """What the gradient needs outlives the block."""
     net = model()
     gradients = []
@@ -156,7 +157,7 @@ def test_backward_after_frozen():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def linear(case):
+def linear(case: Any) -> Any:
     n, k = case.weight.shape
     layer = nn.Linear(k, n, case.bias is not None)
     layer.weight = nn.Parameter(case.weight)
@@ -165,10 +166,10 @@ def linear(case):
     return layer
 
 
-def test_frozen_prepares_once(monkeypatch):
+def test_frozen_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
+    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
     net = model().eval()
     with torch.no_grad():
         with frozen(net):
@@ -182,10 +183,10 @@ def test_frozen_prepares_once(monkeypatch):
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_frozen_prepares_for_the_noise_in_force(monkeypatch, on):
+def test_frozen_prepares_for_the_noise_in_force(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     made = []
     prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
+    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
     net = model()
     with noise(net, on), frozen(net):
         assert len(made) == 2
@@ -200,15 +201,15 @@ def test_frozen_prepares_for_the_noise_in_force(monkeypatch, on):
     assert len(made) == 4
 
 
-def test_transforms_inside_frozen():
+def test_transforms_inside_frozen() -> None:
     """They read the weights as they are: those that functional_call brings, or that changed."""
     net = model()
     parameters = {name: 2 * parameter.detach() for name, parameter in net.named_parameters()}
 
-    def loss(parameters, x):
+    def loss(parameters: Any, x: Any) -> Any:
         return torch.func.functional_call(net, parameters, (x,)).square().sum()
 
-    def found():
+    def found() -> Any:
         gradients = torch.func.grad(loss)(parameters, X)
         values = torch.func.vmap(net, randomness="same")(X[:, None])
         return [*gradients.values(), values, torch.func.vjp(net, X)[0]]
@@ -226,7 +227,7 @@ def test_transforms_inside_frozen():
     assert not torch.equal(changed[-1], expected[-1])
 
 
-def test_noise_inside_frozen():
+def test_noise_inside_frozen() -> None:
     net = model()
     with noise(net):
         clean = net(X)
@@ -237,7 +238,7 @@ def test_noise_inside_frozen():
         assert is_noisy(net)
 
 
-def test_frozen_draws_as_the_function_does():
+def test_frozen_draws_as_the_function_does() -> None:
     net = model()
     results = []
     with torch.no_grad():
@@ -248,7 +249,7 @@ def test_frozen_draws_as_the_function_does():
     assert torch.equal(*results)
 
 
-def test_gradients_inside_frozen():
+def test_gradients_inside_frozen() -> None:
     net = model()
     gradients = []
     for context in (frozen(net), noise(net, True)):
@@ -262,10 +263,10 @@ def test_gradients_inside_frozen():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_frozen_prepares_once_for_gradients(monkeypatch, grad):
+def test_frozen_prepares_once_for_gradients(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
     made = []
     prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
+    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
     net = model()
     with torch.set_grad_enabled(grad), frozen(net):
         assert len(made) == 2
@@ -277,13 +278,13 @@ def test_frozen_prepares_once_for_gradients(monkeypatch, grad):
     assert len(made) == 2
 
 
-def test_threads_in_a_frozen_model():
+def test_threads_in_a_frozen_model() -> None:
     net = model()
     with frozen(net), noise(net, True, stream=1):
         expected = [net(X).detach(), torch.autograd.grad(net(X).sum(), list(net.parameters()))]
         wrong = []
 
-        def work():
+        def work() -> None:
             for _ in range(20):
                 gradients = torch.autograd.grad(net(X).sum(), list(net.parameters()))
                 same = torch.equal(net(X), expected[0]) and all(map(torch.equal, gradients, expected[1]))
@@ -299,7 +300,7 @@ def test_threads_in_a_frozen_model():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-def test_a_copy_of_a_frozen_model_is_not_frozen(duplicate):
+def test_a_copy_of_a_frozen_model_is_not_frozen(duplicate: Any) -> None:
     net = model()
     with frozen(net):
         net(X)
@@ -313,30 +314,30 @@ def test_a_copy_of_a_frozen_model_is_not_frozen(duplicate):
             other(X)
 
 
-def step(net, **options):
+def step(net: Any, **options: Any) -> None:
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, **options)
     net(X).sum().backward()
     optimiser.step()
 
 
-def replace_parameter(net):
+def replace_parameter(net: Any) -> None:
     net[2].weight = nn.Parameter(net[2].weight.detach())
 
 
-def set_profile(net):
+def set_profile(net: Any) -> None:
     net[2].profile = NOISY.replace(noise_additive=0.2)
 
 
-def swap_data(net):
+def swap_data(net: Any) -> None:
     net[2].weight.data = net[2].weight.data.clone()
 
 
-def change_bias(net):
+def change_bias(net: Any) -> None:
     with torch.no_grad():
         net[2].bias.add_(1)
 
 
-def test_a_step_inside_frozen_on_other_weights_is_no_change():
+def test_a_step_inside_frozen_on_other_weights_is_no_change() -> None:
     net, other = model(), model()
     net.requires_grad_(False)
     with frozen(net):
@@ -362,7 +363,7 @@ def test_a_step_inside_frozen_on_other_weights_is_no_change():
         (set_profile, "layer '2': profile was changed inside frozen"),
     ],
 )
-def test_a_change_inside_frozen_raises(change, message, grad):
+def test_a_change_inside_frozen_raises(change: Any, message: str, grad: bool) -> None:
     net = model()
     with frozen(net):
         net(X)
@@ -375,7 +376,7 @@ def test_a_change_inside_frozen_raises(change, message, grad):
 
 
 @pytest.mark.parametrize("parameter", ["weight", "bias"])
-def test_what_is_not_finite_is_named_when_frozen(parameter):
+def test_what_is_not_finite_is_named_when_frozen(parameter: str) -> None:
     net = model()
     with torch.no_grad():
         getattr(net[2], parameter).view(-1)[1] = float("inf")
@@ -385,7 +386,7 @@ def test_what_is_not_finite_is_named_when_frozen(parameter):
     assert _scope.current() == ()
 
 
-def test_inference_tensors_cannot_be_frozen():
+def test_inference_tensors_cannot_be_frozen() -> None:
     with torch.inference_mode():
         net = model()
         net(X)
@@ -393,7 +394,7 @@ def test_inference_tensors_cannot_be_frozen():
         pass
 
 
-def test_frozen_checks_its_input():
+def test_frozen_checks_its_input() -> None:
     net = model()
     with frozen(net), torch.no_grad():
         with pytest.raises(ValueError, match=r"x has shape \[4, 5\]: allowed is \[..., 6\]"):
@@ -404,7 +405,7 @@ def test_frozen_checks_its_input():
         assert net(X[:0]).shape == (0, 6)
 
 
-def test_inference_mode():
+def test_inference_mode() -> None:
     net = model()
     with torch.inference_mode():
         assert is_noisy(net)

@@ -1,6 +1,7 @@
 """`convert` and `report`: which layers, with which profile and seed, and what is left."""
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -17,21 +18,21 @@ NOISY = OpticalProfile(noise_additive=0.1)
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 2, 3)
         self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
         self.head = nn.Linear(8, 3)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.head(self.body(x))
 
 
-def reasons(model):
+def reasons(model: Any) -> Any:
     return {layer.name: layer.reason for layer in report(model).left}
 
 
-def test_every_linear_is_converted():
+def test_every_linear_is_converted() -> None:
     net = Net()
     optical = convert(net, NOISY)
     assert type(net.head) is nn.Linear
@@ -44,7 +45,7 @@ def test_every_linear_is_converted():
     optical.load_state_dict(net.state_dict(), strict=True)
 
 
-def test_inplace_keeps_modules_parameters_hooks_and_mode():
+def test_inplace_keeps_modules_parameters_hooks_and_mode() -> None:
     net = Net().eval()
     head, weight = net.head, net.head.weight
     calls = []
@@ -57,7 +58,7 @@ def test_inplace_keeps_modules_parameters_hooks_and_mode():
     assert calls == [1]
 
 
-def test_the_model_may_itself_be_a_linear():
+def test_the_model_may_itself_be_a_linear() -> None:
     linear = nn.Linear(3, 2)
     optical = convert(linear, CLEAN)
     assert type(optical) is OpticalLinear
@@ -65,7 +66,7 @@ def test_the_model_may_itself_be_a_linear():
     assert "(model)" in str(report(optical))
 
 
-def test_skip_and_overrides():
+def test_skip_and_overrides() -> None:
     net = convert(Net(), CLEAN, skip="head", overrides={"body.*": NOISY, "*.2": FINE})
     assert type(net.head) is nn.Linear
     assert net.body[0].profile == NOISY
@@ -77,20 +78,20 @@ def test_skip_and_overrides():
 
 
 @pytest.mark.parametrize("arguments", [{"skip": ["haed"]}, {"overrides": {"haed": CLEAN}}])
-def test_a_pattern_without_a_layer(arguments):
+def test_a_pattern_without_a_layer(arguments: Any) -> None:
     argument = next(iter(arguments))
     message = rf"{argument} pattern 'haed' matches no Linear layer: there are body.0, body.2, head$"
     with pytest.raises(ValueError, match=message):
         convert(Net(), CLEAN, **arguments)
 
 
-def test_a_convolution_is_no_layer_for_a_pattern():
+def test_a_convolution_is_no_layer_for_a_pattern() -> None:
     with pytest.raises(ValueError, match=r"skip pattern 'conv' matches no Linear layer"):
         convert(Net(), CLEAN, skip=("conv",))
 
 
-def test_seeds():
-    def seeds(model):
+def test_seeds() -> None:
+    def seeds(model: Any) -> Any:
         return [layer.seed for layer in report(model).converted]
 
     first = seeds(convert(Net(), CLEAN))
@@ -100,7 +101,7 @@ def test_seeds():
     assert not set(seeds(convert(Net(), CLEAN, seed=1))) & set(first)
 
 
-def test_copies_in_one_model_get_seeds_of_their_own():
+def test_copies_in_one_model_get_seeds_of_their_own() -> None:
     first = convert(Net(), NOISY)
     net = nn.ModuleDict({"a": first, "b": copy.deepcopy(first), "c": nn.ModuleDict({"head": nn.Linear(8, 3)})})
     net = convert(net, NOISY)
@@ -111,13 +112,13 @@ def test_copies_in_one_model_get_seeds_of_their_own():
     assert [layer.seed for layer in report(convert(net, CLEAN, seed=4)).converted] == seeds
 
 
-def test_a_copy_beside_a_skipped_layer_gets_a_seed_of_its_own():
+def test_a_copy_beside_a_skipped_layer_gets_a_seed_of_its_own() -> None:
     first = convert(nn.Linear(8, 8), NOISY)
     net = convert(nn.Sequential(first, copy.deepcopy(first)), CLEAN, skip="0")
     assert net[0].seed == first.seed != net[1].seed
 
 
-def test_models_converted_with_different_seeds_do_not_share_their_noise():
+def test_models_converted_with_different_seeds_do_not_share_their_noise() -> None:
     x = torch.randn(4, 8)
     nets = [nn.Linear(8, 8)]
     nets = [convert(nets[0], NOISY, seed=seed) for seed in (0, 0, 1)]
@@ -129,7 +130,7 @@ def test_models_converted_with_different_seeds_do_not_share_their_noise():
     assert not torch.equal(results[0], results[2])
 
 
-def test_converting_again_changes_nothing():
+def test_converting_again_changes_nothing() -> None:
     net = convert(Net(), NOISY, seed=3, overrides={"head": FINE})
     calibrate(net, [torch.randn(16, 8)], progress=False)
     before, rows = copy.deepcopy(net.state_dict()), report(net)
@@ -138,8 +139,8 @@ def test_converting_again_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before.values(), again.state_dict().values(), strict=True))
 
 
-def test_converting_again_with_another_profile():
-    net = convert(Net(), NOISY)
+def test_converting_again_with_another_profile() -> None:
+    net: Any = convert(Net(), NOISY)
     calibrate(net, [torch.randn(16, 8)], progress=False)
     ranges, seed = (net.head.profile.input_range, net.head.profile.output_range), net.head.seed
     net = convert(net, FINE.replace(noise_shot=0.1), overrides={"body.0": OpticalProfile(0, 8, 8, output_range=5.0)})
@@ -149,9 +150,9 @@ def test_converting_again_with_another_profile():
     assert convert(net, NOISY, skip="head").head.profile == net.head.profile
 
 
-def test_tied_parameters_and_shared_modules_stay_so():
+def test_tied_parameters_and_shared_modules_stay_so() -> None:
     class Tied(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Embedding(10, 4)
             self.first = self.second = nn.Linear(4, 4)
@@ -169,7 +170,7 @@ def test_tied_parameters_and_shared_modules_stay_so():
 
 
 class Doubled(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return 2 * super().forward(x)
 
 
@@ -177,8 +178,8 @@ class Plain(nn.Linear):
     pass
 
 
-def test_what_is_left_and_why():
-    net = nn.ModuleDict(
+def test_what_is_left_and_why() -> None:
+    net: Any = nn.ModuleDict(
         {
             "own": Doubled(3, 3),
             "plain": Plain(3, 3),
@@ -209,13 +210,13 @@ def test_what_is_left_and_why():
     assert torch.equal(net["own"](x), 2 * nn.functional.linear(x, net["own"].weight, net["own"].bias))
 
 
-def test_a_model_without_linear_layers():
+def test_a_model_without_linear_layers() -> None:
     with pytest.warns(UserWarning, match=r"no layer of the model was converted"):
         net = convert(nn.Conv1d(1, 1, 1), CLEAN)
     assert str(report(net)).startswith("0 converted, 1 left (1 Conv1d)")
 
 
-def test_the_report_as_a_table():
+def test_the_report_as_a_table() -> None:
     text = str(report(convert(Net(), NOISY.replace(input_bits=0, output_range=2.0), skip="head")))
     assert text == (
         "2 converted, 2 left (1 Conv2d, 1 Linear)\n\n"
@@ -230,12 +231,12 @@ def test_the_report_as_a_table():
     )
 
 
-def count_calls(model):
-    calls = {}
+def count_calls(model: Any) -> Any:
+    calls: dict[Any, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, OpticalLinear):
             original = module.forward
-            module.forward = lambda x, name=name, original=original: (
+            module.forward = lambda x, name=name, original=original: (  # type: ignore[method-assign, misc]
                 calls.update({name: calls.get(name, 0) + 1}),
                 original(x),
             )[1]
@@ -247,7 +248,7 @@ def count_calls(model):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("mask", [True, False])
-def test_transformer_encoders_call_their_layers(train, grad, mask):
+def test_transformer_encoders_call_their_layers(train: bool, grad: bool, mask: bool) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     encoder = nn.TransformerEncoder(layer, 2).train(train)
@@ -263,13 +264,13 @@ def test_transformer_encoders_call_their_layers(train, grad, mask):
     assert torch.allclose(y[kept], expected[kept], atol=1e-2)
 
 
-def test_a_transformer_encoder_left_alone_keeps_its_fast_path():
+def test_a_transformer_encoder_left_alone_keeps_its_fast_path() -> None:
     net = nn.ModuleDict({"encoder": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), "head": nn.Linear(8, 2)})
     convert(net, CLEAN, skip="encoder.*", inplace=True)
     assert net["encoder"].activation_relu_or_gelu == 1
 
 
-def test_transformer_decoders_call_their_layers():
+def test_transformer_decoders_call_their_layers() -> None:
     net = convert(nn.Transformer(8, 2, 1, 1, 16, batch_first=True).eval(), CLEAN)
     calls = count_calls(net)
     with torch.no_grad():
@@ -294,7 +295,7 @@ def test_transformer_decoders_call_their_layers():
         (TypeError, "layer 'body.0': weight is torch.float16: allowed is torch.float32", {"model": Net().half()}),
     ],
 )
-def test_bad_arguments(error, message, arguments):
+def test_bad_arguments(error: Any, message: str, arguments: Any) -> None:
     arguments = {"model": Net(), "profile": CLEAN, **arguments}
     with pytest.raises(error, match=message):
         convert(**arguments, inplace=True)
@@ -304,8 +305,8 @@ def test_bad_arguments(error, message, arguments):
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize(("k", "n"), [(0, 4), (4, 0), (0, 0)])
-def test_an_empty_layer_is_named(k, n):
-    net = nn.Sequential(nn.ReLU(), nn.Linear(k, n), nn.Linear(4, 3))
+def test_an_empty_layer_is_named(k: int, n: int) -> None:
+    net: Any = nn.Sequential(nn.ReLU(), nn.Linear(k, n), nn.Linear(4, 3))
     shape = rf"weight has shape \[{n}, {k}\]: allowed is \[N, K\], N and K at least 1"
     with pytest.raises(ValueError, match=rf"^layer '1': {shape}; skip='1' leaves it as it is$"):
         convert(net, CLEAN)
@@ -317,7 +318,7 @@ def test_an_empty_layer_is_named(k, n):
     assert type(net[1]) is nn.Linear
 
 
-def test_layers_converted_together_do_not_share_their_noise():
+def test_layers_converted_together_do_not_share_their_noise() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     net[1].load_state_dict(net[0].state_dict())

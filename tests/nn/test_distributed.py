@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,12 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 from . import distributed_child as child  # noqa: E402
 
 
-def all_equal(a, b):
+def all_equal(a: Any, b: Any) -> Any:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = [
@@ -42,7 +43,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def test_data_parallel_training_is_that_of_the_joint_batch(ranks):
+def test_data_parallel_training_is_that_of_the_joint_batch(ranks: Any) -> None:
     net = child.model()
     optimiser = torch.optim.SGD(net.parameters(), lr=child.RATE)
     with noise(net):
@@ -59,7 +60,7 @@ def test_data_parallel_training_is_that_of_the_joint_batch(ranks):
         torch.testing.assert_close(found, parameter.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_ranks_have_the_noise_of_their_seed(ranks):
+def test_ranks_have_the_noise_of_their_seed(ranks: Any) -> None:
     assert torch.equal(ranks[0]["alike"], ranks[1]["alike"])
     assert torch.equal(ranks[0]["apart"], ranks[0]["alike"])
     assert not torch.equal(ranks[1]["apart"], ranks[0]["apart"])
@@ -69,25 +70,25 @@ def test_ranks_have_the_noise_of_their_seed(ranks):
 # Calibration
 
 
-def test_ranges_are_those_of_one_process_with_all_batches(ranks):
+def test_ranges_are_those_of_one_process_with_all_batches(ranks: Any) -> None:
     for (name, shards), method in itertools.product(child.SHARDS.items(), child.METHODS):
         net = child.model()
-        report = calibrate(net, [x for shard in shards for x in child.data(shard)], method=method, progress=False)
+        report = calibrate(net, [x for shard in shards for x in child.data(shard)], method=method, progress=False)  # type: ignore[arg-type]
         for rank in ranks:
             assert rank["calibrated"][f"{name}, {method}"] == child.settings(net)
             assert rank["calibrated"][f"{name}, {method}, report"] == str(report)
 
 
-def test_a_wrapped_model_is_called_past_its_wrapper(ranks):
+def test_a_wrapped_model_is_called_past_its_wrapper(ranks: Any) -> None:
     """With batch norms it would wait for the other ranks in each call; and one of its layers only rank 1 calls."""
-    net = convert(child.WithIdle(), child.PROFILE)
+    net: Any = convert(child.WithIdle(), child.PROFILE)
     batches = [(x, rank == 1) for rank, shard in enumerate(child.SHARDS["uneven"]) for x in child.data(shard)]
     calibrate(net, batches, forward=lambda net, batch: net(*batch), progress=False)
     assert net.rare.profile.output_range > 0
     assert [rank["calibrated"]["wrapped"] for rank in ranks] == [child.settings(net)] * 2
 
 
-def test_ranks_that_calibrate_alone(ranks):
+def test_ranks_that_calibrate_alone(ranks: Any) -> None:
     nets = [child.model() for _ in ranks]
     for number, net in enumerate(nets):
         calibrate(net, child.data(range(number, number + 1)), progress=False)
@@ -127,7 +128,7 @@ ERRORS = [
 ]
 
 
-def test_no_rank_goes_on_where_one_cannot(ranks):
+def test_no_rank_goes_on_where_one_cannot(ranks: Any) -> None:
     for case, first, second in ERRORS:
         assert ranks[0]["calibrated"]["errors"].pop(case).startswith(first)
         assert ranks[1]["calibrated"]["errors"].pop(case).startswith(second or first)
@@ -138,7 +139,7 @@ def test_no_rank_goes_on_where_one_cannot(ranks):
 
 
 @pytest.mark.parametrize("group", [0, True, "WORLD"])
-def test_a_group_without_torch_distributed(group):
+def test_a_group_without_torch_distributed(group: Any) -> None:
     with pytest.raises(TypeError, match=rf"group is {type(group).__name__} {group!r}: allowed is a process group"):
         calibrate(child.model(), child.data(range(1)), group=group, progress=False)
 
@@ -146,7 +147,7 @@ def test_a_group_without_torch_distributed(group):
 @pytest.mark.parametrize(
     ("backends", "device"), [("cpu:gloo,cuda:nccl", "cpu"), ("cuda:nccl", "cuda"), ("cpu:gloo", "cpu")]
 )
-def test_counts_are_added_up_where_the_backend_can(monkeypatch, backends, device):
+def test_counts_are_added_up_where_the_backend_can(monkeypatch: pytest.MonkeyPatch, backends: str, device: str) -> None:
     monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: backends)
     assert _ranks._device(None) == torch.device(device)
 
@@ -154,7 +155,7 @@ def test_counts_are_added_up_where_the_backend_can(monkeypatch, backends, device
 # Checkpoints
 
 
-def test_ranges_and_seeds_reach_every_rank(ranks):
+def test_ranges_and_seeds_reach_every_rank(ranks: Any) -> None:
     expected = child.settings(child.calibrated_model())
     for rank in ranks:
         assert rank["saved"] == {"expected": expected, "checkpoint": expected, "sent": expected}

@@ -6,12 +6,14 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import Tensor, fx, nn  # noqa: E402
 from torch.nn.utils import parametrizations, prune  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
@@ -24,20 +26,20 @@ CLEAN = OpticalProfile()
 NOISY = OpticalProfile(noise_additive=0.1)
 
 
-def model(profile=NOISY):
+def model(profile: OpticalProfile = NOISY) -> Any:
     torch.manual_seed(0)
     return convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), profile, inplace=True)
 
 
-def batch():
+def batch() -> Any:
     return torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 
 
-def all_equal(a, b):
+def all_equal(a: Any, b: Any) -> Any:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def python(script, timeout=120):
+def python(script: Any, timeout: int = 120) -> Any:
     """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, check=False
@@ -78,7 +80,7 @@ expected = [tensor.clone() for tensor in run()]  # starts threads in the parent
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_forked_child_trains(threads):
+def test_a_forked_child_trains(threads: int) -> None:
     script = f"""
 def child():
     torch.set_num_threads({threads})
@@ -92,7 +94,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), alike(run()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_multiprocessing_by_fork():
+def test_multiprocessing_by_fork() -> None:
     script = """
 import torch.multiprocessing as multiprocessing
 def work(stream):
@@ -106,7 +108,7 @@ print((results[0] == expected[0].numpy()).all(), (results[2] == results[0]).all(
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_data_loader_workers(start, tmp_path):
+def test_data_loader_workers(start: str, tmp_path: Path) -> None:
     """The layer computes features in the workers, and trains in the parent between their batches."""
     script = """
 from torch.utils.data import DataLoader, Dataset
@@ -144,8 +146,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("profile", [NOISY, OpticalProfile(0, 0, 8, noise_shot=0.2)])
-def test_a_checkpointed_block_draws_the_same_noise_again(use_reentrant, profile):
-    def run(checkpointed):
+def test_a_checkpointed_block_draws_the_same_noise_again(use_reentrant: bool, profile: OpticalProfile) -> None:
+    def run(checkpointed: Any) -> Any:
         net, x = model(profile), batch().requires_grad_()
         torch.manual_seed(4)
         y = checkpoint(net, x, use_reentrant=use_reentrant) if checkpointed else net(x)
@@ -155,9 +157,9 @@ def test_a_checkpointed_block_draws_the_same_noise_again(use_reentrant, profile)
     assert all_equal(run(True), run(False))
 
 
-def test_a_checkpointed_block_keeps_nothing():
+def test_a_checkpointed_block_keeps_nothing() -> None:
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):  # type: ignore[func-returns-value]
         net, x = model(), batch().requires_grad_()
         net(x)
         plain = len(kept)
@@ -167,14 +169,14 @@ def test_a_checkpointed_block_keeps_nothing():
     assert len(kept) < plain
 
 
-def test_a_resumed_run_continues_bit_for_bit():
-    def train(net, optimiser, steps):
+def test_a_resumed_run_continues_bit_for_bit() -> None:
+    def train(net: Any, optimiser: Any, steps: Any) -> None:
         for _ in range(steps):
             optimiser.zero_grad()
             net(torch.randn(16, 6)).square().sum().backward()
             optimiser.step()
 
-    def start(seed):
+    def start(seed: Any) -> Any:
         net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
         net = convert(net, NOISY, seed=seed, inplace=True)
         return net, torch.optim.Adam(net.parameters(), lr=0.01)
@@ -212,7 +214,7 @@ OPTIMISERS = [
 @pytest.mark.parametrize(
     "clip", [lambda p: nn.utils.clip_grad_norm_(p, 0.1), lambda p: nn.utils.clip_grad_value_(p, 0.01), lambda p: None]
 )
-def test_clipping_decay_and_steps_are_those_of_linear(optimiser, options, clip):
+def test_clipping_decay_and_steps_are_those_of_linear(optimiser: Any, options: Any, clip: Any) -> None:
     """Given the gradients that the optical layers had, nn.Linear layers end with the same weights."""
     net = model()
     twin = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -234,7 +236,7 @@ def test_clipping_decay_and_steps_are_those_of_linear(optimiser, options, clip):
     assert not any(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
 
 
-def test_gradients_accumulate_as_those_of_linear():
+def test_gradients_accumulate_as_those_of_linear() -> None:
     net, x = model(), batch()
     net(x).sum().backward()
     first = [parameter.grad.clone() for parameter in net.parameters()]
@@ -246,7 +248,7 @@ def test_gradients_accumulate_as_those_of_linear():
     assert all_equal(both, [a + parameter.grad for a, parameter in zip(first, net.parameters(), strict=True)])
 
 
-def test_a_gradient_in_a_hook_and_in_several_pieces():
+def test_a_gradient_in_a_hook_and_in_several_pieces() -> None:
     net, x = model(), batch()
     with noise(net, True, stream=1):
         y = net(x)
@@ -260,7 +262,7 @@ def test_a_gradient_in_a_hook_and_in_several_pieces():
     assert seen == [(16, 8)]
 
 
-def test_averaged_weights():
+def test_averaged_weights() -> None:
     net = model()
     average = torch.optim.swa_utils.AveragedModel(net)
     average.update_parameters(net)
@@ -285,7 +287,7 @@ def test_averaged_weights():
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_model_that_was_moved_or_narrowed(change, message, grad):
+def test_a_model_that_was_moved_or_narrowed(change: Any, message: str, grad: bool) -> None:
     net = model()
     x = batch().to(net[0].weight.dtype)
     change(net)
@@ -293,7 +295,7 @@ def test_a_model_that_was_moved_or_narrowed(change, message, grad):
         net(x if "meta" in message else x.to(net[0].weight.dtype))
 
 
-def test_a_model_on_a_gpu():
+def test_a_model_on_a_gpu() -> None:
     """Tensors that say they are on a GPU: with torch's fake ones the message can be tested without one."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -305,7 +307,7 @@ def test_a_model_on_a_gpu():
             optical_linear(torch.empty(4, 6), weight, None, CLEAN)
 
 
-def test_meta_and_back():
+def test_meta_and_back() -> None:
     with torch.device("meta"):
         net = convert(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)), NOISY, inplace=True)
         assert net(torch.empty(5, 6)).shape == (5, 3)
@@ -317,7 +319,7 @@ def test_meta_and_back():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_casts_inputs_to_float32(dtype):
+def test_autocast_casts_inputs_to_float32(dtype: Any) -> None:
     net, x = nn.Sequential(nn.Linear(6, 6), OpticalLinear(6, 3, profile=CLEAN)), batch()
     with torch.autocast("cpu", dtype=dtype):
         hidden = net[0](x)
@@ -326,13 +328,13 @@ def test_autocast_casts_inputs_to_float32(dtype):
     assert y.dtype == torch.float32
     assert torch.equal(y, net[1](hidden.float()))
     y.sum().backward()
-    assert net[0].weight.grad.dtype == net[1].weight.grad.dtype == torch.float32
+    assert net[0].weight.grad.dtype == net[1].weight.grad.dtype == torch.float32  # type: ignore[union-attr]
     with pytest.raises(TypeError, match=f"x is {dtype}: allowed is torch.float32"):
         net[1](hidden)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_without_gradients(context):
+def test_without_gradients(context: Any) -> None:
     net = model()
     with noise(net, True, stream=1):
         expected = net(batch())
@@ -355,7 +357,7 @@ def test_without_gradients(context):
         lambda x: x[:, :1].expand(x.shape),
     ],
 )
-def test_inputs_of_any_layout(view):
+def test_inputs_of_any_layout(view: Any) -> None:
     x = torch.randn(2, 3, 4, 6)
     odd = view(x)
     even = odd.clone(memory_format=torch.contiguous_format)
@@ -374,8 +376,8 @@ def test_inputs_of_any_layout(view):
 # torch.func
 
 
-def per_sample(net, x, **options):
-    def loss(parameters, row):
+def per_sample(net: Any, x: Any, **options: Any) -> Any:
+    def loss(parameters: Any, row: Any) -> Any:
         return torch.func.functional_call(net, parameters, (row.unsqueeze(0),)).square().sum()
 
     gradients = torch.vmap(torch.func.grad(loss), in_dims=(None, 0), **options)(dict(net.named_parameters()), x)
@@ -383,7 +385,7 @@ def per_sample(net, x, **options):
 
 
 @pytest.mark.parametrize("profile", [CLEAN, OpticalProfile(0, 0, 0), OpticalProfile(9, 1, 4, 1.0, 2.0)])
-def test_gradients_of_each_sample(profile):
+def test_gradients_of_each_sample(profile: OpticalProfile) -> None:
     net, x = model(profile), batch()
     found = per_sample(net, x)
     for index, row in enumerate(x):
@@ -391,10 +393,10 @@ def test_gradients_of_each_sample(profile):
         assert all_equal([gradient[index] for gradient in found], expected)
 
 
-def test_transforms_draw_what_a_plain_call_draws():
+def test_transforms_draw_what_a_plain_call_draws() -> None:
     net, x = model(), batch()
 
-    def loss(parameters):
+    def loss(parameters: Any) -> Any:
         return torch.func.functional_call(net, parameters, (x,)).square().sum()
 
     torch.manual_seed(2)
@@ -404,7 +406,7 @@ def test_transforms_draw_what_a_plain_call_draws():
     assert all_equal(found.values(), [parameter.grad for parameter in net.parameters()])
 
 
-def test_noise_under_vmap_keeps_to_its_randomness():
+def test_noise_under_vmap_keeps_to_its_randomness() -> None:
     net, x = model(), batch()[:1].expand(4, 6)
     with pytest.raises(RuntimeError, match="called random operation while in randomness error mode"):
         torch.vmap(net)(x)
@@ -417,14 +419,14 @@ def test_noise_under_vmap_keeps_to_its_randomness():
     assert not torch.equal(*per_sample(net, x, randomness="different")[0][:2])
 
 
-def test_vmap_over_models():
+def test_vmap_over_models() -> None:
     nets = [model() for _ in range(3)]
     for seed, net in enumerate(nets):
         torch.manual_seed(seed)
         nn.init.normal_(net[0].weight)
     parameters, buffers = torch.func.stack_module_state(nets)
 
-    def run(parameters, x):
+    def run(parameters: Any, x: Any) -> Any:
         return torch.func.functional_call(nets[0], (parameters, buffers), (x,))
 
     with noise(nets[0], True, stream=1):
@@ -434,7 +436,7 @@ def test_vmap_over_models():
             assert torch.equal(net(batch()), y)
 
 
-def test_vmap_over_no_sample():
+def test_vmap_over_no_sample() -> None:
     net, linear = model(), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     for x, dim in ((torch.empty(0, 4, 6), 0), (torch.empty(4, 0, 6), 1), (torch.empty(0, 0, 6), 0)):
         found, expected = (torch.vmap(each, in_dims=dim, randomness="different")(x) for each in (net, linear))
@@ -444,7 +446,7 @@ def test_vmap_over_no_sample():
     assert [gradient.shape for gradient in found] == [gradient.shape for gradient in expected]
 
 
-def test_jacobians():
+def test_jacobians() -> None:
     net, x = model(CLEAN), batch()[:2]
     expected = torch.autograd.functional.jacobian(net, x)
     assert torch.equal(torch.func.jacrev(net)(x), expected)
@@ -454,7 +456,7 @@ def test_jacobians():
 # torch's own forward mode calls it.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("trains", [True, False])
-def test_forward_mode_is_refused_in_words(trains):
+def test_forward_mode_is_refused_in_words(trains: bool) -> None:
     net, x = model(CLEAN).requires_grad_(trains), batch()
     message = "optical_linear has no forward-mode derivative .* Use reverse mode"
     with pytest.raises(RuntimeError, match=message):
@@ -467,7 +469,7 @@ def test_forward_mode_is_refused_in_words(trains):
         assert net(x).shape == (16, 3)
 
 
-def test_second_derivatives_are_refused_in_words():
+def test_second_derivatives_are_refused_in_words() -> None:
     net, x = model(CLEAN), batch()[0]
     with pytest.raises(RuntimeError, match="optical_linear has no second derivative"):
         torch.func.jacrev(torch.func.jacrev(net))(x)
@@ -481,15 +483,15 @@ def test_second_derivatives_are_refused_in_words():
 
 
 class Function(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.randn(3, 6)), nn.Parameter(torch.randn(3))
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return optical_linear(x, self.weight, self.bias, NOISY.replace(output_range=(1.0, 2.0, 3.0)), seed=3, stream=2)
 
 
-def test_symbolic_tracing_keeps_a_layer_whole():
+def test_symbolic_tracing_keeps_a_layer_whole() -> None:
     net, x = model(), batch()
     traced = torch.fx.symbolic_trace(net)
     assert [node.op for node in traced.graph.nodes] == ["placeholder", *["call_module"] * 3, "output"]
@@ -503,7 +505,7 @@ def test_symbolic_tracing_keeps_a_layer_whole():
         assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
 
 
-def test_symbolic_tracing_of_the_function():
+def test_symbolic_tracing_of_the_function() -> None:
     net, x = Function(), batch()
     traced = torch.fx.symbolic_trace(net)
     assert optical_linear in [node.target for node in traced.graph.nodes]
@@ -512,13 +514,13 @@ def test_symbolic_tracing_of_the_function():
     assert net.weight.grad is not None
 
 
-class Whole(torch.fx.Tracer):
-    def is_leaf_module(self, m, module_qualified_name):
+class Whole(fx.Tracer):
+    def is_leaf_module(self, m: Any, module_qualified_name: Any) -> Any:
         return isinstance(m, OpticalLinear) or super().is_leaf_module(m, module_qualified_name)
 
 
 @pytest.mark.parametrize("kind", ["hook", "pruned", "subclass", "method", "global"])
-def test_what_symbolic_tracing_would_do_twice_is_refused_in_words(kind):
+def test_what_symbolic_tracing_would_do_twice_is_refused_in_words(kind: str) -> None:
     net = model(CLEAN)
     handle = None
     if kind == "hook":
@@ -544,7 +546,7 @@ def test_what_symbolic_tracing_would_do_twice_is_refused_in_words(kind):
     assert torch.equal(traced(batch()), net(batch()))
 
 
-def test_symbolic_tracing_of_a_layer_alone():
+def test_symbolic_tracing_of_a_layer_alone() -> None:
     with pytest.raises(TypeError, match=r"layer '0': x is a torch.fx.Proxy, .* or is no part of a model"):
         torch.fx.symbolic_trace(model()[0])
 
@@ -552,7 +554,7 @@ def test_symbolic_tracing_of_a_layer_alone():
 @pytest.mark.parametrize("shape", [(6,), (16, 6), (2, 5, 6), (0, 6)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("for_x", [True, False])
-def test_operations_are_counted_as_those_of_linear(shape, bias, for_x):
+def test_operations_are_counted_as_those_of_linear(shape: Any, bias: bool, for_x: bool) -> None:
     plain = nn.Sequential(nn.Linear(6, 8, bias), nn.ReLU(), nn.Linear(8, 3, bias))
     counts = []
     for net in (plain, convert(plain, NOISY)):
@@ -578,7 +580,7 @@ def test_operations_are_counted_as_those_of_linear(shape, bias, for_x):
 # Weights that are computed
 
 
-def test_pruning():
+def test_pruning() -> None:
     net = model(CLEAN)
     prune.l1_unstructured(net[0], "weight", 0.5)
     y = net(batch())
@@ -596,7 +598,7 @@ def test_pruning():
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_copy_of_a_pruned_model(duplicate, count):
+def test_a_copy_of_a_pruned_model(duplicate: Any, count: int) -> None:
     net = model(CLEAN)
     for _ in range(count):
         prune.l1_unstructured(net[0], "weight", 0.25)
@@ -620,9 +622,9 @@ def test_a_copy_of_a_pruned_model(duplicate, count):
         lambda layer: nn.utils.spectral_norm(layer).eval(),
     ],
 )
-def test_conversion_of_a_model_whose_weight_a_hook_computes(recompute):
+def test_conversion_of_a_model_whose_weight_a_hook_computes(recompute: Any) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Conv1d(8, 3, 1))
+    net: Any = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Conv1d(8, 3, 1))
     recompute(net[0])
     prune.l1_unstructured(net[2], "weight", 0.5)
     net[2](net[0](batch()).T.unsqueeze(0))
@@ -636,8 +638,8 @@ def test_conversion_of_a_model_whose_weight_a_hook_computes(recompute):
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_a_model_that_torch_cannot_copy():
-    net = nn.Sequential(nn.Linear(6, 8))
+def test_a_model_that_torch_cannot_copy() -> None:
+    net: Any = nn.Sequential(nn.Linear(6, 8))
     net[0].cache = net[0].weight * 2
     with pytest.raises(
         RuntimeError, match=r"model holds '0\.cache', of which torch makes no deep copy, .* inplace=True"
@@ -649,7 +651,7 @@ def test_a_model_that_torch_cannot_copy():
 @pytest.mark.parametrize(
     "norm", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
 )
-def test_parametrised_weights(norm):
+def test_parametrised_weights(norm: Any) -> None:
     net = model(CLEAN).eval()
     norm(net[0])
     assert isinstance(net[0], OpticalLinear)
@@ -672,7 +674,7 @@ def test_parametrised_weights(norm):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.*:FutureWarning")
-def test_the_older_weight_norm():
+def test_the_older_weight_norm() -> None:
     net = model(CLEAN)
     before = net(batch()).detach()
     nn.utils.weight_norm(net[0])
@@ -683,12 +685,12 @@ def test_the_older_weight_norm():
 
 
 class Doubled(OpticalLinear):
-    def forward(self, input):
+    def forward(self, input: Any) -> Any:
         return 2 * super().forward(input)
 
 
-def test_subclasses():
-    net = nn.Sequential(Doubled(6, 3, profile=NOISY))
+def test_subclasses() -> None:
+    net: Any = nn.Sequential(Doubled(6, 3, profile=NOISY))
     with noise(net, True, stream=1):
         expected = 2 * optical_linear(batch(), net[0].weight, net[0].bias, NOISY, seed=net[0].seed, stream=1)
         assert torch.equal(net(batch()), expected)
@@ -703,8 +705,8 @@ def test_subclasses():
     assert type(net[0].to_linear()) is nn.Linear
 
 
-def test_tensor_subclasses():
-    class Named(torch.Tensor):
+def test_tensor_subclasses() -> None:
+    class Named(Tensor):
         pass
 
     net, x = model(), batch()

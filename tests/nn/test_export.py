@@ -3,6 +3,9 @@
 import io
 import shutil
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,37 +21,37 @@ NOISY = OpticalProfile(noise_additive=0.1)
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
 
 
-def net():
+def net() -> Any:
     torch.manual_seed(0)
     model = convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), NOISY, inplace=True)
     calibrate(model, [torch.randn(64, 6)], progress=False)
     return model
 
 
-def export(model, strict=False):
+def export(model: Any, strict: bool = False) -> Any:
     return torch.export.export(model, (X,), strict=strict)
 
 
-def seeded(call, *arguments):
+def seeded(call: Any, *arguments: Any) -> Any:
     torch.manual_seed(7)
     return call(*arguments)
 
 
-def assert_draws(program, model):
+def assert_draws(program: Any, model: Any) -> None:
     """It has new noise in each call, and with a seed the noise of the model."""
     assert not torch.equal(program(X), program(X))
     assert torch.equal(seeded(program, X), seeded(model, X))
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler() -> Iterator[Any]:
     yield
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_traces_the_inference_operator(grad, strict):
+def test_export_traces_the_inference_operator(grad: bool, strict: bool) -> None:
     model = net().eval()
     dynamic = {0: torch.export.Dim("batch")}
     with torch.set_grad_enabled(grad):
@@ -62,7 +65,7 @@ def test_export_traces_the_inference_operator(grad, strict):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_an_exported_program_draws(strict):
+def test_an_exported_program_draws(strict: bool) -> None:
     model = net()
     program = export(model, strict)
     assert_draws(program.module(), model)
@@ -70,7 +73,7 @@ def test_an_exported_program_draws(strict):
     assert_draws(program.run_decompositions().module(), model)
 
 
-def test_a_saved_program_draws():
+def test_a_saved_program_draws() -> None:
     model = net()
     file = io.BytesIO()
     torch.export.save(export(model), file)
@@ -78,13 +81,13 @@ def test_a_saved_program_draws():
     assert_draws(torch.export.load(file).module(), model)
 
 
-def test_a_compiled_program_draws():
+def test_a_compiled_program_draws() -> None:
     model = net()
     assert_draws(torch.compile(export(model).module(), backend="aot_eager", fullgraph=True), model)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_program_compiled_ahead_of_time_draws(tmp_path):
+def test_a_program_compiled_ahead_of_time_draws(tmp_path: Path) -> None:
     """Numbers of its own, since the compiler has a generator of its own."""
     with torch.no_grad():
         program = export(net())
@@ -101,11 +104,11 @@ def test_a_program_compiled_ahead_of_time_draws(tmp_path):
     torch.testing.assert_close(deviations, expected, rtol=0.35, atol=0)
 
 
-def test_two_calls_on_one_input_draw_apart():
+def test_two_calls_on_one_input_draw_apart() -> None:
     layer = OpticalLinear(6, 6, profile=NOISY)
 
     class Twice(nn.Module):
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             return layer(x) - layer(x)
 
     program = export(Twice())
@@ -113,13 +116,13 @@ def test_two_calls_on_one_input_draw_apart():
         assert module(X).abs().max() > 0
 
 
-def test_the_function_in_an_exported_program_draws():
+def test_the_function_in_an_exported_program_draws() -> None:
     class Model(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(3, 6))
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             return optical_linear(x, self.weight, None, NOISY), optical_linear(x, self.weight, None, NOISY, stream=3)
 
     module = export(Model()).module()
@@ -130,7 +133,7 @@ def test_the_function_in_an_exported_program_draws():
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(("on", "stream"), [(True, 3), (False, None), (True, None)])
-def test_a_program_keeps_the_setting_that_it_was_exported_under(on, stream, strict):
+def test_a_program_keeps_the_setting_that_it_was_exported_under(on: bool, stream: int | None, strict: bool) -> None:
     model = net()
     with noise(model, on, stream=stream), frozen(model):
         module = export(model, strict).module()
@@ -144,13 +147,13 @@ def test_a_program_keeps_the_setting_that_it_was_exported_under(on, stream, stri
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_block_inside_an_exported_model(strict):
+def test_a_block_inside_an_exported_model(strict: bool) -> None:
     class Model(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.inner = net()
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             with noise(self.inner):
                 return self.inner(x)
 
@@ -159,13 +162,13 @@ def test_a_block_inside_an_exported_model(strict):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_an_exported_program_trains_as_the_model(compiled):
+def test_an_exported_program_trains_as_the_model(compiled: bool) -> None:
     model = net()
     module = export(model).module()
     if compiled:
         module = torch.compile(module, backend="aot_eager", fullgraph=True)
 
-    def gradients(call, parameters):
+    def gradients(call: Any, parameters: Any) -> Any:
         x = X.clone().requires_grad_()
         return torch.autograd.grad(seeded(call, x).square().sum(), [x, *parameters])
 
@@ -176,11 +179,11 @@ def test_an_exported_program_trains_as_the_model(compiled):
     assert all(map(torch.equal, found, expected))
 
 
-def test_a_capture_for_onnx_is_of_its_thread():
+def test_a_capture_for_onnx_is_of_its_thread() -> None:
     model = net()
     found = []
 
-    def elsewhere():
+    def elsewhere() -> None:
         found.append(export(model).module())
 
     with _scope.capturing():
@@ -195,7 +198,7 @@ def test_a_capture_for_onnx_is_of_its_thread():
 
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
-def test_torchs_own_onnx_export_names_ours(dynamo, tmp_path):
+def test_torchs_own_onnx_export_names_ours(dynamo: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     with pytest.raises(RuntimeError, match=r"call lumina_onnx\.exporter\.export\(model, args, path\)"):
         torch.onnx.export(net(), (X,), str(tmp_path / "model.onnx"), dynamo=dynamo)

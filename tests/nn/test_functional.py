@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,20 +26,20 @@ NOISY = OpticalProfile(noise_additive=0.1)
 CLEAN = OpticalProfile()
 
 
-def layer(m=3, k=5, n=4):
+def layer(m: int = 3, k: int = 5, n: int = 4) -> Any:
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(*shape, generator=generator) for shape in ((m, k), (n, k), (n,)))
 
 
 @given(cases())
-def test_inference_equals_the_reference(case: Case):
+def test_inference_equals_the_reference(case: Case) -> None:
     with torch.no_grad():
         y = optical_linear(case.x, case.weight, case.bias, case.profile, seed=case.seed, stream=case.stream)
     assert_same_bits(y, case.reference())
 
 
 @given(cases())
-def test_training_equals_the_reference(case: Case):
+def test_training_equals_the_reference(case: Case) -> None:
     x, weight, bias = case.leaves()
     y = optical_linear(x, weight, bias, case.profile, seed=case.seed, stream=case.stream)
     assert_same_bits(y, case.reference())
@@ -49,7 +50,9 @@ def test_training_equals_the_reference(case: Case):
 
 
 @given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()), st.booleans())
-def test_gradients_of_some_inputs_equal_the_reference(case: Case, wanted: tuple[bool, bool, bool], freeze: bool):
+def test_gradients_of_some_inputs_equal_the_reference(
+    case: Case, wanted: tuple[bool, bool, bool], freeze: bool
+) -> None:
     """Whatever the forward pass kept for them."""
     assume(any(wanted))
     n, k = case.weight.shape
@@ -84,10 +87,12 @@ def test_gradients_of_some_inputs_equal_the_reference(case: Case, wanted: tuple[
         (OpticalProfile(0, 0, 8), 32 * 4, 64 * 4),
     ],
 )
-def test_a_forward_pass_keeps_what_the_wanted_gradients_need(profile, for_x, for_weight):
+def test_a_forward_pass_keeps_what_the_wanted_gradients_need(
+    profile: OpticalProfile, for_x: int, for_weight: int
+) -> None:
     x, weight, bias = torch.ones(64, 128), torch.ones(32, 128), torch.ones(32)
 
-    def kept(*wanted):
+    def kept(*wanted: Any) -> Any:
         """Which of x and weight are kept as they are, and bytes of the rest."""
         for tensor in (x, weight, bias):
             tensor.requires_grad_(any(tensor is one for one in wanted))
@@ -102,10 +107,10 @@ def test_a_forward_pass_keeps_what_the_wanted_gradients_need(profile, for_x, for
     assert kept(bias) == (False, False, adc)
 
 
-def saved_by(run):
+def saved_by(run: Any) -> Any:
     """The tensors that a forward pass saves for the gradient."""
     tensors = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda t: t):  # type: ignore[func-returns-value]
         run()
     return tensors
 
@@ -113,7 +118,7 @@ def saved_by(run):
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), [(32, 1024, 1024), (256, 100, 700), (5, 33, 40)])
 @pytest.mark.parametrize("weight_bits", [0, 1, 8, 12])
-def test_a_layer_keeps_the_codes_of_its_input_alone(freeze, m, n, k, weight_bits):
+def test_a_layer_keeps_the_codes_of_its_input_alone(freeze: bool, m: int, n: int, k: int, weight_bits: int) -> None:
     layer = OpticalLinear(k, n, profile=OpticalProfile(8, weight_bits, 8, 1.0, 1.0))
     x = torch.zeros(m, k, requires_grad=True)
     with frozen(layer) if freeze else nullcontext():
@@ -126,7 +131,7 @@ def test_a_layer_keeps_the_codes_of_its_input_alone(freeze, m, n, k, weight_bits
 
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("weight_bits", [0, 8])
-def test_a_weight_changed_in_place_before_its_gradient_raises(freeze, weight_bits):
+def test_a_weight_changed_in_place_before_its_gradient_raises(freeze: bool, weight_bits: int) -> None:
     """As a linear layer of torch's does."""
     ours = OpticalLinear(5, 4, profile=OpticalProfile(8, weight_bits, 8))
     for linear in (torch.nn.Linear(5, 4), ours):
@@ -143,7 +148,7 @@ def test_a_weight_changed_in_place_before_its_gradient_raises(freeze, weight_bit
 
 
 @pytest.mark.parametrize("weight_bits", [1, 8, 12])
-def test_a_weight_that_became_nan_unseen_gives_nan(weight_bits):
+def test_a_weight_that_became_nan_unseen_gives_nan(weight_bits: int) -> None:
     layer = OpticalLinear(5, 4, profile=OpticalProfile(8, weight_bits, 8))
     x = torch.ones(3, 5, requires_grad=True)
     y = layer(x)
@@ -153,7 +158,7 @@ def test_a_weight_that_became_nan_unseen_gives_nan(weight_bits):
 
 
 @pytest.mark.parametrize(("bits", "weight_bits"), [(8, 0), (8, 1), (8, 2), (4, 4), (8, 8), (9, 12), (12, 16), (0, 8)])
-def test_training_of_wide_layers_equals_the_reference(bits, weight_bits):
+def test_training_of_wide_layers_equals_the_reference(bits: int, weight_bits: int) -> None:
     generator = torch.Generator().manual_seed(0)
     m, k, n = 5, 600, 37
     case = Case(
@@ -175,13 +180,13 @@ def test_training_of_wide_layers_equals_the_reference(bits, weight_bits):
 
 
 @given(cases(), st.lists(st.booleans(), min_size=3, max_size=3))
-def test_each_gradient_alone(case: Case, wanted: list[bool]):
-    leaves = [
+def test_each_gradient_alone(case: Case, wanted: list[bool]) -> None:
+    leaves: Any = [
         tensor if tensor is None else tensor.clone().requires_grad_(want)
         for tensor, want in zip((case.x, case.weight, case.bias), wanted, strict=True)
     ]
     assume(any(leaf is not None and leaf.requires_grad for leaf in leaves))
-    y = optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream)
+    y = optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream)  # type: ignore[arg-type, misc]
     y.backward(case.grad)
     for leaf, expected in zip(leaves, case.reference_gradients(), strict=True):
         if leaf is not None and leaf.requires_grad:
@@ -190,18 +195,18 @@ def test_each_gradient_alone(case: Case, wanted: list[bool]):
             assert leaf.grad is None
 
 
-def straight_through(hard, soft):
+def straight_through(hard: Any, soft: Any) -> Any:
     """The value of `hard` with the gradient of `soft`."""
     return soft + (hard - soft).detach()
 
 
-def quantise(v, full_scale, bits):
+def quantise(v: Any, full_scale: Any, bits: Any) -> Any:
     levels = 2 ** (bits - 1) - 1
     codes = torch.where(full_scale > 0, v / full_scale * levels, torch.zeros_like(v))
     return torch.round(codes.clamp(-levels, levels)) * full_scale / levels
 
 
-def equations(case: Case, x, weight, bias):
+def equations(case: Case, x: Any, weight: Any, bias: Any) -> Any:
     """The operator with straight-through estimates, in float64 and plain torch; also v and its range."""
     profile = case.profile
     a, w = x, weight
@@ -240,7 +245,7 @@ def equations(case: Case, x, weight, bias):
 
 
 @given(cases())
-def test_gradients_agree_with_autograd_of_the_equations(case: Case):
+def test_gradients_agree_with_autograd_of_the_equations(case: Case) -> None:
     size = case.x.abs()
     # Where float32 and float64 differ in more than rounding, only the reference tells.
     assume(case.x.numel() > 0 and bool(((size == 0) | ((size > 1e-30) & (size < 1e30))).all()))
@@ -255,11 +260,11 @@ def test_gradients_agree_with_autograd_of_the_equations(case: Case):
     y.backward(case.grad.double())
     for name, leaf, other in zip(("x", "weight", "bias"), leaves, wide, strict=True):
         if leaf is not None:
-            tolerance = 1e-4 * (float(other.grad.abs().max()) or 1.0)
-            assert torch.allclose(leaf.grad.double(), other.grad, rtol=0, atol=tolerance), name
+            tolerance = 1e-4 * (float(other.grad.abs().max()) or 1.0)  # type: ignore[union-attr]
+            assert torch.allclose(leaf.grad.double(), other.grad, rtol=0, atol=tolerance), name  # type: ignore[union-attr]
 
 
-def test_manual_seed_repeats_the_noise():
+def test_manual_seed_repeats_the_noise() -> None:
     x, weight, bias = layer()
     torch.manual_seed(1)
     first, second = (optical_linear(x, weight, bias, NOISY) for _ in range(2))
@@ -270,14 +275,14 @@ def test_manual_seed_repeats_the_noise():
 
 
 @pytest.mark.parametrize(("profile", "stream"), [(CLEAN, None), (NOISY, 3)])
-def test_nothing_is_drawn_without_need(profile, stream):
+def test_nothing_is_drawn_without_need(profile: OpticalProfile, stream: int | None) -> None:
     x, weight, bias = layer()
     before = torch.get_rng_state()
     optical_linear(x, weight, bias, profile, stream=stream)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_stream_may_be_a_tensor():
+def test_a_stream_may_be_a_tensor() -> None:
     x, weight, bias = layer()
     y = optical_linear(x, weight, bias, NOISY, stream=torch.tensor(7))
     assert torch.equal(y, optical_linear(x, weight, bias, NOISY, stream=7))
@@ -285,21 +290,21 @@ def test_a_stream_may_be_a_tensor():
     assert not torch.equal(y, optical_linear(x, weight, bias, NOISY, stream=7, seed=1))
 
 
-def test_tensors_that_are_not_contiguous():
+def test_tensors_that_are_not_contiguous() -> None:
     x, weight, bias = layer(m=6, k=4, n=4)
     odd = [x.T.contiguous().T.requires_grad_(), weight.T.contiguous().T.requires_grad_(), bias]
     even = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias]
     assert not odd[0].is_contiguous()
     results = []
     for leaves in (odd, even):
-        y = optical_linear(*leaves, OpticalProfile(input_bits=0, weight_bits=0))
+        y = optical_linear(*leaves, OpticalProfile(input_bits=0, weight_bits=0))  # type: ignore[arg-type, call-arg]
         y.sum().backward()  # an expanded gradient
         results.append((y, leaves[0].grad, leaves[1].grad))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 
 
-def test_autocast_computes_in_float32():
+def test_autocast_computes_in_float32() -> None:
     x, weight, bias = layer()
     weight.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -310,18 +315,18 @@ def test_autocast_computes_in_float32():
     assert weight.grad.dtype == torch.float32
 
 
-def test_threads_follow_torch():
+def test_threads_follow_torch() -> None:
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            optical_linear(*layer(), CLEAN)
+            optical_linear(*layer(), CLEAN)  # type: ignore[arg-type, call-arg]
             assert lumina_kernel.num_threads() == threads
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_second_derivative_raises():
+def test_a_second_derivative_raises() -> None:
     x, weight, bias = layer()
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(optical_linear(x, weight, bias, CLEAN).sum(), x, create_graph=True)
@@ -329,14 +334,14 @@ def test_a_second_derivative_raises():
         (gradient**2).sum().backward()
 
 
-def test_checkpointing_repeats_the_noise():
+def test_checkpointing_repeats_the_noise() -> None:
     x, weight, bias = layer()
     gradients = []
     for checkpointed in (False, True):
         torch.manual_seed(5)
         leaf = weight.clone().requires_grad_()
 
-        def run(x, leaf=leaf):
+        def run(x: Any, leaf: Any = leaf) -> Any:
             return optical_linear(x, leaf, bias, dataclasses.replace(NOISY, output_range=1.0))
 
         y = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False) if checkpointed else run(x)
@@ -354,7 +359,7 @@ def test_checkpointing_repeats_the_noise():
         OpticalProfile(input_bits=12, weight_bits=12),
     ],
 )
-def test_operators_are_registered_soundly(grad, profile):
+def test_operators_are_registered_soundly(grad: bool, profile: OpticalProfile) -> None:
     x, weight, bias = (tensor.requires_grad_(grad) for tensor in layer())
     parameters = _ops.parameters_of(profile)
     stream = torch.tensor(3)
@@ -367,24 +372,24 @@ def test_operators_are_registered_soundly(grad, profile):
         torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, None, stream, 1, *parameters))
 
 
-def test_the_drawing_operator_is_registered_soundly():
+def test_the_drawing_operator_is_registered_soundly() -> None:
     arguments = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
     torch.library.opcheck(torch.ops.lumina.draw_stream.default, arguments, test_utils="test_schema")
 
 
 @pytest.mark.parametrize("profile", [CLEAN, NOISY, OpticalProfile(0, 0, 0, noise_shot=0.2, output_range=2.0)])
-def test_the_inference_operator_has_the_gradient_of_the_training_one(profile):
-    def gradients(call):
+def test_the_inference_operator_has_the_gradient_of_the_training_one(profile: OpticalProfile) -> None:
+    def gradients(call: Any) -> Any:
         tensors = [tensor.requires_grad_() for tensor in layer()]
         return torch.autograd.grad(call(*tensors).square().sum(), tensors)
 
     parameters = _ops.parameters_of(profile)
     found = gradients(lambda *xwb: torch.ops.lumina.optical_linear(*xwb, torch.tensor(3), 1, *parameters))
-    expected = gradients(lambda *xwb: optical_linear(*xwb, profile, seed=1, stream=3))
+    expected = gradients(lambda *xwb: optical_linear(*xwb, profile, seed=1, stream=3))  # type: ignore[arg-type, misc]
     assert all(map(torch.equal, found, expected))
 
 
-def test_the_inference_operator_has_no_second_derivative():
+def test_the_inference_operator_has_no_second_derivative() -> None:
     x, weight, bias = layer()
     y = torch.ops.lumina.optical_linear(
         x.requires_grad_(), weight, bias, torch.tensor(0), 0, *_ops.parameters_of(CLEAN)
@@ -394,7 +399,7 @@ def test_the_inference_operator_has_no_second_derivative():
         gradient.sum().backward()
 
 
-def test_no_stream_is_no_noise():
+def test_no_stream_is_no_noise() -> None:
     x, weight, bias = layer()
     parameters, silent = _ops.parameters_of(NOISY), _ops.parameters_of(NOISY.replace(noise_additive=0.0))
     nothing, stream = torch.tensor(NO_NOISE), torch.tensor(0)
@@ -413,7 +418,7 @@ WRONG_CALLS = [
 
 
 @pytest.mark.parametrize(("error", "message", "change"), WRONG_CALLS)
-def test_the_operators_refuse_what_the_kernel_cannot_read(error, message, change):
+def test_the_operators_refuse_what_the_kernel_cannot_read(error: Any, message: Any, change: Any) -> None:
     tensors, arguments = change(*layer()), _ops.parameters_of(CLEAN)
     with pytest.raises(error, match=message):
         torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *arguments)
@@ -421,8 +426,8 @@ def test_the_operators_refuse_what_the_kernel_cannot_read(error, message, change
         torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), "0.0", "", 0, *arguments)
 
 
-def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():
-    def backward(grad, saved):
+def test_the_gradients_operator_refuses_what_the_kernel_cannot_read() -> None:
+    def backward(grad: Any, saved: Any) -> None:
         arguments = _ops.parameters_of(CLEAN)
         torch.ops.lumina.optical_linear_backward(
             grad, None, torch.ones(4, 5), saved, torch.zeros(0), 5, True, True, True, *_ops.Kept(), *arguments
@@ -434,7 +439,7 @@ def test_the_gradients_operator_refuses_what_the_kernel_cannot_read():
         backward(torch.ones(3, 4), torch.zeros(16, dtype=torch.uint8))
 
 
-def test_an_exported_program_under_autocast_is_refused_not_misread():
+def test_an_exported_program_under_autocast_is_refused_not_misread() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(5, 5), OpticalLinear(5, 4, profile=CLEAN))
     program = torch.export.export(model, (torch.ones(3, 5),)).module()
     with (
@@ -463,7 +468,7 @@ def test_an_exported_program_under_autocast_is_refused_not_misread():
          r"weight saved for the gradient is torch.float32 \[1, 5\] on cpu: allowed is float32 \[4, 5\]"),
     ],
 )  # fmt: skip
-def test_saved_tensors_that_a_hook_changed_are_refused(profile, unpack, message):
+def test_saved_tensors_that_a_hook_changed_are_refused(profile: OpticalProfile, unpack: Any, message: str) -> None:
     x, weight, bias = (tensor.requires_grad_() for tensor in layer())
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
         y = optical_linear(x, weight, bias, profile)
@@ -471,7 +476,7 @@ def test_saved_tensors_that_a_hook_changed_are_refused(profile, unpack, message)
         y.sum().backward()
 
 
-def test_the_operators_parameters_are_the_kernels():
+def test_the_operators_parameters_are_the_kernels() -> None:
     table = {row["name"]: row["type"] for row in lumina_kernel.schema()}
     types = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
     for name in ("optical_linear", "optical_linear_train", "optical_linear_backward"):
@@ -505,7 +510,7 @@ BAD = [
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize(("error", "message", "arguments"), BAD)
-def test_bad_arguments(error, message, arguments, grad):
+def test_bad_arguments(error: Any, message: Any, arguments: Any, grad: bool) -> None:
     x, weight, bias = layer()
     with pytest.raises(error, match=message):
         optical_linear(*arguments(x, weight.requires_grad_(grad), bias))
@@ -521,27 +526,27 @@ def test_bad_arguments(error, message, arguments, grad):
         (TypeError, True, "is bool True: allowed is an int"),
     ],
 )
-def test_bad_counters(name, error, value, message):
+def test_bad_counters(name: str, error: Any, value: Any, message: str) -> None:
     with pytest.raises(error, match=f"{name} {message}"):
-        optical_linear(*layer(), CLEAN, **{name: value})
+        optical_linear(*layer(), CLEAN, **{name: value})  # type: ignore[arg-type, call-arg]
 
 
 @pytest.mark.parametrize("stream", [torch.zeros(2, dtype=torch.int64), torch.zeros(())])
-def test_bad_stream_tensors(stream):
+def test_bad_stream_tensors(stream: Any) -> None:
     with pytest.raises(TypeError, match=r"stream is a tensor of .*: allowed is an int, or an int64 tensor of one"):
-        optical_linear(*layer(), CLEAN, stream=stream)
+        optical_linear(*layer(), CLEAN, stream=stream)  # type: ignore[arg-type, call-arg]
 
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite(grad, value):
+def test_weights_that_are_not_finite(grad: bool, value: Any) -> None:
     x, weight, bias = layer()
     weight[2, 1] = value
     with pytest.raises(ValueError, match=r"^weight\[2, 1\] = (NaN|inf): allowed is a finite number"):
         optical_linear(x, weight.requires_grad_(grad), bias, CLEAN)
 
 
-def test_a_tensor_elsewhere():
+def test_a_tensor_elsewhere() -> None:
     x, weight, bias = layer()
     y = optical_linear(x.to("meta"), weight.to("meta"), bias.to("meta"), CLEAN)
     assert y.shape == (3, 4)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ NOISY = OpticalProfile(input_bits=4, weight_bits=4, output_bits=4, noise_additiv
 
 
 @given(cases())
-def test_it_equals_the_reference(case: Case):
+def test_it_equals_the_reference(case: Case) -> None:
     n, k = case.weight.shape
     layer = OpticalLinear(k, n, bias=case.bias is not None, profile=case.profile, seed=case.seed)
     with torch.no_grad():
@@ -36,7 +37,7 @@ def test_it_equals_the_reference(case: Case):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_parameters_and_initialisation_are_those_of_linear(bias):
+def test_parameters_and_initialisation_are_those_of_linear(bias: bool) -> None:
     torch.manual_seed(0)
     expected = [nn.Linear(7, 3, bias), nn.Linear(3, 2, bias)]
     torch.manual_seed(0)
@@ -52,7 +53,7 @@ def test_parameters_and_initialisation_are_those_of_linear(bias):
     assert OpticalLinear(7, 3, bias, profile=NOISY).seed == layers[0].seed
 
 
-def test_noise_is_on_in_train_and_in_eval():
+def test_noise_is_on_in_train_and_in_eval() -> None:
     layer, x = OpticalLinear(5, 4, profile=NOISY), torch.randn(3, 5)
     with noise(layer):
         clean = layer(x)
@@ -63,8 +64,8 @@ def test_noise_is_on_in_train_and_in_eval():
         assert not torch.equal(first, clean)
 
 
-def test_a_run_repeats():
-    def run():
+def test_a_run_repeats() -> None:
+    def run() -> Any:
         torch.manual_seed(3)
         model = nn.Sequential(OpticalLinear(5, 6, profile=NOISY), nn.ReLU(), OpticalLinear(6, 2, profile=NOISY))
         optimiser = torch.optim.Adam(model.parameters())
@@ -77,7 +78,7 @@ def test_a_run_repeats():
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-def test_from_linear_and_back():
+def test_from_linear_and_back() -> None:
     linear = nn.Linear(5, 4).eval()
     calls = []
     linear.register_forward_hook(lambda *_: calls.append(1))
@@ -100,7 +101,7 @@ def test_from_linear_and_back():
     assert linear.weight is not optical.weight
 
 
-def test_from_linear_gives_each_its_own_seed():
+def test_from_linear_gives_each_its_own_seed() -> None:
     linear = nn.Linear(5, 4)
     assert OpticalLinear.from_linear(linear, CLEAN).seed != OpticalLinear.from_linear(linear, CLEAN).seed
     assert OpticalLinear.from_linear(linear, CLEAN, seed=4).seed == 4
@@ -111,7 +112,7 @@ def test_from_linear_gives_each_its_own_seed():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies(duplicate):
+def test_copies(duplicate: Any) -> None:
     layer = OpticalLinear(5, 4, profile=NOISY.replace(output_range=(1.0, 2.0, 3.0, 4.0)), seed=8)
     with noise(layer):
         other = duplicate(layer)
@@ -126,7 +127,7 @@ def test_copies(duplicate):
     assert layer.weight.abs().sum() > 0
 
 
-def test_repr():
+def test_repr() -> None:
     text = repr(OpticalLinear(5, 4, profile=CLEAN.replace(input_range=0.5, output_range=(1.0, 1.5, 2.0, 4.0))))
     assert text == (
         "OpticalLinear(in_features=5, out_features=4, bias=True, bits=8/8/8, input_range=0.5, "
@@ -139,8 +140,8 @@ def test_repr():
         assert repr(layer).endswith("noise=off (relative 0.1, shot 0.25))")
 
 
-def test_the_profile_is_checked_when_it_is_set():
-    layer = OpticalLinear(5, 4, profile=CLEAN)
+def test_the_profile_is_checked_when_it_is_set() -> None:
+    layer: Any = OpticalLinear(5, 4, profile=CLEAN)
     with pytest.raises(ValueError, match=r"output_range has 3 elements: allowed is 1, or one for each of the N = 4"):
         layer.profile = CLEAN.replace(output_range=(1.0, 1.0, 1.0))
     with pytest.raises(TypeError, match=r"profile is str: allowed is a lumina_onnx.OpticalProfile"):
@@ -159,21 +160,21 @@ def test_the_profile_is_checked_when_it_is_set():
     ],
 )
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_bad_constructors(error, message, arguments):
+def test_bad_constructors(error: Any, message: str, arguments: Any) -> None:
     with pytest.raises(error, match=message):
         OpticalLinear(**{"in_features": 5, "out_features": 4, "profile": CLEAN, **arguments})
 
 
-def test_from_linear_refuses_others():
+def test_from_linear_refuses_others() -> None:
     with pytest.raises(TypeError, match=r"linear is Conv1d: allowed is a torch.nn.Linear"):
-        OpticalLinear.from_linear(nn.Conv1d(1, 1, 1), CLEAN)
+        OpticalLinear.from_linear(nn.Conv1d(1, 1, 1), CLEAN)  # type: ignore[arg-type]
     half = nn.Linear(5, 4).half()
     with pytest.raises(TypeError, match=r"weight is torch.float16: allowed is torch.float32"):
         OpticalLinear.from_linear(half, CLEAN)
     assert type(half) is nn.Linear
 
 
-def test_half_precision_is_refused_in_words():
+def test_half_precision_is_refused_in_words() -> None:
     layer = OpticalLinear(5, 4, profile=CLEAN).half()
     with pytest.raises(TypeError, match=r"weight is torch.float16: allowed is torch.float32; convert it with .float"):
         layer(torch.randn(3, 5).half())
@@ -181,7 +182,7 @@ def test_half_precision_is_refused_in_words():
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_a_weight_that_is_not_finite_is_named_with_its_layer(grad):
+def test_a_weight_that_is_not_finite_is_named_with_its_layer(grad: bool) -> None:
     layer = OpticalLinear(5, 4, profile=CLEAN)
     layer.name = "head"
     with torch.no_grad():
@@ -190,12 +191,12 @@ def test_a_weight_that_is_not_finite_is_named_with_its_layer(grad):
         layer(torch.randn(3, 5))
 
 
-def test_a_parametrisation_of_the_weight():
-    layer = OpticalLinear(5, 4, profile=CLEAN)
+def test_a_parametrisation_of_the_weight() -> None:
+    layer: Any = OpticalLinear(5, 4, profile=CLEAN)
     before = layer.weight.detach().clone()
 
     class Double(nn.Module):
-        def forward(self, weight):
+        def forward(self, weight: Any) -> Any:
             return 2 * weight
 
     nn.utils.parametrize.register_parametrization(layer, "weight", Double())

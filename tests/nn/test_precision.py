@@ -1,5 +1,8 @@
 """The gradient is as exact as torch asks at the moment when it is computed."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,16 +14,16 @@ from lumina_onnx.profile import OpticalProfile  # noqa: E402
 PROFILE = OpticalProfile(input_range=1.5, output_range=2.0)
 
 
-def legacy(name):
+def legacy(name: Any) -> None:
     torch.set_float32_matmul_precision(name)
 
 
-def of_the_backend(name):
+def of_the_backend(name: Any) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[name]
 
 
 @pytest.fixture(autouse=True)
-def settings_of_torch():
+def settings_of_torch() -> Iterator[Any]:
     before = torch.backends.mkldnn.matmul.fp32_precision
     yield
     torch.set_float32_matmul_precision("highest")
@@ -28,12 +31,12 @@ def settings_of_torch():
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The precisions that gradients were computed with, in order."""
     found = []
     precision = _ops.gradient_precision
 
-    def watched():
+    def watched() -> Any:
         found.append(precision())
         return found[-1]
 
@@ -41,32 +44,34 @@ def asked(monkeypatch):
     return found
 
 
-def leaves():
+def leaves() -> Any:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=generator).requires_grad_() for shape in ((40, 33), (50, 33), (50,))]
 
 
-def gradients(output, inputs):
+def gradients(output: Any, inputs: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     return torch.autograd.grad(output, inputs, torch.randn(output.shape, generator=generator))
 
 
-def same_bits(actual, expected):
+def same_bits(actual: Any, expected: Any) -> Any:
     return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
 @pytest.mark.parametrize("set_precision", [legacy, of_the_backend])
-def test_the_precision_is_the_one_set_when_the_gradient_is_computed(set_precision, name, plain, asked, monkeypatch):
+def test_the_precision_is_the_one_set_when_the_gradient_is_computed(
+    set_precision: Any, name: str, plain: bool, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_ops, "is_plain", lambda *_: plain)
-    inputs = leaves()
-    y = optical_linear(*inputs, PROFILE)
+    inputs: Any = leaves()
+    y = optical_linear(*inputs, PROFILE)  # type: ignore[arg-type, call-arg]
     set_precision(name)
     actual = gradients(y, inputs)
-    assert same_bits([optical_linear(*inputs, PROFILE)], [y])
+    assert same_bits([optical_linear(*inputs, PROFILE)], [y])  # type: ignore[arg-type, call-arg]
     set_precision("highest")
-    highest = gradients(optical_linear(*inputs, PROFILE), inputs)
+    highest = gradients(optical_linear(*inputs, PROFILE), inputs)  # type: ignore[arg-type, call-arg]
     assert asked == [name, "highest"]
     if name != "medium":
         assert same_bits(actual, highest)
@@ -74,14 +79,14 @@ def test_the_precision_is_the_one_set_when_the_gradient_is_computed(set_precisio
         assert (gradient - expected).norm() <= 2**-8 * expected.norm()
 
 
-def test_a_compiled_step_follows_later_changes(asked):
+def test_a_compiled_step_follows_later_changes(asked: Any) -> None:
     @torch.compile(backend="aot_eager", fullgraph=True)
-    def forward(x, weight, bias):
+    def forward(x: Any, weight: Any, bias: Any) -> Any:
         return optical_linear(x, weight, bias, PROFILE)
 
-    inputs = leaves()
+    inputs: Any = leaves()
     for name in ("highest", "medium", "high"):
         torch.set_float32_matmul_precision(name)
         compiled = gradients(forward(*inputs), inputs)
-        assert same_bits(compiled, gradients(optical_linear(*inputs, PROFILE), inputs))
+        assert same_bits(compiled, gradients(optical_linear(*inputs, PROFILE), inputs))  # type: ignore[arg-type, call-arg]
     assert asked == ["highest", "highest", "medium", "medium", "high", "high"]

@@ -7,7 +7,9 @@ import gc
 import pickle
 import threading
 import weakref
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -24,25 +26,25 @@ NOISY = OpticalProfile(noise_additive=0.1, output_range=2.0)
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
 
 
-def model(profile=NOISY):
+def model(profile: OpticalProfile = NOISY) -> Any:
     torch.manual_seed(0)
     return convert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), profile, inplace=True)
 
 
-def is_noisy(net):
+def is_noisy(net: Any) -> Any:
     return not torch.equal(net(X), net(X))
 
 
-def of_stream(net, stream):
+def of_stream(net: Any, stream: Any) -> Any:
     with noise(net, True, stream=stream):
         return net(X)
 
 
-def in_threads(*work):
+def in_threads(*work: Any) -> Any:
     """What each of these returns, in a thread of its own and all at once."""
     barrier = threading.Barrier(len(work))
 
-    def run(task):
+    def run(task: Any) -> Any:
         barrier.wait(60)
         return task(barrier)
 
@@ -50,13 +52,13 @@ def in_threads(*work):
         return [future.result(60) for future in [pool.submit(run, task) for task in work]]
 
 
-def elsewhere(work):
+def elsewhere(work: Any) -> Any:
     """What this returns in a thread that is outside of every block."""
     return in_threads(lambda _: work())[0]
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler() -> Generator[Any, None, None]:
     yield
     torch._dynamo.reset()
     assert _scope.current() == ()
@@ -66,7 +68,7 @@ def fresh_compiler():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_threads_have_settings_of_their_own(compiled):
+def test_threads_have_settings_of_their_own(compiled: bool) -> None:
     net = model()
     expected = [of_stream(net, stream) for stream in range(4)]
     with noise(net):
@@ -74,8 +76,8 @@ def test_threads_have_settings_of_their_own(compiled):
     forward = torch.compile(net, backend="aot_eager") if compiled else net
     forward(X)
 
-    def fixed(stream):
-        def work(barrier):
+    def fixed(stream: Any) -> Any:
+        def work(barrier: Any) -> bool:
             for _ in range(5):
                 with noise(net, True, stream=stream):
                     barrier.wait(60)  # all are in their blocks
@@ -85,7 +87,7 @@ def test_threads_have_settings_of_their_own(compiled):
 
         return work
 
-    def off(barrier):
+    def off(barrier: Any) -> bool:
         for _ in range(5):
             with noise(net):
                 barrier.wait(60)
@@ -93,7 +95,7 @@ def test_threads_have_settings_of_their_own(compiled):
             barrier.wait(60)  # the others are still in theirs
         return True
 
-    def outside(barrier):
+    def outside(barrier: Any) -> bool:
         for _ in range(5):
             barrier.wait(60)
             assert not torch.equal(forward(X), forward(X))
@@ -104,17 +106,17 @@ def test_threads_have_settings_of_their_own(compiled):
     assert is_noisy(net)
 
 
-def test_blocks_that_threads_leave_in_another_order():
+def test_blocks_that_threads_leave_in_another_order() -> None:
     """The second to enter is the last to leave: nothing that it found is put back."""
     net = model()
     first, second = threading.Event(), threading.Event()
 
-    def one(_):
+    def one(_: Any) -> None:
         with noise(net):
             first.set()
             second.wait(60)
 
-    def two(_):
+    def two(_: Any) -> None:
         first.wait(60)
         with noise(net):
             second.set()
@@ -123,7 +125,7 @@ def test_blocks_that_threads_leave_in_another_order():
     assert is_noisy(net)
 
 
-def test_a_thread_is_in_the_blocks_of_the_context_it_runs_in():
+def test_a_thread_is_in_the_blocks_of_the_context_it_runs_in() -> None:
     net = model()
     with noise(net, True, stream=1):
         expected = net(X)
@@ -137,12 +139,12 @@ def test_a_thread_is_in_the_blocks_of_the_context_it_runs_in():
 # Tasks, generators
 
 
-def test_tasks_have_settings_of_their_own():
+def test_tasks_have_settings_of_their_own() -> None:
     net = model()
     expected = [of_stream(net, stream) for stream in range(3)]
     found = []
 
-    async def work(stream):
+    async def work(stream: Any) -> None:
         for _ in range(3):
             with noise(net, True, stream=stream):
                 await asyncio.sleep(0)
@@ -151,7 +153,7 @@ def test_tasks_have_settings_of_their_own():
             await asyncio.sleep(0)
             assert is_noisy(net)
 
-    async def main():
+    async def main() -> None:
         await asyncio.gather(*map(work, range(3)))
         with noise(net, True, stream=0):
             task = asyncio.create_task(asyncio.sleep(0.01))
@@ -165,13 +167,13 @@ def test_tasks_have_settings_of_their_own():
     assert is_noisy(net)
 
 
-def steps(net, stream):
+def steps(net: Any, stream: Any) -> Generator[Any, None, None]:
     with noise(net, True, stream=stream):
         while True:
             yield net(X)
 
 
-def test_suspended_generators_end_in_any_order():
+def test_suspended_generators_end_in_any_order() -> None:
     net = model()
     one, two, three = (steps(net, stream) for stream in range(3))
     for generator in (one, two, three):
@@ -186,14 +188,14 @@ def test_suspended_generators_end_in_any_order():
 
 @pytest.mark.parametrize("end", [elsewhere, lambda work: contextvars.copy_context().run(work)])
 @pytest.mark.parametrize("block", [noise, frozen])
-def test_a_generator_that_ends_in_another_context_ends_its_block(block, end):
+def test_a_generator_that_ends_in_another_context_ends_its_block(block: Any, end: Any) -> None:
     net = model()
 
-    def generator():
+    def generator() -> Generator[Any, None, None]:
         with block(net):
             yield
 
-    suspended = generator()
+    suspended: Any = generator()
     next(suspended)
     end(suspended.close)
     assert is_noisy(net)
@@ -205,15 +207,15 @@ def test_a_generator_that_ends_in_another_context_ends_its_block(block, end):
     assert _scope.current() == (), "what is over is dropped"
 
 
-def test_an_asynchronous_generator_that_is_not_exhausted():
+def test_an_asynchronous_generator_that_is_not_exhausted() -> None:
     net = model()
 
-    async def values():
+    async def values() -> AsyncGenerator[Any, None]:
         with noise(net):
             while True:
                 yield net(X)
 
-    async def main():
+    async def main() -> None:
         async for _ in values():
             break
         gc.collect()
@@ -229,7 +231,7 @@ def test_an_asynchronous_generator_that_is_not_exhausted():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))])
-def test_a_copy_is_in_no_block(duplicate):
+def test_a_copy_is_in_no_block(duplicate: Any) -> None:
     layer = model()[0]
     with noise(layer):
         assert not is_noisy(layer)
@@ -244,7 +246,7 @@ def test_a_copy_is_in_no_block(duplicate):
     assert "_identity" not in layer.to_linear().__dict__
 
 
-def test_a_copy_of_a_parametrised_layer_is_in_no_block():
+def test_a_copy_of_a_parametrised_layer_is_in_no_block() -> None:
     """torch copies the attributes of those one by one."""
     layer = parametrizations.weight_norm(OpticalLinear(6, 6, profile=NOISY))
     with noise(layer):
@@ -256,7 +258,7 @@ def test_a_copy_of_a_parametrised_layer_is_in_no_block():
     assert is_noisy(other)
 
 
-def test_a_model_pickled_before_settings_were_of_the_context():
+def test_a_model_pickled_before_settings_were_of_the_context() -> None:
     layer = OpticalLinear(6, 6, profile=NOISY)
     state = {**layer.__getstate__(), "_noise": (False, None), "_frozen": None, "_observer": None}
     other = OpticalLinear.__new__(OpticalLinear)
@@ -267,7 +269,7 @@ def test_a_model_pickled_before_settings_were_of_the_context():
     assert set(other.__dict__) == set(layer.__dict__)
 
 
-def test_a_block_keeps_no_layer_alive():
+def test_a_block_keeps_no_layer_alive() -> None:
     net = model()
     last = weakref.ref(net[2])
     with noise(net):
@@ -280,14 +282,14 @@ def test_a_block_keeps_no_layer_alive():
     assert context.run(is_noisy, layers[0])
 
 
-def test_a_wrapped_model_is_in_the_block():
+def test_a_wrapped_model_is_in_the_block() -> None:
     net = model()
     with noise(net):
         assert not is_noisy(nn.DataParallel(net))
         assert torch.equal(torch.func.functional_call(net, dict(net.named_parameters()), (X,)), net(X))
 
 
-def test_what_a_layer_says_of_its_noise():
+def test_what_a_layer_says_of_its_noise() -> None:
     layer = OpticalLinear(6, 6, profile=NOISY)
     with noise(layer):
         assert not layer.noise_is_on
@@ -296,7 +298,7 @@ def test_what_a_layer_says_of_its_noise():
     assert layer.noise_is_on
 
 
-def test_a_layer_made_where_tensors_are_fake():
+def test_a_layer_made_where_tensors_are_fake() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -309,7 +311,7 @@ def test_a_layer_made_where_tensors_are_fake():
 # Compiled models
 
 
-def test_a_compiled_model_has_one_graph_for_all_settings_and_copies():
+def test_a_compiled_model_has_one_graph_for_all_settings_and_copies() -> None:
     net = model()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, backend=counter, fullgraph=True)
@@ -335,10 +337,10 @@ def test_a_compiled_model_has_one_graph_for_all_settings_and_copies():
     assert counter.frame_count == 1
 
 
-def test_blocks_inside_a_compiled_function():
+def test_blocks_inside_a_compiled_function() -> None:
     net = model()
 
-    def forward(x):
+    def forward(x: Any) -> Any:
         with noise(net, True, stream=3):
             fixed = net(x)
             with noise(net[0]):
@@ -361,11 +363,11 @@ def test_blocks_inside_a_compiled_function():
 # frozen
 
 
-def test_threads_freeze_a_model_by_themselves():
+def test_threads_freeze_a_model_by_themselves() -> None:
     net = model()
     inside, changed = threading.Event(), threading.Event()
 
-    def freezes(_):
+    def freezes(_: Any) -> Any:
         with frozen(net), noise(net), torch.no_grad():
             before = net(X)
             inside.set()
@@ -374,7 +376,7 @@ def test_threads_freeze_a_model_by_themselves():
                 net(X)
         return before
 
-    def changes(_):
+    def changes(_: Any) -> Any:
         inside.wait(60)
         with noise(net), torch.no_grad():
             net[0].weight.mul_(2)  # no error: this thread has promised nothing
@@ -394,7 +396,7 @@ def test_threads_freeze_a_model_by_themselves():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_calibrating_one_model_in_two_threads(compiled):
+def test_calibrating_one_model_in_two_threads(compiled: bool) -> None:
     net = model(OpticalProfile(noise_additive=0.1))
     forward = torch.compile(net, backend="aot_eager") if compiled else net
     forward(X)
@@ -402,9 +404,9 @@ def test_calibrating_one_model_in_two_threads(compiled):
     net[1].eval()
     modes = [module.training for module in net.modules()]
 
-    def with_data(scale):
-        def work(barrier):
-            def batches():
+    def with_data(scale: Any) -> Any:
+        def work(barrier: Any) -> Any:
+            def batches() -> Generator[Any, None, None]:
                 for _ in range(3):
                     barrier.wait(60)  # both are inside
                     yield scale * X
@@ -413,7 +415,7 @@ def test_calibrating_one_model_in_two_threads(compiled):
 
         return work
 
-    def outside(barrier):
+    def outside(barrier: Any) -> Any:
         for _ in range(3):
             barrier.wait(60)
             assert not torch.equal(forward(X), forward(X)), "who does not calibrate has noise"
@@ -426,7 +428,7 @@ def test_calibrating_one_model_in_two_threads(compiled):
     assert [module.training for module in net.modules()] == modes
 
 
-def test_compiled_models_run_compiled_after_a_calibration():
+def test_compiled_models_run_compiled_after_a_calibration() -> None:
     net = model(OpticalProfile())
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, backend=counter)
@@ -438,12 +440,12 @@ def test_compiled_models_run_compiled_after_a_calibration():
     assert counter.frame_count == 1
 
 
-def raising():
+def raising() -> Generator[Any, None, None]:
     yield X
     raise KeyError
 
 
-def test_a_calibration_keeps_the_compilers_stance():
+def test_a_calibration_keeps_the_compilers_stance() -> None:
     net = model(OpticalProfile())
     with torch.compiler.set_stance("fail_on_recompile"):
         calibrate(net, [X], progress=False)

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,35 +41,35 @@ positive = st.floats(2.0**-20, 1000.0, width=32) | st.floats(1e-30, 1e30)
 ranges = st.just(0.0) | positive | st.tuples(*[positive] * 4)
 
 
-def layer(profile=NOISY, seed=0, k=5, n=4):
+def layer(profile: OpticalProfile = NOISY, seed: int = 0, k: int = 5, n: int = 4) -> Any:
     return OpticalLinear(k, n, profile=profile, seed=seed)
 
 
-def model(profile=NOISY, seed=0):
+def model(profile: OpticalProfile = NOISY, seed: int = 0) -> Any:
     torch.manual_seed(0)
     return convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), profile, seed=seed, inplace=True)
 
 
-def settings(net):
+def settings(net: Any) -> Any:
     """The profile and seed of each layer."""
     return [(module.profile, module.seed) for module in net.modules() if isinstance(module, OpticalLinear)]
 
 
-def saved_and_loaded(state):
+def saved_and_loaded(state: Any) -> Any:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-def average(*states):
+def average(*states: Any) -> Any:
     return {key: sum(state[key] for state in states) / len(states) for key in states[0]}
 
 
 # Round trips
 
 
-def test_a_linear_checkpoint_loads_strictly():
+def test_a_linear_checkpoint_loads_strictly() -> None:
     linear, optical = nn.Linear(5, 4), layer(STATIC, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -77,12 +78,12 @@ def test_a_linear_checkpoint_loads_strictly():
     assert settings(optical) == [(STATIC, 9)]
 
 
-def test_a_checkpoint_lacking_a_weight_does_not_load():
+def test_a_checkpoint_lacking_a_weight_does_not_load() -> None:
     with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
         layer().load_state_dict(nn.Linear(5, 4, bias=False).state_dict())
 
 
-def test_an_entry_that_nobody_knows_is_unexpected():
+def test_an_entry_that_nobody_knows_is_unexpected() -> None:
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"output_gain"'):
         layer().load_state_dict({**layer().state_dict(), "output_gain": torch.ones(4)})
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"_extra_state"'):
@@ -91,7 +92,7 @@ def test_an_entry_that_nobody_knows_is_unexpected():
 
 @settings_of(max_examples=40)
 @given(st.just(0.0) | positive, ranges, st.integers(0, 2**63 - 1) | st.just(2**63 - 1))
-def test_ranges_and_seed_survive_a_checkpoint(input_range, output_range, seed):
+def test_ranges_and_seed_survive_a_checkpoint(input_range: Any, output_range: Any, seed: Any) -> None:
     profile = NOISY.replace(input_range=input_range, output_range=output_range)
     before = layer(profile, seed)
     state = saved_and_loaded(before.state_dict())
@@ -106,7 +107,7 @@ def test_ranges_and_seed_survive_a_checkpoint(input_range, output_range, seed):
 
 
 @pytest.mark.parametrize("profile", [NOISY, STATIC, EACH, CLEAN.replace(input_bits=0)])
-def test_shapes_follow_from_the_size_of_the_layer_alone(profile):
+def test_shapes_follow_from_the_size_of_the_layer_alone(profile: OpticalProfile) -> None:
     state = layer(profile, 2**63 - 1).state_dict()
     assert {name: (state[name].dtype, *state[name].shape) for name in ENTRIES} == {
         "input_range": (torch.float64, 1),
@@ -117,7 +118,7 @@ def test_shapes_follow_from_the_size_of_the_layer_alone(profile):
     assert state["output_range"].tolist() == list(np.broadcast_to(profile.output_range, 4))
 
 
-def test_one_range_for_each_output_stays_one_for_each():
+def test_one_range_for_each_output_stays_one_for_each() -> None:
     alike = NOISY.replace(output_range=(2.0,) * 4)
     other = layer()
     other.load_state_dict(layer(alike).state_dict())
@@ -126,14 +127,14 @@ def test_one_range_for_each_output_stays_one_for_each():
     assert other.profile.output_range == 2.0
 
 
-def test_bits_and_noise_are_not_the_checkpoints_business():
+def test_bits_and_noise_are_not_the_checkpoints_business() -> None:
     other = layer(CLEAN)
     other.load_state_dict(layer(STATIC).state_dict())
     assert other.profile == CLEAN.replace(input_range=0.3, output_range=1.75)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_change_of_type_leaves_the_entries_exact(dtype):
+def test_a_change_of_type_leaves_the_entries_exact(dtype: Any) -> None:
     net = layer(EACH, 2**63 - 1).to(dtype)
     assert net.weight.dtype == dtype
     state = net.state_dict()
@@ -144,7 +145,7 @@ def test_a_change_of_type_leaves_the_entries_exact(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_checkpoint_that_was_cast(dtype):
+def test_a_checkpoint_that_was_cast(dtype: Any) -> None:
     """The seed stays whole, and ranges are as exact as the type."""
     state = {key: value.to(dtype) for key, value in layer(EACH, 2**63 - 1).state_dict().items() if key in ENTRIES}
     other = layer()
@@ -163,14 +164,14 @@ def test_a_checkpoint_that_was_cast(dtype):
         (1.0, torch.float8_e4m3fn, r"output_range is torch.float8_e4m3fn: allowed is float64 \[4\]"),
     ],
 )
-def test_a_checkpoint_that_a_cast_destroyed(value, dtype, message):
+def test_a_checkpoint_that_a_cast_destroyed(value: float, dtype: Any, message: str) -> None:
     state = {**layer(STATIC.replace(output_range=value)).state_dict()}
     state["output_range"] = state["output_range"].to(dtype)
     with pytest.raises(ValueError, match=message):
         layer().load_state_dict(state)
 
 
-def test_meta_and_assign():
+def test_meta_and_assign() -> None:
     before = model(STATIC)
     with torch.device("meta"):
         net = nn.Sequential(OpticalLinear(6, 8, profile=NOISY), nn.ReLU(), OpticalLinear(8, 3, profile=NOISY))
@@ -180,7 +181,7 @@ def test_meta_and_assign():
     assert net[0].weight.device.type == "cpu"
 
 
-def test_entries_without_values_change_nothing_and_say_so():
+def test_entries_without_values_change_nothing_and_say_so() -> None:
     state = {key: value.to("meta") for key, value in layer(STATIC, 3).state_dict().items()}
     other = layer(EACH, 4)
     with pytest.warns(UserWarning, match=r"input_range, .*, noise_seed: tensors without values"):
@@ -194,7 +195,7 @@ def test_entries_without_values_change_nothing_and_say_so():
     assert other.state_dict()["input_range"].tolist() == [0.1]
 
 
-def test_under_inference_mode():
+def test_under_inference_mode() -> None:
     with torch.inference_mode():
         state = layer(STATIC).state_dict()
         other = layer()
@@ -203,7 +204,7 @@ def test_under_inference_mode():
     assert other.profile == STATIC
 
 
-def test_prefixes_and_hooks():
+def test_prefixes_and_hooks() -> None:
     before, net = model(STATIC), nn.Module()
     net.inner = model()
     state = before.state_dict(prefix="inner.")
@@ -211,7 +212,7 @@ def test_prefixes_and_hooks():
     net.load_state_dict(state)
     assert settings(net) == settings(before)
 
-    def renamed(module, state_dict, prefix, *_):
+    def renamed(module: Any, state_dict: Any, prefix: Any, *_: Any) -> None:
         for name in ("weight", "bias", *ENTRIES):
             state_dict[prefix + name] = state_dict.pop(prefix + "old_" + name)
 
@@ -221,7 +222,7 @@ def test_prefixes_and_hooks():
     assert settings(other) == [(EACH, 7)]
 
 
-def test_a_checkpoint_without_metadata():
+def test_a_checkpoint_without_metadata() -> None:
     """As safetensors and numpy keep it."""
     arrays = {name: value.numpy() for name, value in model(STATIC).state_dict().items()}
     net = model(seed=5)
@@ -229,14 +230,14 @@ def test_a_checkpoint_without_metadata():
     assert settings(net) == settings(model(STATIC))
 
 
-def test_tied_and_shared_layers():
+def test_tied_and_shared_layers() -> None:
     net = nn.Sequential(*[layer(STATIC)] * 2)
     other = nn.Sequential(*[layer()] * 2)
     other.load_state_dict(net.state_dict())
     assert settings(other) == settings(net)
 
 
-def test_a_state_of_a_parametrised_layer():
+def test_a_state_of_a_parametrised_layer() -> None:
     net, other = layer(STATIC, 3), layer()
     for each in (net, other):
         nn.utils.parametrizations.weight_norm(each)
@@ -244,7 +245,7 @@ def test_a_state_of_a_parametrised_layer():
     assert settings(other) == [(STATIC, 3)]
 
 
-def test_frozen_layers_see_ranges_that_change():
+def test_frozen_layers_see_ranges_that_change() -> None:
     net = layer()
     with frozen(net), torch.no_grad():
         net.load_state_dict({**net.state_dict(), **{name: layer(STATIC).state_dict()[name] for name in RANGES}})
@@ -252,7 +253,7 @@ def test_frozen_layers_see_ranges_that_change():
             net(torch.randn(2, 5))
 
 
-def test_a_linear_refuses_an_optical_checkpoint():
+def test_a_linear_refuses_an_optical_checkpoint() -> None:
     with pytest.raises(
         RuntimeError, match=r'Unexpected key.*"input_range", "output_range", "range_kind", "noise_seed"'
     ):
@@ -268,14 +269,14 @@ class Own(OpticalLinear):
     _version = 3
     own = 0
 
-    def get_extra_state(self):
+    def get_extra_state(self) -> Any:
         return torch.tensor(self.own)
 
-    def set_extra_state(self, state):
+    def set_extra_state(self, state: Any) -> None:
         self.own = int(state)
 
 
-def test_a_subclass_with_an_extra_state():
+def test_a_subclass_with_an_extra_state() -> None:
     net, other = Own(5, 4, profile=STATIC), Own(5, 4, profile=NOISY)
     net.own = 8
     other.load_state_dict(net.state_dict())
@@ -288,7 +289,7 @@ def test_a_subclass_with_an_extra_state():
 
 @pytest.mark.parametrize("absent", ENTRIES)
 @pytest.mark.parametrize("metadata", [True, False])
-def test_an_absent_entry_keeps_what_the_layer_has(absent, metadata):
+def test_an_absent_entry_keeps_what_the_layer_has(absent: Any, metadata: bool) -> None:
     state = layer(EACH, 7).state_dict()
     del state[absent]
     other = layer(STATIC, 3)
@@ -308,10 +309,10 @@ def test_an_absent_entry_keeps_what_the_layer_has(absent, metadata):
     )
 
 
-def test_a_loader_that_leaves_out_what_is_no_parameter_is_warned_about():
+def test_a_loader_that_leaves_out_what_is_no_parameter_is_warned_about() -> None:
     net, state = model(), model(STATIC).state_dict()
     names = [name for name, _ in net.named_parameters()]
-    kept = OrderedDict((name, value) for name, value in state.items() if name in names)
+    kept: Any = OrderedDict((name, value) for name, value in state.items() if name in names)
     kept._metadata = state._metadata
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -324,7 +325,7 @@ def test_a_loader_that_leaves_out_what_is_no_parameter_is_warned_about():
 
 @pytest.mark.parametrize("order", [ENTRIES, ENTRIES[::-1], ("range_kind", "output_range", "noise_seed", "input_range")])
 @pytest.mark.parametrize("how", ["load", "set"])
-def test_entries_that_come_one_at_a_time(order, how):
+def test_entries_that_come_one_at_a_time(order: Any, how: str) -> None:
     """As transformers loads them, and as torch.func.functional_call sets them."""
     for profile in (STATIC, EACH, NOISY):
         state, net = layer(profile, 7).state_dict(), layer(STATIC.replace(output_range=9.0), 1)
@@ -338,14 +339,14 @@ def test_entries_that_come_one_at_a_time(order, how):
         assert settings(net) == [(profile, 7)]
 
 
-def test_an_entry_is_no_parameter():
+def test_an_entry_is_no_parameter() -> None:
     with pytest.raises(KeyError, match="attribute 'input_range' already exists"):
         layer().input_range = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match=r"OpticalLinear\(5 -> 4\): input_range is float: allowed is float64 \[1\]"):
         layer().input_range = 0.5
 
 
-def test_functional_call_with_a_state_dict():
+def test_functional_call_with_a_state_dict() -> None:
     net, other, x = model(STATIC), model(NOISY, seed=3), torch.randn(4, 6)
     before = settings(other)
     with noise(net, True, stream=1), noise(other, True, stream=1):
@@ -357,7 +358,7 @@ def test_functional_call_with_a_state_dict():
 # What is written in place, as loaders and averages do
 
 
-def test_what_is_written_into_a_state_dict_reaches_the_layer():
+def test_what_is_written_into_a_state_dict_reaches_the_layer() -> None:
     net, state, x = model(), model(STATIC, seed=3).state_dict(), torch.randn(4, 6)
     with torch.no_grad():
         for name, value in net.state_dict().items():
@@ -380,7 +381,7 @@ def test_what_is_written_into_a_state_dict_reaches_the_layer():
         lambda net: repr(net),
     ],
 )
-def test_a_write_is_seen_by_whatever_looks_next(look):
+def test_a_write_is_seen_by_whatever_looks_next(look: Any) -> None:
     net = layer()
     with noise(net, True, stream=0):
         for name, entry in layer(EACH, 9).state_dict().items():
@@ -389,7 +390,7 @@ def test_a_write_is_seen_by_whatever_looks_next(look):
         assert (net._profile, net.seed) == (EACH, 9)
 
 
-def test_a_write_that_means_nothing_is_refused_where_it_is_seen():
+def test_a_write_that_means_nothing_is_refused_where_it_is_seen() -> None:
     net = layer(STATIC)
     net.state_dict()["input_range"].fill_(float("nan"))
     with pytest.raises(ValueError, match=r"input_range\[0\] = nan: allowed is a finite number"):
@@ -397,14 +398,14 @@ def test_a_write_that_means_nothing_is_refused_where_it_is_seen():
     assert net.profile == STATIC
 
 
-def test_what_is_assigned_after_a_write_wins():
+def test_what_is_assigned_after_a_write_wins() -> None:
     net = layer()
     net.state_dict()["noise_seed"].zero_()
     net.profile = EACH
     assert settings(net) == [(EACH, 0)]
 
 
-def test_a_layer_forgets_a_state_dict_that_nobody_has():
+def test_a_layer_forgets_a_state_dict_that_nobody_has() -> None:
     net, x = layer(STATIC), torch.zeros(1, 5)
     state = {name: entry.detach() for name, entry in net.state_dict().items()}
     for _ in range(100):
@@ -418,7 +419,7 @@ def test_a_layer_forgets_a_state_dict_that_nobody_has():
     assert net._held is None
 
 
-def test_an_old_state_dict_keeps_its_values():
+def test_an_old_state_dict_keeps_its_values() -> None:
     net = layer(STATIC)
     state = net.state_dict()
     net.profile = EACH
@@ -427,7 +428,7 @@ def test_an_old_state_dict_keeps_its_values():
     assert net.profile == STATIC
 
 
-def test_a_compiled_model_stays_compiled():
+def test_a_compiled_model_stays_compiled() -> None:
     net, x = model(STATIC), torch.randn(4, 6)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     with noise(net):
@@ -441,7 +442,7 @@ def test_a_compiled_model_stays_compiled():
 # Averages
 
 
-def ema(target, source, decay, steps):
+def ema(target: Any, source: Any, decay: Any, steps: Any) -> None:
     for _ in range(steps):
         for name, value in target.items():
             value.mul_(decay).add_(source[name], alpha=1 - decay)
@@ -449,7 +450,7 @@ def ema(target, source, decay, steps):
 
 @settings_of(max_examples=40)
 @given(ranges.filter(bool), ranges.filter(bool), st.integers(0, 2**63 - 1))
-def test_an_average_of_ranges(first, second, seed):
+def test_an_average_of_ranges(first: Any, second: Any, seed: int) -> None:
     profiles = [NOISY.replace(input_range=scale, output_range=each) for scale, each in ((0.5, first), (1.5, second))]
     states = [layer(profile, seed).state_dict() for profile in profiles]
     net = layer()
@@ -465,7 +466,7 @@ def test_an_average_of_ranges(first, second, seed):
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 @pytest.mark.parametrize("profile", [NOISY, STATIC, EACH])
-def test_an_average_of_equal_states_is_that_state(profile, count):
+def test_an_average_of_equal_states_is_that_state(profile: OpticalProfile, count: int) -> None:
     seed, net = 2**63 - 1, layer()
     net.load_state_dict(average(*[layer(profile, seed).state_dict()] * count))
     assert net.seed == seed
@@ -476,7 +477,7 @@ def test_an_average_of_equal_states_is_that_state(profile, count):
 
 @pytest.mark.parametrize("decay", [0.9, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_an_exponential_average_of_equal_states(decay, dtype):
+def test_an_exponential_average_of_equal_states(decay: float, dtype: Any) -> None:
     for profile in (STATIC, EACH, NOISY):
         source = layer(profile, 2**63 - 1).state_dict()
         target = {name: value.to(dtype if name in ENTRIES else None, copy=True) for name, value in source.items()}
@@ -489,7 +490,7 @@ def test_an_exponential_average_of_equal_states(decay, dtype):
         assert type(net.profile.output_range) is type(profile.output_range)
 
 
-def test_an_exponential_average_in_place():
+def test_an_exponential_average_in_place() -> None:
     net = layer(NOISY.replace(input_range=1.0, output_range=4.0))
     average = copy.deepcopy(net)
     net.profile = NOISY.replace(input_range=2.0, output_range=8.0)
@@ -509,7 +510,9 @@ def test_an_exponential_average_in_place():
     ],
 )
 @pytest.mark.parametrize("weight", [0.5, 0.999, 1e-4])
-def test_an_average_of_a_static_and_a_dynamic_range_is_refused(first, second, message, weight):
+def test_an_average_of_a_static_and_a_dynamic_range_is_refused(
+    first: Any, second: Any, message: str, weight: float
+) -> None:
     states = [layer(profile).state_dict() for profile in (first, second)]
     mixed = {name: states[0][name] * (1 - weight) + states[1][name] * weight for name in states[0]}
     net = layer(STATIC, 3)
@@ -525,7 +528,7 @@ def test_an_average_of_a_static_and_a_dynamic_range_is_refused(first, second, me
 
 @settings_of(max_examples=40)
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=4, unique=True), st.booleans())
-def test_an_average_of_different_seeds_is_no_seed(seeds, near):
+def test_an_average_of_different_seeds_is_no_seed(seeds: Any, near: bool) -> None:
     if near:  # neighbours have digits whose average is whole
         seeds = [min(seeds[0], 2**63 - 9) + 2 * index for index in range(len(seeds))]
     net = layer(seed=5)
@@ -534,7 +537,7 @@ def test_an_average_of_different_seeds_is_no_seed(seeds, near):
     assert settings(net) == [(STATIC, 5)]
 
 
-def test_the_average_of_swa_utils():
+def test_the_average_of_swa_utils() -> None:
     net = model()
     calibrate(net, [torch.randn(16, 6)], progress=False)
     for buffers in (False, True):
@@ -552,7 +555,7 @@ def test_the_average_of_swa_utils():
 # What is refused
 
 
-def bad(name, values):
+def bad(name: Any, values: Any) -> Any:
     return lambda state: state.update({name: values if callable(values) else torch.tensor(values)})
 
 
@@ -584,7 +587,7 @@ def bad(name, values):
         ({"noise_seed": [0.0] * 16}, r"noise_seed has shape \[16\]: allowed is float64 \[24\]"),
     ],
 )
-def test_entries_that_are_no_state(change, message):
+def test_entries_that_are_no_state(change: Any, message: str) -> None:
     net = layer(EACH, 3)
     for prefix, holder in (("", net), ("0.", nn.Sequential(net))):
         state = nn.Sequential(layer(STATIC)).state_dict() if prefix else layer(STATIC).state_dict()
@@ -597,17 +600,17 @@ def test_entries_that_are_no_state(change, message):
         assert settings(net) == [(EACH, 3)]
 
 
-def test_what_is_no_tensor():
+def test_what_is_no_tensor() -> None:
     with pytest.raises(ValueError, match=r"output_range is ndarray: allowed is float64 \[4\]"):
         layer().load_state_dict({**layer().state_dict(), "output_range": np.ones(4)})
 
 
-def test_a_range_for_a_dac_that_is_not_there():
+def test_a_range_for_a_dac_that_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"does not fit the layer's profile: .*input_range"):
         layer(CLEAN.replace(input_bits=0)).load_state_dict(layer(STATIC).state_dict())
 
 
-def test_a_state_of_a_later_release():
+def test_a_state_of_a_later_release() -> None:
     state = layer(STATIC).state_dict()
     state._metadata[""]["version"] = 3
     with pytest.raises(
@@ -619,13 +622,13 @@ def test_a_state_of_a_later_release():
 # torch.distributed.checkpoint
 
 
-def read_in_place(folder, net, **options):
+def read_in_place(folder: Path, net: Any, **options: Any) -> None:
     state = net.state_dict()
     dcp.load(state, checkpoint_id=folder, no_dist=True, **options)
     net.load_state_dict(state)
 
 
-def test_a_distributed_checkpoint_into_a_fresh_model(tmp_path):
+def test_a_distributed_checkpoint_into_a_fresh_model(tmp_path: Path) -> None:
     for index, profile in enumerate((STATIC, NOISY, EACH)):
         net = nn.Sequential(layer(profile, 2**63 - 1))
         dcp.save(net.state_dict(), checkpoint_id=tmp_path / str(index), no_dist=True)
@@ -635,7 +638,7 @@ def test_a_distributed_checkpoint_into_a_fresh_model(tmp_path):
         assert torch.equal(other[0].weight, net[0].weight)
 
 
-def test_the_model_state_of_torch_distributed(tmp_path):
+def test_the_model_state_of_torch_distributed(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
     net, other = model(STATIC), model(seed=3)
@@ -646,7 +649,7 @@ def test_the_model_state_of_torch_distributed(tmp_path):
     assert settings(other) == settings(net)
 
 
-def test_a_distributed_checkpoint_of_linear_layers(tmp_path):
+def test_a_distributed_checkpoint_of_linear_layers(tmp_path: Path) -> None:
     dcp.save(nn.Sequential(nn.Linear(5, 4)).state_dict(), checkpoint_id=tmp_path, no_dist=True)
     net = nn.Sequential(layer(STATIC, 7))
     read_in_place(tmp_path, net, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
@@ -656,11 +659,11 @@ def test_a_distributed_checkpoint_of_linear_layers(tmp_path):
 # The first release
 
 
-def encoded(state):
+def encoded(state: Any) -> Any:
     return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
 
-def first_release():
+def first_release() -> Any:
     """The model whose states are kept in states/, with other weights, ranges and seeds."""
     profile = OpticalProfile(input_bits=6, weight_bits=4, output_bits=8, noise_additive=0.05)
     torch.manual_seed(1)
@@ -668,7 +671,7 @@ def first_release():
     return convert(nn.Sequential(*layers), profile.replace(output_range=7.0), seed=5)
 
 
-def assert_is_of_the_first_release(net):
+def assert_is_of_the_first_release(net: Any) -> None:
     kept = torch.load(STATES / "result.pt", weights_only=True)
     assert [(profile.input_range, profile.output_range) for profile, _ in settings(net)] == [
         (0.0, 0.0),
@@ -680,7 +683,7 @@ def assert_is_of_the_first_release(net):
         assert torch.equal(net(kept["x"]), kept["y"])
 
 
-def test_a_state_of_the_first_release():
+def test_a_state_of_the_first_release() -> None:
     net = first_release()
     net.load_state_dict(torch.load(STATES / "json.pt", weights_only=True), strict=True)
     assert_is_of_the_first_release(net)
@@ -689,7 +692,7 @@ def test_a_state_of_the_first_release():
     assert_is_of_the_first_release(other)
 
 
-def test_a_model_of_the_first_release():
+def test_a_model_of_the_first_release() -> None:
     net = torch.load(STATES / "json-model.pt", weights_only=False)
     assert net[0].name == "0"
     assert net[0].label == "layer '0'"
@@ -699,7 +702,7 @@ def test_a_model_of_the_first_release():
     assert set(net[0].to_linear().__dict__) == set(nn.Linear(6, 8).__dict__)
 
 
-def test_a_distributed_checkpoint_of_the_first_release(tmp_path):
+def test_a_distributed_checkpoint_of_the_first_release(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     dcp_to_torch_save(STATES / "json-distributed", tmp_path / "state.pt")
@@ -730,7 +733,7 @@ def test_a_distributed_checkpoint_of_the_first_release(tmp_path):
         ),
     ],
 )
-def test_an_entry_of_the_first_release_that_does_not_fit(entry, message):
+def test_an_entry_of_the_first_release_that_does_not_fit(entry: Any, message: str) -> None:
     net = layer(CLEAN, 3)
     state = {**nn.Linear(5, 4).state_dict(), "_extra_state": entry}
     with pytest.raises(ValueError, match=r"^OpticalLinear\(5 -> 4\): " + message):
@@ -738,7 +741,7 @@ def test_an_entry_of_the_first_release_that_does_not_fit(entry, message):
     assert settings(net) == [(CLEAN, 3)]
 
 
-def test_an_average_of_the_first_release_is_refused():
+def test_an_average_of_the_first_release_is_refused() -> None:
     state = torch.load(STATES / "json.pt", weights_only=True)
     with pytest.raises(ValueError, match=r"_extra_state .* it is torch.float32: allowed is torch.uint8"):
         first_release().load_state_dict(average(state, state))

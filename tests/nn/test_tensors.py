@@ -4,12 +4,13 @@ import ctypes
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx.nn import _ops  # noqa: E402
@@ -21,16 +22,16 @@ PARAMS = lumina_kernel.Params(input_bits=8, weight_bits=8)
 N, K = 3, 2
 
 
-def call():
+def call() -> Any:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=generator) for shape in ((5, K), (N, K), (N,))]
 
 
-class Subclass(torch.Tensor):
+class Subclass(Tensor):
     pass
 
 
-def refused():
+def refused() -> Any:
     """Tensors of x's shape that only torch's dispatcher can take, or none of them can."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -53,7 +54,7 @@ def refused():
 
 
 @pytest.mark.parametrize("kind", refused())
-def test_what_is_no_dense_float32_tensor(kind):
+def test_what_is_no_dense_float32_tensor(kind: Any) -> None:
     _, weight, bias = call()
     other = refused()[kind]
     assert not TENSORS.is_float(other)
@@ -64,11 +65,11 @@ def test_what_is_no_dense_float32_tensor(kind):
         assert torch.equal(y, torch.full((5, N), 7.0))
 
 
-def test_wrappers_of_transforms():
+def test_wrappers_of_transforms() -> None:
     x, weight, bias = call()
     found = []
 
-    def look(x):
+    def look(x: Any) -> Any:
         found.extend([TENSORS.is_float(x), TENSORS.are_call(x, weight, bias), _ops.is_plain(x, weight, bias)])
         return x.sum()
 
@@ -79,7 +80,7 @@ def test_wrappers_of_transforms():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_is_a_call(bias):
+def test_what_is_a_call(bias: bool) -> None:
     x, weight, b = call()
     b = b if bias else None
     assert TENSORS.is_float(x)
@@ -104,7 +105,7 @@ def test_what_is_a_call(bias):
         assert _ops.is_plain(x.clone(), weight, b)
 
 
-def test_a_pass_touches_no_tensor_that_does_not_fit():
+def test_a_pass_touches_no_tensor_that_does_not_fit() -> None:
     x, weight, bias = call()
     y = torch.full((5, N), 7.0)
     call_bytes, row_bytes = _ops.saved_bytes(PARAMS, N, K, (True, True))
@@ -112,7 +113,7 @@ def test_a_pass_touches_no_tensor_that_does_not_fit():
     layer = TENSORS.prepare(PARAMS, weight, bias, 1)
     fitting = {"layer": None, "x": x, "weight": weight, "bias": bias, "y": y, "saved": saved}
 
-    def forward(layer, x, weight, bias, y, saved):
+    def forward(layer: Any, x: Any, weight: Any, bias: Any, y: Any, saved: Any) -> Any:
         return TENSORS.forward(PARAMS, layer, x, weight, bias, 0, 0, y, saved, True, True, 1)
 
     for change in [
@@ -142,7 +143,7 @@ def test_a_pass_touches_no_tensor_that_does_not_fit():
     dx, dw, db = torch.full((5, K), 7.0), torch.full((N, K), 7.0), torch.full((N,), 7.0)
     fitting = {"k": K, "dy": grad, "weight": weight, "saved": saved, "dx": dx, "dw": dw, "db": db}
 
-    def backward(k, dy, weight, saved, dx, dw, db):
+    def backward(k: Any, dy: Any, weight: Any, saved: Any, dx: Any, dw: Any, db: Any) -> Any:
         return TENSORS.backward(PARAMS, k, dy, None, weight, saved, dx, dw, db, "highest", True, True, 1)
 
     for change in [
@@ -254,7 +255,7 @@ for call, arguments in [
 """
 
 
-def test_a_tensor_without_memory_is_refused_whatever_its_offset():
+def test_a_tensor_without_memory_is_refused_whatever_its_offset() -> None:
     """In a process of its own: to read it would end that."""
     child = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=300, check=False
@@ -262,7 +263,7 @@ def test_a_tensor_without_memory_is_refused_whatever_its_offset():
     assert child.returncode == 0, f"{child.stdout[-100:]} ended with {child.returncode}: {child.stderr[-2000:]}"
 
 
-def test_sizes_that_no_memory_has_are_not_wrapped():
+def test_sizes_that_no_memory_has_are_not_wrapped() -> None:
     everything = 2**64 - 1
     for bits in (0, 8, 16):
         params = lumina_kernel.Params(input_bits=bits)
@@ -275,7 +276,7 @@ def test_sizes_that_no_memory_has_are_not_wrapped():
         assert not TENSORS.backward(analog, k, grad, None, None, saved, None, None, db, "highest", True, True, 1)
 
 
-def test_devices_are_not_mixed_by_the_operators():
+def test_devices_are_not_mixed_by_the_operators() -> None:
     """One tensor on "meta" makes torch take the operator's shapes for its results."""
     x, weight, bias = call()
     parameters = _ops.parameters_of(OpticalProfile())
@@ -296,12 +297,12 @@ def test_devices_are_not_mixed_by_the_operators():
             operators.optical_linear_backward(y, *changed, K, True, True, True, True, True, *parameters)
 
 
-def test_defaults_of_torch_change_nothing():
-    inputs = [each.requires_grad_() for each in call()]
+def test_defaults_of_torch_change_nothing() -> None:
+    inputs: Any = [each.requires_grad_() for each in call()]
     profile = OpticalProfile(noise_additive=0.1)
 
-    def run():
-        y = optical_linear(*inputs, profile, seed=1, stream=2)
+    def run() -> Any:
+        y = optical_linear(*inputs, profile, seed=1, stream=2)  # type: ignore[arg-type, misc]
         return [y, *torch.autograd.grad(y, inputs, torch.ones(5, N, dtype=torch.float32, device="cpu"))]
 
     expected = run()
@@ -316,13 +317,13 @@ def test_defaults_of_torch_change_nothing():
 
 
 @pytest.mark.parametrize("tensor", [type("Tensor", (), {}), type("Tensor", (), {"__dlpack_c_exchange_api__": 1})])
-def test_a_torch_without_a_table_of_dlpack_is_refused_in_words(tensor):
+def test_a_torch_without_a_table_of_dlpack_is_refused_in_words(tensor: Any) -> None:
     with pytest.raises(ValueError, match=r"torch\.Tensor has no table of DLPack's functions: allowed is a torch with"):
         lumina_kernel._Tensors(tensor, torch.nn.Parameter)
 
 
 @pytest.mark.parametrize(("version", "function"), [(2, 1), (1, 0)])
-def test_another_table_of_dlpack_is_refused_in_words(version, function):
+def test_another_table_of_dlpack_is_refused_in_words(version: int, function: int) -> None:
     table = (ctypes.c_uint64 * 7)(version, 0, 0, 0, 0, function, 0)
     new = ctypes.pythonapi.PyCapsule_New
     new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]

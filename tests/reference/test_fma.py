@@ -61,7 +61,7 @@ def same(x: np.float32, y: float) -> bool:
 @example(LARGEST, LARGEST, -LARGEST)
 @example(-LARGEST, 2.0, LARGEST)
 def test_equals_exact_arithmetic(a: float, b: float, c: float) -> None:
-    assert same(fma32(a, b, c)[()], expected(a, b, c))
+    assert same(fma32(a, b, c)[()], expected(a, b, c))  # type: ignore[arg-type]
 
 
 @st.composite
@@ -79,14 +79,14 @@ def nearly_ties(draw: st.DrawFn) -> tuple[float, float, float]:
 @settings(max_examples=2000)
 @given(nearly_ties())
 def test_near_ties(values: tuple[float, float, float]) -> None:
-    assert same(fma32(*values)[()], expected(*values))
+    assert same(fma32(*values)[()], expected(*values))  # type: ignore[arg-type]
 
 
 @settings(max_examples=1000)
 @given(st.integers(1, 2**12), st.integers(1, 2**12), st.integers(-(2**24), 2**24), st.integers(-30, 0))
 def test_around_the_subnormals(a: int, b: int, c: int, shift: int) -> None:
     values = (a * 2.0**-70, b * 2.0 ** (-79 + shift), c * SMALLEST)
-    assert same(fma32(*values)[()], expected(*values))
+    assert same(fma32(*values)[()], expected(*values))  # type: ignore[arg-type]
 
 
 def test_rounding_twice_would_be_wrong() -> None:

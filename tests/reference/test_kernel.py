@@ -79,7 +79,7 @@ def test_forward(call: tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str
 def test_forward_over_several_blocks_of_noise(columns: int) -> None:
     random = np.random.default_rng(columns)
     x, weight = random.standard_normal((3, 8), dtype=np.float32), random.standard_normal((columns, 8), dtype=np.float32)
-    params = {"noise_additive": 0.1, "input_bits": 8, "weight_bits": 4}
+    params: dict[str, Any] = {"noise_additive": 0.1, "input_bits": 8, "weight_bits": 4}
     expected = reference.optical_linear(x, weight, seed=4, stream=5, **params)
     layer = lumina_kernel.PreparedLayer(lumina_kernel.Params(**params), weight)
     assert_same_bits(layer.forward(x, 4, 5), expected)
@@ -128,7 +128,7 @@ def test_weights(bits: int, n: int, k: int, seed: int, scaled: bool) -> None:
     again, _ = reference.quantize_weight(weight, bits, step)
     assert_same_bits(again, codes)
     if bits in (1, 2, 4):
-        packed = reference.pack_weight(codes, bits)
+        packed = reference.pack_weight(codes, bits)  # type: ignore[arg-type]
         assert_same_bits(lumina_kernel.pack_weight(codes, bits), packed)
         assert_same_bits(reference.unpack_weight(packed, bits, k), codes)
         assert_same_bits(lumina_kernel.unpack_weight(packed, bits, k), codes)

@@ -80,9 +80,9 @@ def test_types_are_settled() -> None:
         np.uint8(4),
         4,
         np.float32(1),
-        np.array([1, 2], np.float32),
+        np.array([1, 2], np.float32),  # type: ignore[arg-type]
         0,
-        np.float64(0.5),  # type: ignore[arg-type]
+        np.float64(0.5),
     )
     assert profile == OpticalProfile(4, 4, 4, 1.0, (1.0, 2.0), 0.0, 0.5)
     assert [type(getattr(profile, name)) for name in FIELDS] == [int] * 3 + [float, tuple] + [float] * 3 + [str]
@@ -170,7 +170,7 @@ def test_every_preset_has_its_origin(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_file_names_all_fields(name: str) -> None:
-    files = module.resources.files("lumina_onnx") / "profiles"
+    files = module.resources.files("lumina_onnx") / "profiles"  # type: ignore[attr-defined]
     fields = json.loads((files / f"{name}.json").read_text(encoding="utf-8"))
     assert list(fields["parameters"]) == FIELDS
 

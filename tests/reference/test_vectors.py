@@ -101,7 +101,7 @@ def test_forward(case: dict[str, Any]) -> None:
     if bits <= 8:
         assert_same_bits(reference.optical_linear(x, codes, bias, weight_scale=scale, **params), expected)
     if bits in (1, 2, 4):
-        packed = reference.pack_weight(codes, bits)
+        packed = reference.pack_weight(codes, bits)  # type: ignore[arg-type]
         np.testing.assert_array_equal(packed.ravel(), [int(byte) for byte in case["packed"].split()])
         y = reference.optical_linear(x, packed, bias, weight_scale=scale, in_features=case["k"], **params)
         assert_same_bits(y, expected)

@@ -114,9 +114,9 @@ def random_layer(
         attributes["weight_bits"] = weight_bits
         codes, scale = reference.quantize_weight(w, weight_bits)
         if storage == "int8":
-            w = codes
+            w = codes  # type: ignore[assignment]
         elif storage == "uint8":
-            w = reference.pack_weight(codes, weight_bits)
+            w = reference.pack_weight(codes, weight_bits)  # type: ignore[arg-type, assignment]
             attributes["in_features"] = k
     else:
         scale = np.ones(n, np.float32)
@@ -128,6 +128,6 @@ def few_rows_layer(bits: int) -> Layer:
 
     Where weights are fewer bytes, that takes more outputs.
     """
-    noise = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
+    noise: dict[str, Any] = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
     outputs, storage = (1003, "int8") if bits == 8 else (2701, "uint8")
     return random_layer(outputs, 1030, weight_bits=bits, storage=storage, seed=bits, input_bits=8, **noise)

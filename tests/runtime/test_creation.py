@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -57,7 +58,7 @@ while not done.is_set():
 
 def save(model: bytes, path: Path) -> str:
     """Writes a model whose larger tensors lie in a file of their own, which ONNX Runtime maps."""
-    external = {"save_as_external_data": True, "location": f"{path.stem}.bin", "size_threshold": 1024}
+    external: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.stem}.bin", "size_threshold": 1024}
     onnx.save(onnx.load_from_string(model), str(path), **external)
     return str(path)
 

@@ -86,7 +86,7 @@ def test_a_later_version(library: str, others: dict[str, int]) -> None:
 
 
 def test_every_attribute_has_a_case() -> None:
-    mark = next(mark for mark in test_attributes.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    mark = next(mark for mark in test_attributes.pytestmark if mark.name == "parametrize")
     tried = {name for attributes, _ in mark.args[1] for name in attributes}
     assert tried == {row["name"] for row in lumina_kernel.schema() if row["place"] == "attribute"}
 

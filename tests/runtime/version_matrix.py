@@ -70,7 +70,7 @@ def write_cases(folder: Path) -> None:
         if noisy:
             (folder / f"{name}.noisy.onnx").write_bytes(proto.SerializeToString())
         write_body_case(folder / name, proto, feeds)
-        np.savez(folder / f"{name}.inputs.npz", **feeds)
+        np.savez(folder / f"{name}.inputs.npz", **feeds)  # type: ignore[arg-type]
         runs = {f"{run}_{index}": y for run, ys in enumerate(outputs) for index, y in enumerate(ys)}
         np.savez(folder / f"{name}.outputs.npz", **runs)
         (folder / f"{name}.json").write_text(json.dumps({"runs": len(outputs), "shape": shape, "tolerance": tolerance}))
@@ -203,7 +203,7 @@ def write_body_case(path: Path, model: onnx.ModelProto, feeds: Arrays) -> None:
     assert len(layers) == 1 or not any(node.nested for node in layers), f"{path.name}: its one layer is its output"
     watched = Watched(model, [[] if node.nested else [node.proto.input[0], node.proto.output[0]] for node in layers])
     onnx.save(watched.model, f"{path}.body.onnx")
-    np.savez(f"{path}.body.npz", **feeds)
+    np.savez(f"{path}.body.npz", **feeds)  # type: ignore[arg-type]
 
 
 def check_bodies(cases: Path, results: Path) -> int:

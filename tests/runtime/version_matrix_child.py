@@ -3,12 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 
-def session(model, library, threads=1):
+def session(model: Any, library: Any, threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -20,7 +21,7 @@ def session(model, library, threads=1):
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
 
 
-def without_library(path, level, optimised=None):
+def without_library(path: Path, level: Any, optimised: Any = None) -> Any:
     options = onnxruntime.SessionOptions()
     if optimised:
         options.optimized_model_filepath = str(optimised)
@@ -29,7 +30,7 @@ def without_library(path, level, optimised=None):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_bodies(folder, results):
+def run_bodies(folder: Path, results: Any) -> None:
     """Without the library: what layers get and give without noise, for the parent to compare; with it all is finite.
 
     A model whose layers share weights is kept as ONNX Runtime has optimised it.
@@ -48,17 +49,17 @@ def run_bodies(folder, results):
                 assert np.isfinite(y).all(), f"{path.stem}, {level}: not finite without the library"
 
 
-def noisy_models(folder):
+def noisy_models(folder: Path) -> Any:
     paths = sorted(folder.glob("*.noisy.onnx"))
     assert paths, f"nothing with noise in {folder}"
     return paths
 
 
-def inputs_of(path):
+def inputs_of(path: Path) -> Any:
     return dict(np.load(path.with_name(f"{path.name.removesuffix('.noisy.onnx')}.inputs.npz")))
 
 
-def check_noise(folder, library, count):
+def check_noise(folder: Path, library: Any, count: Any) -> Any:
     """With noise: each model's first output has the same mean and spread with the library and without.
 
     Not with optimisation off, where ONNX Runtime gives the layers of a model the same noise.
@@ -88,7 +89,7 @@ def check_noise(folder, library, count):
     return len(paths)
 
 
-def check(folder, library):
+def check(folder: Path, library: Any) -> Any:
     cases = sorted(folder.glob("*.json"))
     assert cases, f"nothing to run in {folder}"
     for case in cases:
@@ -116,7 +117,7 @@ def check(folder, library):
     return len(cases)
 
 
-def main():
+def main() -> None:
     folder, results, draws, *libraries = sys.argv[1:]
     run_bodies(Path(folder), Path(results))
     for library in libraries:
