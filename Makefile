@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 # maturin builds with other settings than plain cargo; in one folder each would undo the other's work.
 MATURIN_TARGET := $(CURDIR)/target/maturin
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust_op -name '*.rs' -o -name '*.toml')
-PYTHON_SOURCES := lumina_onnx tests $(wildcard export benchmarks docs)
+PAGES := $(wildcard *.md) docs models tests/nn/states tests/vectors
+WORKFLOWS := $(wildcard .github/workflows/*.yml)
 PYTEST_ARGS ?= -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all demo test test-rust test-python sanitize lint format bench bench-train bench-edge docs notices wheel wheel-test \
-	versions board clean
+.PHONY: help all demo test test-rust test-python notebook sanitize lint format bench bench-train bench-edge docs site notices \
+	wheel wheel-test versions board clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -20,6 +21,8 @@ help: ## This list
 # In this order: the quickest to fail first, pytest's closing line last.
 all: ## What continuous integration runs
 	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory site
+	@$(MAKE) --no-print-directory notebook
 	@$(MAKE) --no-print-directory wheel-test
 	@$(MAKE) --no-print-directory versions
 	@$(MAKE) --no-print-directory board BOARD_ARGS=--where-possible
@@ -41,10 +44,13 @@ test-rust: ## The tests of the crates
 test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS='...' for pytest)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+notebook: $(VENV)/dev.stamp ## Runs the notebooks of examples/
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples
+
 sanitize: ## The tests of the kernel under AddressSanitizer (with a nightly toolchain), else under valgrind; minutes
 	tests/sanitize/run
 
-lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
+lint: $(VENV)/dev.stamp ## Formatting, lints, types, the stub, pages and workflows
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc -p lumina-kernel -p lumina-ort --no-deps --document-private-items --quiet
@@ -53,6 +59,9 @@ lint: $(VENV)/dev.stamp ## Formatting, lints, types and the stub
 	$(BIN)/python -m mypy
 	cd tests && ../$(BIN)/python -m mypy.stubtest lumina_kernel --allowlist meta/stubtest-allowlist.txt
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m pymarkdown scan $(PAGES)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows $(WORKFLOWS)
+	@if command -v actionlint > /dev/null; then actionlint $(WORKFLOWS); fi
 	$(BIN)/python rust_op/notices/generate.py --check
 
 format: $(VENV)/dev.stamp ## Formats and fixes what can be fixed
@@ -69,8 +78,11 @@ bench-train: $(VENV)/dev.stamp ## Benchmarks of training, some minutes (BENCH_AR
 bench-edge: $(VENV)/dev.stamp ## Benchmarks in ONNX Runtime, some minutes (BENCH_ARGS as above)
 	$(BIN)/python -m benchmarks --edge $(BENCH_ARGS)
 
-docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/
-	$(BIN)/python docs/generate.py
+docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/ and the READMEs
+	$(BIN)/python docs/generate.py --plots
+
+site: $(VENV)/dev.stamp ## Builds the documentation into build/site; broken links and warnings fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 notices: $(BIN)/python ## Rewrites THIRD-PARTY-NOTICES.txt from the crates that are linked
 	$(BIN)/python rust_op/notices/generate.py

@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.status import Status
 
 import lumina_kernel
-from benchmarks import plots
+from benchmarks import pages, plots
 from benchmarks import report as reports
 from benchmarks.context import Context
 from benchmarks.groups import GROUPS
 from benchmarks.machine import machine
 from benchmarks.peaks import ROOT, Missing, Peaks
+from benchmarks.questions import PAGES
 from benchmarks.results import Row
 from benchmarks.timing import Effort
 
@@ -42,9 +43,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="GROUP", nargs="+", choices=list(GROUPS), help="measure these groups alone")
-    pages = parser.add_mutually_exclusive_group()
+    kinds = parser.add_mutually_exclusive_group()
     for page, what in (("training", "training"), ("edge", "layers and networks in ONNX Runtime")):
-        pages.add_argument(
+        kinds.add_argument(
             f"--{page}",
             action="store_const",
             dest="page",
@@ -55,8 +56,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--show", metavar="FILE.json", type=Path, nargs="+", help="measure nothing: what runs wrote")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? Its figures mean nothing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything measured")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write a page, as docs/benchmarks.md")
-    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the ratios (needs matplotlib)")
+    parser.add_argument(
+        "--page", metavar="FILE.md", type=Path, help="write a page of docs/measurements, with FILE.svg and FILE.json"
+    )
     parser.add_argument("--in-process", action="store_true", help="measure in this process and on this tier alone")
     return parser.parse_args(argv)
 
@@ -144,18 +146,15 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     options = arguments(argv)
     report = reports.Report.of_files(options.show) if options.show else measure(options)
-    pages = {GROUPS[row.group].page for row in report.rows}
-    page = pages.pop() if len(pages) == 1 else ""
+    found = {GROUPS[row.group].page for row in report.rows}
+    page = found.pop() if len(found) == 1 else ""
     console = Console() if sys.stdout.isatty() else Console(width=190)
     reports.show(report, console)
     if options.json:
-        options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    if options.markdown:
-        about = {name: (group.about, group.notes) for name, group in GROUPS.items()}
-        picture = os.path.relpath(options.plot, options.markdown.parent) if options.plot else None
-        options.markdown.write_text(reports.markdown(report, about, picture, page), encoding="utf-8")
-    if options.plot:
-        plots.DRAW[page](report, options.plot)
+        options.json.write_text(report.as_json(), encoding="utf-8")
+    if options.page:
+        pages.write(report, PAGES[page], options.page)
+        plots.draw(report, PAGES[page], options.page.with_suffix(".svg"))
     return 0
 
 

@@ -1,137 +1,119 @@
-"""Pictures of a report."""
+"""The plot of a page of measurements, which fits a screen: ratios by size, a mark for each of the others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import fastest
+from benchmarks.questions import ONNXRUNTIME, TRAINING, Column, Line, Page
 from benchmarks.report import Report
 from benchmarks.results import Row
 
+#: Of each page, the panels side by side: a title, and the lines of the table that are shown by size.
+PANELS: dict[str, list[tuple[str, list[Line]]]] = {
+    "Kernel speed": [
+        ("forward pass", [Line("", "forward")]),
+        ("weights quantised beforehand", [Line("", "prepared")]),
+        ("analog inputs and weights", [Line("", "seed")]),
+    ],
+    "Training speed": [
+        ('step of a layer, precision "highest"', [Line("", "training", '"highest"')]),
+        ('step of a layer, precision "medium"', [Line("", "training", '"medium"')]),
+    ],
+    "Speed in ONNX Runtime": [
+        (f"{samples} row{'s' * (samples > 1)}", [Line("", "session", "DAC and ADC", samples)]) for samples in (1, 16)
+    ],
+}
+TICKS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
+MARKS = "os^Dv<>P"
 
-def _pyplot() -> Any:
+
+def pyplot() -> Any:
+    """matplotlib without a window, with text that stays text and files that repeat byte for byte."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def bars(report: Report, path: Path) -> None:
-    """The speed-ups as bars, their goals as marks."""
-    pyplot = _pyplot()
-    rows = [row for row in report.rows if row.unit == "times"]
-    names = []
-    for row in rows:
-        shape = "geometric mean" if row.shape is None else "x".join(map(str, row.shape))
-        names.append(f"{row.group}: {shape}, {row.threads} thr., against {row.against}")
-    colours = {True: "tab:green", False: "tab:red", None: "tab:blue"}
-    figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.2 * len(rows)), layout="constrained")
-    places = range(len(rows))
-    spread = [[max(row.ratio - row.low, 0) for row in rows], [max(row.high - row.ratio, 0) for row in rows]]
-    axes.barh(places, [row.ratio for row in rows], xerr=spread, color=[colours[row.met] for row in rows], height=0.7)
-    goals = [(place, row.goal) for place, row in enumerate(rows) if row.goal is not None]
-    axes.plot([goal for _, goal in goals], [place for place, _ in goals], "k|", markersize=9, label="goal")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(places, names, fontsize=7)
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast")
-    axes.set_title(f"{report.machine['cpu']}, tier {report.machine['tier']}", fontsize=9)
-    if goals:
-        axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-
-
-def training(report: Report, path: Path) -> None:
-    """:func:`_dots` by precision, on all threads alone: with marks for each number of threads nothing could be read."""
-    threads = max((row.threads for row in report.rows), default=1)
-    panels: dict[str, list[Row]] = {}
-    for row in report.rows:
-        if row.unit == "peak" or (row.threads != threads and row.group != "epoch"):
-            continue
-        what, _, precision = row.what.rpartition(", precision ")
-        kind = f"times as fast, precision {precision}" if what else "times as fast"
-        if row.unit == "bytes":
-            kind = f"times as little memory: {row.what.split(': ')[1].split(',')[0]}"
-        panels.setdefault(kind, []).append(row)
-    _dots(report, panels, path, f", {threads} threads")
-
-
-def edge(report: Report, path: Path) -> None:
-    """:func:`_dots` by what was measured and its threads."""
-    panels: dict[str, list[Row]] = {}
-    for row in report.rows:
-        if row.unit == "times":
-            about = {"session": "one layer", "models": "networks", "creation": "making a session"}[row.group]
-            panels.setdefault(f"times as fast: {about}, {row.threads} thread{'s' * (row.threads > 1)}", []).append(row)
-    _dots(report, panels, path)
-
-
-def _dots(report: Report, panels: dict[str, list[Row]], path: Path, about: str = "") -> None:
-    """A line for what was measured, a mark on it for each of the others; a panel for each kind of comparison."""
-    pyplot = _pyplot()
-    others = list(dict.fromkeys(_other(row) for rows in panels.values() for row in rows))
-    lines = {kind: list(dict.fromkeys(map(_line, rows))) for kind, rows in panels.items()}
-    figure, grid = pyplot.subplots(
-        len(panels),
-        1,
-        figsize=(11, 1 + sum(0.7 + 0.24 * len(names) for names in lines.values())),
-        height_ratios=[2 + len(names) for names in lines.values()],
-        layout="constrained",
-        squeeze=False,
+    matplotlib.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "lumina", "font.family": "sans-serif", "font.size": 9}
     )
-    marks = "os^Dv<>PX*"
-    for axes, (kind, rows) in zip(grid[:, 0], panels.items(), strict=True):
-        names = lines[kind]
-        for number, other in enumerate(others):
-            mine = [row for row in rows if _other(row) == other]
-            axes.plot(
-                [row.ratio for row in mine],
-                [names.index(_line(row)) for row in mine],
-                marks[number % len(marks)],
-                color=f"C{number}",
-                markersize=6,
-                label=other,
+    from matplotlib import pyplot as found
+
+    return found
+
+
+def draw(report: Report, page: Page, path: Path) -> None:
+    """Draws the plot of a page; rows of which a panel has none leave it empty."""
+    plt = pyplot()
+    panels = PANELS[page.title]
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4.6), layout="constrained", squeeze=False)
+    shown = page.shown(report.rows, report.machine["tier"])
+    for panel, (title, lines) in zip(axes[0], panels, strict=True):
+        rows = [row for row in shown if any(line.holds(row) for line in lines)]
+        dots(panel, rows, page.columns, page is ONNXRUNTIME)
+        panel.set_title(title, fontsize=9)
+    legend(figure, axes[0])
+    threads = "one thread" if page.threads == "one" else f"{report.machine['cores']} threads"
+    figure.suptitle(f"{report.machine['cpu']}, {threads}", fontsize=9)
+    save(figure, path)
+
+
+def dots(panel: Any, rows: Sequence[Row], columns: Sequence[Column], with_bits: bool = False) -> None:
+    """A line for each size, a mark on it for each column."""
+    names = list(dict.fromkeys(size(row, with_bits) for row in rows))
+    for number, column in enumerate(columns):
+        mine = fastest([row for row in rows if column.holds(row) and row.unit == "times"])
+        if mine:
+            places = [names.index(size(row, with_bits)) for row in mine]
+            ratios = [row.ratio for row in mine]
+            panel.plot(
+                ratios, places, MARKS[number], color=f"C{number}", markersize=6, label=column.title.replace("`", "")
             )
-        goals = [row for row in rows if row.goal is not None]
-        axes.plot(
-            [row.goal for row in goals], [names.index(_line(row)) for row in goals], "k|", markersize=12, label="goal"
-        )
-        axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.set_xscale("log")
-        most = 1.5 * max(value for row in rows for value in (row.ratio, row.goal or 0.0))
-        ticks = [tick for tick in (0.5, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64) if tick <= most]
-        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.grid(linewidth=0.3)
-        axes.invert_yaxis()
-        axes.set_title(kind, fontsize=9)
-    handles, labels = [], []
-    for axes in grid[:, 0]:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label not in labels and len(handle.get_xdata()):
-                handles.append(handle)
-                labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{report.machine['cpu']}, tier {report.machine['tier']}{about}", fontsize=9)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    panel.axvline(1.0, color="black", linewidth=0.8)
+    panel.set_xscale("log")
+    most = max((row.ratio for row in rows if row.unit == "times"), default=1.0)
+    least = min((row.ratio for row in rows if row.unit == "times"), default=1.0)
+    ticks = [tick for tick in TICKS if least / 2.1 < tick < 2.1 * most]
+    panel.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    panel.minorticks_off()
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set_xlabel("times as fast as the other side", fontsize=8)
+    panel.grid(linewidth=0.3)
+    panel.invert_yaxis()
 
 
-def _other(row: Row) -> str:
-    """What stands behind a colon is the choice made among others of the kind."""
-    return row.against.split(":")[0]
+def size(row: Row, with_bits: bool) -> str:
+    """M x K x N, and where a panel has several the bits of the weights."""
+    sizes = [] if row.shape is None else list(row.shape)
+    return f"{sizes[1]} x {sizes[2]}, {row.what.split('-bit')[0]} bit" if with_bits else " x ".join(map(str, sizes))
 
 
-def _line(row: Row) -> str:
-    shape = "geometric mean" if row.shape is None else "x".join(map(str, row.shape))
-    return f"{row.what.split(':')[0]}, {shape}"
+def legend(figure: Any, axes: Sequence[Any]) -> None:
+    """One for all panels."""
+    found = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 5) or 1, fontsize=8)
 
 
-#: By the page that groups are on.
-DRAW = {"": bars, "training": training, "edge": edge}
+def save(figure: Any, path: Path) -> None:
+    """Without date and version: the same rows give the same file."""
+    dated = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    figure.savefig(path, dpi=110, metadata=dated)
+    pyplot().close(figure)
+
+
+def front(training: Report, onnxruntime: Report, path: Path) -> None:
+    """The plot of the README: a training step, and layers in ONNX Runtime."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    line = Line("", "training", '"highest"')
+    steps = [row for row in TRAINING.shown(training.rows, training.machine["tier"]) if line.holds(row)]
+    dots(axes[0], steps, TRAINING.columns[:2])
+    axes[0].set_title("a training step of one layer, 8 bits, 2 threads", fontsize=9)
+    shown = ONNXRUNTIME.shown(onnxruntime.rows, onnxruntime.machine["tier"])
+    layers = [row for row in shown if Line("", "session", "^[842]-bit weights, DAC and ADC", 1).holds(row)]
+    dots(axes[1], layers, [Column(c.title, c.against) for c in ONNXRUNTIME.columns[:2]], with_bits=True)
+    axes[1].set_title("one row through one layer in ONNX Runtime, 1 thread", fontsize=9)
+    for panel in axes:
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    save(figure, path)

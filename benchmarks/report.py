@@ -1,11 +1,11 @@
-"""The report: a table on the terminal, JSON, Markdown."""
+"""The report of a run: a table on the terminal, and JSON."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,8 @@ from rich.text import Text
 
 from benchmarks.results import Row, Time
 
-FORMAT = "lumina-benchmarks/1"
+FORMAT = "lumina-benchmarks/2"
 HEAD = ("measured", "against", "M x K x N", "threads", "ours", "theirs", "ratio", "of peak", "goal")
-
-METHOD = (
-    "Both sides run in turn in one process, on the same number of threads, each burst after an untimed call. A time, "
-    "in microseconds, is the median of all samples, in brackets the minimum; a ratio is the median over the rounds of "
-    "theirs / ours, in brackets its quartiles. Of peak: what a call reaches of the processor's peak, measured in the "
-    "same process (dot, fma, bf16: its product instruction for codes, floats or pairs of bfloat16 on every thread, for "
-    "the time of the whole call; read: reading as many bytes as the weights have). Full scales are dynamic."
-)
 
 
 @dataclass
@@ -52,9 +44,20 @@ class Report:
                 "operations_per_second": self.operations_per_second,
                 "read_bytes_per_second": self.read_bytes_per_second,
             },
-            "rows": [row.as_dict() for row in self.rows],
             "skipped": self.skipped,
+            "rows": [row.as_dict() for row in self.rows],
         }
+
+    def as_json(self) -> str:
+        """The same as text, with a line for each row."""
+        document = self.as_dict()
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in document.pop("rows"))
+        body = json.dumps(document, indent=1).removesuffix("\n}")
+        return f'{body},\n "rows": [\n{rows}\n ]\n}}\n'
+
+    def without_goals(self) -> Report:
+        """The same as it is published: goals are for those who work on the kernel."""
+        return replace(self, rows=[replace(row, goal=None, or_of_peak=None) for row in self.rows])
 
     @staticmethod
     def of_files(paths: Sequence[Path]) -> Report:
@@ -174,32 +177,3 @@ def show(report: Report, console: Console) -> None:
             )
         table.add_section()
     console.print(table)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-#: Title, option and target of make, by the page that groups are on.
-PAGES = {
-    "": ("Benchmarks", "", "bench"),
-    "training": ("Benchmarks of training", " --training", "bench-train"),
-    "edge": ("Benchmarks in ONNX Runtime", " --edge", "bench-edge"),
-}
-
-
-def markdown(report: Report, about: Mapping[str, tuple[str, str]], picture: str | None = None, page: str = "") -> str:
-    """The same as a page, with a sentence about each group and notes, and a link to the plot where there is one."""
-    title, option, target = PAGES[page]
-    lines = [f"# {title}", "", f"Written by `python -m benchmarks{option} --markdown FILE` (`make {target}`).", ""]
-    lines += [METHOD, ""]
-    lines += [f"- {line}" for line in report.head()]
-    lines += ["", f"![Ratios and their goals]({picture})"] if picture else []
-    for name, rows in report.by_group():
-        sentence, notes = about[name]
-        lines += ["", f"## {name}", "", f"{sentence[0].upper()}{sentence[1:]}.", *(["", notes] if notes else []), ""]
-        lines += ["| " + " | ".join((*HEAD, "reached")) + " |", "|---" * (len(HEAD) + 1) + "|"]
-        for row in rows:
-            reached = {True: "yes", False: "no", None: ""}[row.met]
-            lines.append("| " + " | ".join(map(_escape, (*cells(row), reached))) + " |")
-    return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.timing import Samples
@@ -23,18 +23,15 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of one side's call: its median, its minimum, and its quartiles."""
+    """Seconds of one side's call: its median and its minimum."""
 
     median: float
     minimum: float
-    low: float
-    high: float
 
     @staticmethod
     def of(samples: Samples) -> Time:
         """All samples of all rounds."""
-        low, median, high = quartiles(samples.seconds)
-        return Time(median, min(samples.seconds), low, high)
+        return Time(statistics.median(samples.seconds), min(samples.seconds))
 
 
 @dataclass(frozen=True)
@@ -98,17 +95,15 @@ class Row:
         return replace(self, goal=goal)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"met": self.met}
+        """For JSON, without what is as it is unless said otherwise."""
+        usual = {name: given.default for name, given in self.__dataclass_fields__.items()}
+        return {name: value for name, value in asdict(self).items() if usual[name] is MISSING or value != usual[name]}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Row:
         """What :meth:`as_dict` made."""
-        fields = {name: value for name, value in fields.items() if name != "met"}
-        fields["shape"] = tuple(fields["shape"]) if fields["shape"] else None
-        for side in ("ours", "theirs"):
-            fields[side] = Time(**fields[side]) if fields[side] else None
-        return Row(**fields)
+        times = {side: Time(**fields[side]) for side in ("ours", "theirs") if side in fields}
+        return Row(**fields | times | {"shape": tuple(fields["shape"]) if fields["shape"] else None})
 
 
 def quotients(ours: Samples, theirs: Samples, scale: float = 1.0) -> tuple[float, float, float]:

@@ -6,10 +6,12 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 # Shorter calls are timed several at a time.
 SAMPLE_SECONDS = 100e-6
@@ -87,7 +89,7 @@ def rest(settle: float) -> None:
             return
 
 
-def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, own_threads: bool = False) -> dict[str, Samples]:
+def interleave(sides: Mapping[Name, Call | Side], effort: Effort, *, own_threads: bool = False) -> dict[Name, Samples]:
     """Measures the sides in turn, `effort.rounds` times, each round in the reverse order of the one before.
 
     Args:
@@ -97,7 +99,7 @@ def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, own_threads:
             to rest. PyTorch and our calls from Python share theirs.
     """
     prepared = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
-    plan: dict[str, tuple[int, int]] = {}
+    plan: dict[Name, tuple[int, int]] = {}
     for name, side in prepared.items():
         if side.before:
             side.before()
@@ -105,7 +107,7 @@ def interleave(sides: Mapping[str, Call | Side], effort: Effort, *, own_threads:
         once = max(min(_time(side.call, 1) for _ in range(3)), 1e-9)
         calls = max(1, math.ceil(SAMPLE_SECONDS / once))
         plan[name] = calls, max(1, round(effort.burst / (calls * once)))
-    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in prepared}
+    rounds: dict[Name, list[tuple[float, ...]]] = {name: [] for name in prepared}
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,6 +1,6 @@
-"""What noise-aware training wins back: test accuracy over seeds on both data sets, for docs/physics.md.
+"""How much noise-aware training wins back: test accuracy over seeds on both data sets.
 
-Writes docs/physics.json (every figure), docs/physics.png, and the generated part of docs/physics.md. `--check` says
+Writes docs/measurements/physics.json (every figure), physics.png, and the generated part of physics.md. `--check` says
 whether that part and the figures agree, `--render` writes it and the plot anew; both train nothing.
 """
 
@@ -24,7 +24,7 @@ from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "measurements"
 BEGIN = "<!-- begin: results, written by export/physics.py -->"
 END = "<!-- end: results -->"
 

@@ -1,7 +1,7 @@
-"""Whether gradients in bfloat16 train as well: test accuracy over seeds at each precision, for docs/precision.md.
+"""Whether gradients in bfloat16 train as well: test accuracy over seeds at each precision.
 
-Writes docs/precision.json (every figure) and the generated part of docs/precision.md. `--check` says whether they
-agree; it trains nothing.
+Writes docs/measurements/precision.json (every figure) and the generated part of precision.md. `--check` says whether
+they agree; it trains nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "measurements"
 BEGIN = "<!-- begin: results, written by export/precision.py -->"
 END = "<!-- end: results -->"
 PRECISIONS = ("highest", "high", "medium")

@@ -21,7 +21,6 @@ class Group:
         every_tier: It is worth a look on each instruction-set tier of the processor, not on the fastest alone.
         page: "training" or "edge": it takes minutes and is on a page of its own, measured with the option of that name,
             or by the group's.
-        notes: What a reader of its figures should know.
     """
 
     about: str
@@ -29,7 +28,6 @@ class Group:
     alone: bool = False
     every_tier: bool = False
     page: str = ""
-    notes: str = ""
 
 
 GROUPS: dict[str, Group] = {
@@ -41,29 +39,23 @@ GROUPS: dict[str, Group] = {
     "gemm": Group("products alone, against the processor's peak and PyTorch", gemm.run, every_tier=True),
     "packing": Group("float32 weights quantised and packed, against read bandwidth", packing.run),
     "scaling": Group("two threads against one", scaling.run, alone=True),
-    "training": Group(
-        "a training step of one layer through autograd", training.steps, page="training", notes=training.STEPS
-    ),
+    "training": Group("a training step of one layer through autograd", training.steps, page="training"),
     "step-scaling": Group("the same, two threads against one", training.scaling, page="training"),
-    "networks": Group("a training step of whole networks", training.networks, page="training", notes=training.NETWORKS),
+    "networks": Group("a training step of whole networks", training.networks, page="training"),
     "aihwkit": Group(
         "the same against aihwkit's analog tile in C++",
         training.analog,
         alone=True,
         page="training",
-        notes=training.ANALOG,
     ),
-    "memory": Group("memory of a training step", training.kept, page="training", notes=training.MEMORY),
+    "memory": Group("memory of a training step", training.kept, page="training"),
     "epoch": Group(
         "an epoch of the recipes in export/mnist5k.py, one thread",
         training.epoch,
         page="training",
-        notes=training.EPOCH,
     ),
-    "session": Group(
-        "one layer in ONNX Runtime, against its own operators", session.layers, page="edge", notes=session.LAYERS
-    ),
-    "models": Group("whole networks in ONNX Runtime", session.networks, page="edge", notes=session.NETWORKS),
-    "creation": Group("making a session", session.creation, page="edge", notes=session.CREATION),
+    "session": Group("one layer in ONNX Runtime, against its own operators", session.layers, page="edge"),
+    "models": Group("whole networks in ONNX Runtime", session.networks, page="edge"),
+    "creation": Group("making a session", session.creation, page="edge"),
     "stream": Group("4-bit weights from memory, against read bandwidth", stream.run, page="edge"),
 }

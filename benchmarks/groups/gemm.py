@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ def _gradients(context: Context, shape: Shape) -> Iterator[Row]:
             yield from _product(
                 context,
                 shape,
-                lambda y=y, wanted=wanted: torch.autograd.grad(y, wanted, grad, retain_graph=True),
+                partial(torch.autograd.grad, y, wanted, grad, retain_graph=True),
                 what=f'{name}, precision "{precision}"',
                 instruction=context.instruction(peak),
                 of_peak=context.goal(amd=0.85) if precision == HIGHEST else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import lumina_kernel
 from benchmarks.context import Context
@@ -34,7 +35,7 @@ def run(context: Context) -> Iterator[Row]:
             sides: dict[str, Call] = {"read": read}
             for bits in BITS:
                 params = lumina_kernel.Params(input_bits=8, weight_bits=bits)
-                sides[f"{bits}"] = lambda params=params: lumina_kernel.PreparedLayer(params, weight)
+                sides[f"{bits}"] = partial(lumina_kernel.PreparedLayer, params, weight)
             times = interleave(sides, context.effort, own_threads=threads > 1)
         for bits in BITS:
             yield compare(

@@ -43,20 +43,6 @@ OURS, EMPTY, BODY = "ours", "an empty session", "its function body in standard o
 TORCH, FLOAT, CHAIN = "PyTorch F.linear", "MatMul, float32", "DynamicQuantizeLinear and MatMulInteger"
 EXACT_CHAIN = f"{CHAIN}, unsigned weights"
 
-LAYERS = (
-    "Every session has the same options and its input and output bound. Where the other side is an integer operator of "
-    "ONNX Runtime, or the function body, the time of a session with one operator on one number is taken off both "
-    "sides. MatMulNBits runs at accuracy level 4 with the best block size of 32, 64, 128 and 256; it has no ADC and "
-    "no noise, and at 1 bit our layer is compared with its 2 bits. On several threads a burst begins when those of "
-    "the side before have come to rest."
-)
-NETWORKS = "Sessions as above, nothing taken off. The float32 model multiplies by the dequantised weights."
-CREATION = (
-    "From the file to a session that can run, the weights in a file beside the model. Ours unpacks, checks and lays "
-    "out the codes on as many threads as there are cores, whatever the session's own number, which is 1 on all sides; "
-    "ONNX Runtime packs on one. All sessions stay alive, so that each takes fresh memory."
-)
-
 
 def _fastest(times: dict[str, Samples], names: Sequence[str]) -> str:
     """The one with the smallest median."""

@@ -35,41 +35,6 @@ COMPARED = {
 SAVED, PEAK = "saved between forward and backward", "most at once in a step"
 EAGER_HIGHEST = f'{EAGER}, precision "{HIGHEST}"'
 
-STEPS = (
-    "Both gradients and the bias's. The others: the same layer in eager PyTorch (`benchmarks/eager.py`) at the "
-    "same `torch.set_float32_matmul_precision`, `torch.compile` of it, it under `torch.autocast` to bfloat16 "
-    "(whose forward product is rounded too), and the forward with `torch._int_mm` on 8-bit codes and passes "
-    "before and after it. Of peak: both products of the backward pass by the time of the whole step, at "
-    '"medium" against the peak of bfloat16 where the processor multiplies that faster. "high" is the same as '
-    '"highest" here. Compilation is not part of any time.'
-)
-NETWORKS = (
-    "The input is random; sizes of one image's tokens or patches come first. The ViT-Tiny row has the block's "
-    "four linear layers (queries, keys and values; projection; both of the perceptron) and nothing between them; "
-    "the MLP-Mixer row is the whole block with its norms and activations, which are PyTorch's on all sides. The "
-    "small perceptron shows what calls cost rather than arithmetic; ours under torch.compile calls the kernel through "
-    "PyTorch's registry of operators."
-)
-ANALOG = (
-    "aihwkit has more effects than these layers, and its weights stay analog; it is measured where it is installed. "
-    'Its newest wheel for CPython 3.11, 1.1.0, does not run with PyTorch 2.13 ("weights must be a CPU tensor"); the '
-    "source package of 1.2.0 builds against it, with OpenBLAS. Its own threads and PyTorch's get in each other's way, "
-    "so that it gains little from a second one, or loses."
-)
-MEMORY = (
-    "Saved: the bytes of all tensors that autograd keeps, each memory counted once, parameters not counted. Ours "
-    "keeps codes of X, 8 bits each, where eager PyTorch keeps quantised X and W in 32-bit floats, so that a layer "
-    "alone can reach 4 (1 + N / M); "
-    "activations that other layers keep (ReLU, GELU, norms) are the same on both sides. Most at once: the growth "
-    "of a process's resident memory during steps, each side in a process of its own, gradients and everything "
-    "included."
-)
-EPOCH = (
-    "`lumina_onnx.cli.classifier.fit`, which trains the models in `models/`: batches, Adam and its schedule, loss "
-    "and all. Full scales are static, calibrated before; eager PyTorch has "
-    "`torch.fake_quantize_per_tensor_affine` for them."
-)
-
 
 def steps(context: Context) -> Iterator[Row]:
     """A layer of each shape, on all threads and on one."""
@@ -310,7 +275,7 @@ def in_eager(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, optical.OpticalLinear):
             profile = module.profile
-            module.__class__ = StaticLinear
+            module.__class__ = StaticLinear  # type: ignore[assignment]
             module.profile = profile
     return model
 

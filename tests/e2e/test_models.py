@@ -112,7 +112,7 @@ def test_noise_aware_training_wins_back_most_of_the_loss(monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(ROOT / "export"))
     import physics
 
-    figures = json.loads((ROOT / "docs" / "physics.json").read_text(encoding="utf-8"))
+    figures = json.loads((ROOT / "docs" / "measurements" / "physics.json").read_text(encoding="utf-8"))
     assert (figures["bits"], figures["epochs"]) == (4, 30)
     rows = physics.summary(figures)
     assert {(row["data"], row["noise"]) for row in rows} == {
@@ -154,7 +154,7 @@ def run(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Non
 
 def test_the_page_on_precision_shows_its_figures(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run(precision, monkeypatch, "--check")
-    figures = json.loads((ROOT / "docs" / "precision.json").read_text(encoding="utf-8"))
+    figures = json.loads((ROOT / "docs" / "measurements" / "precision.json").read_text(encoding="utf-8"))
     rows = precision.summary(figures)
     assert {(row["recipe"], row["precision"]) for row in rows} == {
         (recipe, asked) for recipe in ("mnist5k-8bit", "mnist5k-4bit") for asked in ("highest", "high", "medium")

@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 import typer
 
-from lumina_onnx import OpticalProfile, library_path
-from lumina_onnx.schema import PARAMETERS
+from lumina_onnx import library_path
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("tests/*/*.md")]
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("tests/*/*.md")]
 )
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 # The Chinese page holds the English one's examples word for word.
-EXAMPLES = [ENGLISH, *sorted((ROOT / "docs").glob("guide-*.md"))]
+EXAMPLES = [ENGLISH, *sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "docs" / "reference" / "profiles.md"]
 FOLDERS = ("benchmarks", "docs", "examples", "export", "lumina_onnx", "models", "rust_op", "tests")
 
 
@@ -150,42 +149,6 @@ def test_commands_exist(page: Path) -> None:
         options = {option for parameter in known[name].params for option in parameter.opts}
         options |= {"--help"}
         assert {word for word in rest if word.startswith("-")} <= options, f"{page.name}: `lumina {line}`"
-
-
-def rows(page: Path, head: str) -> list[list[str]]:
-    """The cells of the table whose first column is called `head`."""
-    found = re.search(rf"^\| {head} \|.*\n\|[-|]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None, f"{page.name} has no table of {head}"
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
-
-
-@pytest.mark.parametrize(("page", "head"), [(ENGLISH, "parameter"), (CHINESE, "参数")])
-def test_the_table_of_parameters_is_the_operators(page: Path, head: str) -> None:
-    told = {}
-    for names, default, _ in rows(page, head):
-        for name in re.findall(r"`(\w+)`", names):
-            told[name] = default
-    wanted = {
-        row.name: "" if row.default is None else f"{row.default:g}" if row.type != "STRING" else row.default
-        for row in PARAMETERS
-        if row.name != "in_features"
-    }
-    assert told == wanted
-
-
-@pytest.mark.parametrize(("page", "head"), [(ENGLISH, "preset"), (CHINESE, "预设")])
-def test_the_table_of_presets_is_the_packages(page: Path, head: str) -> None:
-    def noise(profile: OpticalProfile) -> str:
-        laws = {law: getattr(profile, f"noise_{law}") for law in ("relative", "additive", "shot")}
-        return ", ".join(f"{law} {level:g}" for law, level in laws.items() if level) or "none"
-
-    told = {row[0].strip("`"): (*row[2:5], bool(row[5])) for row in rows(page, head)}
-    wanted = {}
-    for name, preset in OpticalProfile.presets().items():
-        profile = preset.profile
-        bits = "/".join(str(b or "-") for b in (profile.input_bits, profile.weight_bits, profile.output_bits))
-        wanted[name] = (bits, noise(profile), preset.grade, bool(preset.not_modelled))
-    assert told == wanted
 
 
 def skeleton(page: Path) -> list[tuple[str, Any]]:

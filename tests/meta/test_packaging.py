@@ -34,14 +34,16 @@ def test_the_library_stays_loaded() -> None:
 def test_versions_agree() -> None:
     cargo = re.search(r'\[workspace\.package\]\nversion = "([^"]+)"', (ROOT / "Cargo.toml").read_text())
     assert cargo is not None
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None
     installed = importlib.metadata.version("lumina-onnx")
-    assert installed == cargo[1] == lumina_kernel.__version__ == lumina_onnx.__version__
+    assert cited[1] == installed == cargo[1] == lumina_kernel.__version__ == lumina_onnx.__version__
 
 
 def test_extras() -> None:
     extras = importlib.metadata.metadata("lumina-onnx").get_all("Provides-Extra")
     assert extras is not None
-    assert set(extras) == {"train", "demo", "plot", "dev"}
+    assert set(extras) == {"train", "demo", "plot", "docs", "dev"}
     base = [line for line in importlib.metadata.requires("lumina-onnx") or [] if "extra ==" not in line]
     assert sorted(re.split(r"[<>=! ]", line)[0] for line in base) == ["numpy", "onnxruntime", "rich", "typer"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,19 +97,25 @@ def test_the_stub_has_the_signatures_of_the_module(name: str) -> None:
     assert stub_signature(name) == inspect.signature(getattr(lumina_kernel, name))
 
 
-def test_the_documented_table_is_the_kernels() -> None:
+def test_the_generated_pages_are_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
-def test_the_check_of_the_documented_table_can_fail(tmp_path: Path) -> None:
-    for name in ("generate.py", "operator.md"):
-        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(text.replace("0 (no ADC), 2..16", "0..16"), encoding="utf-8")
-    command = [sys.executable, str(tmp_path / "generate.py")]
+def test_the_check_of_the_generated_pages_can_fail(tmp_path: Path) -> None:
+    for name in ("README.md", "README.zh-CN.md", "CITATION.cff"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(re.sub(r"https://\S+/lumina-kernel", "elsewhere", text), encoding="utf-8")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    page = tmp_path / "docs" / "operator.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("0 (no ADC), 2..16", "0..16"), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--root", str(tmp_path)]
     check = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
     assert check.returncode == 1
-    assert "operator.md: the table of parameters is not the kernel's: run `make docs`" in check.stderr
-    subprocess.run(command, check=True)
-    assert (tmp_path / "operator.md").read_text() == (ROOT / "docs" / "operator.md").read_text()
+    for name in ("docs/operator.md", "README.md", "README.zh-CN.md", "CITATION.cff"):
+        assert f"{name} is not as it is generated: run `make docs`" in check.stderr
+    assert check.stderr.count("\n") == 4
+    subprocess.run(command, check=True, capture_output=True)
+    for name in ("docs/operator.md", "README.md", "CITATION.cff"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
