@@ -15,8 +15,7 @@ from benchmarks.results import Row, Shape
 
 WIDTH = 120
 METHOD = (
-    "Each number says how many times as fast LuminaKernel is as the other side; for memory, how many times less it "
-    "takes. Both sides take turns in one process, on the same number of threads, each burst after an untimed call. A "
+    "Both sides take turns in one process, on the same number of threads, each burst after an untimed call. A "
     "ratio is the median over the rounds of their time divided by ours. Where a line stands for several sizes, the "
     "table shows the geometric mean of their ratios, and the smallest and the largest in brackets."
 )
@@ -34,7 +33,10 @@ def markdown(report: Report, page: Page, stem: str) -> str:
     lines = [f"# {title(report, page)}", "", _wrapped(page.about), "", "## Machine", ""]
     lines += [item for fact in machine(report) for item in _entry(fact)]
     lines += ["", "## Result", ""]
-    lines += [_wrapped(f"{threads}, unless a line says otherwise. {METHOD}"), ""]
+    told = "Each number says how many times as fast LuminaKernel is as the other side"
+    if any(row.unit == "bytes" for row in report.rows):
+        told += "; for memory, how many times less it takes"
+    lines += [_wrapped(f"{told}. {threads}, unless a line says otherwise. {METHOD}"), ""]
     lines += table(report, page)
     lines += ["", f"![The ratios by size, as a plot]({stem}.svg)", ""]
     rows = f"[{stem}.json]({stem}.json) has every row: each size and number of threads, with both times and the "

@@ -166,7 +166,15 @@ def with_part(page: Path, text: str, name: str, part: str) -> str:
 
 # The repository's address
 
-ADDRESS = re.compile(r"(git clone |^repository-code: )\S+", re.MULTILINE)
+ADDRESS = re.compile(r"(git clone |^repository-code: )\S+(?:\ncd \S+)?", re.MULTILINE)
+
+
+def addressed(match: re.Match[str]) -> str:
+    """The line with the repository's address, and the folder that a clone makes."""
+    folder = "" if "\n" not in match[0] else f"\ncd {address().rsplit('/', 1)[1]}"
+    return match[1] + address() + folder
+
+
 ADDRESSED = ("README.md", "README.zh-CN.md", "docs/index.md", "CITATION.cff")
 
 
@@ -184,7 +192,7 @@ def wanted(root: Path) -> dict[Path, str]:
     for name, part, make in PARTS:
         found[root / name] = with_part(root / name, text(name), part, make(root))
     for name in ADDRESSED:
-        found[root / name] = ADDRESS.sub(lambda match: match[1] + address(), text(name))
+        found[root / name] = ADDRESS.sub(addressed, text(name))
     for stem, kind in KINDS.items():
         report = Report.of_files([root / MEASUREMENTS / f"{stem}.json"])
         found[root / MEASUREMENTS / f"{stem}.md"] = pages.markdown(report, PAGES[kind], stem)

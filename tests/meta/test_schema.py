@@ -106,7 +106,9 @@ def test_the_generated_pages_are_up_to_date() -> None:
 def test_the_check_of_the_generated_pages_can_fail(tmp_path: Path) -> None:
     for name in ("README.md", "README.zh-CN.md", "CITATION.cff"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(re.sub(r"https://\S+/lumina-kernel", "elsewhere", text), encoding="utf-8")
+        (tmp_path / name).write_text(
+            re.sub(r"(git clone |repository-code: )\S+", r"\1elsewhere", text), encoding="utf-8"
+        )
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     page = tmp_path / "docs" / "operator.md"
     page.write_text(page.read_text(encoding="utf-8").replace("0 (no ADC), 2..16", "0..16"), encoding="utf-8")
