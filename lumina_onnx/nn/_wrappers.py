@@ -33,6 +33,11 @@ def check_is_whole(model: object, name: str = "model") -> None:
                 f"{name} holds a {kind} of torch.jit: its layers are compiled and no longer Python modules; allowed is "
                 "the model that it was made from"
             )
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # torch's own, which only raises
+            raise TypeError(
+                f"{name} holds a {kind} of torch.export: it has no modes and none of the layers; allowed is the model "
+                "that it was made from"
+            )
         if _is_sharded(module):
             raise TypeError(
                 f"{name} holds a {kind} whose parameters are spread over processes (FSDP); allowed is the model "
