@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lumina_onnx.nn import _checks, _ops, _scope, _state, _streams, functional
 from lumina_onnx.profile import OpticalProfile
@@ -237,7 +238,7 @@ class OpticalLinear(nn.Linear):
     def _hand_out(self) -> dict[str, Tensor]:
         """The layer's entries of a ``state_dict``; who writes into them in place changes the layer."""
         self._take_over()
-        if active_fake_mode() is not None:
+        if active_fake_mode() is not None or _ops.is_transformed():  # tensors that have no memory to write into
             return _state.encode(self._profile, self.seed, self.out_features)
         if self._held is None or self._held.seed != self.seed:
             self._held = _state.Held(self._profile, self.seed, self.out_features)
@@ -406,4 +407,5 @@ def noise_text(profile: OpticalProfile) -> str:
 
 
 def _draw_seed() -> int:
-    return int(torch.randint(0, _streams.STREAMS - 1, (), dtype=torch.int64, device="cpu"))
+    with _disable_current_modes():  # a number, where tensors are made fake too
+        return int(torch.randint(0, _streams.STREAMS - 1, (), dtype=torch.int64, device="cpu"))
