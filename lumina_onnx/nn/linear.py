@@ -175,9 +175,10 @@ class OpticalLinear(nn.Linear):
         stream: int | Tensor | None = None
         fixed = False
         if is_dynamo_compiling():
+            self._take_over_when_traced()
             profile, stream = self._noise_when_compiled()
         else:
-            if self._held is not None and not torch.compiler.is_compiling():
+            if self._held is not None:
                 self._take_over()
             profile = self._profile
             if _scope.current():
@@ -254,6 +255,13 @@ class OpticalLinear(nn.Linear):
             self._take(held.changed(), "")
         elif held.is_forgotten():
             self._held = None
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _take_over_when_traced(self) -> bool:
+        """The same for Dynamo, which runs it once for each graph."""
+        with _disable_current_modes():
+            self._take_over()
+        return True
 
     def _take(self, entries: Mapping[str, Any], prefix: str) -> None:
         """Takes ranges and seed from entries of a ``state_dict``."""
