@@ -98,6 +98,12 @@ def test_bad_streams(error, message, arguments):
         pass
 
 
+@pytest.mark.parametrize("context", [noise, frozen])
+def test_what_is_no_model(context):
+    with pytest.raises(TypeError, match=r"model is a list; allowed is a torch.nn.Module"), context([model()]):
+        pass
+
+
 @given(cases())
 def test_a_frozen_layer_equals_the_reference(case: Case):
     layer = OpticalLinear.from_linear(linear(case), case.profile, seed=case.seed)
