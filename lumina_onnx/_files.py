@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is no file."""
 
 from __future__ import annotations
 
@@ -41,6 +41,26 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         named = type(error)(f"path = {os.fspath(target)!r}: cannot be written ({error.strerror or error})")
         named.errno = error.errno
         raise named from error
+
+
+def kind(mode: int) -> str:
+    """What is no regular file, by its `st_mode`."""
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def check_no_stream(path: str | os.PathLike[str], name: str) -> None:
+    """Refuses what may be read without an end, or before anyone writes it; what is not there is for others to say.
+
+    Raises:
+        ValueError: a FIFO, a socket or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{name} = {os.fspath(path)!r} is a {kind(mode)}; allowed is a file")
 
 
 def _mode(target: str | os.PathLike[str]) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lumina_onnx._files import check_no_stream
 from lumina_onnx.schema import DOMAIN, OPERATOR
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def load(
 
     Raises:
         ImportError: No onnxruntime is installed.
-        ValueError: Bytes that refer to data in another file.
+        ValueError: Bytes that refer to data in another file, or a path of what is no file.
     """
     import onnxruntime
 
@@ -73,6 +74,7 @@ def _check(model: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOp
             )
         end = model[-_END:]
     else:
+        check_no_stream(model, "model")
         try:
             with Path(model).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _END))

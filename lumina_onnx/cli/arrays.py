@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from lumina_onnx._files import replacing
+from lumina_onnx._files import check_no_stream, replacing
 from lumina_onnx.cli.console import Failure
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _DTYPES: dict[str, Any] = {
     "tensor(bool)": np.bool_,
     **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
     **{f"tensor(u{name})": np.dtype(f"u{name}") for name in ("int8", "int16", "int32", "int64")},
+    "tensor(string)": np.dtype(object),
 }
 
 
@@ -73,6 +76,9 @@ def feeds(session: onnxruntime.InferenceSession, source: Path | None, *, batch: 
         raise Failure(f"{source}: holds {_names(arrays)}; the model's inputs are {_names(wanted)}")
     for name, value in wanted.items():
         dtype = _dtype(value)
+        # A file holds strings as numpy does, of a fixed width, ONNX Runtime takes Python's.
+        if value.type == "tensor(string)" and arrays[name].dtype.kind == "U":
+            arrays[name] = arrays[name].astype(object)
         if arrays[name].dtype != dtype:
             raise Failure(f"{source}: {name!r} has dtype {arrays[name].dtype}; the model takes {dtype}")
         if not _fits(arrays[name].shape, value.shape):
@@ -86,6 +92,7 @@ def read(source: Path, names: list[str]) -> Arrays:
     Raises:
         Failure: It is neither, or a .npy for several inputs.
     """
+    check_no_stream(source, "--input")
     try:
         content = np.load(source, allow_pickle=False)
         if not isinstance(content, np.ndarray):
@@ -96,6 +103,25 @@ def read(source: Path, names: list[str]) -> Arrays:
     if len(names) != 1:
         raise Failure(f"{source}: one array, but the model has {len(names)} inputs ({_names(names)}): use a .npz")
     return {names[0]: content}
+
+
+@contextmanager
+def running(model: Path, feeds: Arrays, source: Path | None) -> Iterator[None]:
+    """Says which model ONNX Runtime cannot run in the block, and where its inputs were drawn how to give others.
+
+    Raises:
+        Failure: It cannot.
+    """
+    try:
+        yield
+    except Exception as error:
+        if source is not None or not feeds:
+            raise Failure(f"{model}: ONNX Runtime cannot run it: {error}") from error
+        drawn = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
+        raise Failure(
+            f"{model}: it does not run on random inputs, which it gets where there are no others ({drawn}): give "
+            f"inputs of yours, --input, or sizes, --batch. ONNX Runtime says: {error}"
+        ) from error
 
 
 def write(target: Path, arrays: Arrays) -> None:
@@ -119,6 +145,8 @@ def write(target: Path, arrays: Arrays) -> None:
 
 
 def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
+    if array.dtype == object:  # strings, which a file holds as numpy does
+        array = array.astype(str)
     # Into an open file numpy writes past Python: not into a pipe, and a full disk has no name in its error.
     np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
@@ -151,6 +179,8 @@ def _dtype(value: Any) -> np.dtype[Any]:
 def _random(generator: np.random.Generator, value: Any, batch: int) -> NDArray[Any]:
     shape = [size if isinstance(size, int) else batch for size in value.shape]
     dtype = _dtype(value)
+    if dtype.kind == "O":
+        raise Failure(f"input {value.name!r} holds strings, for which there are no random ones: give --input")
     if np.issubdtype(dtype, np.floating):
         return np.asarray(generator.standard_normal(shape)).astype(dtype)
     return np.asarray(generator.integers(0, 2, shape)).astype(dtype)

@@ -101,7 +101,7 @@ def bench(
         with progress() as bar:
             task = bar.add_task("measure", total=len(counts) * rounds)
             for count in counts:
-                rows += _measure(sides, feeds, count, rounds, lambda: bar.advance(task))
+                rows += _measure(sides, feeds, source, count, rounds, lambda: bar.advance(task))
     import onnxruntime
 
     facts = {
@@ -193,17 +193,20 @@ def _time(call: Callable[[], None]) -> float:
 
 
 def _measure(
-    sides: Sequence[Side], feeds: arrays.Arrays, threads: int, rounds: int, after_round: Callable[[], None]
+    sides: Sequence[Side],
+    feeds: arrays.Arrays,
+    source: Path | None,
+    threads: int,
+    rounds: int,
+    after_round: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """A row for each side."""
     calls = []
     for side in sides:
         session = arrays.load_model(side.path, threads, library=side.library, resting=True)
         calls.append(Bound(session, feeds))
-    try:
+    with arrays.running(sides[0].path, feeds, source):
         measured = measure(calls, rounds, after_round)
-    except Exception as error:
-        raise Failure(f"{sides[0].path}: ONNX Runtime cannot run it: {error}") from error
     rows = [
         {"threads": threads, "side": side.name, "bytes": side.bytes, **latency}
         for side, latency in zip(sides, measured, strict=True)

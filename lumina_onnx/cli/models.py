@@ -85,20 +85,23 @@ def run(
     session = arrays.load_model(model)
     feeds = arrays.feeds(session, source, batch=batch, seed=seed)
     names = [value.name for value in session.get_outputs()]
-    try:
+    with arrays.running(model, feeds, source):
         results = dict(zip(names, session.run(names, feeds), strict=True))
-    except Exception as error:
-        raise Failure(f"{model}: ONNX Runtime cannot run it: {error}") from error
+    others = [name for name, value in results.items() if not isinstance(value, np.ndarray)]
+    if others:
+        raise Failure(f"{model}: its output {others[0]!r} is no tensor: allowed are tensors")
     if target is not None:
         arrays.write(target, results)
     tables, facts = [], []
     for kind, group in (("input", feeds), ("output", results)):
         rows = []
         for name, value in group.items():
-            numbers = value.astype(np.float64).ravel()
+            is_text = value.dtype == object
+            numbers = np.zeros(0) if is_text else value.astype(np.float64).ravel()
             spread = [float(f(numbers)) for f in (np.min, np.mean, np.max)] if numbers.size else []
             shown = [f"{number:.4g}" for number in spread] or ["-"] * 3
-            first = " ".join(f"{number:.3g}" for number in numbers[:3]) + (" ..." if numbers.size > 3 else "")
+            some = map(repr, value.ravel()[:3]) if is_text else (f"{number:.3g}" for number in numbers[:3])
+            first = visible(" ".join(some)) + (" ..." if value.size > 3 else "")
             rows.append((name, f"{value.dtype} {list(value.shape)}", *shown, first))
             finite = spread if np.isfinite(spread).all() else []
             facts.append(

@@ -80,7 +80,10 @@ class Binding:
                 raise ValueError(f"the file was exported with an input {each['input']!r}, which it no longer has")
             kept.append(tensors[each["input"]] if "input" in each else each["value"])
         if not self.tree:
-            raise ValueError("forward was called with containers of a type that a file cannot name")
+            raise ValueError(
+                "forward was called with containers of a type that a file cannot name, as it can tuples, lists, dicts "
+                "and types that torch's pytree has a name for; without a reference it can be verified"
+            )
         try:
             arguments, keywords = pytree.tree_unflatten(kept, pytree.treespec_loads(self.tree))
         except Exception as error:
@@ -109,7 +112,8 @@ def bind(
         plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
         raise ValueError(
             f"reference: {type(reference).__name__}.forward{inspect.Signature(plain)} cannot be called with the file's "
-            f"inputs {', '.join(map(repr, tensors))}: {error}; allowed is the model that was exported"
+            f"inputs {', '.join(map(repr, tensors))}: {error}"
+            + ("" if binding is not None and not binding.tree else "; allowed is the model that was exported")
         ) from error
     return arguments, keywords
 

@@ -8,7 +8,7 @@ nothing else for sure. So :func:`mark` numbers the calls, each carrying its numb
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,34 +231,34 @@ def _value(module: GraphModule, node: Node, stored: dict[Node, Any], changing: l
 def _needed(node: Node, changing: list[Node]) -> set[Node]:
     """The nodes that say what `node` is: those that it is computed from, and those of `changing` that change one of
     these in place."""
-    needed = _ancestors([node])
-    while more := [each for each in changing if each not in needed and not needed.isdisjoint(_bases(_changed(each)))]:
-        needed |= _ancestors(more)
+    needed = _reached([node], _inputs)
+    while more := [
+        each for each in changing if each not in needed and not needed.isdisjoint(_reached(_changed(each), _shared))
+    ]:
+        needed |= _reached(more, _inputs)
     return needed
 
 
-def _ancestors(nodes: list[Node]) -> set[Node]:
-    """The nodes and all that they are computed from."""
+def _reached(nodes: list[Node], step: Callable[[Node], list[Node]]) -> set[Node]:
+    """The nodes, and all that lie any number of steps behind them."""
     found: set[Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting.extend(node.all_input_nodes)
+            waiting.extend(step(node))
     return found
 
 
-def _bases(nodes: list[Node]) -> set[Node]:
-    """The nodes and all whose memory they share."""
-    found: set[Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(_aliased(node, writes=False))
-    return found
+def _inputs(node: Node) -> list[Node]:
+    """What a node is computed from."""
+    return node.all_input_nodes
+
+
+def _shared(node: Node) -> list[Node]:
+    """The arguments whose memory a node's results may share."""
+    return _aliased(node, writes=False)
 
 
 def _changed(node: Node) -> list[Node]:

@@ -20,7 +20,7 @@ import onnxscript
 import torch
 from torch import nn
 from torch.export.graph_signature import ConstantArgument, SymIntArgument, TensorArgument
-from torch.onnx._internal.exporter import _capture_strategies, _dynamic_shapes, _flags
+from torch.onnx._internal.exporter import _capture_strategies, _flags
 from torch.utils import _pytree as pytree
 
 from lumina_onnx import nn as optical
@@ -86,7 +86,7 @@ def capture(
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
-                dynamic_shapes=dynamic_shapes,
+                dynamic_shapes=None if batched else _by_input(model, arguments, keywords, dynamic_shapes),
                 opset_version=opset,
                 custom_translation_table={calls.OPERATOR: _translate},
                 optimize=False,
@@ -141,7 +141,8 @@ def _program(
 
     That function does this and the rest at once, and what becomes of the calls has to be noted in between.
     """
-    shapes, _ = _dynamic_shapes.convert_str_to_export_dim(dynamic_shapes)
+    # torch's own conversion takes a tuple of Nones, the shapes of one of numbers, for axes, and makes it a list.
+    shapes = pytree.tree_map(lambda leaf: torch.export.Dim.DYNAMIC if isinstance(leaf, str) else leaf, dynamic_shapes)
     failures: list[Exception | None] = []
     for strategy in _capture_strategies.CAPTURE_STRATEGIES:
         result = strategy(verbose=False)(model, arguments, keywords, dynamic_shapes=shapes)
@@ -192,6 +193,18 @@ def _batched(
         lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.ndim else None, dict(bound)
     )
     return arguments, keywords, shapes
+
+
+def _by_input(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], shapes: Any) -> Any:
+    """The dynamic shapes of the tensors alone, in their order: torch names no dimension where they are of other
+    arguments too."""
+    if shapes is None:
+        return None
+    bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
+    named = shapes if isinstance(shapes, dict) else dict(zip(bound, shapes, strict=False))
+    leaves, tree = pytree.tree_flatten(dict(bound))
+    axes = {id(leaf): each for leaf, each in zip(leaves, tree.flatten_up_to(named), strict=True)}
+    return [axes[id(leaf)] for leaf in pytree.tree_leaves((arguments, keywords)) if isinstance(leaf, torch.Tensor)]
 
 
 def _results_as_tensors(program: torch.export.ExportedProgram) -> None:
@@ -351,8 +364,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             # Dynamo asks it of what loops and branches carry, and gives up where the warning is an error.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
-            warnings.filterwarnings("ignore", message=".*The dynamic axes will not be renamed")
-            warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
+            # One name for two dimensions is what was asked for.
+            warnings.filterwarnings("ignore", message=r".*The axis name: (.+) will not be used.*another axis: \1\.$")
             warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # and restored
             yield
     finally:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 import lumina_onnx
-from lumina_onnx._files import replacing
+from lumina_onnx._files import kind, replacing
 from lumina_onnx.runtime import silent_options
 
 __all__ = [
@@ -86,7 +86,7 @@ def _parsed(file: Path, named: str) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{named}: there is no such file") from error
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{named} is a {_kind(status)}; allowed is a file")
+        raise ValueError(f"{named} is a {kind(status.st_mode)}; allowed is a file")
     unreadable = f"{named}: not a readable ONNX model"
     if not status.st_size:
         raise ValueError(f"{unreadable} (the file is empty)")
@@ -267,18 +267,13 @@ def _length(path: Path, described: str, expected: str) -> int:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{described}, a {_kind(status)}; allowed is a regular file")
+            raise ValueError(f"{described}, a {kind(status.st_mode)}; allowed is a regular file")
         with path.open("rb"):
             return status.st_size
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{described}, and there is no such file; {expected}") from error
     except OSError as error:
         raise type(error)(f"{described}, which cannot be read ({error.strerror}); {expected}") from error
-
-
-def _kind(status: os.stat_result) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(status.st_mode), "device")
 
 
 def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | None:

@@ -43,7 +43,7 @@ class OpticalNode:
     attributes: dict[str, Any]
     """All attributes, those that the node omits at their default."""
     weight: onnx.TensorProto | None
-    """None where W is not an initializer."""
+    """None where W is not an initializer; so with the other two, or where the node has none."""
     weight_scale: onnx.TensorProto | None
     bias: onnx.TensorProto | None
     nested: bool
@@ -53,6 +53,12 @@ class OpticalNode:
     def name(self) -> str:
         """The node's name, or its output's where it has none."""
         return _name(self.proto)
+
+    @property
+    def computed(self) -> list[str]:
+        """Which of W, W_scale and B the node has and the file does not hold: what computes them is a matter of runs."""
+        stored = {"W": self.weight, "W_scale": self.weight_scale, "B": self.bias}
+        return [name for name, given in zip(stored, self.proto.input[1:], strict=False) if given and not stored[name]]
 
     @property
     def in_features(self) -> int:
@@ -225,7 +231,7 @@ def _value(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> Any:
     if kind is not None and attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
         raise ValueError(f"node {_name(node)!r}: attribute {attribute.name} is not of type {kind}")
     value = helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
 def _bytes(tensor: onnx.TensorProto | None) -> int:

@@ -113,8 +113,7 @@ def rewrite(
     packing.store_weights(graph)
     if batches is not None:
         notes += ranges.calibrate(graph, itertools.chain(first, batches), method, percentile / 100)
-    # The oldest format that holds the opset with its functions; without these, initializers that are no inputs.
-    graph.ir_version = max(graph.ir_version, 9 if fallback else 4)
+    graph.ir_version = _format(graph, fallback)
     writing.finish(graph)
     if fallback:
         writing.attach_body(graph)
@@ -134,6 +133,23 @@ def rewrite(
         left=left,
         notes=notes,
     )
+
+
+def _format(graph: ir.Model, fallback: bool) -> int:
+    """The IR version to write: the source's, but no newer one than ONNX Runtime 1.17 reads where its opset is one that
+    this reads, and nothing in the file needs the newer."""
+    # Functions of an opset from 19 on need 9; initializers that are no inputs 4.
+    least = 9 if fallback else 4
+    if graph.ir_version <= 9 or graph.opset_imports[""] > 20:
+        return max(graph.ir_version, least)
+    functions = list(graph.functions.values())
+    every = itertools.chain(graph.graph.all_nodes(), *(function.all_nodes() for function in functions))
+    values = [value for node in every for value in node.outputs]
+    values += [value for part in graph.graph.subgraphs() for value in (*part.inputs, *part.initializers.values())]
+    values += [*graph.graph.inputs, *graph.graph.initializers.values()]
+    # IR 10 brought types of less than 8 bits, and functions of one name.
+    newer = any(value.dtype is not None and value.dtype > ir.DataType.FLOAT8E5M2FNUZ for value in values)
+    return graph.ir_version if newer or any(each.overload for each in functions) else 9
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,11 @@ def _what_there_is(model: torch.nn.Module) -> str:
     reached = sum(isinstance(module, optical.OpticalLinear) for module in model.modules())
     if reached:
         return f"it holds {reached} OpticalLinear modules, but its forward calls none of them"
-    return f"it holds {count} nn.Linear" if count else "it holds no nn.Linear either"
+    if count:
+        return f"it holds {count} nn.Linear"
+    rows = [row for row in optical.report(model).left if isinstance(model.get_submodule(row.name), torch.nn.Linear)]
+    reasons = "; ".join(f"{row.name}: {row.reason}" for row in rows)
+    return f"of nn.Linear it holds what convert leaves: {reasons}" if rows else "it holds no nn.Linear either"
 
 
 def _left(

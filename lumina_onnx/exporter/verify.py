@@ -162,14 +162,16 @@ def _runs(session: Any, path: str | os.PathLike[str], feeds: Arrays, is_random: 
 
 def _watched(model: onnx.ModelProto, layers: list[nodes.OpticalNode]) -> Watched:
     """The model with the input and the output of each node that can be compared shown."""
-    wanted = [[] if node.weight is None else [node.proto.input[0], node.proto.output[0]] for node in layers]
+    wanted = [
+        [] if node.computed or node.weight is None else [node.proto.input[0], node.proto.output[0]] for node in layers
+    ]
     return Watched(model, wanted)
 
 
 def _not_checked(node: nodes.OpticalNode, number: int, watched: Watched, runs: list[list[Executions]]) -> str:
     """Why a node was not compared; an empty string where it was."""
-    if node.weight is None:
-        return "its W is not an initializer"
+    if node.computed or node.weight is None:
+        return f"its {', '.join(node.computed) or 'W'} is not an initializer"
     if number in watched.reasons:
         return watched.reasons[number]
     return "" if any(run[number] for run in runs) else "it lies in a subgraph that these inputs do not reach"

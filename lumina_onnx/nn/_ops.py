@@ -281,7 +281,23 @@ def gradient_precision() -> Literal["highest", "high", "medium"]:
 def _check_saved_bytes(saved: Tensor, count: int) -> None:
     """Refuses bytes that come back from autograd as another tensor."""
     if saved.dtype is not _uint8 or saved.numel() != count or not saved.is_cpu or not saved.is_contiguous():
-        raise ValueError(f"what was saved for the gradient is {_told(saved)}: allowed is uint8 [{count}] {_UNCHANGED}")
+        layout = "" if saved.is_contiguous() else f" ({saved.layout}, its elements out of order)"
+        raise ValueError(
+            f"what was saved for the gradient is {_told(saved)}{layout}: allowed is uint8 [{count}] {_UNCHANGED}"
+        )
+
+
+def _aligned(saved: Tensor) -> Tensor:
+    """Saved bytes where the kernel can read numbers: torch.vmap stacks those of its samples, a hook may pool them."""
+    try:
+        aligned = saved.data_ptr() % _ALIGNMENT == 0
+    except RuntimeError:  # of a wrapper, which is refused later
+        return saved
+    return saved if aligned else saved.clone()
+
+
+# Of the float32 scales, which come first.
+_ALIGNMENT = 4
 
 
 def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -309,6 +325,7 @@ def backward_now(
     params: lumina_kernel.Params,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias (None where not needed), from what the forward pass kept."""
+    saved = _aligned(saved)
     *leading, n = grad.shape
     dx = torch.empty(*leading, k) if needs[0] else None
     dw = torch.empty(n, k) if needs[1] else None
@@ -396,6 +413,21 @@ NO_FORWARD_MODE = (
     "optical_linear has no forward-mode derivative (torch.func.jvp, torch.func.jacfwd, torch.autograd.forward_ad): its "
     "gradient is a straight-through estimate. Use reverse mode: backward(), torch.func.grad, vjp or jacrev."
 )
+
+
+def _without_derivative(gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients that require one themselves, and say why they have none when they are asked.
+
+    They have `sources` behind them: who asks for the derivative by one of these alone would else be told that there is
+    no way to it, which torch.autograd.functional and ``allow_unused=True`` take for a 0.
+    """
+    given = [gradient.detach().requires_grad_() for gradient in gradients if gradient is not None]
+    behind = [source for source in sources if source is not None and source.requires_grad]
+    if not given:
+        return [*gradients]
+    failing = _delayed_error(_NO_SECOND_DERIVATIVE.encode(), len(given) + len(behind))(*given, *behind)
+    told = iter(failing if isinstance(failing, tuple) else (failing,))
+    return [None if gradient is None else next(told) for gradient in gradients]
 
 
 def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
@@ -565,7 +597,7 @@ class TrainTransformed(torch.autograd.Function):
 
 
 class TrainNow(torch.autograd.Function):
-    """The forward pass and its gradient in a plain eager call."""
+    """The forward pass and its gradient in a plain eager call. `call` is (params, seed, stream, prepared weights)."""
 
     @staticmethod
     def forward(
@@ -599,10 +631,8 @@ class TrainNow(torch.autograd.Function):
             history = grad.new_empty(0)
             outputs = optical_linear_backward(grad, x, weight, saved, history, k, *needs, *kept, *parameters_of(params))
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
-        if torch.is_grad_enabled():
-            # create_graph: a gradient that requires one itself, and says why it has none when it is asked.
-            fail = _delayed_error(_NO_SECOND_DERIVATIVE.encode(), 1)
-            dx, dw, db = (None if g is None else fail(g.detach().requires_grad_()) for g in (dx, dw, db))
+        if torch.is_grad_enabled():  # create_graph
+            dx, dw, db = _without_derivative((dx, dw, db), (grad, x, weight))
         return dx, dw, db, None
 
 
@@ -615,15 +645,9 @@ class TrainUnderNoise(TrainNow):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        call: tuple[lumina_kernel.Params, int, int, lumina_kernel.PreparedLayer | None],
-    ) -> Tensor:
-        y = TrainNow.forward(ctx, x, weight, bias, call)
-        params, _, stream, _ = call
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        y = TrainNow.forward(ctx, *arguments)
+        params, _, stream, _ = arguments[-1]
         ctx.noise = stream if params.noise_relative or params.noise_additive or params.noise_shot else NO_NOISE
         # First, so that it also stands out where torch stops at the number of tensors that it looks for.
         ctx.save_for_backward(torch.tensor(ctx.noise, dtype=torch.int64, device="cpu"), *ctx.to_save)
@@ -653,6 +677,11 @@ _transform = _of_torch("_C._functorch.maybe_current_level")
 _precision = _of_torch("_C._get_fp32_precision_getter")
 _delayed_error = _of_torch("_C._functions.DelayedError")
 _of_torch("autograd.forward_ad._current_level")  # a number, read in each call
+
+
+def is_recorded() -> bool:
+    """Whether ``torch.jit.trace`` runs."""
+    return _tracing_state() is not None
 
 
 def is_transformed() -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch._subclasses import FakeTensor
 
 from lumina_onnx.nn import functional
@@ -188,11 +189,19 @@ def _read(key: str, entry: Any, size: int) -> tuple[NDArray[np.float64], float]:
     allowed = f"allowed is float64 [{size}]"
     if not isinstance(entry, Tensor):
         raise ValueError(f"{key} is {type(entry).__name__}: {allowed}")
+    while functorch.is_functorch_wrapped_tensor(entry):
+        if functorch.is_batchedtensor(entry):
+            raise ValueError(
+                f"{key} is a batch of torch.vmap: {allowed}, since all samples share a layer's ranges and seed"
+            )
+        entry = functorch.get_unwrapped(entry)
     if not entry.is_floating_point() or entry.itemsize < 2:
         raise ValueError(f"{key} is {entry.dtype}: {allowed}")
-    if entry.shape != (size,) or entry.layout != torch.strided:
+    if entry.shape != (size,):
         raise ValueError(f"{key} has shape {list(entry.shape)}: {allowed}")
-    values: NDArray[np.float64] = entry.detach().to("cpu", torch.float64).numpy()
+    if entry.layout != torch.strided:
+        raise ValueError(f"{key} is {entry.layout}: {allowed}, dense")
+    values = np.array(entry.tolist(), dtype=np.float64)  # no operator, which a transform of torch.func would wrap anew
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if wrong.size:
         raise ValueError(f"{key}[{wrong[0]}] = {values[wrong[0]]:g}: allowed is a finite number >= 0")

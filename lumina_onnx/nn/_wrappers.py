@@ -12,7 +12,12 @@ _CALLERS = (AveragedModel, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, ``AveragedModel``, ``DataParallel`` and ``DistributedDataParallel``."""
+    """The model inside ``torch.compile``, ``AveragedModel``, ``DataParallel`` and ``DistributedDataParallel``.
+
+    Raises:
+        TypeError: what is no module.
+    """
+    model = _checked(model, "model")
     while (inner := _inner(model)) is not None:
         model = inner
     return model
@@ -24,14 +29,17 @@ def check_is_whole(model: object, name: str = "model") -> None:
     Raises:
         TypeError: what came, and what to give in its place.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{name} is a {type(model).__name__}; allowed is a torch.nn.Module")
-    for module in model.modules():
+    for module in _checked(model, name).modules():
         kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
                 f"{name} holds a {kind} of torch.jit: its layers are compiled and no longer Python modules; allowed is "
                 "the model that it was made from"
+            )
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # torch's own, which only raises
+            raise TypeError(
+                f"{name} holds a {kind} of torch.export: it has no modes and none of the layers; allowed is the model "
+                "that it was made from"
             )
         if _is_sharded(module):
             raise TypeError(
@@ -39,6 +47,12 @@ def check_is_whole(model: object, name: str = "model") -> None:
                 "without it, with the whole state: torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
                 "options=StateDictOptions(full_state_dict=True))"
             )
+
+
+def _checked(model: object, name: str) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} is a {type(model).__name__}; allowed is a torch.nn.Module")
+    return model
 
 
 def _inner(model: nn.Module) -> nn.Module | None:

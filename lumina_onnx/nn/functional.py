@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import active_fake_mode
 
 import lumina_kernel
 from lumina_onnx.nn import _checks, _fx, _ops, _scope, _streams
@@ -60,6 +61,9 @@ def optical_linear(
         ValueError: shapes that do not fit, a value out of its bounds, a weight or bias that is not finite.
     """
     check_counter("seed", seed)
+    if isinstance(stream, Tensor) and stream.dtype == torch.int64:
+        # What stands for no noise is the package's own: of a user it is a negative number like others, and refused.
+        stream = stream.clamp(min=_streams.NO_NOISE + 1)
     return apply(x, weight, bias, profile, seed, stream, "")
 
 
@@ -126,7 +130,7 @@ def apply_registered(
             "torch.onnx.export does not know optical layers: call lumina_onnx.exporter.export(model, args, path)"
         )
     parameters = _ops.parameters_of(profile)
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or _ops.is_recorded():  # one program, with and without gradients
         return torch.ops.lumina.optical_linear(x, weight, bias, stream_tensor(profile, stream), seed, *parameters)
     if not torch.compiler.is_compiling() and _ops.has_tangent(x, weight, bias):
         raise RuntimeError(_ops.NO_FORWARD_MODE)
@@ -186,7 +190,7 @@ def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tenso
     if stream is None:
         if not has_noise_when_traced(profile) or (torch.compiler.is_exporting() and _scope.is_captured()):
             return torch.zeros((), dtype=torch.int64, device="cpu")
-        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _ops.is_transformed()):
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_drawn_by_torch()):
             return _streams.draw()  # an operator of torch's own, as vmap's `randomness` and a program in a file want it
         return _streams.of_layer()
     if isinstance(stream, Tensor):
@@ -198,6 +202,11 @@ def stream_tensor(profile: OpticalProfile, stream: int | Tensor | None) -> Tenso
         return stream
     check_counter("stream", stream)
     return torch.tensor(stream, dtype=torch.int64, device="cpu")
+
+
+def _is_drawn_by_torch() -> bool:
+    # What draws for a layer mutates a real tensor, which is none for a mode that makes tensors fake.
+    return _ops.is_transformed() or active_fake_mode() is not None
 
 
 def check_counter(name: str, value: object) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lumina_onnx.nn import _checks, _ops, _scope, _state, _streams, functional
 from lumina_onnx.profile import OpticalProfile
@@ -174,9 +175,10 @@ class OpticalLinear(nn.Linear):
         stream: int | Tensor | None = None
         fixed = False
         if is_dynamo_compiling():
+            self._take_over_when_traced()
             profile, stream = self._noise_when_compiled()
         else:
-            if self._held is not None and not torch.compiler.is_compiling():
+            if self._held is not None:
                 self._take_over()
             profile = self._profile
             if _scope.current():
@@ -237,7 +239,7 @@ class OpticalLinear(nn.Linear):
     def _hand_out(self) -> dict[str, Tensor]:
         """The layer's entries of a ``state_dict``; who writes into them in place changes the layer."""
         self._take_over()
-        if active_fake_mode() is not None:
+        if active_fake_mode() is not None or _ops.is_transformed():  # tensors that have no memory to write into
             return _state.encode(self._profile, self.seed, self.out_features)
         if self._held is None or self._held.seed != self.seed:
             self._held = _state.Held(self._profile, self.seed, self.out_features)
@@ -253,6 +255,13 @@ class OpticalLinear(nn.Linear):
             self._take(held.changed(), "")
         elif held.is_forgotten():
             self._held = None
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _take_over_when_traced(self) -> bool:
+        """The same for Dynamo, which runs it once for each graph."""
+        with _disable_current_modes():
+            self._take_over()
+        return True
 
     def _take(self, entries: Mapping[str, Any], prefix: str) -> None:
         """Takes ranges and seed from entries of a ``state_dict``."""
@@ -406,4 +415,5 @@ def noise_text(profile: OpticalProfile) -> str:
 
 
 def _draw_seed() -> int:
-    return int(torch.randint(0, _streams.STREAMS - 1, (), dtype=torch.int64, device="cpu"))
+    with _disable_current_modes():  # a number, where tensors are made fake too
+        return int(torch.randint(0, _streams.STREAMS - 1, (), dtype=torch.int64, device="cpu"))

@@ -63,6 +63,11 @@ class Nested(Base):
         return self.layer(batch["a"]) - 2 * batch["inner"][0] + 3 * more[1] - more[0]
 
 
+class Numbers(Base):
+    def forward(self, x: Tensor, scales: Any = (1.0, (2.0, 3.0)), *more: float, shift: Any = ()) -> Tensor:
+        return self.layer(x) * scales[0] - sum(shift) * scales[1][1] + sum(more)
+
+
 class VarPositional(Base):
     def forward(self, *xs: Tensor) -> Tensor:
         return self.layer(xs[0]) - 2 * xs[1] + 3 * xs[2]
@@ -82,6 +87,9 @@ CALLS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "a tensor after constants": (Constants, (X, 3, Y, True, "none")),
     "None and truth": (Constants, (X, {"negate": True, "mask": None})),
     "nested": (Nested, ({"inner": (Y,), "a": X}, [Z, Y])),
+    "tuples of numbers": (Numbers, (X, (3.0, (2.0, 5.0)), 4.0, 7.0, {"shift": (1.0, 2.0)})),
+    "a list of numbers, and nothing": (Numbers, (X, [3.0, [2.0, 5.0]], 4.0, {"shift": [1.0]})),
+    "numbers beside a tensor": (Numbers, (X, (3.0, (Y, Z)), 4.0, {"shift": (1.0, 2.0)})),
     "*args": (VarPositional, (X, Y, Z)),
     "*args and **kwargs": (MixedPositional, (X, Y, {"last": Z})),
 }
@@ -261,6 +269,36 @@ def test_a_reference_that_fails_on_the_inputs(exported: tuple[Path, nn.Module]) 
     message = "reference: Other.forward fails on the file's inputs: RuntimeError: no such thing"
     with pytest.raises(ValueError, match=re.escape(message)):
         verify(exported[0], reference=Other())
+
+
+def test_names_of_dimensions_among_numbers(tmp_path: Path, noisy: OpticalProfile) -> None:
+    """A tuple of Nones says of one of numbers that it has no dimensions."""
+    model = optical.convert(Numbers(), noisy)
+    shapes = {"x": {0: "rows"}, "scales": (None, ({0: "rows"}, {0: "rows"})), "more": (None, None), "shift": (None,)}
+    path = tmp_path / "model.onnx"
+    export(model, (X, (3.0, (Y, Z)), 4.0, 7.0, {"shift": (1.0,)}), path, dynamic_shapes=shapes)
+    assert set(inspect(path).inputs.values()) == {"float[rows, 6]"}
+    assert_equal_to_torch(verify(path, reference=model))
+
+
+class Unnamed(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class TakesUnnamed(Base):
+    def forward(self, pair: Unnamed) -> Tensor:
+        return self.layer(pair.first) - pair.second
+
+
+def test_a_model_that_takes_a_type_without_a_name(tmp_path: Path, noisy: OpticalProfile) -> None:
+    """The error does not send a user to the model that it was given."""
+    model = optical.convert(TakesUnnamed(), noisy)
+    path = tmp_path / "model.onnx"
+    export(model, (Unnamed(X, Y),), path)
+    assert verify(path).ok
+    with pytest.raises(ValueError, match=r"without a reference it can be verified$"):
+        verify(path, reference=model)
 
 
 def test_a_container_that_a_file_cannot_name() -> None:

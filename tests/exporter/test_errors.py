@@ -35,6 +35,9 @@ def test_a_model_that_was_not_converted(tmp_path: Path) -> None:
     message = "model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first (it holds 2 nn.Linear)"
     with refused(ValueError, message):
         export(plain, X, tmp_path / "model.onnx")
+    normed = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    with refused(ValueError, "first (of nn.Linear it holds what convert leaves: 0: parametrised: convert first"):
+        export(normed, X, tmp_path / "model.onnx")
     with refused(ValueError, "first (it holds no nn.Linear either)"):
         export(nn.ReLU(), X, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -309,3 +309,41 @@ def test_a_layer_with_a_computed_weight_is_said_to_be_unchecked(tmp_path: Path) 
     assert report.ok
     assert [(left.name, left.reason) for left in report.not_checked] == [("layer", "its W is not an initializer")]
     assert "NOT ONE of its 1 layers was checked" in str(report)
+
+
+@pytest.mark.parametrize("name", ["s", "b"])
+@pytest.mark.parametrize("maker", ["Constant", "Identity", "Add"])
+def test_a_layer_with_a_computed_scale_or_bias_is_said_to_be_unchecked(tmp_path: Path, maker: str, name: str) -> None:
+    """It is not recomputed without them: the file is right, and ONNX Runtime runs it."""
+    stored = {"s": np.full(4, 0.25, np.float32), "b": np.arange(4, dtype=np.float32)}
+    value = stored.pop(name)
+    if maker == "Constant":
+        node = helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+    else:
+        stored["half"] = value / 2 if maker == "Add" else value  # type: ignore[assignment]
+        node = helper.make_node(maker, ["half"] * (2 if maker == "Add" else 1), [name])
+    path = looked_up(
+        tmp_path / "m.onnx", TensorProto.FLOAT, [2, 4], helper.make_node("Identity", ["X"], ["x"]), node, **stored
+    )
+    model = onnx.load(path)
+    layer = model.graph.node[-1]
+    layer.input.extend(["b"])
+    layer.attribute.extend([helper.make_attribute("weight_bits", 8)])
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    onnx.save(model, path)
+    report = verify(path)
+    reason = f"its {'W_scale' if name == 's' else 'B'} is not an initializer"
+    assert [(left.name, left.reason) for left in report.not_checked] == [("layer", reason)]
+    assert report.ok
+
+
+def test_an_attribute_that_is_no_text(tmp_path: Path) -> None:
+    """What its bytes are is for the operator to refuse, in its own words."""
+    path = looked_up(tmp_path / "m.onnx", TensorProto.FLOAT, [2, 4], helper.make_node("Identity", ["X"], ["x"]))
+    model = onnx.load(path)
+    model.graph.node[-1].attribute.add(name="bias_stage", s=b"\xff", type=onnx.AttributeProto.STRING)
+    onnx.save(model, path)
+    with pytest.raises(Exception, match=r'attribute bias_stage = .*: allowed is "analog", "digital"'):
+        verify(path)

@@ -124,6 +124,9 @@ def test_what_cannot_be_looked_into(tmp_path: Path, noisy: OpticalProfile, group
         refused(kind, lambda net=net: optical.convert(net, noisy, inplace=True))  # type: ignore[misc]
     refused("allowed is the model that it was made from", lambda: export(script, X, path))
     refused("get_model_state_dict", lambda: export(sharded, X, path))
+    program = torch.export.export(model(noisy).eval(), (X,)).module()
+    refused("model holds a GraphModule of torch.export: it has no modes", lambda: export(program, X, path))
+    refused("reference holds a GraphModule of torch.export", lambda: verify(path, reference=program))
     refused("reference is a str; allowed is a torch.nn.Module", lambda: verify(path, reference="x"))  # type: ignore[arg-type]
 
 

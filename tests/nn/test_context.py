@@ -99,6 +99,12 @@ def test_bad_streams(error: Any, message: str, arguments: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize("context", [noise, frozen])
+def test_what_is_no_model(context: Any) -> None:
+    with pytest.raises(TypeError, match=r"model is a list; allowed is a torch.nn.Module"), context([model()]):
+        pass
+
+
 @given(cases())
 def test_a_frozen_layer_equals_the_reference(case: Case) -> None:
     layer = OpticalLinear.from_linear(linear(case), case.profile, seed=case.seed)

@@ -379,6 +379,7 @@ def test_what_is_written_into_a_state_dict_reaches_the_layer() -> None:
         lambda net: pickle.dumps(net),
         lambda net: net(torch.zeros(1, 5)),
         lambda net: repr(net),
+        lambda net: torch.compile(net, backend="aot_eager", fullgraph=True)(torch.zeros(1, 5)),
     ],
 )
 def test_a_write_is_seen_by_whatever_looks_next(look: Any) -> None:
@@ -388,6 +389,18 @@ def test_a_write_is_seen_by_whatever_looks_next(look: Any) -> None:
             net.state_dict()[name].copy_(entry)
         look(net)
         assert (net._profile, net.seed) == (EACH, 9)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_program_has_what_was_written(strict: bool) -> None:
+    net, expected, x = layer(), layer(EACH, 9), torch.randn(3, 5)
+    state = net.state_dict()
+    for name, entry in expected.state_dict().items():
+        state[name].copy_(entry)
+    with noise(net, True, stream=1), noise(expected, True, stream=1):
+        program = torch.export.export(net, (x,), strict=strict).module()
+        assert torch.equal(program(x), expected(x))
+    assert settings(net) == settings(expected)
 
 
 def test_a_write_that_means_nothing_is_refused_where_it_is_seen() -> None:
