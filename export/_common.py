@@ -30,20 +30,23 @@ DRAWS = 20
 METADATA = "lumina.recipe."
 HEAD = """# Models
 
-Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file runs in ONNX
-Runtime alone, and with the operator's library faster and with noise that repeats:
+Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file runs in plain
+ONNX Runtime; with the operator's library it is faster, and its noise repeats:
 
 ```python
+import numpy as np
+
 import lumina_onnx
 
+images = np.random.default_rng(0).random((3, 64), dtype=np.float32)
 session = lumina_onnx.load("models/digits-4bit.onnx")
 logits = session.run(None, {session.get_inputs()[0].name: images})[0]
 ```
 
 Inputs are float32 `[batch, pixels]` in 0..1, outputs one number per digit. Every accuracy below is that of the file
-itself in ONNX Runtime on the test images, except the one in float, which its training measured. The noise is in the
-file: each run draws its own. This page is written by the recipes (`python export/NAME.py`); `--check` compares it with
-the files.
+itself in ONNX Runtime on the test images, except the one in float, which was measured in training. The noise is in the
+file: each run draws its own. The recipes write this page (`python export/NAME.py`), and `--check` compares it with the
+files.
 """
 
 
