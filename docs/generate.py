@@ -125,10 +125,10 @@ def commands(_: Path) -> str:
 
 
 def default(parameter: Any) -> str:
-    """What an option is where it is not given, in brackets; nothing where that says nothing."""
+    """What an option is where it is not given, in brackets; nothing where it is a switch."""
     value = parameter.default
     told = parameter.show_default and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool)
-    return f" [{value}]" if told else ""
+    return f" [default: {value}]" if told else ""
 
 
 # Speed, in the READMEs

@@ -30,8 +30,8 @@ DRAWS = 20
 METADATA = "lumina.recipe."
 HEAD = """# Models
 
-Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file runs in plain
-ONNX Runtime; with the operator's library it is faster, and its noise repeats:
+Small classifiers of handwritten digits for optical hardware, trained with its noise in the loop. Each file runs in
+plain ONNX Runtime; with the operator's library it is faster, and its noise repeats:
 
 ```python
 import numpy as np

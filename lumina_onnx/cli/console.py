@@ -33,7 +33,7 @@ Input = Annotated[
         "-i",
         exists=True,
         dir_okay=False,
-        help="A .npz by the names of the model's inputs, or a .npy where it has one. Random numbers without it.",
+        help="A .npz with an array for each input, or a .npy for a single one. Random numbers by default.",
     ),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Size of the model's symbolic dimensions in random inputs.")]

@@ -36,8 +36,12 @@ def convert(
             help="Inputs that set static full scales: .npz or .npy, a batch each; may be given again.",
         ),
     ] = None,
-    method: Annotated[str, typer.Option("--method", help=f"How: {', '.join(METHODS)}.")] = METHODS[0],
-    percentile: Annotated[float, typer.Option("--percentile", help="For --method percentile.")] = 99.9,
+    method: Annotated[
+        str, typer.Option("--method", help=f"How full scales are found: {', '.join(METHODS)}.")
+    ] = METHODS[0],
+    percentile: Annotated[
+        float, typer.Option("--percentile", help="Per cent of the values in the range, for --method percentile.")
+    ] = 99.9,
     skip: Annotated[
         list[str] | None, typer.Option("--skip", help="Layers to leave, by name: *, ?, [...]; may be given again.")
     ] = None,
@@ -45,10 +49,10 @@ def convert(
         list[str] | None,
         typer.Option("--override", help="PATTERN=PROFILE: other hardware for some layers; may be given again."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     fallback: Annotated[
         bool,
-        typer.Option("--fallback/--no-fallback", help="Whether it shall run without the operator's library."),
+        typer.Option("--fallback/--no-fallback", help="Whether the file also runs without the operator's library."),
     ] = True,
     as_json: Json = False,
     debug: Debug = False,

@@ -82,9 +82,7 @@ def demo(
     target: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, help="Where the trained model goes.")
     ] = Path("lumina-demo/digits.onnx"),
-    epochs: Annotated[
-        int, typer.Option("--epochs", min=1, help="Passes over the data, of each of the two trainings.")
-    ] = 60,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each of the two trainings.")] = 60,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -36,7 +36,7 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
 def verify(model: Model, source: Input = None, as_json: Json = False, debug: Debug = False) -> None:
     """Run a file and recompute each optical layer in plain numpy.
 
-    Every bit must be equal with the operator's library, noise included; without it, where it runs, each layer near.
+    With the operator's library every bit must be equal, noise included; without it, near enough.
     """
     need("train", "onnx")
     from lumina_onnx import exporter
@@ -70,7 +70,9 @@ def run(
     source: Input = None,
     target: Annotated[
         Path | None,
-        typer.Option("--output", "-o", dir_okay=False, help="Write the outputs: .npz, or .npy where there is one."),
+        typer.Option(
+            "--output", "-o", dir_okay=False, help="Where to write the outputs: a .npz, or a .npy for a single one."
+        ),
     ] = None,
     batch: Batch = 1,
     seed: Seed = 0,
