@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,12 @@ def with_part(text: str, begin: str, end: str, part: str) -> str:
     _, closing, after = rest.partition(end)
     if not (mark and closing):
         raise ValueError(f"the page lacks the marks {begin!r} and {end!r}")
-    return f"{before}{begin}\n{part}\n{end}{after}"
+    return f"{before}{begin}\n\n{part}\n\n{end}{after}"
+
+
+def wrapped(text: str) -> str:
+    """A paragraph no wider than the pages are."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def accuracies(path: Path, data: classifier.Data) -> tuple[Estimate, Estimate]:

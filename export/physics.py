@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import with_part
+from _common import with_part, wrapped
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lumina_onnx
@@ -136,9 +136,11 @@ def section(results: dict[str, Any]) -> str:
     rows = summary(results)
     count = len(next(iter(results["data"].values()))["seeds"])
     lines = [
-        f"Test accuracy in per cent, mean ± standard error over {count} seeds (each seed: another initialisation, "
-        f"order of batches and noise; {results['draws']} draws of the noise for each accuracy). "
-        f"{results['epochs']} epochs in float, then {results['epochs']} more where a column says so.",
+        wrapped(
+            f"Test accuracy in per cent, mean ± standard error over {count} seeds (each seed: another initialisation, "
+            f"order of batches and noise; {results['draws']} draws of the noise for each accuracy). "
+            f"{results['epochs']} epochs in float, then {results['epochs']} more where a column says so."
+        ),
         "",
         "| data | full scales | noise | float | float, twice as long | 4 bits, no noise | on the hardware, trained in "
         "float | ... in float, twice as long | ... noise-aware | won back | ... against twice as long |",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import DRAWS, Recipe, with_part
+from _common import DRAWS, Recipe, with_part, wrapped
 from mnist5k import RECIPES
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -111,9 +111,11 @@ def section(results: dict[str, Any]) -> str:
     """The generated part of the page."""
     count = len(next(iter(results["recipes"].values())))
     lines = [
-        f"Test accuracy in per cent, mean ± standard error over {count} seeds, {results['draws']} draws of the noise "
-        f"for each; {results['images']:,} images, {results['epochs']} epochs in float, then {results['epochs']} with "
-        "noise.",
+        wrapped(
+            f"Test accuracy in per cent, mean ± standard error over {count} seeds, {results['draws']} draws of the "
+            f"noise for each; {results['images']:,} images, {results['epochs']} epochs in float, then "
+            f"{results['epochs']} with noise."
+        ),
         "",
         '| model | precision | accuracy | difference from "highest", seed by seed | within a standard error |',
         "|---|---|---|---|---|",
