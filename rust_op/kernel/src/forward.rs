@@ -9,7 +9,7 @@ use crate::executor::{Executor, run_each, threads_for};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::dac;
 use crate::microkernel::epilogue::{Epilogue, padded};
-use crate::microkernel::float_env::FloatEnv;
+use crate::float_env::FloatEnv;
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::product::{Product, Staged};
 use crate::microkernel::rows;

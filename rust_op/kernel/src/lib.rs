@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod executor;
+mod float_env;
 pub mod forward;
 pub mod microkernel;
 pub mod noise;

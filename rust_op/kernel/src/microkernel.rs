@@ -10,7 +10,6 @@ pub mod backward;
 pub(crate) mod buffer;
 pub(crate) mod dac;
 pub(crate) mod epilogue;
-pub(crate) mod float_env;
 pub(crate) mod form;
 pub(crate) mod gauss;
 pub(crate) mod isa;
@@ -26,6 +25,8 @@ mod portable;
 pub(crate) mod product;
 
 use crate::error::Error;
+use crate::executor::{Executor, run_each};
+use crate::rng::{self, NoiseKey};
 #[cfg(target_arch = "x86_64")]
 use avx512::Bf16;
 #[cfg(not(target_arch = "x86_64"))]
@@ -170,6 +171,21 @@ pub fn fill_noise_row(tier: Tier, call_key: u64, row: u64, out: &mut [f32]) {
             gauss::fill_row(isa, self.call_key, self.row, self.out);
         }
     }
-    let _environment = float_env::FloatEnv::canonical();
+    let _environment = crate::float_env::FloatEnv::canonical();
     tier.vectorize(Fill { call_key, row, out });
+}
+
+/// Normals of a task of [`fill_noise`], at least: some microseconds of work.
+const NORMALS_PER_TASK: usize = 32_768;
+
+/// The normals that a call with this key adds to rows of `columns`, from its first row on.
+pub fn fill_noise(tier: Tier, executor: &dyn Executor, key: NoiseKey, columns: usize, out: &mut [f32]) {
+    let (call_key, rows_per_task) = (rng::call_key(key), NORMALS_PER_TASK.div_ceil(columns));
+    let work_ns = (out.len() / 2) as u64;
+    let tasks = out.chunks_mut(rows_per_task * columns).enumerate();
+    run_each(executor, work_ns, tasks, |(index, rows)| {
+        for (row, out) in rows.chunks_exact_mut(columns).enumerate() {
+            fill_noise_row(tier, call_key, (index * rows_per_task + row) as u64, out);
+        }
+    });
 }

@@ -309,27 +309,3 @@ fn packed_rows_of_any_length() {
     assert_eq!([1, 2, 4].map(|bits| pack::packed_row_bytes(bits, usize::MAX)), [1 << 61, 1 << 62, 1 << 63]);
     assert_eq!(mask_stride(usize::MAX), 1 << 61);
 }
-
-/// Runs every task twice.
-struct Twice;
-
-impl Executor for Twice {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        (0..2 * count).for_each(|index| task(index / 2));
-    }
-
-    fn threads(&self) -> usize {
-        2
-    }
-}
-
-/// Two runs of one task at the same time would write the same memory.
-#[test]
-#[should_panic(expected = "each task runs once")]
-fn columns_are_computed_once() {
-    let (n, k) = (1100, 600);
-    let params = Params::new(&spec()).expect("valid");
-    let weights = Weights::new(tier(), &Serial, &params, (n, k), WeightSource::F32(&vec![0.5; n * k]), None, None);
-    let layer = Layer::new(params, weights.expect("valid"), None).expect("valid");
-    let _ = layer.forward(&Twice, &vec![1.0; k], NoiseKey::default(), &mut vec![0.0; n], None);
-}

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::executor::{Executor, run_each, threads_for};
 use crate::forward::mask_stride;
 use crate::microkernel::Tier;
-use crate::microkernel::float_env::FloatEnv;
+use crate::float_env::FloatEnv;
 use crate::microkernel::tile::target::SharedRows;
 use crate::params::{BiasStage, Params};
 use crate::quantize::{Quantizer, weight_quantizer};

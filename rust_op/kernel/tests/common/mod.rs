@@ -17,13 +17,36 @@ use rayon::prelude::*;
 pub struct Reversed;
 
 impl Executor for Reversed {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        (0..count).rev().for_each(task);
+    fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
+        work();
     }
 
     /// Many, so that tasks are small.
     fn threads(&self) -> usize {
         64
+    }
+
+    fn order(&self, count: usize) -> Option<Vec<usize>> {
+        Some((0..count).rev().collect())
+    }
+}
+
+/// Runs tasks in an order of its own for each seed and each number of them, on a single thread.
+pub struct Shuffled(pub u64);
+
+impl Executor for Shuffled {
+    fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
+        work();
+    }
+
+    fn threads(&self) -> usize {
+        64
+    }
+
+    fn order(&self, count: usize) -> Option<Vec<usize>> {
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by_key(|index| lumina_kernel::rng::mix(self.0 ^ *index as u64));
+        Some(order)
     }
 }
 
@@ -37,8 +60,8 @@ impl Threads {
 }
 
 impl Executor for Threads {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.0.install(|| (0..count).into_par_iter().with_max_len(1).for_each(task));
+    fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
+        self.0.install(|| (0..at_most.min(self.threads())).into_par_iter().with_max_len(1).for_each(|_| work()));
     }
 
     fn threads(&self) -> usize {
