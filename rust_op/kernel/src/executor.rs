@@ -74,19 +74,19 @@ fn share<T: Send>(
     items: impl Iterator<Item = T> + Send,
     task: impl Fn(T) + Sync,
 ) {
+    if count <= 1 || threads_for(executor, work_ns) == 1 {
+        let _environment = FloatEnv::canonical();
+        items.for_each(task);
+        return;
+    }
     let items = Mutex::new(items);
-    let work = || {
+    executor.run(count, &|| {
         let _environment = FloatEnv::canonical();
         // No task runs with the lock.
         while let Some(item) = { items.lock().unwrap_or_else(PoisonError::into_inner).next() } {
             task(item);
         }
-    };
-    if count <= 1 || threads_for(executor, work_ns) == 1 {
-        work();
-    } else {
-        executor.run(count, &work);
-    }
+    });
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lumina_kernel::NoiseKey;
-use lumina_kernel::microkernel::fill_noise;
+use lumina_kernel::forward::fill_noise;
+use lumina_kernel::{NoiseKey, cost};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
@@ -113,7 +113,7 @@ pub fn noise<'py>(
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let eps = eps.as_slice_mut()?;
     if !eps.is_empty() {
-        run(py, eps.len(), || fill_noise(tier, &threads, key, shape[1], eps))?;
+        run(py, cost::noise_ns(eps.len()), || fill_noise(tier, &threads, key, shape[1], eps))?;
     }
     Ok(result)
 }

@@ -41,15 +41,3 @@ impl<S: Isa> Form<S> for Floats {
         isa.fma(left, right, sum)
     }
 }
-
-/// The form of a processor that has no other than [`Floats`].
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Bf16 {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl Bf16 {
-    pub(crate) fn vectorize<V: Formed>(self, _op: V) {
-        match self {}
-    }
-}

@@ -67,6 +67,10 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// 4 codes of a row of X for each column, ready for [`Isa::dot`].
     type A: Copy;
 
+    /// The tier's name.
+    const NAME: &'static str;
+    /// Multiply-adds that a core does in a nanosecond, about: of codes, and of floats.
+    const PRODUCTS_PER_NS: (u64, u64);
     /// Whether [`Isa::dot`] multiplies signed bytes, so that panels of 8 bits hold the codes as they are; else unsigned ones.
     /// It then takes the magnitudes of X's codes too.
     const SIGNED_CODES: bool;
@@ -82,6 +86,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The same of a float tile.
     const FLOAT_TILE: (usize, usize);
 
+    /// The permission, if this processor has the instructions.
+    fn detect() -> Option<Self>;
     /// Runs `op` with this tier's instructions.
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output;
 
