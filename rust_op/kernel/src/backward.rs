@@ -1,4 +1,5 @@
-//! The straight-through gradient: [`left`] and [`right`] pack the operands of its two products, [`strip`] cuts them into tasks.
+//! The straight-through gradient: [`left`] and [`right`] pack the operands of its two products, [`strip`] cuts them
+//! into tasks.
 
 mod left;
 mod right;
@@ -47,11 +48,12 @@ pub struct Factor<'a> {
     pub steps: &'a [f32],
 }
 
-/// W as the forward pass was given it. Its codes are made again from the scale: the same, since the same quantiser makes
-/// them.
+/// W as the forward pass was given it. Its codes are made again from the scale: the same, since the same quantiser
+/// makes them.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
-    /// `[N, K]`. Where one is not finite, which no forward pass takes, the gradient of X that depends on it is not either.
+    /// `[N, K]`. Where one is not finite, which no forward pass takes, the gradient of X that depends on it is not
+    /// either.
     pub values: &'a [f32],
     /// `[N]`, as [`crate::Weights::scale`] is.
     pub scale: &'a [f32],
@@ -100,7 +102,8 @@ pub enum Precision {
     /// Float32 in the contract's order, the same bits on every tier. r = 0.
     #[default]
     Highest,
-    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does: it would take as long as float32, which is used.
+    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does: it would take as long as float32, which is
+    /// used.
     High,
     /// r = 2^-8: g s may be rounded to bf16. It is where [`Tier::multiplies_bf16`] and c is a code of up to 8 bits; a
     /// g s below 2^-126, and a sum, then becomes 0. Everything else is as at [`Precision::Highest`].

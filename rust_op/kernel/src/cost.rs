@@ -1,5 +1,5 @@
-//! About how long the parts of a call take one thread, in nanoseconds: what is worth other threads, and letting go of an
-//! interpreter meanwhile, is decided by it. Results do not depend on it.
+//! About how long the parts of a call take one thread, in nanoseconds: what is worth other threads, and letting go of
+//! an interpreter meanwhile, is decided by it. Results do not depend on it.
 
 use crate::microkernel::Tier;
 use crate::params::Params;
@@ -9,6 +9,7 @@ const BYTES_PER_NS: usize = 100;
 /// Products of a gradient in a nanosecond.
 const GRADIENT_PRODUCTS_PER_NS: usize = 64;
 
+#[inline]
 fn product(factors: &[usize]) -> usize {
     factors.iter().fold(1, |product: usize, factor| product.saturating_mul(*factor))
 }
@@ -19,6 +20,7 @@ pub fn weights_ns(n: usize, k: usize) -> u64 {
 }
 
 /// A forward pass with weights that take `weight_bytes`: a few rows wait for these to come from the caches.
+#[inline]
 pub fn forward_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize), weight_bytes: usize) -> u64 {
     let (of_codes, of_floats) = tier.products_per_ns();
     let products = product(&[m, n, k]) as u64 / if params.is_integer() { of_codes } else { of_floats };

@@ -10,7 +10,8 @@ use crate::float_env::FloatEnv;
 /// floating-point environment that tasks need, and no result depends on how a call is cut into tasks or on the order in
 /// which they are taken: results are the same under any executor.
 pub trait Executor: Sync {
-    /// Calls `work` on up to `at_most` threads at the same time, at least once, and returns when all calls have returned.
+    /// Calls `work` on up to `at_most` threads at the same time, at least once, and returns when all calls have
+    /// returned.
     fn run(&self, at_most: usize, work: &(dyn Fn() + Sync));
 
     /// The threads that there are, about: a call is cut so that all of them have something to do.
@@ -21,8 +22,8 @@ pub trait Executor: Sync {
         0
     }
 
-    /// The order in which `count` tasks are taken, where it is not the first to the last. With it tests show that results
-    /// do not depend on the order.
+    /// The order in which `count` tasks are taken, where it is not the first to the last. With it tests show that
+    /// results do not depend on the order.
     #[doc(hidden)]
     fn order(&self, _count: usize) -> Option<Vec<usize>> {
         None
@@ -48,8 +49,8 @@ pub(crate) fn threads_for(executor: &dyn Executor, work_ns: u64) -> usize {
     if work_ns < executor.worthwhile_ns() { 1 } else { executor.threads().max(1) }
 }
 
-/// Runs `task` once on each of `items`, work of about `work_ns` nanoseconds together. Whichever thread is free takes the
-/// next item, so that nothing is allocated for them.
+/// Runs `task` once on each of `items`, work of about `work_ns` nanoseconds together. Whichever thread is free takes
+/// the next item, so that nothing is allocated for them.
 pub(crate) fn run_each<I>(executor: &dyn Executor, work_ns: u64, items: I, task: impl Fn(I::Item) + Sync)
 where
     I: IntoIterator<Item: Send, IntoIter: ExactSizeIterator + Send>,

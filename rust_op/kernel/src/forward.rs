@@ -1,4 +1,5 @@
-//! The fused forward pass: [`dac`] -> [`product`] -> [`epilogue`] (noise and ADC), as [`cut`] divides a call into tasks.
+//! The fused forward pass: [`dac`] -> [`product`] -> [`epilogue`] (noise and ADC), as [`cut`] divides a call into
+//! tasks.
 
 mod cut;
 mod dac;
@@ -63,6 +64,7 @@ impl Layer {
     }
 
     /// About how long [`Layer::forward`] takes one thread for `m` rows, in nanoseconds.
+    #[inline]
     pub fn forward_ns(&self, m: usize) -> u64 {
         let weights = &self.weights;
         cost::forward_ns(weights.tier(), self.params(), (m, weights.n(), weights.k()), weights.bytes())
@@ -88,8 +90,9 @@ impl Layer {
         if y.len() != m * n {
             return Err(Error::Length { name: "out", length: y.len(), allowed: format!("M * N = {m} * {n}") });
         }
-        let saved = saved.unwrap_or_default();
-        self.check_saved(&saved, m)?;
+        if let Some(saved) = &saved {
+            self.check_saved(saved, m)?;
+        }
         let call = Call {
             weights: &self.weights,
             product_bias: &self.product_bias,
@@ -98,7 +101,7 @@ impl Layer {
             work_ns: self.forward_ns(m),
             backwards: m == 1 && key.stream % 2 == 1,
         };
-        call.run(executor, x, y, saved);
+        call.run(executor, x, y, saved.unwrap_or_default());
         Ok(())
     }
 

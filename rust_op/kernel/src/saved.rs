@@ -89,6 +89,12 @@ impl<'a> CodesMut<'a> {
     }
 }
 
+/// The bits of a mask of `columns` columns, row by row.
+pub fn mask_bits(mask: &[u8], columns: usize) -> impl Iterator<Item = bool> {
+    let rows = mask.chunks_exact(mask_stride(columns));
+    rows.flat_map(move |row| (0..columns).map(move |column| row[column / 8] >> (column % 8) & 1 == 1))
+}
+
 /// Row `row` of a mask of `columns` columns.
 #[inline(always)]
 pub(crate) fn mask_row(mask: &mut [u8], row: usize, columns: usize) -> &mut [u8] {

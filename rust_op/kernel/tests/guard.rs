@@ -1,4 +1,5 @@
-//! Nothing beyond an array is read or written: every array of a call ends, or begins, at a page that may not be touched.
+//! Nothing beyond an array is read or written: every array of a call ends, or begins, at a page that may not be
+//! touched.
 
 mod common;
 

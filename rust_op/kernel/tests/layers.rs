@@ -1,5 +1,5 @@
-//! Everything points one way: a module of the crate uses those of the layers above it in this list alone, and no module of
-//! its own layer.
+//! Everything points one way: a module of the crate uses those of the layers above it in this list alone, and no module
+//! of its own layer.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,9 +9,10 @@ use lumina_kernel::Executor;
 use crate::guard::{Failure, guard};
 use crate::sys::KernelContext;
 
-/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. Its idle threads spin,
-/// so that is soon: on two cores of an AMD Zen 5 a session with one row of 1,024 inputs to as many outputs took 11.7 us on
-/// one thread and 7.5 on two at 8 bits, 5.4 and 6.1 at 4 bits; with the other core taken two threads cost 1 us more.
+/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. Its idle threads
+/// spin, so that is soon: on two cores of an AMD Zen 5 a session with one row of 1,024 inputs to as many outputs took
+/// 11.7 us on one thread and 7.5 on two at 8 bits, 5.4 and 6.1 at 4 bits; with the other core taken two threads cost 1
+/// us more.
 const WORTHWHILE_NS: u64 = 9_000;
 
 /// The pool of the session that a run belongs to: its `intra_op_num_threads`, no threads of our own.

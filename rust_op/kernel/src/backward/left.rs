@@ -126,8 +126,8 @@ impl Bias<'_> {
     }
 }
 
-/// Packs g * s_x, where there is memory for it beside s_x: columns `rows` of g are rows, rows `terms` the terms of sums.
-/// Adds g to the bias's gradient.
+/// Packs g * s_x, where there is memory for it beside s_x: columns `rows` of g are rows, rows `terms` the terms of
+/// sums. Adds g to the bias's gradient.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
 pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(

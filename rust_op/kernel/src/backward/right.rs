@@ -107,8 +107,8 @@ fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Cod
     codes
 }
 
-/// The halves of the first `count` of `codes`, which are a panel's columns in a row of `stride`. Meanwhile a row further
-/// down is fetched.
+/// The halves of the first `count` of `codes`, which are a panel's columns in a row of `stride`. Meanwhile a row
+/// further down is fetched.
 #[inline(always)]
 fn fetched<S: Isa, T>(isa: S, codes: &[T], stride: usize, count: usize) -> [&[T]; 2] {
     isa.prefetch(codes.as_ptr().wrapping_add(ROWS_AHEAD * stride));

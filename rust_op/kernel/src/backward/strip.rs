@@ -34,16 +34,17 @@ const PANEL_LANES: usize = 1 << 16;
 
 /// Cuts `rows` into about `count` ranges of whole tiles and vectors, of similar size.
 fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
-    let together = rows.len().div_ceil(count.max(1)).next_multiple_of(ROW_UNIT).max(1);
-    rows.clone().step_by(together).map(move |first| first..rows.end.min(first + together))
+    let rows_per_range = rows.len().div_ceil(count.max(1)).next_multiple_of(ROW_UNIT).max(1);
+    rows.clone().step_by(rows_per_range).map(move |first| first..rows.end.min(first + rows_per_range))
 }
 
-/// Strips of `rows` rows of a gradient with `panels` panels and sums of `depth` terms, of which `tasks` tasks can be made.
+/// Strips of `rows` rows of a gradient with `panels` panels and sums of `depth` terms, of which `tasks` tasks can be
+/// made.
 fn strips(rows: usize, panels: usize, depth: usize, tasks: usize) -> usize {
     let for_tasks = tasks.div_ceil(panels).min(rows.div_ceil(PART_ROWS));
     // Where sums are short, storing them is most of the work: tasks are better wide than high.
-    let most = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
-    rows.div_ceil(most).max(for_tasks)
+    let strip_rows = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
+    rows.div_ceil(strip_rows).max(for_tasks)
 }
 
 /// One of `first`, one of `second`, and so on; then the rest.
@@ -188,7 +189,8 @@ impl<'a> Call<'a> {
         self.threads.saturating_mul(TASKS)
     }
 
-    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves too few tasks; at least one.
+    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves too few tasks; at least
+    /// one.
     fn panels_per_task(&self, rows: usize, depth: usize) -> usize {
         let (m, n, k) = self.inputs.shape;
         let task = (m * n * k / self.tasks_wanted()).clamp(1 << 20, 1 << 23);
@@ -249,8 +251,8 @@ impl<'a> Strip<'a> {
 
     /// The terms of each block; of an empty one where there are none.
     fn terms(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (depth, together) = (self.call.depth(self.side), BLOCK_LANES * self.arithmetic.terms());
-        (0..depth.max(1)).step_by(together).map(move |start| start..depth.min(start + together))
+        let (depth, block_terms) = (self.call.depth(self.side), BLOCK_LANES * self.arithmetic.terms());
+        (0..depth.max(1)).step_by(block_terms).map(move |start| start..depth.min(start + block_terms))
     }
 
     /// The packed left operand of the block `index`, of `terms`, for each part: g times `scale`.
@@ -291,7 +293,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs a block of a part, g times the scale of its terms, and adds g to the bias's gradient; without memory for it the latter alone.
+/// Packs a block of a part, g times the scale of its terms, and adds g to the bias's gradient; without memory for it
+/// the latter alone.
 struct PackLeft<'s, 'a> {
     strip: &'s Strip<'a>,
     part: &'s Part<'a>,

@@ -50,7 +50,8 @@ pub(super) struct Call<'a> {
     pub(super) call_key: u64,
     /// Of one thread.
     pub(super) work_ns: u64,
-    /// Whether panels are read from the last to the first: every other call with a single row, which waits for the weights.
+    /// Whether panels are read from the last to the first: every other call with a single row, which waits for the
+    /// weights.
     pub(super) backwards: bool,
 }
 
@@ -71,17 +72,18 @@ impl Call<'_> {
         let narrow_floats = !self.weights.params().is_integer() && tier.float_tile().1 == 1;
         let costs = if narrow_floats { &ROW_COSTS_OF_NARROW_FLOATS } else { &ROW_COSTS };
         let rows_per_task = rows_per_task(x.len() / k, threads_for(executor, self.work_ns), costs);
-        let tasks = x.chunks(rows_per_task * k).zip(y.chunks_mut(rows_per_task * n)).enumerate();
-        let tasks = tasks.map(|(index, (x, y))| (index, x, y, saved.take_rows(rows_per_task, n, k)));
-        run_each(executor, self.work_ns, tasks, |(index, x, y, mut saved)| {
-            let count = x.len() / k;
+        let tasks = y.chunks_mut(rows_per_task * n).enumerate();
+        let tasks = tasks.map(|(index, y)| (index, y, saved.take_rows(rows_per_task, n, k)));
+        run_each(executor, self.work_ns, tasks, |(index, y, mut saved)| {
+            let (first, count) = (index * rows_per_task, y.len() / n);
+            let x = &x[first * k..(first + count) * k];
             let mut x_step = [0.0; TASK_ROWS];
             let x_step = &mut x_step[..count];
             let mut staging = Staging::new(self.weights, count);
             let adc_mask = saved.adc_mask.take();
             tier.vectorize(self.convert(x, saved, staging.all(), &mut *x_step));
             self.product(&staging, x_step).into_rows(OutputBlock::new(y, (count, n)));
-            tier.vectorize(FinishRows { call: self, first_row: index * rows_per_task, y, x_step, adc_mask });
+            tier.vectorize(FinishRows { call: self, first_row: first, y, x_step, adc_mask });
         });
     }
 

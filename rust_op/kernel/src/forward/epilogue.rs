@@ -100,10 +100,11 @@ impl Epilogue {
         }
     }
 
-    /// Finishes rows of `n` from row `first_row` on, which hold z; those whose step is NaN become NaN. `mask` receives the
-    /// ADC's saturation bits.
+    /// Finishes rows of `n` from row `first_row` on, which hold z; those whose step is NaN become NaN. `mask` receives
+    /// the ADC's saturation bits.
     ///
-    /// Pass 3 waits for a row's maximum, so it begins when some more rows, up to [`ROWS_AT_ONCE`], are through the passes before it.
+    /// Pass 3 waits for a row's maximum, so it begins when some more rows, up to [`ROWS_AT_ONCE`], are through the
+    /// passes before it.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
     pub(super) fn finish_rows<S: Isa>(

@@ -21,8 +21,8 @@ pub(super) struct Staging {
 }
 
 enum Values {
-    /// Codes, or where the product needs those ([`Isa::SIGNS`]) their signs, and behind all of them their magnitudes where it
-    /// needs them.
+    /// Codes, or where the product needs those ([`Isa::SIGNS`]) their signs, and behind all of them their magnitudes
+    /// where it needs them.
     Int {
         codes: Buffer<i8>,
         magnitudes: bool,

@@ -2,8 +2,8 @@
 
 use super::isa::Isa;
 
-/// What the lanes of packed operands hold, and how they are multiplied. A lane has 32 bits whatever it holds, and travels
-/// as a float. A value of an implementing type is the permission to use its instructions.
+/// What the lanes of packed operands hold, and how they are multiplied. A lane has 32 bits whatever it holds, and
+/// travels as a float. A value of an implementing type is the permission to use its instructions.
 pub(crate) trait Form<S: Isa>: Copy {
     /// Terms of a sum in a lane: 1, a float, or 2.
     const TERMS: usize;

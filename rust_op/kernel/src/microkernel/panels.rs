@@ -5,8 +5,8 @@
 //! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
 //! sum a c = sum a (c + z) - z sum a. Where a tier's dot multiplies signed bytes, z is 0 at 8 bits.
 //!
-//! A float panel is `[K][PANEL]`, or where float tiles are one vector wide two halves of `[K][LANES]`, so that what a tile
-//! reads lies side by side ([`panel_lane`]).
+//! A float panel is `[K][PANEL]`, or where float tiles are one vector wide two halves of `[K][LANES]`, so that what a
+//! tile reads lies side by side ([`panel_lane`]).
 
 use super::isa::{Isa, LANES};
 

@@ -126,8 +126,8 @@ impl<S: Isa> Coder<S> {
     }
 }
 
-/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum. Meanwhile the row after `x` is fetched,
-/// of which the hardware's prefetchers know nothing until it is read.
+/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum. Meanwhile the row after `x` is
+/// fetched, of which the hardware's prefetchers know nothing until it is read.
 #[inline(always)]
 pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<S>) -> i32 {
     let mut sum = isa.splat_i(0);
@@ -158,8 +158,8 @@ pub(crate) fn magnitudes(codes: &[i8], out: &mut [i8]) {
     }
 }
 
-/// Replaces codes by their signs, 0 or -1 where a code is negative. Returns the sum of the magnitudes of the negative ones,
-/// which [`Isa::dot`] leaves out.
+/// Replaces codes by their signs, 0 or -1 where a code is negative. Returns the sum of the magnitudes of the negative
+/// ones, which [`Isa::dot`] leaves out.
 #[inline(always)]
 pub(crate) fn signs(codes: &mut [i8], magnitudes: &[i8]) -> i32 {
     let mut negative = 0;

@@ -1,6 +1,6 @@
 //! A forward pass: a case, what the reference makes of it and what a tier does.
 
-use lumina_kernel::saved::{CodesMut, Saved, code_stride, mask_stride};
+use lumina_kernel::saved::{CodesMut, Saved, code_stride, mask_bits, mask_stride};
 use lumina_kernel::{Executor, Layer, NoiseKey, Params, Serial, Spec, Tier, WeightSource, Weights, pack, reference};
 
 use super::memory::Place;
@@ -148,12 +148,7 @@ impl Case {
             out
         };
         let unmask = |mask: &[u8], columns: usize, wanted: bool| -> Vec<bool> {
-            if !wanted {
-                return Vec::new();
-            }
-            let stride = mask_stride(columns);
-            let bit = |i: usize| mask[i / columns * stride + i % columns / 8] >> (i % columns % 8) & 1 == 1;
-            (0..m * columns).map(bit).collect()
+            if wanted { mask_bits(mask, columns).collect() } else { Vec::new() }
         };
         Outcome {
             y: bits(&y),

@@ -7,8 +7,8 @@ use super::Avx512;
 use crate::microkernel::form::{Form, Formed};
 use crate::microkernel::isa::{Isa, LANES};
 
-/// Permission to use AVX-512 BF16 besides: lanes are pairs of bf16, rounded to nearest, ties to even. Denormals become zeros,
-/// operands and sums alike: these instructions do so whatever the floating-point environment is.
+/// Permission to use AVX-512 BF16 besides: lanes are pairs of bf16, rounded to nearest, ties to even. Denormals become
+/// zeros, operands and sums alike: these instructions do so whatever the floating-point environment is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bf16(Avx512<true>);
 

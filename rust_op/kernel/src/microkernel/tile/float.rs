@@ -106,8 +106,8 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
 /// Sums of MR rows of floats with NV vectors of columns, each one chain of fused multiply-adds from 0.
 ///
 /// # Safety
-/// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for NV vectors of each of `depth` rows, where
-/// [`panel_lane`] has them.
+/// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for NV vectors of each of `depth` rows,
+/// where [`panel_lane`] has them.
 #[inline(always)]
 unsafe fn float_tile<S: Isa, const MR: usize, const NV: usize>(
     isa: S,

@@ -1,7 +1,7 @@
 //! Tiles of a gradient: both operands packed, one chain of fused multiply-adds an output.
 //!
-//! The terms of a sum lie in lanes of 32 bits ([`Form`] says what a lane holds), `depth` of them. The left operand lies in
-//! tiles of [`PackedRows`], `[depth][rows]` each; the right one in float panels of the same depth.
+//! The terms of a sum lie in lanes of 32 bits ([`Form`] says what a lane holds), `depth` of them. The left operand lies
+//! in tiles of [`PackedRows`], `[depth][rows]` each; the right one in float panels of the same depth.
 
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
@@ -25,8 +25,8 @@ pub(crate) const fn tile_stride(tile_rows: usize, depth: usize) -> usize {
     tile_rows * depth + SLACK
 }
 
-/// Rows of the next tile where `remaining` rows are to come and tiles have at most `tile_rows`: the smallest tile for the
-/// last rows, whose absent ones are zeros.
+/// Rows of the next tile where `remaining` rows are to come and tiles have at most `tile_rows`: the smallest tile for
+/// the last rows, whose absent ones are zeros.
 pub(crate) const fn tile_height(tile_rows: usize, remaining: usize) -> usize {
     if remaining >= tile_rows || remaining > 8 {
         tile_rows
@@ -170,7 +170,8 @@ impl Tile<'_> {
 /// The sums of MR rows with NV vectors of columns, which continue `sums`.
 ///
 /// # Safety
-/// `left` is valid for `depth` times MR lanes, `panel` for NV vectors of each of `depth` rows, where [`panel_lane`] has them.
+/// `left` is valid for `depth` times MR lanes, `panel` for NV vectors of each of `depth` rows, where [`panel_lane`] has
+/// them.
 #[inline(always)]
 unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
     isa: S,

@@ -9,8 +9,8 @@
 //! | 1, 2, 4 bits, packed | others | more | [`wide`] | registers hold no chain for each place |
 //! | 1, 2, 4 bits, unpacked | others | any | [`wide`] | as 8 bits |
 //!
-//! "Small sums" are tiers with [`Isa::SMALL_SUMS`], where sums of up to 4 bits have 16 bits for a while. [`choice`] decides.
-//! Panels are unpacked, once for all their rows, where there are more than [`stay_packed`] rows.
+//! "Small sums" are tiers with [`Isa::SMALL_SUMS`], where sums of up to 4 bits have 16 bits for a while. [`mod@choice`]
+//! decides. Panels are unpacked, once for all their rows, where there are more than [`stay_packed`] rows.
 
 mod blocks;
 mod choice;
@@ -52,8 +52,8 @@ pub(crate) struct IntPanel<'a> {
     pub(crate) next: *const u8,
 }
 
-/// Rows up to which packed panels are read as they are. For more, unpacking once pays; it pays earlier where sums of 16 bits
-/// make the products cheap.
+/// Rows up to which packed panels are read as they are. For more, unpacking once pays; it pays earlier where sums of 16
+/// bits make the products cheap.
 pub(crate) const fn stay_packed<S: Isa>() -> usize {
     if S::SMALL_SUMS { 8 } else { 24 }
 }
@@ -98,8 +98,8 @@ const fn choice<S: Isa>(bits: u32, size: u32) -> Choice {
 /// [`int_panel`] of codes of `BITS` bits that take `SIZE` bits each.
 ///
 /// # Safety
-/// `rows` and `output` hold `scaling.x_step.len()` rows of `panel.groups` groups, `rows` their magnitudes too where the tier
-/// reads them beside so many bits, and `panel.bytes` as many groups.
+/// `rows` and `output` hold `scaling.x_step.len()` rows of `panel.groups` groups, `rows` their magnitudes too where the
+/// tier reads them beside so many bits, and `panel.bytes` as many groups.
 #[inline(always)]
 unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
     isa: S,
@@ -159,9 +159,9 @@ unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, c
 
 /// Where a tile of some rows and vectors begins: the algorithms' operands.
 ///
-/// Their contract: from `codes` on lie as many rows as the tile has, `stride` apart, of `4 * groups` codes each, and from
-/// `magnitudes` on as many for a tier and storage that read them; from `panel` on, in blocks [`BLOCK_BYTES`] apart, as many
-/// vectors as the tile has of each block of `groups` groups.
+/// Their contract: from `codes` on lie as many rows as the tile has, `stride` apart, of `4 * groups` codes each, and
+/// from `magnitudes` on as many for a tier and storage that read them; from `panel` on, in blocks [`BLOCK_BYTES`]
+/// apart, as many vectors as the tile has of each block of `groups` groups.
 #[derive(Clone, Copy)]
 struct TileOrigin {
     codes: *const i8,
@@ -229,8 +229,8 @@ unsafe fn tile_vectors<
         let magnitudes =
             if S::SIGNED_CODES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
         let bytes = panel.bytes.as_ptr();
-        // An unpacked panel is at hand. While the first rows take it, each of their two vectors of columns fetches half of
-        // what is to be unpacked next, or both together all of it. Tiles of 12 rows fetch nothing.
+        // An unpacked panel is at hand. While the first rows take it, each of their two vectors of columns fetches half
+        // of what is to be unpacked next, or both together all of it. Tiles of 12 rows fetch nothing.
         let (fetch, ahead) = if BITS < SIZE {
             let part = groups * fetched_bytes(BITS, SIZE, NV);
             (panel.fetch && row == 0, panel.next.wrapping_add(vector * part))

@@ -1,4 +1,5 @@
-//! Which tiles and which algorithm serve a number of rows and a storage of codes: everything that was chosen by measuring.
+//! Which tiles and which algorithm serve a number of rows and a storage of codes: everything that was chosen by
+//! measuring.
 
 /// Codes as a panel holds them, and what the tier's tiles can do.
 #[derive(Clone, Copy)]
@@ -58,7 +59,8 @@ impl Choice {
         }
     }
 
-    /// How a tile of `rows` rows is computed. [`Algorithm::Slot`] has a longest row; [`Algorithm::Wide`] takes its place.
+    /// How a tile of `rows` rows is computed. [`Algorithm::Slot`] has a longest row; [`Algorithm::Wide`] takes its
+    /// place.
     pub(super) const fn algorithm(self, rows: usize) -> Algorithm {
         if self.is_small() && self.size <= 2 && rows == 1 {
             Algorithm::Nibble

@@ -1,5 +1,5 @@
-//! Packed codes multiplied where they are in their bytes, times a power of two, which is taken out of the sums at the end: for
-//! a few rows the shifts that unpacking takes would be as much work as the products.
+//! Packed codes multiplied where they are in their bytes, times a power of two, which is taken out of the sums at the
+//! end: for a few rows the shifts that unpacking takes would be as much work as the products.
 
 use super::TileOrigin;
 use super::blocks::{dot_group, load_block};
@@ -7,8 +7,8 @@ use super::small::{small_groups, widen_all};
 use crate::microkernel::isa::Isa;
 use crate::microkernel::panels::BLOCK_BYTES;
 
-/// [`super::small::small_tile`] for a single row of codes of 1 or 2 bits: each place in a half byte has sums of its own, of 16
-/// bits.
+/// [`super::small::small_tile`] for a single row of codes of 1 or 2 bits: each place in a half byte has sums of its
+/// own, of 16 bits.
 ///
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
@@ -39,10 +39,10 @@ pub(super) unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const
                     high[v] = isa.shr::<4>(low[v]);
                 }
                 let at = 4 * index * slots;
-                let left = groups - index * slots;
+                let remaining = groups - index * slots;
                 for s in 0..slots {
                     // The last block may have fewer. An end that varies would keep the sums in memory.
-                    if s < left {
+                    if s < remaining {
                         let stored = masked::<S, BITS, NV>(isa, if s < places { &low } else { &high }, s % places);
                         dot_group::<S, true, MR, NV>(isa, &mut small[s % places], &stored, origin, at + 4 * s);
                     }

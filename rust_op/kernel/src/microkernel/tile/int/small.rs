@@ -27,7 +27,8 @@ pub(super) const fn small_groups(largest: i32) -> usize {
     (i16::MAX as i32 / (2 * largest * LARGEST_CODE)) as usize
 }
 
-/// [`super::wide::wide_tile`] of codes of fewer than 8 bits in sums of 16 bits, which become ones of 32 before they could overflow.
+/// [`super::wide::wide_tile`] of codes of fewer than 8 bits in sums of 16 bits, which become ones of 32 before they
+/// could overflow.
 ///
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
