@@ -1,7 +1,7 @@
 //! What torch's tensors are and where: by DLPack's table of C functions, which `torch.Tensor` carries.
 //!
-//! A numpy view of a tensor costs torch some 0.7 microseconds and each pass has six, as much as all the arithmetic
-//! of a small layer. What these functions cannot say is whether a tensor stands for its negative: `lumina_onnx.nn` asks for
+//! A numpy view of a tensor costs torch some 0.7 microseconds and each pass has six, as much as all the arithmetic of a
+//! small layer. What these functions cannot say is whether a tensor stands for its negative: `lumina_onnx.nn` asks for
 //! that, and makes every tensor that is written to.
 
 #![allow(unsafe_code, reason = "the fence: memory by address is read and written here and nowhere else")]
@@ -36,8 +36,8 @@ const ON_CPU: i32 = 1;
 pub const FLOAT32: (u8, u8) = (2, 32);
 pub const UINT8: (u8, u8) = (1, 8);
 
-/// An address from here on is one of memory. Below, it may be what torch says of a tensor whose storage has none: its offset
-/// in the storage.
+/// An address from here on is one of memory. Below, it may be what torch says of a tensor whose storage has none: its
+/// offset in the storage.
 const MEMORY: usize = 1 << 36;
 
 impl Described {
@@ -93,7 +93,8 @@ pub fn address(tensor: &Option<Described>, element: (u8, u8), count: usize) -> O
     }
 }
 
-/// Whether the elements of a tensor lie in its storage: those of a `FakeTensor`, or of one whose storage was freed, lie nowhere.
+/// Whether the elements of a tensor lie in its storage: those of a `FakeTensor`, or of one whose storage was freed, lie
+/// nowhere.
 fn is_stored(tensor: &Bound<'_, PyAny>, described: &Described) -> bool {
     let memory = || -> PyResult<(usize, usize)> {
         let storage = tensor.call_method0(intern!(tensor.py(), "untyped_storage"))?;
@@ -141,12 +142,11 @@ fn check_memory<T>(name: &str, address: usize, count: usize) -> PyResult<bool> {
 /// # Safety
 /// They are initialised, and stay as they are while the slice lives.
 pub unsafe fn read<'a, T>(name: &str, address: usize, count: usize) -> PyResult<&'a [T]> {
+    if !check_memory::<T>(name, address, count)? {
+        return Ok(&[]);
+    }
     // SAFETY: not null and aligned, as checked; the rest is the caller's.
-    Ok(if check_memory::<T>(name, address, count)? {
-        unsafe { slice::from_raw_parts(address as *const T, count) }
-    } else {
-        &[]
-    })
+    Ok(unsafe { slice::from_raw_parts(address as *const T, count) })
 }
 
 /// The same, to be written.
@@ -154,12 +154,11 @@ pub unsafe fn read<'a, T>(name: &str, address: usize, count: usize) -> PyResult<
 /// # Safety
 /// Any bytes are a `T`, and nobody else reads or writes these while the slice lives.
 pub unsafe fn write<'a, T>(name: &str, address: usize, count: usize) -> PyResult<&'a mut [T]> {
+    if !check_memory::<T>(name, address, count)? {
+        return Ok(&mut []);
+    }
     // SAFETY: not null and aligned, as checked; the rest is the caller's.
-    Ok(if check_memory::<T>(name, address, count)? {
-        unsafe { slice::from_raw_parts_mut(address as *mut T, count) }
-    } else {
-        &mut []
-    })
+    Ok(unsafe { slice::from_raw_parts_mut(address as *mut T, count) })
 }
 
 /// DLPack's table of functions, as far as it is used here.

@@ -53,7 +53,8 @@ fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     if state.pid != pid {
         // Its threads are not in this process: to drop it would wait for locks that they may have held.
         mem::forget(state.pool.take());
-        // Loaded by a child, the module has not seen its parent, which may have used the torch that the child has from it.
+        // Loaded by a child, the module has not seen its parent, which may have used the torch that the child has from
+        // it.
         state.forked = state.pid != 0 || (is_fork() && OpenMp::of_torch().is_some());
         state.pid = pid;
     }

@@ -190,6 +190,8 @@ pub fn optical_linear_forward<'py>(
     let mut arguments = Arguments::default();
     let weight = arguments.read::<f32>("weight", weight)?;
     let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
+    // Before the other arrays are held against it.
+    params.check_shape(n, k).map_err(|error| renamed(error, NAMES))?;
     let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
     let weight = weight.as_slice()?;
     let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?;

@@ -155,8 +155,8 @@ impl Tensors {
         Ok(true)
     }
 
-    /// `backward`. `dx`, `dw` and `db` are None where they are not asked for. `weight` is read for `dx`, and `x` for `dw`
-    /// where it is analog. `for_x` and `for_weight` are those of the forward pass: they say what is in `saved`.
+    /// `backward`. `dx`, `dw` and `db` are None where they are not asked for. `weight` is read for `dx`, and `x` for
+    /// `dw` where it is analog. `for_x` and `for_weight` are those of the forward pass: they say what is in `saved`.
     ///
     /// Returns:
     ///     As `forward`.

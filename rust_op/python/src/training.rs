@@ -1,10 +1,10 @@
 //! A forward pass with its gradient, on arrays.
 
 use lumina_kernel::backward::{Operand, Outputs, PRECISIONS, Precision};
-use lumina_kernel::saved::{code_stride, mask_stride};
+use lumina_kernel::saved::{code_stride, mask_bits};
 use lumina_kernel::{NoiseKey, Params, cost};
 use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::arrays::{self, Arguments};
@@ -26,10 +26,12 @@ struct Bytes {
 impl Bytes {
     const ALIGNMENT: usize = 64;
 
-    fn new(length: usize) -> Self {
-        let memory = vec![0; length.saturating_add(Self::ALIGNMENT)];
+    fn new(length: usize) -> PyResult<Self> {
+        let (mut memory, whole) = (Vec::new(), length.saturating_add(Self::ALIGNMENT));
+        memory.try_reserve_exact(whole).map_err(|error| PyMemoryError::new_err(error.to_string()))?;
+        memory.resize(whole, 0);
         let offset = memory.as_ptr().align_offset(Self::ALIGNMENT);
-        Bytes { memory, offset, length }
+        Ok(Bytes { memory, offset, length })
     }
 
     fn as_slice(&self) -> &[u8] {
@@ -83,7 +85,7 @@ pub fn forward_train<'py>(
     let y_object = arrays::new_like(x_object, &[m, n])?;
     let mut y = arguments.write::<f32>("y", &y_object)?;
     let layout = SavedLayout::new(params, n, k, (true, true));
-    let mut bytes = Bytes::new(layout.bytes(m));
+    let mut bytes = Bytes::new(layout.bytes(m))?;
     let saved = Some(layout.split_mut(bytes.as_mut_slice(), m)?);
     let pass = ForwardPass { x: x.as_slice()?, key, y: y.as_slice_mut()?, saved };
     let source = Source { shape: (n, k), weight: weight.as_slice()?, scale: None, bias };
@@ -96,8 +98,8 @@ pub fn forward_train<'py>(
     Ok((y_object, PySaved { params: params.clone(), shape: (m, n, k), layout, bytes, x, weight }))
 }
 
-/// What `forward_train` saved for the gradient. It refers to the weights, and to an analog x: they are to be as they were
-/// when `backward` is called.
+/// What `forward_train` saved for the gradient. It refers to the weights, and to an analog x: they are to be as they
+/// were when `backward` is called.
 #[pyclass(frozen, name = "Saved", module = "lumina_kernel")]
 pub struct PySaved {
     params: Params,
@@ -122,9 +124,7 @@ impl PySaved {
         columns: usize,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(mask) = mask else { return Ok(None) };
-        let rows = mask.chunks_exact(mask_stride(columns));
-        let bits: Vec<bool> =
-            rows.flat_map(|row| (0..columns).map(|column| row[column / 8] >> (column % 8) & 1 == 1)).collect();
+        let bits: Vec<bool> = mask_bits(mask, columns).collect();
         Ok(Some(PyArray1::from_vec(py, bits).reshape([self.shape.0, columns])?.into_any()))
     }
 }
@@ -148,11 +148,11 @@ impl PySaved {
     ///     dy: float32 [M, N].
     ///     precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names it.
     ///
-    /// "highest" is float32 in a fixed order: the same bits on every processor. At the others g may be rounded first; results
-    /// still do not depend on the number of threads. An element of dx or dw, a sum of T terms g s c (g: dy where the ADC did
-    /// not saturate; s: x_step or weight_scale; c: a code, or a value where that side is analog), is off the exact one by at
-    /// most (r + (T + 2) 2^-23) sum |g s c| + T 2^-125 (1 + max |c|) where nothing overflows, with r = 0 at "highest", 2^-16
-    /// at "high", 2^-8 at "medium". db is the same at each.
+    /// "highest" is float32 in a fixed order: the same bits on every processor. At the others g may be rounded first;
+    /// results still do not depend on the number of threads. An element of dx or dw, a sum of T terms g s c (g: dy
+    /// where the ADC did not saturate; s: x_step or weight_scale; c: a code, or a value where that side is analog), is
+    /// off the exact one by at most (r + (T + 2) 2^-23) sum |g s c| + T 2^-125 (1 + max |c|) where nothing overflows,
+    /// with r = 0 at "highest", 2^-16 at "high", 2^-8 at "medium". db is the same at each.
     ///
     /// Returns:
     ///     dx [M, K], dw [N, K] and db [N].
