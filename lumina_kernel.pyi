@@ -18,16 +18,14 @@ __all__ = [
     "OP_VERSION_ATTRIBUTE",
     "Params",
     "PreparedLayer",
+    "Saved",
     "_Tensors",
     "__version__",
     "_saved_bytes",
     "available_isas",
-    "backward",
-    "code_stride",
     "forward_train",
     "isa",
     "manual_seed",
-    "mask_stride",
     "noise",
     "num_threads",
     "optical_linear_forward",
@@ -254,27 +252,65 @@ def unpack_weight(packed: _Array, bits: SupportsIndex, in_features: SupportsInde
         ValueError: Also a code of -2^(bits-1), which no quantiser gives, and padding bits that are not 0.
     """
 
-def code_stride(k: SupportsIndex) -> int:
-    """Elements from one row of codes to the next, for rows of k."""
+@final
+class Saved:
+    """What `forward_train` saved for the gradient.
 
-def mask_stride(columns: SupportsIndex) -> int:
-    """Bytes of one row of mask bits, for rows of `columns`."""
+    It refers to the weights, and to an analog x: they are to be as they were when `backward` is called.
+    """
+
+    @property
+    def x_codes(self) -> npt.NDArray[np.int8] | npt.NDArray[np.int16] | None:
+        """The codes of X [M, K]; None where it is analog."""
+
+    @property
+    def x_step(self) -> npt.NDArray[np.float32]:
+        """The step of one code of X, [M]; NaN in rows that are NaN throughout."""
+
+    @property
+    def weight_scale(self) -> npt.NDArray[np.float32]:
+        """The step of one weight code, [N]."""
+
+    @property
+    def adc_saturated(self) -> npt.NDArray[np.bool_] | None:
+        """Where the ADC saturated, [M, N]; None where it cannot (no ADC, or a dynamic output_range)."""
+
+    @property
+    def dac_saturated(self) -> npt.NDArray[np.bool_] | None:
+        """Where the DAC saturated, [M, K]; None where it cannot (a dynamic input_range)."""
+
+    def backward(self, dy: _ArrayT, precision: _Precision = "highest") -> tuple[_ArrayT, _ArrayT, _ArrayT]:
+        """The straight-through gradient: dx [M, K], dw [N, K] and db [N], of the kind of dy.
+
+        Args:
+            dy: [M, N].
+            precision: How exact dx and dw are at least, as torch.set_float32_matmul_precision names it. "highest" is
+                float32 in a fixed order: the same bits on every processor. "medium" rounds g s to bf16 where the
+                processor multiplies that faster than floats (AMD's from Zen 5 on) and the codes have up to 8 bits,
+                and is "highest" elsewhere. "high" allows a sum of two bf16, which nowhere pays: it is "highest".
+
+        An element of dx or dw is a sum of T terms g s c: g is dy where the ADC did not saturate, s an element of
+        weight_scale or x_step, c a code (a value where that side is analog). It is off the exact sum by at most
+
+            (r + (T + 2) 2^-23) sum |g s c|  +  T 2^-125 (1 + max |c|)
+
+        where nothing overflows, with r = 0 at "highest", 2^-16 at "high" and 2^-8 at "medium". Results do not depend
+        on the number of threads, and db does not depend on the precision.
+
+        Raises:
+            TypeError: An argument of another kind or dtype.
+            ValueError: A shape or value that is not allowed, or weights of another shape by now.
+        """
 
 def forward_train(
     params: Params,
-    x: _Array,
+    x: _ArrayT,
     weight: _Array,
     bias: _Array | None,
     seed: SupportsIndex,
     stream: SupportsIndex,
-    y: _Array,
-    x_codes: _Array | None,
-    x_step: _Array,
-    w_scale: _Array,
-    adc_mask: _Array | None,
-    dac_mask: _Array | None,
-) -> None:
-    """The forward pass, keeping what `backward` needs in memory of the caller's.
+) -> tuple[_ArrayT, Saved]:
+    """The forward pass, and what its gradient needs: Y [M, N], and what `backward` is a method of.
 
     Args:
         params: The layer's parameters.
@@ -283,58 +319,6 @@ def forward_train(
         bias: [N], or None.
         seed: 0..2^63-1, key of the noise.
         stream: 0..2^63-1.
-        y: Out, [M, N].
-        x_codes: Out, [M, code_stride(K)] int8 (int16 from 9 bits); None where input_bits is 0.
-        x_step: Out, [M].
-        w_scale: Out, [N].
-        adc_mask: Out, uint8 [M, mask_stride(N)]; None where output_bits is 0 or output_range dynamic.
-        dac_mask: Out, uint8 [M, mask_stride(K)]; None where input_range is dynamic.
-    """
-
-def backward(
-    params: Params,
-    dy: _Array,
-    x: _Array,
-    x_step: _Array,
-    weight: _Array,
-    w_scale: _Array,
-    adc_mask: _Array | None,
-    dac_mask: _Array | None,
-    dx: _Array | None,
-    dw: _Array | None,
-    db: _Array | None,
-    precision: _Precision = "highest",
-) -> None:
-    """The straight-through gradient of `forward_train`'s call.
-
-    Args:
-        params: As in the forward pass.
-        dy: [M, N].
-        x: The codes that the forward pass saved, or X itself where input_bits is 0.
-        x_step: [M], saved.
-        weight: [N, K], as it was in the forward pass; quantised here once more.
-        w_scale: [N], saved.
-        adc_mask: Saved, or None where the ADC cannot saturate.
-        dac_mask: Saved, or None where the DAC cannot saturate.
-        dx: Out, [M, K], or None where it is not asked for.
-        dw: Out, [N, K], or None.
-        db: Out, [N], or None.
-        precision: How exact dx and dw are at least, as torch.set_float32_matmul_precision names it. "highest" is
-            float32 in a fixed order: the same bits on every processor. "medium" rounds g s to bf16 where the
-            processor multiplies that faster than floats (AMD's from Zen 5 on) and the codes have up to 8 bits,
-            and is "highest" elsewhere. "high" allows a sum of two bf16, which nowhere pays: it is "highest".
-
-    An element of dx or dw is a sum of T terms g s c: g is dy where the ADC did not saturate, s an element of w_scale or
-    x_step, c a code (a value where that side is analog). It is off the exact sum by at most
-
-        (r + (T + 2) 2^-23) sum |g s c|  +  T 2^-125 (1 + max |c|)
-
-    where nothing overflows, with r = 0 at "highest", 2^-16 at "high" and 2^-8 at "medium". Results do not depend on the
-    number of threads, and db does not depend on the precision.
-
-    Raises:
-        TypeError: An argument of another kind or dtype.
-        ValueError: A shape or value that is not allowed.
     """
 
 # What follows is for `lumina_onnx.nn` alone.
@@ -402,4 +386,4 @@ class _Tensors:
         for_weight: bool,
         threads: int,
     ) -> bool:
-        """`backward`, with False as from `forward`; weight is read for dx, and x for dw where it is analog."""
+        """As `Saved.backward`, with False as from `forward`; weight is read for dx, and x for dw where it is analog."""

@@ -85,24 +85,18 @@ def main() -> None:
     results["out"] = race(y, (nan, 1.0), forward(x, w, bias, noise_shot=0.1, noise_additive=0.1, out=y))
 
     params = lumina_kernel.Params(input_bits=8, weight_bits=8, output_bits=8, input_range=2.0, output_range=3.0)
-    stride = lumina_kernel.code_stride(K)
-    saved: Any = {
-        "x": shared(generator.integers(-127, 128, (4, stride), np.int8)),
-        "x_step": shared(normal(4)),
-        "weight": w,
-        "w_scale": shared(normal(N)),
-        "adc_mask": shared(np.zeros((4, lumina_kernel.mask_stride(N)), np.uint8)),
-        "dac_mask": shared(np.zeros((4, lumina_kernel.mask_stride(K)), np.uint8)),
-    }
-    dy, dx, dw, db = shared(normal(4, N)), *(np.empty(shape, np.float32) for shape in ((4, K), (N, K), (N,)))
-    for name, array in {"dy": dy, **saved}.items():
-        values = (-128, 127) if array.dtype == np.int8 else (0, 255) if array.dtype == np.uint8 else (nan, inf)
-        results[f"backward, {name}"] = race(
-            array,
-            values,
-            lambda: lumina_kernel.backward(params, dy, *saved.values(), dx, dw, db),  # type: ignore[call-arg]
+    analog = lumina_kernel.Params(weight_bits=8, output_bits=8, output_range=3.0)
+    dy = shared(normal(4, N))
+    for array, read in ((w, "weight"), (x, "x")):
+        results[f"forward_train, {read}"] = race(
+            array, (nan, 1.0), lambda: lumina_kernel.forward_train(params, x, w, bias, 0, 0)
         )
-        array[...] = np.ones_like(array)
+        array[...] = normal(*array.shape)
+    for kind in (params, analog):
+        _, saved = lumina_kernel.forward_train(kind, x, w, bias, 0, 0)
+        for name, array in {"dy": dy, "weight": w, "x": x}.items():
+            results[f"backward, {name}, {kind.input_bits} bits"] = race(array, (nan, inf), partial(saved.backward, dy))
+            array[...] = np.ones_like(array)
 
     for bits in (1, 2, 4):
         codes = shared(np.ones((N, SHORT), np.int8))

@@ -139,73 +139,53 @@ def test_out_may_lie_beside_the_input() -> None:
 
 
 def test_training_refuses_what_does_not_fit() -> None:
-    params = lumina_kernel.Params(input_bits=8, weight_bits=4, output_range=2.0)
-    stride = lumina_kernel.code_stride(2)
-
-    def arrays() -> dict[str, Any]:
-        return {
-            "params": params, "x": X, "weight": W, "bias": B, "seed": 0, "stream": 0,
-            "y": np.empty((5, 3), np.float32),
-            "x_codes": np.empty((5, stride), np.int8), "x_step": np.empty(5, np.float32),
-            "w_scale": np.empty(3, np.float32),
-            "adc_mask": np.empty((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None,
-        }  # fmt: skip
-
-    lumina_kernel.forward_train(**arrays())
-    shared = np.empty((5, 3), np.float32)
+    arguments: dict[str, Any] = {
+        "params": lumina_kernel.Params(input_bits=8, weight_bits=4, output_range=2.0),
+        "x": X, "weight": W, "bias": B, "seed": 0, "stream": 0,
+    }  # fmt: skip
+    y, saved = lumina_kernel.forward_train(**arguments)
     for change, error, message in [
         ({"params": {}}, TypeError, "params is of type dict: allowed is lumina_kernel.Params"),
         ({"x": X[0]}, ValueError, "x has shape (2,): allowed is [M, K]"),
+        ({"x": X.astype(np.float64)}, TypeError, "x has dtype float64: allowed is float32"),
         ({"weight": np.ones((3, 4), np.float32)}, ValueError, "weight has shape (3, 4): allowed is (N, K) with K = 2"),
-        ({"y": np.empty((5, 4), np.float32)}, ValueError, "y has shape (5, 4): allowed is (M, N) = (5, 3)"),
-        ({"x_codes": None}, ValueError, "x_codes is None: allowed is an array where its side is quantised"),
-        ({"x_codes": np.empty((5, stride), np.int16)}, TypeError, "x_codes has dtype int16: allowed is int8"),
+        ({"weight": B}, ValueError, "weight has shape (3,): allowed is [N, K]"),
         (
-            {"x_codes": np.empty((5, 2), np.int8)},
+            {"x": np.ones((5, 0), np.float32), "weight": np.ones((3, 0), np.float32)},
             ValueError,
-            f"x_codes has shape (5, 2): allowed is (rows, code_stride(K)) = (5, {stride})",
+            "K (columns of weight) = 0: allowed is at least 1",
         ),
-        ({"x_step": np.empty(4, np.float32)}, ValueError, "x_step has shape (4,): allowed is (M,) = (5,)"),
-        ({"w_scale": np.empty(2, np.float32)}, ValueError, "w_scale has shape (2,): allowed is (N,) = (3,)"),
-        (
-            {"adc_mask": None},
-            ValueError,
-            "adc_mask is None: allowed is an array where output_bits > 0 and output_range is static",
-        ),
-        (
-            {"dac_mask": np.empty((5, 2), np.uint8)},
-            ValueError,
-            "dac_mask is an array: allowed is None where the DAC cannot saturate",
-        ),
-        ({"y": shared, "w_scale": shared.reshape(-1)[:3]}, ValueError, "w_scale shares memory with y"),
+        ({"weight": W * np.float32(np.nan)}, ValueError, "weight[0, 0] = NaN: allowed is a finite number"),
+        ({"bias": B[:2]}, ValueError, "bias has shape (2,): allowed is (N,) = (3,)"),
         ({"seed": -1}, ValueError, "seed = -1: allowed is 0..2^63-1"),
         ({"stream": "a"}, TypeError, "stream is of type str: allowed is 0..2^63-1"),
     ]:
         with pytest.raises(error, match=re.escape(message)):
-            lumina_kernel.forward_train(**{**arrays(), **change})
+            lumina_kernel.forward_train(**{**arguments, **change})
 
-    gradient: dict[str, Any] = {
-        "params": params, "dy": np.ones((5, 3), np.float32), "x": np.ones((5, stride), np.int8),
-        "x_step": np.ones(5, np.float32), "weight": W, "w_scale": B,
-        "adc_mask": np.zeros((5, lumina_kernel.mask_stride(3)), np.uint8), "dac_mask": None,
-        "dx": np.empty((5, 2), np.float32), "dw": None, "db": None,
-    }  # fmt: skip
-    lumina_kernel.backward(**gradient)
-    for change, error, message in [  # type: ignore[assignment]
-        ({"dy": np.ones(15, np.float32)}, ValueError, "dy has shape (15,): allowed is [M, N]"),
-        ({"x": X}, TypeError, "x has dtype float32: allowed is int8"),
-        ({"x": np.ones((5, 9), np.int8)}, ValueError, "x has shape (5, 9): allowed is (rows, code_stride(K))"),
-        ({"weight": W[:2]}, ValueError, "weight has shape (2, 2): allowed is (N, K) with N = 3, the columns of dy"),
-        ({"weight": B}, ValueError, "weight has shape (3,): allowed is [N, K]"),
-        ({"weight": W.astype(np.int8)}, TypeError, "weight has dtype int8: allowed is float32"),
-        ({"weight": np.ones((3, 0), np.float32)}, ValueError, "K (columns of weight) = 0: allowed is at least 1"),
-        ({"dx": np.empty((5, 3), np.float32)}, ValueError, "dx has shape (5, 3): allowed is (M, K) = (5, 2)"),
-        ({"dw": np.empty((2, 3), np.float32)}, ValueError, "dw has shape (2, 3): allowed is (N, K) = (3, 2)"),
-        ({"db": np.empty(2, np.float32)}, ValueError, "db has shape (2,): allowed is (N,) = (3,)"),
-        ({"db": B}, ValueError, "db shares memory with w_scale"),
+    saved.backward(np.ones_like(y))
+    for dy, error, message in [
+        (np.ones(15, np.float32), ValueError, "dy has shape (15,): allowed is (M, N) = (5, 3)"),
+        (np.ones((5, 3)), TypeError, "dy has dtype float64: allowed is float32"),
+        (np.ones((3, 5), np.float32).T, ValueError, "dy of shape (5, 3) is not C-contiguous"),
+        (None, TypeError, "dy is of type NoneType"),
     ]:
         with pytest.raises(error, match=re.escape(message)):
-            lumina_kernel.backward(**{**gradient, **change})
+            saved.backward(dy)  # type: ignore[type-var]
+
+
+def test_what_a_forward_pass_saves() -> None:
+    params = lumina_kernel.Params(input_bits=4, weight_bits=4, input_range=1.0, output_range=2.0)
+    x = np.array([[0.5, -3.0], [np.nan, 0.0]], np.float32)
+    y, saved = lumina_kernel.forward_train(params, x, W, B, 0, 0)
+    np.testing.assert_array_equal(saved.x_codes, np.array([[4, -7], [0, 0]], np.int8))
+    np.testing.assert_array_equal(saved.x_step, np.array([1 / 7, np.nan], np.float32))
+    np.testing.assert_array_equal(saved.weight_scale, lumina_kernel.quantize_weight(W, 4)[1])
+    np.testing.assert_array_equal(saved.dac_saturated, [[False, True], [False, False]])
+    assert saved.adc_saturated is not None
+    assert saved.adc_saturated.shape == y.shape
+    _, analog = lumina_kernel.forward_train(lumina_kernel.Params(output_bits=0), x[:1], W, B, 0, 0)
+    assert analog.x_codes is analog.adc_saturated is analog.dac_saturated is None
 
 
 @pytest.mark.parametrize(
@@ -262,8 +242,7 @@ def test_training_refuses_what_does_not_fit() -> None:
             ValueError,
             "packed has rows of 0 bytes: allowed is at least 1",
         ),
-        ("code_stride", (0,), ValueError, "k = 0: allowed is an integer >= 1"),
-        ("mask_stride", (-1,), ValueError, "columns = -1: allowed is an integer >= 1"),
+        ("_saved_bytes", (lumina_kernel.Params(), 1, 0, True, True), ValueError, "k = 0: allowed is an integer >= 1"),
     ],
 )
 def test_storage_refuses(function: str, arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:

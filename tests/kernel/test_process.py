@@ -111,17 +111,16 @@ def test_default_threads(value: str, threads: int | None) -> None:
 
 
 # Made here, since numpy gives the interpreter up too.
-DY, ROWS, STEPS = (np.ones(shape, np.float32) for shape in ((2000, 100), (2000, 1), 2000))
-COLUMN, SCALE, DB = (np.ones(shape, np.float32) for shape in ((100, 1), 100, 100))
+DY, INPUT, WEIGHT = (np.ones(shape, np.float32) for shape in ((2000, 100), (2000, 30), (100, 30)))
+SAVED = lumina_kernel.forward_train(lumina_kernel.Params(), INPUT, WEIGHT, None, 0, 0)[1]
 
 
-def gradient_of_the_bias() -> None:
-    params = lumina_kernel.Params()
-    lumina_kernel.backward(params, DY, ROWS, STEPS, COLUMN, SCALE, None, None, None, None, DB)
+def gradient() -> None:
+    SAVED.backward(DY)
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("call", [lambda: run(seed=1), gradient_of_the_bias], ids=["forward", "bias"])
+@pytest.mark.parametrize("call", [lambda: run(seed=1), gradient], ids=["forward", "gradient"])
 def test_other_threads_run_python_during_a_long_call(call: Callable[[], object]) -> None:
     """No thread gives the interpreter up of itself here, so another one runs only if a call lets it."""
     lumina_kernel.set_num_threads(1)

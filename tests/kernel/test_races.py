@@ -25,7 +25,7 @@ def test_a_result_or_an_error_in_words() -> None:
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-3000:]
     results = json.loads(child.stdout)
-    assert len(results) == 25
+    assert len(results) == 26
     for name, outcomes in results.items():
         for outcome in outcomes:
             allowed = outcome == "done" or re.match(f"ValueError: ({CHANGED}|{NOT_FINITE}|{CODE})", outcome)

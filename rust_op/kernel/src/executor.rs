@@ -1,23 +1,32 @@
 //! Who runs the tasks of a call. The kernel itself never starts a thread.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-use crate::microkernel::float_env::FloatEnv;
+use crate::float_env::FloatEnv;
 
-/// Runs independent tasks, in any order, on any threads.
+/// Threads for the tasks of a call.
 ///
-/// Every task sets the floating-point environment it needs, and no result depends on how a call is cut into tasks: results
-/// are the same under any executor.
+/// A call hands over one function, `work`, that takes tasks until none is left. Each thread that calls it sets the
+/// floating-point environment that tasks need, and no result depends on how a call is cut into tasks or on the order in
+/// which they are taken: results are the same under any executor.
 pub trait Executor: Sync {
-    /// Calls `task(0)` .. `task(count - 1)`, each once, and returns when all have returned.
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync));
+    /// Calls `work` on up to `at_most` threads at the same time, at least once, and returns when all calls have
+    /// returned.
+    fn run(&self, at_most: usize, work: &(dyn Fn() + Sync));
 
-    /// The threads that tasks may run on, about: a call is cut so that all of them have something to do.
+    /// The threads that there are, about: a call is cut so that all of them have something to do.
     fn threads(&self) -> usize;
 
     /// How much work, in nanoseconds of one thread, is worth handing to other threads.
     fn worthwhile_ns(&self) -> u64 {
         0
+    }
+
+    /// The order in which `count` tasks are taken, where it is not the first to the last. With it tests show that
+    /// results do not depend on the order.
+    #[doc(hidden)]
+    fn order(&self, _count: usize) -> Option<Vec<usize>> {
+        None
     }
 }
 
@@ -26,8 +35,8 @@ pub trait Executor: Sync {
 pub struct Serial;
 
 impl Executor for Serial {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        (0..count).for_each(task);
+    fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
+        work();
     }
 
     fn threads(&self) -> usize {
@@ -40,31 +49,44 @@ pub(crate) fn threads_for(executor: &dyn Executor, work_ns: u64) -> usize {
     if work_ns < executor.worthwhile_ns() { 1 } else { executor.threads().max(1) }
 }
 
-/// Runs tasks of about `work_ns` nanoseconds together, each in the canonical floating-point environment.
-fn run(executor: &dyn Executor, work_ns: u64, count: usize, task: &(dyn Fn(usize) + Sync)) {
-    let task = |index| {
-        let _environment = FloatEnv::canonical();
-        task(index);
-    };
-    if count <= 1 || threads_for(executor, work_ns) == 1 {
-        Serial.run(count, &task);
-    } else {
-        executor.run(count, &task);
-    }
-}
-
-/// Runs `task` on each of `items`, as [`run`] does. Whichever thread is free takes the next one, so that nothing is
-/// allocated for them.
+/// Runs `task` once on each of `items`, work of about `work_ns` nanoseconds together. Whichever thread is free takes
+/// the next item, so that nothing is allocated for them.
 pub(crate) fn run_each<I>(executor: &dyn Executor, work_ns: u64, items: I, task: impl Fn(I::Item) + Sync)
 where
-    I: IntoIterator<IntoIter: ExactSizeIterator + Send>,
+    I: IntoIterator<Item: Send, IntoIter: ExactSizeIterator + Send>,
 {
     let items = items.into_iter();
     let count = items.len();
+    match executor.order(count) {
+        None => share(executor, work_ns, count, items, task),
+        Some(order) => {
+            let mut items: Vec<_> = items.map(Some).collect();
+            let reordered: Vec<_> = order.iter().map(|&index| items[index].take().expect("an order")).collect();
+            share(executor, work_ns, count, reordered.into_iter(), task);
+        }
+    }
+}
+
+/// [`run_each`] of `count` items in their order.
+fn share<T: Send>(
+    executor: &dyn Executor,
+    work_ns: u64,
+    count: usize,
+    items: impl Iterator<Item = T> + Send,
+    task: impl Fn(T) + Sync,
+) {
+    if count <= 1 || threads_for(executor, work_ns) == 1 {
+        let _environment = FloatEnv::canonical();
+        items.for_each(task);
+        return;
+    }
     let items = Mutex::new(items);
-    run(executor, work_ns, count, &|_| {
-        let item = items.lock().expect("no task runs with the lock").next();
-        task(item.expect("each task runs once"));
+    executor.run(count, &|| {
+        let _environment = FloatEnv::canonical();
+        // No task runs with the lock.
+        while let Some(item) = { items.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+            task(item);
+        }
     });
 }
 
@@ -80,10 +102,10 @@ mod tests {
     struct Counting(AtomicUsize);
 
     impl Executor for Counting {
-        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
             self.0.fetch_add(1, Ordering::Relaxed);
             thread::scope(|scope| {
-                scope.spawn(|| (0..count).for_each(task));
+                scope.spawn(work);
             });
         }
 
@@ -119,7 +141,7 @@ mod tests {
     fn one_thread_is_never_handed_anything() {
         struct Alone;
         impl Executor for Alone {
-            fn run(&self, _: usize, _: &(dyn Fn(usize) + Sync)) {
+            fn run(&self, _at_most: usize, _work: &(dyn Fn() + Sync)) {
                 panic!("handed over");
             }
 
@@ -128,5 +150,58 @@ mod tests {
             }
         }
         run_each(&Alone, u64::MAX, 0..8, |_| ());
+    }
+
+    /// However often an executor calls, side by side or in turn, each task runs once.
+    #[test]
+    fn each_task_runs_once() {
+        struct Eager(usize);
+        impl Executor for Eager {
+            fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
+                thread::scope(|scope| {
+                    (0..self.0 * at_most).for_each(|_| {
+                        scope.spawn(work);
+                    });
+                });
+                work();
+            }
+
+            fn threads(&self) -> usize {
+                2
+            }
+        }
+        for eagerness in [0, 1, 3] {
+            let runs: Vec<AtomicUsize> = (0..20).map(|_| AtomicUsize::new(0)).collect();
+            run_each(&Eager(eagerness), 0, &runs, |runs| {
+                runs.fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn tasks_are_taken_in_the_order_of_the_executor() {
+        struct Ordered(fn(usize) -> Vec<usize>);
+        impl Executor for Ordered {
+            fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
+                work();
+            }
+
+            fn threads(&self) -> usize {
+                2
+            }
+
+            fn order(&self, count: usize) -> Option<Vec<usize>> {
+                Some((self.0)(count))
+            }
+        }
+        for (order, expected) in [
+            ((|count| (0..count).rev().collect()) as fn(usize) -> Vec<usize>, [4, 3, 2, 1, 0]),
+            (|count| (0..count).map(|index| index * 3 % count).collect(), [0, 3, 1, 4, 2]),
+        ] {
+            let taken = Mutex::new(Vec::new());
+            run_each(&Ordered(order), 0, 0..5, |item| taken.lock().expect("no task panics").push(item));
+            assert_eq!(taken.into_inner().expect("no task panics"), expected);
+        }
     }
 }

@@ -1,30 +1,39 @@
 //! The kernel of the `OpticalLinear` operator: `y = ADC(DAC(x) . W + b + noise)`.
 //!
-//! The way of the data: [`schema`] (names, bounds) -> [`params`] (checked) -> [`rng`], [`noise`],
-//! [`quantize`], [`pack`] -> [`microkernel`] -> [`forward`], [`backward`](mod@backward). [`reference`](mod@reference) is the
-//! definition that all of it must equal bit for bit. No thread is started here: see [`executor`].
+//! Modules use those above them alone (`tests/layers.rs` checks it):
+//!
+//! - [`schema`] (names, bounds), [`rng`], [`error`], [`quantize`], [`pack`], [`params`] (checked), [`noise`] say what is
+//!   computed, and [`reference`](mod@reference) computes it one scalar at a time: all that follows must equal it bit for bit.
+//! - [`executor`]: who runs the tasks of a call. No thread is started here.
+//! - [`saved`]: what goes from a forward to a backward pass, and its layout.
+//! - `microkernel`: the tiers, and the loops over their vectors. [`cost`]: how long a call takes, about.
+//! - [`weights`], laid out for a tier; then [`forward`] and [`backward`](mod@backward), side by side.
 
+pub mod backward;
+pub mod cost;
 pub mod error;
 pub mod executor;
+mod float_env;
 pub mod forward;
-pub mod microkernel;
+mod microkernel;
 pub mod noise;
 pub mod pack;
 pub mod params;
 pub mod quantize;
 pub mod reference;
 pub mod rng;
+pub mod saved;
 pub mod schema;
 pub mod weights;
 
+pub use backward::backward;
 pub use error::Error;
 pub use executor::{Executor, Serial};
-pub use forward::{Layer, Saved};
+pub use forward::Layer;
 pub use microkernel::Tier;
-pub use microkernel::backward;
-pub use microkernel::backward::backward;
 pub use params::{BiasStage, Params, Spec};
 pub use rng::NoiseKey;
+pub use saved::Saved;
 pub use weights::{WeightSource, Weights};
 
 /// The version of this crate.

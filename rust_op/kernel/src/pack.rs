@@ -64,13 +64,13 @@ fn unpack<const BITS: u32, const PER_BYTE: usize>(packed: &[u8], codes: &mut [i8
             *out = code(BITS, value);
         }
     }
-    let mut left = last.first().copied().unwrap_or(0);
+    let mut unread = last.first().copied().unwrap_or(0);
     for out in rest {
-        lowest = lowest.min(left & mask);
-        *out = code(BITS, left & mask);
-        left >>= BITS;
+        lowest = lowest.min(unread & mask);
+        *out = code(BITS, unread & mask);
+        unread >>= BITS;
     }
-    left == 0 && (BITS == 1 || lowest > 0)
+    unread == 0 && (BITS == 1 || lowest > 0)
 }
 
 /// What the first thing is that is not allowed in a row of `k` codes.

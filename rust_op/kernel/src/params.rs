@@ -1,7 +1,7 @@
 //! Parameters as a caller gives them ([`Spec`]) and as the kernels read them, checked ([`Params`]).
 
 use crate::error::Error;
-use crate::microkernel::float_env::FloatEnv;
+use crate::float_env::FloatEnv;
 use crate::quantize::levels;
 use crate::schema::{self, Kind};
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Backward, Case, Reversed, Storage, Threads, case, small_random};
+use common::{Backward, Case, Reversed, Shuffled, Storage, Threads, case, small_random};
 use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::reference::{self, Gradients};
@@ -67,12 +67,16 @@ proptest! {
 struct SaysTwo<E>(E);
 
 impl<E: Executor> Executor for SaysTwo<E> {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.0.run(count, task);
+    fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
+        self.0.run(at_most, work);
     }
 
     fn threads(&self) -> usize {
         2
+    }
+
+    fn order(&self, count: usize) -> Option<Vec<usize>> {
+        self.0.order(count)
     }
 }
 
@@ -108,8 +112,8 @@ fn strips_of_several_parts() {
             if tier.multiplies_bf16() {
                 wanted.push((Precision::Medium, pass.run(tier, &Serial, Precision::Medium, [true; 3])));
             }
-            let executors: [&dyn Executor; 4] =
-                [&Serial, &SaysTwo(Reversed), &Threads::new(2), &SaysTwo(Threads::new(8))];
+            let executors: [&dyn Executor; 5] =
+                [&Serial, &SaysTwo(Reversed), &SaysTwo(Shuffled(1)), &Threads::new(2), &SaysTwo(Threads::new(8))];
             for executor in executors {
                 for (precision, gradients) in &wanted {
                     pass.assert_same(tier.name(), &pass.run(tier, executor, *precision, [true; 3]), gradients);

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Case, Reversed, Storage, Threads, case, small_random};
+use common::{Case, Reversed, Shuffled, Storage, Threads, case, small_random};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::{NoiseKey, Spec, Tier};
 use proptest::prelude::*;
@@ -44,6 +44,7 @@ proptest! {
         for tier in Tier::available().into_iter().rev().take(3) {
             case.check(tier, &Threads::new(threads));
             case.check(tier, &Reversed);
+            case.check(tier, &Shuffled(threads as u64));
         }
     }
 }
@@ -89,8 +90,15 @@ fn threads_change_nothing() {
             key: NoiseKey { seed: 3, stream: 9 },
         };
         for tier in Tier::available() {
-            let executors: [&dyn Executor; 6] =
-                [&Serial, &Reversed, &Threads::new(1), &Threads::new(2), &Threads::new(3), &Threads::new(7)];
+            let executors: [&dyn Executor; 7] = [
+                &Serial,
+                &Reversed,
+                &Shuffled(1),
+                &Threads::new(1),
+                &Threads::new(2),
+                &Threads::new(3),
+                &Threads::new(7),
+            ];
             for executor in executors {
                 case.check(tier, executor);
             }
@@ -103,9 +111,9 @@ fn threads_change_nothing() {
 struct Worthwhile(AtomicUsize);
 
 impl Executor for Worthwhile {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Serial.run(count, task);
+        work();
     }
 
     fn threads(&self) -> usize {

@@ -1,4 +1,5 @@
-//! Nothing beyond an array is read or written: every array of a call ends, or begins, at a page that may not be touched.
+//! Nothing beyond an array is read or written: every array of a call ends, or begins, at a page that may not be
+//! touched.
 
 mod common;
 
@@ -6,7 +7,7 @@ use common::memory::{Place, on_fault_say, signal_of};
 use common::{Backward, Case, Reversed, bits, case};
 use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::{Executor, Serial};
-use lumina_kernel::microkernel::fill_noise_row;
+use lumina_kernel::forward::fill_noise_row;
 use lumina_kernel::noise::fill_row;
 use lumina_kernel::{Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights};
 use proptest::prelude::*;
@@ -91,7 +92,7 @@ fn the_smallest_arrays() {
             let (w, x) = (place.put(&[2.0f32]), place.put(&[3.0f32]));
             let weights =
                 Weights::new(tier, &Serial, &params, (1, 1), WeightSource::F32(&w), None, None).expect("valid");
-            let layer = Layer::new(params, weights, Some(place.put(&[1.0f32]).to_vec())).expect("valid");
+            let layer = Layer::new(weights, Some(&place.put(&[1.0f32]))).expect("valid");
             let mut y = place.filled(0.0f32, 1);
             layer.forward(&Serial, &x, NoiseKey::default(), &mut y, None).expect("valid");
             assert!(y[0].is_finite());

@@ -81,7 +81,7 @@ fn noise_of_kernel(tier: Tier, key: NoiseKey, rows: usize, columns: usize) -> Ve
     let params = Params::new(&spec).expect("allowed parameters");
     let zeros = vec![0.0; columns];
     let weights = Weights::new(tier, &Serial, &params, (columns, 1), WeightSource::F32(&zeros), None, None);
-    let layer = Layer::new(params, weights.expect("weights"), None).expect("a layer");
+    let layer = Layer::new(weights.expect("weights"), None).expect("a layer");
     let mut y = vec![0.0; rows * columns];
     layer.forward(&Serial, &vec![0.0; rows], key, &mut y, None).expect("a forward pass");
     y

@@ -1,10 +1,10 @@
 //! The golden vectors against the scalar reference and against the kernels of every tier of this processor.
 
 use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
-use lumina_kernel::forward::mask_stride;
 use lumina_kernel::params::{BiasStage, Params, Spec};
 use lumina_kernel::rng::{self, NoiseKey};
-use lumina_kernel::weights::{CodesMut, code_stride};
+use lumina_kernel::saved::mask_stride;
+use lumina_kernel::saved::{CodesMut, code_stride};
 use lumina_kernel::{Layer, Saved, Serial, Tier, WeightSource, Weights, noise, pack, reference};
 use serde_json::Value;
 
@@ -95,7 +95,7 @@ impl Case {
     fn layer(&self, tier: Tier, source: WeightSource<'_>, scale: Option<&[f32]>) -> Layer {
         let weights = Weights::new(tier, &Serial, &self.params, (self.n, self.k), source, scale, None)
             .unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        Layer::new(self.params.clone(), weights, self.bias.clone()).expect("a layer")
+        Layer::new(weights, self.bias.as_deref()).expect("a layer")
     }
 
     fn run(&self, layer: &Layer) -> Vec<f32> {
@@ -243,7 +243,7 @@ fn gradient() {
             let weights = Weights::new(tier, &Serial, &case.params, shape, source, scale, None)
                 .unwrap_or_else(|error| panic!("{}: {error}", case.name));
             let w_scale = weights.scale().to_vec();
-            let layer = Layer::new(case.params.clone(), weights, case.bias.clone()).expect("a layer");
+            let layer = Layer::new(weights, case.bias.as_deref()).expect("a layer");
 
             let dac_saturates = case.params.input_range.is_some();
             let (mut x_step, mut y) = (vec![7.0; m], vec![7.0; m * n]);

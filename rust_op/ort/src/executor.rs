@@ -1,7 +1,6 @@
 //! The kernel's tasks on the threads of the session, and on threads for the moment where a session is only being made.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 
@@ -10,9 +9,10 @@ use lumina_kernel::Executor;
 use crate::guard::{Failure, guard};
 use crate::sys::KernelContext;
 
-/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. Its idle threads spin,
-/// so that is soon: on two cores of an AMD Zen 5 a session with one row of 1,024 inputs to as many outputs took 11.7 us on
-/// one thread and 7.5 on two at 8 bits, 5.4 and 6.1 at 4 bits; with the other core taken two threads cost 1 us more.
+/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. Its idle threads
+/// spin, so that is soon: on two cores of an AMD Zen 5 a session with one row of 1,024 inputs to as many outputs took
+/// 11.7 us on one thread and 7.5 on two at 8 bits, 5.4 and 6.1 at 4 bits; with the other core taken two threads cost 1
+/// us more.
 const WORTHWHILE_NS: u64 = 9_000;
 
 /// The pool of the session that a run belongs to: its `intra_op_num_threads`, no threads of our own.
@@ -39,15 +39,15 @@ impl<'a> SessionPool<'a> {
 }
 
 impl Executor for SessionPool<'_> {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
         // A panic must not unwind through the pool's C++ frames.
-        let guarded = |index| {
+        let guarded = |_| {
             self.note(guard(|| {
-                task(index);
+                work();
                 Ok(())
             }));
         };
-        self.note(self.context.parallel_for(count, &guarded));
+        self.note(self.context.parallel_for(at_most.min(self.threads()), &guarded));
     }
 
     /// ONNX Runtime does not tell how many threads its pool has: unless it is asked for fewer, one for each core.
@@ -75,19 +75,9 @@ const WORTH_STARTING_NS: u64 = 500_000;
 pub(crate) struct Creation;
 
 impl Executor for Creation {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    break;
-                }
-                task(index);
-            }
-        };
+    fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
         thread::scope(|scope| {
-            for _ in 1..self.threads().min(count) {
+            for _ in 1..self.threads().min(at_most) {
                 // Where no more threads can be had, fewer do it.
                 if thread::Builder::new().name("lumina-create".into()).spawn_scoped(scope, work).is_err() {
                     break;
@@ -109,31 +99,32 @@ impl Executor for Creation {
 #[cfg(test)]
 mod tests {
     use std::sync::Condvar;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use super::*;
 
     #[test]
-    fn each_task_of_a_creation_runs_once() {
-        for count in [0, 1, 2, 100] {
-            let runs: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-            Creation.run(count, &|index| {
-                runs[index].fetch_add(1, Ordering::Relaxed);
+    fn a_creation_has_no_more_threads_than_asked_for() {
+        for at_most in [1, 2, 100] {
+            let calls = AtomicUsize::new(0);
+            Creation.run(at_most, &|| {
+                calls.fetch_add(1, Ordering::Relaxed);
             });
-            assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+            assert_eq!(calls.into_inner(), at_most.min(Creation.threads()));
         }
     }
 
     #[test]
-    fn tasks_of_a_creation_run_side_by_side() {
+    fn threads_of_a_creation_run_side_by_side() {
         let (arrived, all_here) = (Mutex::new(0), Condvar::new());
         let count = Creation.threads().min(2);
-        Creation.run(count, &|_| {
+        Creation.run(count, &|| {
             let mut arrived = arrived.lock().unwrap();
             *arrived += 1;
             all_here.notify_all();
             let waited = all_here.wait_timeout_while(arrived, Duration::from_secs(60), |arrived| *arrived < count);
-            assert!(!waited.unwrap().1.timed_out(), "a task waited for another that did not start");
+            assert!(!waited.unwrap().1.timed_out(), "a thread waited for another that did not start");
         });
     }
 }

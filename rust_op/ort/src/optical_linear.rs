@@ -125,7 +125,7 @@ mod tests {
         let (params, tier) = (Params::new(&spec).unwrap(), Tier::selected().unwrap());
         let w: Vec<f32> = (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect();
         let weights = Weights::new(tier, &Serial, &params, (n, k), WeightSource::F32(&w), None, None).unwrap();
-        let layer = Layer::new(params, weights, Some(vec![0.5; n])).unwrap();
+        let layer = Layer::new(weights, Some(&vec![0.5; n])).unwrap();
         OpticalLinear { node: "a node: ".into(), layer, seed: 1, invocations: AtomicU64::new(0) }
     }
 

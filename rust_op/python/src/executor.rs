@@ -53,7 +53,8 @@ fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     if state.pid != pid {
         // Its threads are not in this process: to drop it would wait for locks that they may have held.
         mem::forget(state.pool.take());
-        // Loaded by a child, the module has not seen its parent, which may have used the torch that the child has from it.
+        // Loaded by a child, the module has not seen its parent, which may have used the torch that the child has from
+        // it.
         state.forked = state.pid != 0 || (is_fork() && OpenMp::of_torch().is_some());
         state.pid = pid;
     }
@@ -167,33 +168,27 @@ impl Threads {
 }
 
 impl Executor for Threads {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
         let pool = match self {
-            _ if count <= 1 => return Serial.run(count, task),
-            Threads::One => return Serial.run(count, task),
-            Threads::Torch(torch) => return torch.run(count, task),
+            Threads::One => return Serial.run(at_most, work),
+            Threads::Torch(torch) => return torch.run(at_most, work),
             Threads::Pool(pool) => pool,
         };
-        let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    break;
-                }
-                task(index);
-                finished.fetch_add(1, Ordering::Release);
-            }
-        };
+        // Workers that are at work.
+        let busy = AtomicUsize::new(0);
         pool.in_place_scope(|scope| {
-            for _ in 0..pool.current_num_threads().min(count - 1) {
-                scope.spawn(|_| work());
+            for _ in 0..pool.current_num_threads().min(at_most.saturating_sub(1)) {
+                scope.spawn(|_| {
+                    busy.fetch_add(1, Ordering::Relaxed);
+                    work();
+                    busy.fetch_sub(1, Ordering::Relaxed);
+                });
             }
             work();
             // The scope would put this thread to sleep until the others are done, and to be woken costs more than most
             // of these waits last.
             let patience = Instant::now();
-            while finished.load(Ordering::Acquire) < count && patience.elapsed() < PATIENCE {
+            while busy.load(Ordering::Relaxed) > 0 && patience.elapsed() < PATIENCE {
                 std::hint::spin_loop();
             }
         });

@@ -3,8 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lumina_kernel::error::of_panic;
-use lumina_kernel::weights::WeightSource;
-use lumina_kernel::{Error, Layer, NoiseKey, Params, Spec, Weights};
+use lumina_kernel::{Error, Layer, NoiseKey, Params, Saved, Spec, Tier, WeightSource, Weights, cost};
 use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -19,32 +18,61 @@ use crate::schema::tier;
 /// Names in [`optical_linear_forward`] that differ from the kernel's.
 const NAMES: &[(&str, &str)] = &[("noise_relative", "noise_std"), ("output_bits", "bits")];
 
-/// Multiply-adds that a core does in a nanosecond, about.
-const PRODUCTS_PER_NS: usize = 32;
 /// Work beyond which others may run Python meanwhile: letting go of the interpreter and taking it back has
 /// a price of its own.
-const DETACH_NS: usize = 20_000;
+const DETACH_NS: u64 = 20_000;
 
-/// Nanoseconds of a forward call, roughly; `fresh_weights` where the weights are quantised in it.
-pub fn cost(m: usize, n: usize, k: usize, fresh_weights: bool) -> usize {
-    let weights = if fresh_weights { n.saturating_mul(k) } else { 0 };
-    (m.saturating_mul(n).saturating_mul(k) / PRODUCTS_PER_NS)
-        .saturating_add(m.saturating_mul(n.saturating_add(k)))
-        .saturating_add(weights)
+/// About how long a forward call takes in which the weights are quantised.
+pub fn fresh_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize)) -> u64 {
+    cost::weights_ns(n, k).saturating_add(cost::forward_ns(tier, params, (m, n, k), 0))
 }
 
-/// Nanoseconds of a backward pass with so many of the two products, roughly; the bias's gradient alone reads dY too.
-pub fn backward_cost(products: usize, m: usize, n: usize, k: usize) -> usize {
-    products.saturating_mul(cost(m, n, k, false)).saturating_add(m.saturating_mul(n))
+/// Weights and a bias that a layer is made of.
+pub struct Source<'a> {
+    /// N and K.
+    pub shape: (usize, usize),
+    pub weight: &'a [f32],
+    pub scale: Option<&'a [f32]>,
+    pub bias: Option<&'a [f32]>,
 }
 
-/// Runs `work`, detached from the interpreter where its `cost` is worth it.
+impl Source<'_> {
+    /// The layer.
+    pub fn prepare(&self, tier: Tier, threads: &Threads, params: &Params) -> Result<Layer, Error> {
+        let source = WeightSource::F32(self.weight);
+        let weights = Weights::new(tier, threads, params, self.shape, source, self.scale, None)?;
+        Layer::new(weights, self.bias)
+    }
+}
+
+/// What a forward pass reads and writes beside its weights.
+pub struct ForwardPass<'a> {
+    pub x: &'a [f32],
+    pub key: NoiseKey,
+    pub y: &'a mut [f32],
+    /// The scale of W, if that is saved, and the rest.
+    pub saved: Option<(&'a mut [f32], Saved<'a>)>,
+}
+
+impl ForwardPass<'_> {
+    pub fn run(self, threads: &Threads, layer: &Layer) -> Result<(), Error> {
+        let saved = self.saved.map(|(scale, saved)| {
+            if !scale.is_empty() {
+                scale.copy_from_slice(layer.weights().scale());
+            }
+            saved
+        });
+        layer.forward(threads, self.x, self.key, self.y, saved)
+    }
+}
+
+/// Runs `work`, detached from the interpreter where so many nanoseconds are worth it.
 ///
 /// # Errors
 /// A panic. pyo3 would hand it on as one of Python's exceptions that are no `Exception`.
-pub fn run<T: Send>(py: Python<'_>, cost: usize, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+pub fn run<T: Send>(py: Python<'_>, work_ns: u64, work: impl FnOnce() -> T + Send) -> PyResult<T> {
     let work = || catch_unwind(AssertUnwindSafe(work));
-    let outcome = if cost > DETACH_NS { py.detach(work) } else { work() };
+    let outcome = if work_ns > DETACH_NS { py.detach(work) } else { work() };
     outcome.map_err(|panic| PyRuntimeError::new_err(of_panic(&*panic)))
 }
 
@@ -63,13 +91,14 @@ fn rows_and_output(name: &str, shape: &[usize], n: usize, k: usize) -> PyResult<
     }
 }
 
-/// One forward call on the array `x`: checks it and `out`, makes the output and hands `work` both.
+/// One forward call on the array `x`: checks it and `out`, makes the output and hands `work` both. `work_ns` says
+/// how long that takes for so many rows.
 pub fn call<'py>(
     arguments: &mut Arguments,
     (name, object): (&'static str, &Bound<'py, PyAny>),
     out: Option<&Bound<'py, PyAny>>,
     (n, k): (usize, usize),
-    fresh_weights: bool,
+    work_ns: impl FnOnce(usize) -> u64,
     work: impl FnOnce(&[f32], &mut [f32]) -> Result<(), Error> + Send,
 ) -> PyResult<Result<Bound<'py, PyAny>, Error>> {
     let x = arguments.read::<f32>(name, object)?;
@@ -80,7 +109,7 @@ pub fn call<'py>(
     };
     let mut y = arguments.write_shaped::<f32>("out", &result, &shape, "the shape of the result")?;
     let (x, y) = (x.as_slice()?, y.as_slice_mut()?);
-    Ok(run(object.py(), cost(m, n, k, fresh_weights), || work(x, y))?.map(|()| result))
+    Ok(run(object.py(), work_ns(m), || work(x, y))?.map(|()| result))
 }
 
 /// y = ADC(DAC(x) . W + b + noise), in one pass.
@@ -161,17 +190,19 @@ pub fn optical_linear_forward<'py>(
     let mut arguments = Arguments::default();
     let weight = arguments.read::<f32>("weight", weight)?;
     let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
+    // Before the other arrays are held against it.
     params.check_shape(n, k).map_err(|error| renamed(error, NAMES))?;
     let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
     let weight = weight.as_slice()?;
-    let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
+    let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?;
 
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let key: NoiseKey = noise::key(seed.as_ref(), stream.as_ref())?;
+    let source = Source { shape: (n, k), weight, scale: scale.as_deref(), bias };
     let work = |x: &[f32], y: &mut [f32]| {
-        let source = WeightSource::F32(weight);
-        let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
-        Layer::new(params, weights, bias)?.forward(&threads, x, key, y, None)
+        let layer = source.prepare(tier, &threads, &params)?;
+        ForwardPass { x, key, y, saved: None }.run(&threads, &layer)
     };
-    call(&mut arguments, ("input", input), out, (n, k), true, work)?.map_err(|error| renamed(error, NAMES))
+    let work_ns = |m| fresh_ns(tier, &params, (m, n, k));
+    call(&mut arguments, ("input", input), out, (n, k), work_ns, work)?.map_err(|error| renamed(error, NAMES))
 }

@@ -1,8 +1,8 @@
 //! A layer prepared once and called often, and the storage of weights.
 
 use lumina_kernel::pack::{self, PACKED_BITS, packed_row_bytes};
-use lumina_kernel::weights::{CodesMut, WeightSource, code_stride};
-use lumina_kernel::{Layer, NoiseKey, Params, Spec, Weights};
+use lumina_kernel::saved::{CodesMut, code_stride};
+use lumina_kernel::{Layer, NoiseKey, Params, Spec, WeightSource, Weights, cost};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -10,10 +10,11 @@ use pyo3::prelude::*;
 use crate::arrays::{self, Arguments};
 use crate::error::{renamed, to_python};
 use crate::executor::Threads;
-use crate::forward::{call, cost, run};
+use crate::forward::{Source, call, run};
 use crate::numbers::{Floats, Int};
 use crate::params::PyParams;
 use crate::schema::tier;
+use crate::training::without_padding;
 
 /// A layer whose weights are quantised and packed once.
 ///
@@ -46,21 +47,17 @@ impl PyPreparedLayer {
         bias: Option<&Bound<'_, PyAny>>,
         weight_scale: Option<Floats>,
     ) -> PyResult<Self> {
-        let params = PyParams::of(params)?.clone();
+        let params = PyParams::of(params)?;
         let mut arguments = Arguments::default();
         let weight = arguments.read::<f32>("weight", weight)?;
         let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
         let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
         let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
-        let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?.map(<[f32]>::to_vec);
-        let weight = weight.as_slice()?;
+        let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?;
+        let source = Source { shape: (n, k), weight: weight.as_slice()?, scale: scale.as_deref(), bias };
         let (tier, threads) = (tier()?, Threads::current(py)?);
-        let build = || {
-            let source = WeightSource::F32(weight);
-            let weights = Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), None)?;
-            Layer::new(params, weights, bias)
-        };
-        run(py, cost(0, n, k, true), build)?.map(PyPreparedLayer).map_err(to_python)
+        let build = || source.prepare(tier, &threads, params);
+        run(py, cost::weights_ns(n, k), build)?.map(PyPreparedLayer).map_err(to_python)
     }
 
     /// Y [..., N] of X [..., K], as optical_linear_forward.
@@ -76,7 +73,7 @@ impl PyPreparedLayer {
         let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
         let threads = Threads::current(py)?;
         let work = |x: &[f32], y: &mut [f32]| self.0.forward(&threads, x, key, y, None);
-        call(&mut Arguments::default(), ("x", x), out, (self.n(), self.k()), false, work)?
+        call(&mut Arguments::default(), ("x", x), out, (self.n(), self.k()), |m| self.0.forward_ns(m), work)?
             .map_err(|error| renamed(error, &[("input", "x")]))
     }
 
@@ -103,17 +100,6 @@ impl PyPreparedLayer {
     }
 }
 
-/// Rows of K codes out of rows of `code_stride(K)`.
-fn compact<'py, T: numpy::Element + Copy>(
-    py: Python<'py>,
-    padded: &[T],
-    (n, k): (usize, usize),
-) -> PyResult<Bound<'py, PyAny>> {
-    let mut codes = Vec::with_capacity(n * k);
-    padded.chunks_exact(code_stride(k)).for_each(|row| codes.extend_from_slice(&row[..k]));
-    Ok(PyArray1::from_vec(py, codes).reshape([n, k])?.into_any())
-}
-
 /// Quantises weights.
 ///
 /// Args:
@@ -136,13 +122,12 @@ pub fn quantize_weight<'py>(
     let params = Params::new(&Spec { weight_bits, ..Spec::default() }).map_err(to_python)?;
     let weight = Arguments::default().read::<f32>("weight", weight)?;
     let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
-    params.check_shape(n, k).map_err(to_python)?;
     let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
     let weight = weight.as_slice()?;
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let quantize = |codes: CodesMut<'_>| {
         let source = WeightSource::F32(weight);
-        run(py, cost(0, n, k, true), || {
+        run(py, cost::weights_ns(n, k), || {
             Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), Some(codes))
         })?
         .map_err(to_python)
@@ -150,11 +135,11 @@ pub fn quantize_weight<'py>(
     let (codes, weights) = if params.weight_bits <= 8 {
         let mut codes = vec![0i8; n * code_stride(k)];
         let weights = quantize(CodesMut::I8(&mut codes))?;
-        (compact(py, &codes, (n, k))?, weights)
+        (without_padding(py, &codes, (n, k))?, weights)
     } else {
         let mut codes = vec![0i16; n * code_stride(k)];
         let weights = quantize(CodesMut::I16(&mut codes))?;
-        (compact(py, &codes, (n, k))?, weights)
+        (without_padding(py, &codes, (n, k))?, weights)
     };
     Ok((codes, PyArray1::from_slice(py, weights.scale())))
 }

@@ -1,7 +1,7 @@
 //! The Python module `lumina_kernel`: checks arguments, finds threads, and calls the kernel.
 
-mod addresses;
 mod arrays;
+mod dlpack;
 mod error;
 mod executor;
 mod forward;
@@ -10,7 +10,9 @@ mod noise;
 mod numbers;
 mod openmp;
 mod params;
+mod saved_layout;
 mod schema;
+mod tensors;
 mod training;
 
 // Named so that it is linked: the module exports `RegisterCustomOps` too.
@@ -20,8 +22,6 @@ use pyo3::prelude::*;
 /// The OpticalLinear kernel: y = ADC(DAC(x) . W + b + noise), fused, on numpy arrays and CPU torch tensors.
 #[pymodule(name = "lumina_kernel")]
 mod module {
-    #[pymodule_export]
-    use super::addresses::{Tensors, saved_bytes};
     #[pymodule_export]
     use super::executor::{num_threads, set_num_threads};
     #[pymodule_export]
@@ -33,9 +33,13 @@ mod module {
     #[pymodule_export]
     use super::params::PyParams;
     #[pymodule_export]
+    use super::saved_layout::saved_bytes;
+    #[pymodule_export]
     use super::schema::{available_isas, isa, schema};
     #[pymodule_export]
-    use super::training::{backward, code_stride, forward_train, mask_stride};
+    use super::tensors::Tensors;
+    #[pymodule_export]
+    use super::training::{PySaved, forward_train};
     use super::*;
 
     #[pymodule_init]

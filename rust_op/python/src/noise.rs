@@ -2,9 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lumina_kernel::microkernel::fill_noise_row;
-use lumina_kernel::rng::call_key;
-use lumina_kernel::{Executor, NoiseKey};
+use lumina_kernel::forward::fill_noise;
+use lumina_kernel::{NoiseKey, cost};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
@@ -13,9 +12,6 @@ use crate::executor::Threads;
 use crate::forward::run;
 use crate::numbers::Int;
 use crate::schema::tier;
-
-/// Normals of one task, at least: some microseconds of work.
-const TASK: usize = 32_768;
 
 const LARGEST: u64 = i64::MAX as u64;
 
@@ -105,7 +101,7 @@ pub fn noise<'py>(
     columns: Int,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let key = call_key(NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? });
+    let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
     let size = |name, value: &Int| value.checked(name, "an integer >= 0", |value| usize::try_from(value).ok());
     let shape = [size("rows", &rows)?, size("columns", &columns)?];
     let result = match out {
@@ -117,16 +113,7 @@ pub fn noise<'py>(
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let eps = eps.as_slice_mut()?;
     if !eps.is_empty() {
-        let together = TASK.div_ceil(shape[1]);
-        run(py, eps.len(), || {
-            let tasks: Vec<Mutex<&mut [f32]>> = eps.chunks_mut(together * shape[1]).map(Mutex::new).collect();
-            threads.run(tasks.len(), &|index| {
-                let mut rows = tasks[index].lock().unwrap_or_else(PoisonError::into_inner);
-                for (row, eps) in rows.chunks_exact_mut(shape[1]).enumerate() {
-                    fill_noise_row(tier, key, (index * together + row) as u64, eps);
-                }
-            });
-        })?;
+        run(py, cost::noise_ns(eps.len()), || fill_noise(tier, &threads, key, shape[1], eps))?;
     }
     Ok(result)
 }

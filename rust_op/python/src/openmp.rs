@@ -12,7 +12,6 @@ use std::ffi::{c_int, c_uint, c_void};
 #[cfg(target_os = "linux")]
 use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use lumina_kernel::Executor;
@@ -67,22 +66,8 @@ impl OpenMp {
 
 /// What the threads of a team share.
 struct Shared<'a> {
-    task: &'a (dyn Fn(usize) + Sync),
-    count: usize,
-    next: AtomicUsize,
+    work: &'a (dyn Fn() + Sync),
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-impl Shared<'_> {
-    fn work(&self) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= self.count {
-                return;
-            }
-            (self.task)(index);
-        }
-    }
 }
 
 /// # Safety
@@ -91,14 +76,14 @@ unsafe extern "C" fn region(data: *mut c_void) {
     // SAFETY: by contract.
     let shared = unsafe { &*data.cast::<Shared<'_>>() };
     // A panic must not unwind through the runtime's frames.
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| shared.work())) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(shared.work)) {
         shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
     }
 }
 
 impl Executor for OpenMp {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        let mut shared = Shared { task, count, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+    fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
+        let mut shared = Shared { work, panic: Mutex::new(None) };
         // As many threads as the runtime would take by itself (0): a team of another size is made anew each time.
         // SAFETY: `region` gets a `Shared`, which lives until all threads of the team have returned from it.
         unsafe { (self.parallel)(region, (&raw mut shared).cast(), 0, 0) };

@@ -15,13 +15,6 @@ use super::isa::{Isa, LANES, Vectorized};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx2(());
 
-impl Avx2 {
-    /// The permission, if this processor has the instructions.
-    pub(crate) fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
-    }
-}
-
 /// # Safety
 /// The processor has the enabled features, which a value of [`Avx2`] proves.
 #[target_feature(enable = "avx2,fma")]
@@ -78,6 +71,8 @@ impl Isa for Avx2 {
     type U = I;
     type A = A;
 
+    const NAME: &'static str = "avx2";
+    const PRODUCTS_PER_NS: (u64, u64) = (80, 50);
     const SIGNED_CODES: bool = true;
     const SIGNS: bool = false;
     const SMALL_SUMS: bool = true;
@@ -85,6 +80,9 @@ impl Isa for Avx2 {
     const INT_TILE: (usize, usize) = (4, 1);
     const FLOAT_TILE: (usize, usize) = (6, 1);
 
+    fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+    }
     #[inline(always)]
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
         // SAFETY: `self` proves the features.

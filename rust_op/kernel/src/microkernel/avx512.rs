@@ -7,32 +7,16 @@
 //! | dot of up to 4 bits without it | as on AVX2 |
 //! | mask | k registers |
 //! | 64-bit product | `vpmullq` (AVX-512DQ) |
-//! | pairs of bf16 | `vcvtne2ps2bf16`, `vdpbf16ps` (AVX-512 BF16), for the backward pass alone |
+
+pub(super) mod bf16;
 
 use std::arch::x86_64::*;
 
-use std::sync::OnceLock;
-
-use super::form::{Form, Formed};
 use super::isa::{Isa, LANES, Vectorized, first_bits};
 
 /// Permission to use AVX-512 F, BW, DQ and VL, and where `VNNI`, that too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512<const VNNI: bool>(());
-
-impl<const VNNI: bool> Avx512<VNNI> {
-    /// The permission, if this processor has the instructions.
-    pub(crate) fn new() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && (!VNNI || is_x86_feature_detected!("avx512vnni"))
-            && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma");
-        has.then_some(Avx512(()))
-    }
-}
 
 /// # Safety
 /// The processor has the enabled features, which a value of [`Avx512`] proves.
@@ -46,76 +30,6 @@ unsafe fn trampoline<const VNNI: bool, V: Vectorized>(isa: Avx512<VNNI>, op: V) 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 unsafe fn trampoline_vnni<const VNNI: bool, V: Vectorized>(isa: Avx512<VNNI>, op: V) -> V::Output {
     op.run(isa)
-}
-
-/// Permission to use AVX-512 BF16 besides: lanes are pairs of bf16, rounded to nearest, ties to even. Denormals become zeros,
-/// operands and sums alike: these instructions do so whatever the floating-point environment is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bf16(Avx512<true>);
-
-impl Bf16 {
-    /// The permission, if this processor has the instructions and is faster with them than with floats.
-    ///
-    /// That was measured: AMD's Zen 5 does twice the work with `vdpbf16ps` that it does with `vfmadd231ps` in the same
-    /// time, Intel's Sapphire Rapids half of it.
-    pub(crate) fn new(isa: Avx512<true>) -> Option<Self> {
-        static FAST: OnceLock<bool> = OnceLock::new();
-        let fast = *FAST.get_or_init(|| is_x86_feature_detected!("avx512bf16") && is_zen_5_or_later());
-        fast.then_some(Bf16(isa))
-    }
-
-    /// Runs `op` with these instructions.
-    pub(crate) fn vectorize<V: Formed>(self, op: V) {
-        // SAFETY: `self` proves the features.
-        unsafe { trampoline_bf16(self, op) }
-    }
-}
-
-fn is_zen_5_or_later() -> bool {
-    #[allow(unused_unsafe, reason = "a safe function in newer releases of Rust")]
-    // SAFETY: every x86-64 processor has the instruction and these two leaves.
-    let (vendor, version) = unsafe { (__cpuid(0), __cpuid(1)) };
-    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    // The extended family counts on from the base family's end.
-    let family = (version.eax >> 8 & 0xF) + (version.eax >> 20 & 0xFF);
-    name.as_flattened() == b"AuthenticAMD" && family >= 0x1A
-}
-
-/// # Safety
-/// The processor has the enabled features, which a value of [`Bf16`] proves.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
-unsafe fn trampoline_bf16<V: Formed>(form: Bf16, op: V) {
-    op.run(form.0, form);
-}
-
-impl Form<Avx512<true>> for Bf16 {
-    const TERMS: usize = 2;
-
-    #[inline(always)]
-    fn zip(self, isa: Avx512<true>, first: __m512, second: __m512) -> __m512 {
-        let halves = isa.bits(self.join(isa, first, second));
-        let mut order = [0i16; 2 * LANES];
-        for lane in 0..LANES {
-            order[2 * lane] = lane as i16;
-            order[2 * lane + 1] = (LANES + lane) as i16;
-        }
-        // SAFETY: `self` proves the instructions; the reference is to 64 bytes.
-        unsafe { isa.from_bits(_mm512_permutexvar_epi16(_mm512_loadu_epi16(order.as_ptr()), halves)) }
-    }
-    #[inline(always)]
-    fn join(self, isa: Avx512<true>, first: __m512, second: __m512) -> __m512 {
-        // SAFETY: `self` proves the instruction; the types have the same size and any bits are a value of theirs.
-        unsafe { isa.from_bits(std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))) }
-    }
-    #[inline(always)]
-    fn multiply_add(self, isa: Avx512<true>, left: __m512, right: __m512, sum: __m512) -> __m512 {
-        // SAFETY: `self` proves the instruction; the types have the same size and any bits are a value of theirs.
-        unsafe {
-            let left = std::mem::transmute::<__m512i, __m512bh>(isa.bits(left));
-            let right = std::mem::transmute::<__m512i, __m512bh>(isa.bits(right));
-            _mm512_dpbf16_ps(sum, left, right)
-        }
-    }
 }
 
 /// 4 codes a of a row or their signs, for each column, and \|a\| where that is needed.
@@ -132,6 +46,8 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     type U = __m512i;
     type A = A;
 
+    const NAME: &'static str = if VNNI { "avx512" } else { "avx512bw" };
+    const PRODUCTS_PER_NS: (u64, u64) = if VNNI { (400, 100) } else { (70, 50) };
     const SIGNED_CODES: bool = !VNNI;
     const SIGNS: bool = !VNNI;
     const SMALL_SUMS: bool = !VNNI;
@@ -139,6 +55,16 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const INT_TILE: (usize, usize) = (12, 2);
     const FLOAT_TILE: (usize, usize) = (12, 2);
 
+    fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"))
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma");
+        has.then_some(Avx512(()))
+    }
     #[inline(always)]
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
         // SAFETY: `self` proves the features.

@@ -2,8 +2,8 @@
 
 use super::isa::Isa;
 
-/// What the lanes of packed operands hold, and how they are multiplied. A lane has 32 bits whatever it holds, and travels
-/// as a float. A value of an implementing type is the permission to use its instructions.
+/// What the lanes of packed operands hold, and how they are multiplied. A lane has 32 bits whatever it holds, and
+/// travels as a float. A value of an implementing type is the permission to use its instructions.
 pub(crate) trait Form<S: Isa>: Copy {
     /// Terms of a sum in a lane: 1, a float, or 2.
     const TERMS: usize;
@@ -39,17 +39,5 @@ impl<S: Isa> Form<S> for Floats {
     #[inline(always)]
     fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F {
         isa.fma(left, right, sum)
-    }
-}
-
-/// The form of a processor that has no other than [`Floats`].
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Bf16 {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl Bf16 {
-    pub(crate) fn vectorize<V: Formed>(self, _op: V) {
-        match self {}
     }
 }

@@ -1,4 +1,4 @@
-//! The noise of [`crate::noise`] in vectors: the same words, the same operations, the same order.
+//! The normals of [`crate::noise`] in vectors: the same words, the same operations, the same order.
 
 use super::isa::{Isa, LANES};
 use crate::noise::{ANGLE_STEP, COS, LOG, MINUS_TWO_LN_2, SIN, SQRT_HALF_BITS, UNIFORM_OFFSET, UNIFORM_STEP};

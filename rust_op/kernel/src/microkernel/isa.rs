@@ -13,8 +13,8 @@ pub(crate) const fn first_bits(count: usize) -> u16 {
     if count < LANES { (1 << count) - 1 } else { u16::MAX }
 }
 
-/// Copies up to 16 elements, as many as there are on both sides, in pieces of fixed sizes: a call of the C library's would
-/// take longer.
+/// Copies up to 16 elements, as many as there are on both sides, in pieces of fixed sizes: a call of the C library's
+/// would take longer.
 #[inline(always)]
 fn copy_first<T: Copy>(source: &[T], target: &mut [T]) {
     #[inline(always)]
@@ -67,11 +67,15 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// 4 codes of a row of X for each column, ready for [`Isa::dot`].
     type A: Copy;
 
-    /// Whether [`Isa::dot`] multiplies signed bytes, so that panels of 8 bits hold the codes as they are; else unsigned ones.
-    /// It then takes the magnitudes of X's codes too.
+    /// The tier's name.
+    const NAME: &'static str;
+    /// Multiply-adds that a core does in a nanosecond, about: of codes, and of floats.
+    const PRODUCTS_PER_NS: (u64, u64);
+    /// Whether [`Isa::dot`] multiplies signed bytes, so that panels of 8 bits hold the codes as they are; else unsigned
+    /// ones. It then takes the magnitudes of X's codes too.
     const SIGNED_CODES: bool;
-    /// Whether it then takes signs s of X's codes a, 0 or -1, in place of the codes, and sums |a| (c ^ s). That is |a| c, or
-    /// -|a| c - |a| where a is negative: the sum of these |a| is the caller's to add.
+    /// Whether it then takes signs s of X's codes a, 0 or -1, in place of the codes, and sums |a| (c ^ s). That is |a|
+    /// c, or -|a| c - |a| where a is negative: the sum of these |a| is the caller's to add.
     const SIGNS: bool;
     /// Whether [`Isa::dot_small`] sums in 16 bits, which small codes leave room for.
     const SMALL_SUMS: bool;
@@ -82,6 +86,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The same of a float tile.
     const FLOAT_TILE: (usize, usize);
 
+    /// The permission, if this processor has the instructions.
+    fn detect() -> Option<Self>;
     /// Runs `op` with this tier's instructions.
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output;
 
@@ -151,8 +157,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Adds to each column the product of its 4 stored codes with the 4 of `activations`, but for what
     /// [`Isa::SIGNS`] says.
     fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I;
-    /// The same for unsigned codes of up to 4 bits, into sums that [`Isa::widen`] ends: with [`Isa::SMALL_SUMS`] 32 sums of
-    /// 16 bits, which are the caller's to keep from overflowing.
+    /// The same for unsigned codes of up to 4 bits, into sums that [`Isa::widen`] ends: with [`Isa::SMALL_SUMS`] 32
+    /// sums of 16 bits, which are the caller's to keep from overflowing.
     #[inline(always)]
     fn dot_small(self, sums: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
         self.dot(sums, stored, activations)

@@ -1,14 +1,64 @@
-//! Rows of weights become panels ([`super::tile`] has the layouts).
+//! Panels of [`PANEL`] columns: how the right operand of a product is laid out, and how rows of weights become panels.
+//!
+//! An integer panel is `[blocks][PANEL][4]` bytes: four consecutive k of a column side by side (a *group*),
+//! as a four-way dot product wants them, and in each byte the stored codes c + z of 8/b consecutive groups,
+//! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
+//! sum a c = sum a (c + z) - z sum a. Where a tier's dot multiplies signed bytes, z is 0 at 8 bits.
+//!
+//! A float panel is `[K][PANEL]`, or where float tiles are one vector wide two halves of `[K][LANES]`, so that what a
+//! tile reads lies side by side ([`panel_lane`]).
 
 use super::isa::{Isa, LANES};
-use super::tile::{BLOCK_BYTES, Storage, panel_lane};
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 32;
+/// Bytes of one block of an integer panel.
+pub(crate) const BLOCK_BYTES: usize = PANEL * 4;
+
+/// How weight codes are stored in panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Storage {
+    /// 1, 2, 4 or 8.
+    pub(crate) bits: u32,
+    /// z. Bits are stored for the codes of a single bit, and unpacked to {0, 2}.
+    pub(crate) zero: i32,
+}
+
+impl Storage {
+    /// The narrowest storage of codes of `bits` bits, at 8 bits as they are where they are `signed`.
+    pub(crate) const fn of(bits: u32, signed: bool) -> Self {
+        let bits = if bits <= 2 { bits } else { bits.next_power_of_two() };
+        let zero = match bits {
+            1 => 1,
+            8 if signed => 0,
+            _ => 1 << (bits - 1),
+        };
+        Storage { bits, zero }
+    }
+
+    /// Groups in a block.
+    pub(crate) const fn groups(self) -> usize {
+        8 / self.bits as usize
+    }
+
+    /// Bytes of a panel of rows of `k`.
+    pub(crate) const fn panel_bytes(self, k: usize) -> usize {
+        k.div_ceil(4).div_ceil(self.groups()) * BLOCK_BYTES
+    }
+}
+
+/// Where vector `vector` of row `k` begins in a float panel of `depth` rows.
+#[inline(always)]
+pub(crate) fn panel_lane<S: Isa>(depth: usize, k: usize, vector: usize) -> usize {
+    if S::FLOAT_TILE.1 == 1 { (vector * depth + k) * LANES } else { k * PANEL + vector * LANES }
+}
 
 /// Elements from one row of staged codes to the next: whole vectors of 16 groups.
 pub(crate) const fn staged_stride(k: usize) -> usize {
     k.next_multiple_of(4 * LANES)
 }
 
-/// Packs [`super::tile::PANEL`] rows of codes, [`staged_stride`] apart and filled up with zeros, into an integer panel.
+/// Packs [`PANEL`] rows of codes, [`staged_stride`] apart and filled up with zeros, into an integer panel.
 #[inline(always)]
 pub(crate) fn pack_int<S: Isa>(isa: S, storage: Storage, k: usize, codes: &[i8], panel: &mut [u8]) {
     match storage.bits {
@@ -78,7 +128,7 @@ fn narrow<S: Isa, const BITS: u32>(isa: S, group: S::I) -> S::I {
     }
 }
 
-/// Packs [`super::tile::PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
+/// Packs [`PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
 /// `depth` rows.
 #[inline(always)]
 pub(crate) fn pack_float<S: Isa>(isa: S, depth: usize, stride: usize, rows: &[f32], panel: &mut [f32]) {

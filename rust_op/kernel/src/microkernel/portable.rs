@@ -37,6 +37,8 @@ impl Isa for Portable {
     type U = [u64; 8];
     type A = [i8; 4];
 
+    const NAME: &'static str = "portable";
+    const PRODUCTS_PER_NS: (u64, u64) = (2, 1);
     const SIGNED_CODES: bool = false;
     const SIGNS: bool = false;
     const SMALL_SUMS: bool = false;
@@ -44,6 +46,9 @@ impl Isa for Portable {
     const INT_TILE: (usize, usize) = (4, 1);
     const FLOAT_TILE: (usize, usize) = (4, 1);
 
+    fn detect() -> Option<Self> {
+        Some(Portable)
+    }
     #[inline(always)]
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
         op.run(self)

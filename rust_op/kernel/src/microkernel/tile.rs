@@ -1,62 +1,11 @@
-//! Products of a few rows with a panel of [`PANEL`] columns: [`int`], [`float`], [`gradient`], and the memory of their results, [`target`].
-//!
-//! An integer panel is `[blocks][PANEL][4]` bytes: four consecutive k of a column side by side (a *group*),
-//! as a four-way dot product wants them, and in each byte the stored codes c + z of 8/b consecutive groups,
-//! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
-//! sum a c = sum a (c + z) - z sum a. Where a tier's dot multiplies signed bytes, z is 0 at 8 bits.
-//!
-//! A float panel is `[K][PANEL]`, or where float tiles are one vector wide two halves of `[K][LANES]`, so that what a tile
-//! reads lies side by side ([`panel_lane`]).
+//! Products of a few rows with a panel of columns: [`int`] and [`float`] of a forward pass, [`gradient`].
 
 pub(crate) mod float;
 pub(crate) mod gradient;
 pub(crate) mod int;
-pub(crate) mod target;
 
 use super::isa::{Isa, LANES};
-
-/// Columns of a panel.
-pub(crate) const PANEL: usize = 32;
-/// Bytes of one block of an integer panel.
-pub(crate) const BLOCK_BYTES: usize = PANEL * 4;
-
-/// How weight codes are stored in panels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Storage {
-    /// 1, 2, 4 or 8.
-    pub(crate) bits: u32,
-    /// z. Bits are stored for the codes of a single bit, and unpacked to {0, 2}.
-    pub(crate) zero: i32,
-}
-
-impl Storage {
-    /// The narrowest storage of codes of `bits` bits, at 8 bits as they are where they are `signed`.
-    pub(crate) const fn of(bits: u32, signed: bool) -> Self {
-        let bits = if bits <= 2 { bits } else { bits.next_power_of_two() };
-        let zero = match bits {
-            1 => 1,
-            8 if signed => 0,
-            _ => 1 << (bits - 1),
-        };
-        Storage { bits, zero }
-    }
-
-    /// Groups in a block.
-    pub(crate) const fn groups(self) -> usize {
-        8 / self.bits as usize
-    }
-
-    /// Bytes of a panel of rows of `k`.
-    pub(crate) const fn panel_bytes(self, k: usize) -> usize {
-        k.div_ceil(4).div_ceil(self.groups()) * BLOCK_BYTES
-    }
-}
-
-/// Where vector `vector` of row `k` begins in a float panel of `depth` rows.
-#[inline(always)]
-pub(crate) fn panel_lane<S: Isa>(depth: usize, k: usize, vector: usize) -> usize {
-    if S::FLOAT_TILE.1 == 1 { (vector * depth + k) * LANES } else { k * PANEL + vector * LANES }
-}
+use super::panels::PANEL;
 
 /// What turns a panel's sums into z.
 #[derive(Clone, Copy)]

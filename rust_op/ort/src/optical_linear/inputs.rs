@@ -73,7 +73,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
     let weights = Weights::new(tier, &Creation, params, (n, k), source, scale, None).map_err(failure)?;
     let bias =
         if info.input_count()? > B && !info.input_name(B)?.is_empty() { Some(vector(info, B, "B", n)?) } else { None };
-    Layer::new(params.clone(), weights, bias).map_err(failure)
+    Layer::new(weights, bias.as_deref()).map_err(failure)
 }
 
 /// N and K, from how W is stored.

@@ -1,8 +1,9 @@
 //! Float tiles: one chain of fused multiply-adds an output.
 
-use super::target::Target;
-use super::{PANEL, Scaling, panel_lane};
+use super::Scaling;
 use crate::microkernel::isa::{Isa, LANES};
+use crate::microkernel::output::{OutputBlock, OutputTile};
+use crate::microkernel::panels::{PANEL, panel_lane};
 
 /// Rows of floats, `stride` apart.
 #[derive(Clone, Copy)]
@@ -11,46 +12,47 @@ pub(crate) struct FloatRows<'a> {
     pub(crate) stride: usize,
 }
 
-/// z of `count` rows of floats and one float panel of `depth` k.
-///
-/// # Safety
-/// `target` holds that many rows.
+/// z of `scaling.x_step.len()` rows of floats with one float panel of `depth` k, into the first rows of `output`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
-pub(crate) unsafe fn float_panel<S: Isa>(
+pub(crate) fn float_panel<S: Isa>(
     isa: S,
     rows: &FloatRows<'_>,
-    count: usize,
     panel: &[f32],
     depth: usize,
     scaling: &Scaling<'_>,
-    target: Target,
+    mut output: OutputBlock<'_>,
 ) {
-    let (most, _) = S::FLOAT_TILE;
+    let count = scaling.x_step.len();
+    assert!(count <= output.rows());
+    assert!(panel.len() >= depth * PANEL);
+    assert!(count == 0 || rows.values.len() >= (count - 1) * rows.stride + depth);
+    let (tile_rows, _) = S::FLOAT_TILE;
     let mut row = 0;
-    // SAFETY: passed on; `row + MR <= count` at each call.
+    // SAFETY: the slices hold `count` rows and the panel, and the output as many rows, as asserted above;
+    // `row + MR <= count` at each call.
     unsafe {
+        let output = output.tile();
         while row < count {
-            let left = count - row;
-            row += if most >= 12 && left >= 12 {
-                float_rows::<S, 12>(isa, rows, panel, depth, scaling, target, row)
-            } else if most >= 8 && left >= 8 {
-                float_rows::<S, 8>(isa, rows, panel, depth, scaling, target, row)
-            } else if most == 6 && left >= 6 {
-                float_rows::<S, 6>(isa, rows, panel, depth, scaling, target, row)
-            } else if left >= 4 {
-                float_rows::<S, 4>(isa, rows, panel, depth, scaling, target, row)
-            } else if left >= 2 {
-                float_rows::<S, 2>(isa, rows, panel, depth, scaling, target, row)
+            let remaining = count - row;
+            row += if tile_rows >= 12 && remaining >= 12 {
+                float_rows::<S, 12>(isa, rows, panel, depth, scaling, output, row)
+            } else if tile_rows >= 8 && remaining >= 8 {
+                float_rows::<S, 8>(isa, rows, panel, depth, scaling, output, row)
+            } else if tile_rows == 6 && remaining >= 6 {
+                float_rows::<S, 6>(isa, rows, panel, depth, scaling, output, row)
+            } else if remaining >= 4 {
+                float_rows::<S, 4>(isa, rows, panel, depth, scaling, output, row)
+            } else if remaining >= 2 {
+                float_rows::<S, 2>(isa, rows, panel, depth, scaling, output, row)
             } else {
-                float_rows::<S, 1>(isa, rows, panel, depth, scaling, target, row)
+                float_rows::<S, 1>(isa, rows, panel, depth, scaling, output, row)
             };
         }
     }
 }
 
 /// # Safety
-/// As [`float_panel`]; rows `row..row + MR` exist.
+/// `rows` and `output` hold rows `row..row + MR`, `panel` `depth` rows of a panel.
 #[inline(always)]
 unsafe fn float_rows<S: Isa, const MR: usize>(
     isa: S,
@@ -58,16 +60,16 @@ unsafe fn float_rows<S: Isa, const MR: usize>(
     panel: &[f32],
     depth: usize,
     scaling: &Scaling<'_>,
-    target: Target,
+    output: OutputTile,
     row: usize,
 ) -> usize {
     // SAFETY: passed on.
     unsafe {
         match S::FLOAT_TILE.1 {
-            2 => float_vectors::<S, MR, 2>(isa, rows, panel, depth, scaling, target, row, 0),
+            2 => float_vectors::<S, MR, 2>(isa, rows, panel, depth, scaling, output, row, 0),
             _ => {
-                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, target, row, 0);
-                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, target, row, 1);
+                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 0);
+                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 1);
             }
         }
     }
@@ -75,7 +77,7 @@ unsafe fn float_rows<S: Isa, const MR: usize>(
 }
 
 /// # Safety
-/// As [`float_panel`]; rows `row..row + MR` exist.
+/// `rows` and `output` hold rows `row..row + MR`, `panel` `depth` rows of a panel.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "an inlined part of one function")]
 unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
@@ -84,20 +86,18 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
     panel: &[f32],
     depth: usize,
     scaling: &Scaling<'_>,
-    target: Target,
+    output: OutputTile,
     row: usize,
     vector: usize,
 ) {
-    debug_assert!(panel.len() >= depth * PANEL);
-    debug_assert!(rows.values.len() >= (row + MR - 1) * rows.stride + depth);
-    // SAFETY: the slices hold what the assertions above say, which their makers keep; the target by contract.
+    // SAFETY: by contract.
     unsafe {
         let values = rows.values.as_ptr().add(row * rows.stride);
         let panel = panel.as_ptr().add(panel_lane::<S>(depth, 0, vector));
         let sums = float_tile::<S, MR, NV>(isa, values, rows.stride, panel, depth);
         for i in 0..MR {
             for v in 0..NV {
-                target.store(isa, row + i, vector + v, scaling.z(isa, row + i, vector + v, sums[i][v]));
+                output.store(isa, row + i, vector + v, scaling.z(isa, row + i, vector + v, sums[i][v]));
             }
         }
     }
@@ -106,8 +106,8 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
 /// Sums of MR rows of floats with NV vectors of columns, each one chain of fused multiply-adds from 0.
 ///
 /// # Safety
-/// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for NV vectors of each of `depth` rows, where
-/// [`panel_lane`] has them.
+/// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for NV vectors of each of `depth` rows,
+/// where [`panel_lane`] has them.
 #[inline(always)]
 unsafe fn float_tile<S: Isa, const MR: usize, const NV: usize>(
     isa: S,

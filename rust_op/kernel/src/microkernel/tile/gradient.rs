@@ -1,57 +1,57 @@
 //! Tiles of a gradient: both operands packed, one chain of fused multiply-adds an output.
 //!
-//! Terms of a sum are taken in *steps*, a lane of 32 bits each ([`Form`] says what a lane holds). The left operand lies
-//! in tiles of [`Left`], `[steps][rows]` each; the right one in float panels of as many steps.
+//! The terms of a sum lie in lanes of 32 bits ([`Form`] says what a lane holds), `depth` of them. The left operand lies
+//! in tiles of [`PackedRows`], `[depth][rows]` each; the right one in float panels of the same depth.
 
-use super::target::Target;
-use super::{PANEL, panel_lane};
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
+use crate::microkernel::output::{OutputBlock, OutputTile};
+use crate::microkernel::panels::{PANEL, panel_lane};
 use crate::reference::NAN;
 
 /// Rows of the left operand, packed in tiles.
 #[derive(Clone, Copy)]
-pub(crate) struct Left<'a> {
+pub(crate) struct PackedRows<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) rows: usize,
-    pub(crate) steps: usize,
+    pub(crate) depth: usize,
 }
 
 /// Lanes behind each tile of the left operand: packing stores whole vectors, or halves of them.
 const SLACK: usize = LANES;
 
-/// Lanes from one tile of `most` rows of the left operand to the next.
-pub(crate) const fn tile_stride(most: usize, steps: usize) -> usize {
-    most * steps + SLACK
+/// Lanes from one tile of `tile_rows` rows of the left operand to the next.
+pub(crate) const fn tile_stride(tile_rows: usize, depth: usize) -> usize {
+    tile_rows * depth + SLACK
 }
 
-/// Rows of the tile that comes next where `left` rows are left and tiles have at most `most`: the smallest tile for the
-/// last rows, whose absent ones are zeros.
-pub(crate) const fn tile_height(most: usize, left: usize) -> usize {
-    if left >= most || left > 8 {
-        most
+/// Rows of the next tile where `remaining` rows are to come and tiles have at most `tile_rows`: the smallest tile for
+/// the last rows, whose absent ones are zeros.
+pub(crate) const fn tile_height(tile_rows: usize, remaining: usize) -> usize {
+    if remaining >= tile_rows || remaining > 8 {
+        tile_rows
     } else {
-        let height = left.next_power_of_two();
-        if height > most { most } else { height }
+        let height = remaining.next_power_of_two();
+        if height > tile_rows { tile_rows } else { height }
     }
 }
 
 /// What becomes of a gradient's sums.
 #[derive(Clone, Copy)]
 pub(crate) struct Finish<'a> {
-    /// The target holds the sums of the terms before.
+    /// The output holds the sums of the terms before.
     pub(crate) continued: bool,
     /// All terms are in the sum: NaN becomes canonical, masked elements 0.
     pub(crate) last: bool,
     /// Bit k of row r is in byte `r * mask_stride + k / 8`.
     pub(crate) mask: Option<&'a [u8]>,
     pub(crate) mask_stride: usize,
-    /// The first row and column of the target, as the mask counts them.
+    /// The first row and column of the output, as the mask counts them.
     pub(crate) origin: (usize, usize),
 }
 
 impl Finish<'_> {
-    /// The finished vector at row `row` of the target and column `column` of the mask.
+    /// The finished vector at row `row` of the output and column `column` of the mask.
     #[inline(always)]
     fn apply<S: Isa>(&self, isa: S, row: usize, column: usize, sum: S::F) -> S::F {
         if !self.last {
@@ -68,39 +68,34 @@ impl Finish<'_> {
     }
 }
 
-/// Products of `left` with consecutive panels of the right operand.
-///
-/// # Safety
-/// `target` is that of the first panel and holds the rows of `left`; the memory of `columns` columns from its first on is
-/// as [`Target::new`] asks.
+/// Products of `left` with consecutive panels of the right operand, into `output`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
-pub(crate) unsafe fn gradient_panels<S: Isa, F: Form<S>>(
+pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
-    left: &Left<'_>,
+    left: &PackedRows<'_>,
     panels: &[f32],
-    columns: usize,
     finish: &Finish<'_>,
-    target: *mut f32,
-    stride: usize,
+    mut output: OutputBlock<'_>,
 ) {
-    let (most, _) = S::FLOAT_TILE;
-    assert!(left.values.len() >= left.rows.div_ceil(most) * tile_stride(most, left.steps));
-    assert!(panels.len() >= columns.div_ceil(PANEL) * left.steps * PANEL);
+    let (tile_rows, _) = S::FLOAT_TILE;
+    let columns = output.columns();
+    assert!(output.rows() == left.rows);
+    assert!(left.values.len() >= left.rows.div_ceil(tile_rows) * tile_stride(tile_rows, left.depth));
+    assert!(panels.len() >= columns.div_ceil(PANEL) * left.depth * PANEL);
     let mut row = 0;
     while row < left.rows {
-        let height = tile_height(most, left.rows - row);
+        let height = tile_height(tile_rows, left.rows - row);
         for column in (0..columns).step_by(PANEL) {
-            // SAFETY: rows and columns of the target, by this function's contract; tile and panel are those asserted.
+            let mut block = output.part(0..left.rows, column..columns);
+            // SAFETY: the block is used for nothing else; the tile has its rows, as asserted above.
             unsafe {
-                let target = Target::new(target.add(column), stride, columns - column);
-                let panel = panels.as_ptr().add(column * left.steps);
-                let tile = Tile { left, panel, finish, target, row, column };
+                let panel = panels.as_ptr().add(column * left.depth);
+                let tile = Tile { left, panel, finish, output: block.tile(), row, column };
                 match height {
-                    12 if most == 12 => tile.run::<S, F, 12>(isa, form),
-                    8 if most >= 8 => tile.run::<S, F, 8>(isa, form),
-                    6 if most == 6 => tile.run::<S, F, 6>(isa, form),
+                    12 if tile_rows == 12 => tile.run::<S, F, 12>(isa, form),
+                    8 if tile_rows >= 8 => tile.run::<S, F, 8>(isa, form),
+                    6 if tile_rows == 6 => tile.run::<S, F, 6>(isa, form),
                     4 => tile.run::<S, F, 4>(isa, form),
                     2 => tile.run::<S, F, 2>(isa, form),
                     _ => tile.run::<S, F, 1>(isa, form),
@@ -113,17 +108,17 @@ pub(crate) unsafe fn gradient_panels<S: Isa, F: Form<S>>(
 
 /// Some rows of the left operand and a panel of the right one.
 struct Tile<'a> {
-    left: &'a Left<'a>,
+    left: &'a PackedRows<'a>,
     panel: *const f32,
     finish: &'a Finish<'a>,
-    target: Target,
+    output: OutputTile,
     row: usize,
     column: usize,
 }
 
 impl Tile<'_> {
     /// # Safety
-    /// The left operand holds a tile of MR rows at `row`, the panel its steps, the target the rows that there are.
+    /// The left operand holds a tile of MR rows at `row`, the panel its depth, the output the rows that there are.
     #[inline(always)]
     unsafe fn run<S: Isa, F: Form<S>, const MR: usize>(&self, isa: S, form: F) {
         // SAFETY: passed on.
@@ -141,31 +136,31 @@ impl Tile<'_> {
     /// As [`Self::run`].
     #[inline(always)]
     unsafe fn vectors<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(&self, isa: S, form: F, vector: usize) {
-        let (most, _) = S::FLOAT_TILE;
+        let (tile_rows, _) = S::FLOAT_TILE;
         let rows = MR.min(self.left.rows - self.row);
         let mut sums = [[isa.splat(0.0); NV]; MR];
-        // SAFETY: rows and steps that there are, by contract.
+        // SAFETY: rows and lanes that there are, by contract.
         unsafe {
-            let left = self.left.values.as_ptr().add(self.row / most * tile_stride(most, self.left.steps));
-            let panel = self.panel.add(panel_lane::<S>(self.left.steps, 0, vector));
+            let left = self.left.values.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, self.left.depth));
+            let panel = self.panel.add(panel_lane::<S>(self.left.depth, 0, vector));
             for i in 0..rows {
                 for v in 0..NV {
-                    self.target.fetch(isa, self.row + i, vector + v);
+                    self.output.prefetch(isa, self.row + i, vector + v);
                 }
             }
             if self.finish.continued {
                 for (i, sums) in sums.iter_mut().enumerate().take(rows) {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = self.target.load(isa, self.row + i, vector + v);
+                        *sum = self.output.load(isa, self.row + i, vector + v);
                     }
                 }
             }
-            let sums = products::<S, F, MR, NV>(isa, form, left, panel, self.left.steps, sums);
+            let sums = products::<S, F, MR, NV>(isa, form, left, panel, self.left.depth, sums);
             for (i, sums) in sums.iter().enumerate().take(rows) {
                 for (v, sum) in sums.iter().enumerate() {
                     let row = self.row + i;
                     let column = self.finish.origin.1 + self.column + (vector + v) * LANES;
-                    self.target.store(isa, row, vector + v, self.finish.apply(isa, row, column, *sum));
+                    self.output.store(isa, row, vector + v, self.finish.apply(isa, row, column, *sum));
                 }
             }
         }
@@ -175,26 +170,27 @@ impl Tile<'_> {
 /// The sums of MR rows with NV vectors of columns, which continue `sums`.
 ///
 /// # Safety
-/// `left` is valid for `steps` times MR lanes, `panel` for NV vectors of each step, where [`panel_lane`] has them.
+/// `left` is valid for `depth` times MR lanes, `panel` for NV vectors of each of `depth` rows, where [`panel_lane`] has
+/// them.
 #[inline(always)]
 unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
     isa: S,
     form: F,
     left: *const f32,
     panel: *const f32,
-    steps: usize,
+    depth: usize,
     sums: [[S::F; NV]; MR],
 ) -> [[S::F; NV]; MR] {
     let mut sums = sums;
-    for step in 0..steps {
-        // SAFETY: row `step` of the panel and of the tile.
+    for k in 0..depth {
+        // SAFETY: row k of the panel and of the tile.
         unsafe {
             let mut right = [isa.splat(0.0); NV];
             for (v, right) in right.iter_mut().enumerate() {
-                *right = isa.load_ptr(panel.add(panel_lane::<S>(steps, step, 0) + v * LANES));
+                *right = isa.load_ptr(panel.add(panel_lane::<S>(depth, k, 0) + v * LANES));
             }
             for row in 0..MR {
-                let lane = isa.splat(*left.add(step * MR + row));
+                let lane = isa.splat(*left.add(k * MR + row));
                 for v in 0..NV {
                     sums[row][v] = form.multiply_add(isa, lane, right[v], sums[row][v]);
                 }

@@ -2,6 +2,7 @@
 //!
 //! Hosts change it (`torch.set_flush_denormal`, ONNX Runtime's `session.set_denormal_as_zero`), each for
 //! some threads only; results must not depend on the thread that a task lands on.
+#![allow(unsafe_code, reason = "the fence: the control register is read and written here and nowhere else")]
 
 /// Sets the environment of the calling thread until it is dropped, then restores the caller's.
 pub(crate) struct FloatEnv {

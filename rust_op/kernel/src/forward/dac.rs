@@ -1,13 +1,13 @@
 //! The DAC: one row of X becomes codes.
 
-use super::isa::Isa;
-use super::rows::{self, Coder, INFINITY_BITS, VectorQuantizer};
+use crate::microkernel::isa::Isa;
+use crate::microkernel::row_ops::{self, Coder, INFINITY_BITS, VectorQuantizer};
 use crate::params::Params;
 use crate::quantize::Quantizer;
 use crate::reference::NAN;
 
 /// Where a row's codes go.
-pub(crate) enum Target<'a> {
+pub(super) enum CodeSink<'a> {
     /// Codes of an exact product, and their sum.
     Int(&'a mut [i8], &'a mut i32),
     /// Codes or values.
@@ -16,16 +16,22 @@ pub(crate) enum Target<'a> {
 
 /// Converts one row and returns s_x: NaN where the row is NaN throughout.
 #[inline(always)]
-pub(crate) fn row<S: Isa>(isa: S, params: &Params, x: &[f32], target: Target<'_>, mask: Option<&mut [u8]>) -> f32 {
-    let largest = rows::largest_magnitude(isa, x);
+pub(super) fn convert_row<S: Isa>(
+    isa: S,
+    params: &Params,
+    x: &[f32],
+    sink: CodeSink<'_>,
+    mask: Option<&mut [u8]>,
+) -> f32 {
+    let largest = row_ops::largest_magnitude(isa, x);
     let is_nan = largest > INFINITY_BITS || (largest == INFINITY_BITS && params.input_range.is_none());
     if is_nan {
-        match target {
-            Target::Int(codes, sum) => {
+        match sink {
+            CodeSink::Int(codes, sum) => {
                 codes.fill(0);
                 *sum = 0;
             }
-            Target::Float(values) => values.fill(0.0),
+            CodeSink::Float(values) => values.fill(0.0),
         }
         if let Some(mask) = mask {
             mask.fill(0);
@@ -33,24 +39,24 @@ pub(crate) fn row<S: Isa>(isa: S, params: &Params, x: &[f32], target: Target<'_>
         return NAN;
     }
     let Some(levels) = params.input_levels() else {
-        match target {
-            Target::Float(values) => {
+        match sink {
+            CodeSink::Float(values) => {
                 let (values, padding) = values.split_at_mut(x.len());
                 values.copy_from_slice(x);
                 padding.fill(0.0);
             }
-            Target::Int(..) => unreachable!("an analog input has no codes"),
+            CodeSink::Int(..) => unreachable!("an analog input has no codes"),
         }
         return 1.0;
     };
     if let (Some(mask), Some(range)) = (mask, params.input_range) {
-        rows::saturation_mask(isa, x, range, mask);
+        row_ops::saturation_mask(isa, x, range, mask);
     }
     let scalar = Quantizer::new(levels, params.input_range.unwrap_or(f32::from_bits(largest as u32)));
     let coder = Coder::Quantizer(VectorQuantizer::new(isa, &scalar));
-    match target {
-        Target::Int(codes, sum) => *sum = rows::codes_i8(isa, x, codes, &coder),
-        Target::Float(values) => rows::codes_f32(isa, x, values, &coder),
+    match sink {
+        CodeSink::Int(codes, sum) => *sum = row_ops::codes_i8(isa, x, codes, &coder),
+        CodeSink::Float(values) => row_ops::codes_f32(isa, x, values, &coder),
     }
     scalar.step
 }

@@ -4,16 +4,18 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::pack::{Bias, Right, pack_for_weight, pack_for_x};
+use super::left::{Bias, pack_for_weight, pack_for_x};
+use super::right::Right;
 use super::{Inputs, Precision};
-use crate::forward::mask_stride;
+use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::form::{Floats, Form, Formed};
 use crate::microkernel::isa::{Isa, Vectorized};
-use crate::microkernel::tile::PANEL;
-use crate::microkernel::tile::gradient::{Finish, Left, gradient_panels, tile_stride};
-use crate::microkernel::tile::target::SharedRows;
-use crate::microkernel::{Bf16, Tier};
+use crate::microkernel::output::OutputBlock;
+use crate::microkernel::panels::PANEL;
+use crate::microkernel::tier::Bf16;
+use crate::microkernel::tile::gradient::{Finish, PackedRows, gradient_panels, tile_stride};
+use crate::saved::mask_stride;
 
 /// Rows of a strip at most. Each strip widens every panel again.
 const STRIP_ROWS: usize = 768;
@@ -26,22 +28,23 @@ const ROW_UNIT: usize = 48;
 /// Tasks of a gradient for each thread, at least about.
 const TASKS: usize = 8;
 /// Lanes of a sum's terms that are packed at a time: two panels of them stay in the second-level cache.
-const BLOCK_STEPS: usize = 1024;
+const BLOCK_LANES: usize = 1024;
 /// Lanes of panels that a task widens at a time: they stay in the second-level cache.
 const PANEL_LANES: usize = 1 << 16;
 
 /// Cuts `rows` into about `count` ranges of whole tiles and vectors, of similar size.
 fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
-    let together = rows.len().div_ceil(count.max(1)).next_multiple_of(ROW_UNIT).max(1);
-    rows.clone().step_by(together).map(move |first| first..rows.end.min(first + together))
+    let rows_per_range = rows.len().div_ceil(count.max(1)).next_multiple_of(ROW_UNIT).max(1);
+    rows.clone().step_by(rows_per_range).map(move |first| first..rows.end.min(first + rows_per_range))
 }
 
-/// Strips of `rows` rows of a gradient with `panels` panels and sums of `depth` terms, of which `tasks` tasks can be made.
+/// Strips of `rows` rows of a gradient with `panels` panels and sums of `depth` terms, of which `tasks` tasks can be
+/// made.
 fn strips(rows: usize, panels: usize, depth: usize, tasks: usize) -> usize {
     let for_tasks = tasks.div_ceil(panels).min(rows.div_ceil(PART_ROWS));
     // Where sums are short, storing them is most of the work: tasks are better wide than high.
-    let most = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
-    rows.div_ceil(most).max(for_tasks)
+    let strip_rows = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
+    rows.div_ceil(strip_rows).max(for_tasks)
 }
 
 /// One of `first`, one of `second`, and so on; then the rest.
@@ -110,12 +113,11 @@ impl<V: Formed> Vectorized for InFloats<V> {
     }
 }
 
-/// A gradient that is asked for, what g is multiplied with, and the step of each of its rows.
+/// What a gradient is the product of: g, times the scale of each of its terms, and the right operand.
 #[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub(super) rows: &'a SharedRows<'a>,
+pub(super) struct Operands<'a> {
     pub(super) right: Right<'a>,
-    pub(super) steps: &'a [f32],
+    pub(super) left_scale: &'a [f32],
 }
 
 /// Which gradient.
@@ -144,33 +146,40 @@ impl<'a> Call<'a> {
         if side == Side::X { n } else { m }
     }
 
-    /// The tasks of the gradient of `side`: all its rows in `target`, and in `bias` the bias's.
+    /// The tasks of the gradient of `side`, which has so many rows; in `bias` that of the bias.
     pub(super) fn tasks(
         self,
         side: Side,
         rows: usize,
-        target: Option<Target<'a>>,
+        product: Option<(Operands<'a>, OutputBlock<'a>)>,
         mut bias: Option<&'a mut [f32]>,
-    ) -> Vec<Gradient<'a>> {
+    ) -> Vec<GradientTask<'a>> {
         let mut tasks = Vec::new();
-        if target.is_none() && bias.is_none() {
+        if product.is_none() && bias.is_none() {
             return tasks;
         }
         let panels = self.inputs.shape.2.div_ceil(PANEL);
         let depth = self.depth(side);
-        let count = match target {
+        let count = match product {
             Some(_) => strips(rows, panels, depth, self.tasks_wanted()),
             None => rows.div_ceil(PART_ROWS),
         };
+        let (operands, mut output) = product.unzip();
         for rows in cut(0..rows, count) {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
-            let together = if target.is_some() { self.task_panels(rows.len(), depth) } else { panels };
-            let strip = Arc::new(Strip::new(self, side, rows, target, panels.div_ceil(together), bias));
-            tasks.extend(
-                (0..panels)
-                    .step_by(together)
-                    .map(|first| Gradient { strip: strip.clone(), panels: first..panels.min(first + together) }),
-            );
+            let strip = |users| Arc::new(Strip::new(self, side, rows.clone(), operands, users, bias));
+            let Some(output) = &mut output else {
+                tasks.push(GradientTask { strip: strip(1), product: None });
+                continue;
+            };
+            let panels_per_task = self.panels_per_task(rows.len(), depth);
+            let strip = strip(panels.div_ceil(panels_per_task));
+            let mut output = output.take_rows(rows.len());
+            tasks.extend((0..panels).step_by(panels_per_task).map(|first| {
+                let output = output.take_columns(output.columns().min(panels_per_task * PANEL));
+                let panels = first..panels.min(first + panels_per_task);
+                GradientTask { strip: strip.clone(), product: Some((panels, output)) }
+            }));
         }
         tasks
     }
@@ -180,8 +189,9 @@ impl<'a> Call<'a> {
         self.threads.saturating_mul(TASKS)
     }
 
-    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves too few tasks; at least one.
-    fn task_panels(&self, rows: usize, depth: usize) -> usize {
+    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves too few tasks; at least
+    /// one.
+    fn panels_per_task(&self, rows: usize, depth: usize) -> usize {
         let (m, n, k) = self.inputs.shape;
         let task = (m * n * k / self.tasks_wanted()).clamp(1 << 20, 1 << 23);
         (task / (rows * depth.max(1) * PANEL)).max(1)
@@ -193,8 +203,8 @@ impl<'a> Call<'a> {
 struct Strip<'a> {
     call: Call<'a>,
     side: Side,
-    /// Without it the strip is of the bias's gradient alone.
-    target: Option<Target<'a>>,
+    /// Without them the strip is of the bias's gradient alone.
+    operands: Option<Operands<'a>>,
     arithmetic: Arithmetic,
     /// Tasks of this strip.
     users: usize,
@@ -209,7 +219,7 @@ struct Part<'a> {
     bias: Mutex<Option<&'a mut [f32]>>,
 }
 
-/// [`BLOCK_STEPS`] lanes of terms of a part.
+/// [`BLOCK_LANES`] lanes of terms of a part.
 #[derive(Default)]
 struct Block {
     packed: Option<Arc<Buffer<f32>>>,
@@ -222,13 +232,13 @@ impl<'a> Strip<'a> {
         call: Call<'a>,
         side: Side,
         rows: Range<usize>,
-        target: Option<Target<'a>>,
+        operands: Option<Operands<'a>>,
         users: usize,
         mut bias: Option<&'a mut [f32]>,
     ) -> Self {
-        let right = target.as_ref().map(|target| &target.right);
+        let right = operands.as_ref().map(|operands| &operands.right);
         let arithmetic = Arithmetic::new(call.tier, call.precision, right);
-        let mut strip = Strip { call, side, target, arithmetic, users, parts: Vec::new() };
+        let mut strip = Strip { call, side, operands, arithmetic, users, parts: Vec::new() };
         let blocks = strip.terms().count();
         let count = rows.len().div_ceil(PART_ROWS);
         strip.parts.extend(cut(rows, count).map(|rows| {
@@ -241,18 +251,18 @@ impl<'a> Strip<'a> {
 
     /// The terms of each block; of an empty one where there are none.
     fn terms(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (depth, together) = (self.call.depth(self.side), BLOCK_STEPS * self.arithmetic.terms());
-        (0..depth.max(1)).step_by(together).map(move |start| start..depth.min(start + together))
+        let (depth, block_terms) = (self.call.depth(self.side), BLOCK_LANES * self.arithmetic.terms());
+        (0..depth.max(1)).step_by(block_terms).map(move |start| start..depth.min(start + block_terms))
     }
 
-    /// The packed left operand of the block `index`, of `terms`, for each part: g times `steps`.
-    fn acquire(&self, index: usize, terms: &Range<usize>, steps: &[f32]) -> Vec<Arc<Buffer<f32>>> {
+    /// The packed left operand of the block `index`, of `terms`, for each part: g times `scale`.
+    fn acquire(&self, index: usize, terms: &Range<usize>, scale: &[f32]) -> Vec<Arc<Buffer<f32>>> {
         let packed = |part: &Part<'a>, mut block: MutexGuard<'_, Block>| {
             let packed = block.packed.get_or_insert_with(|| {
                 let (rows, lanes) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
                 let mut packed = Buffer::new(part.rows.len().div_ceil(rows) * tile_stride(rows, lanes));
-                let memory = Some((packed.as_mut_slice(), steps));
-                self.arithmetic.vectorize(Pack { strip: self, part, terms: terms.clone(), packed: memory });
+                let memory = Some((packed.as_mut_slice(), scale));
+                self.arithmetic.vectorize(PackLeft { strip: self, part, terms: terms.clone(), packed: memory });
                 Arc::new(packed)
             });
             packed.clone()
@@ -283,22 +293,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs a block of a part, g times the steps, and adds g to the bias's gradient; without memory for it the latter alone.
-struct Pack<'s, 'a> {
+/// Packs a block of a part, g times the scale of its terms, and adds g to the bias's gradient; without memory for it
+/// the latter alone.
+struct PackLeft<'s, 'a> {
     strip: &'s Strip<'a>,
     part: &'s Part<'a>,
     terms: Range<usize>,
     packed: Option<(&'s mut [f32], &'s [f32])>,
 }
 
-impl Formed for Pack<'_, '_> {
+impl Formed for PackLeft<'_, '_> {
     #[inline(always)]
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
         let Strip { call, side, .. } = self.strip;
         let rows = self.part.rows.clone();
         if *side == Side::X {
-            let (packed, steps) = self.packed.expect("the gradient of X goes with no bias");
-            return pack_for_x(isa, form, call.inputs, rows, self.terms, steps, packed);
+            let (packed, scale) = self.packed.expect("the gradient of X goes with no bias");
+            return pack_for_x(isa, form, call.inputs, rows, self.terms, scale, packed);
         }
         let mut bias = lock(&self.part.bias);
         let mut bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
@@ -311,71 +322,73 @@ impl Formed for Pack<'_, '_> {
     }
 }
 
-/// A task: a strip's rows of one gradient in the columns of some panels. Without a target the bias's gradient alone.
-pub(super) struct Gradient<'a> {
+/// A task: a strip's rows of one gradient in the columns of some panels, or the bias's gradient alone.
+pub(super) struct GradientTask<'a> {
     strip: Arc<Strip<'a>>,
-    panels: Range<usize>,
+    /// The panels, and where the gradient in their columns goes.
+    product: Option<(Range<usize>, OutputBlock<'a>)>,
 }
 
-impl Gradient<'_> {
+impl GradientTask<'_> {
     pub(super) fn run(self) {
-        let strip = &*self.strip;
+        let GradientTask { strip, mut product } = self;
         for (index, terms) in strip.terms().enumerate() {
-            let Some(target) = strip.target else {
+            let (Some((panels, output)), Some(operands)) = (&mut product, strip.operands) else {
                 for part in &strip.parts {
-                    strip.arithmetic.vectorize(Pack { strip, part, terms: terms.clone(), packed: None });
+                    strip.arithmetic.vectorize(PackLeft { strip: &strip, part, terms: terms.clone(), packed: None });
                 }
                 continue;
             };
-            let left = strip.acquire(index, &terms, target.steps);
-            let panels = self.panels.clone();
-            strip.arithmetic.vectorize(Product { strip, left: &left, terms, panels, target });
+            let left = strip.acquire(index, &terms, operands.left_scale);
+            let (right, panels) = (operands.right, panels.clone());
+            strip.arithmetic.vectorize(MultiplyBlock { strip: &strip, left: &left, right, terms, panels, output });
             drop(left);
             strip.release(index);
         }
     }
 }
 
-/// One block of the sums of a [`Gradient`].
-struct Product<'s, 'a> {
+/// One block of the sums of a [`GradientTask`].
+struct MultiplyBlock<'s, 'a> {
     strip: &'s Strip<'a>,
     /// Of each part.
     left: &'s [Arc<Buffer<f32>>],
+    right: Right<'a>,
     terms: Range<usize>,
     panels: Range<usize>,
-    target: Target<'a>,
+    output: &'s mut OutputBlock<'a>,
 }
 
-impl Formed for Product<'_, '_> {
+impl Formed for MultiplyBlock<'_, '_> {
     #[inline(always)]
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
         let Strip { call, side, parts, .. } = self.strip;
         let (.., k) = call.inputs.shape;
-        let steps = self.terms.len().div_ceil(F::TERMS);
-        let panel_lanes = steps * PANEL;
-        let together = (PANEL_LANES / panel_lanes.max(1)).clamp(1, self.panels.len());
-        let mut widened = Buffer::<f32>::new(together * panel_lanes);
-        for first in self.panels.clone().step_by(together) {
-            let panels = first..self.panels.end.min(first + together);
+        let depth = self.terms.len().div_ceil(F::TERMS);
+        let panel_lanes = depth * PANEL;
+        let panels_at_once = (PANEL_LANES / panel_lanes.max(1)).clamp(1, self.panels.len());
+        let mut widened = Buffer::<f32>::new(panels_at_once * panel_lanes);
+        let (first_row, first_column) = (parts[0].rows.start, self.panels.start * PANEL);
+        for first in self.panels.clone().step_by(panels_at_once) {
+            let panels = first..self.panels.end.min(first + panels_at_once);
             for (panel, lanes) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(panel_lanes.max(1))) {
-                self.target.right.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
+                self.right.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
             }
-            let column = panels.start * PANEL;
-            let columns = k.min(panels.end * PANEL) - column;
+            let columns = panels.start * PANEL..k.min(panels.end * PANEL);
             for (Part { rows, .. }, left) in parts.iter().zip(self.left) {
-                let left = Left { values: left.as_slice(), rows: rows.len(), steps };
+                let left = PackedRows { values: left.as_slice(), rows: rows.len(), depth };
                 let finish = Finish {
                     continued: self.terms.start > 0,
                     last: self.terms.end == call.depth(*side),
                     mask: if *side == Side::X { call.inputs.dac_mask } else { None },
                     mask_stride: mask_stride(k),
-                    origin: (rows.start, column),
+                    origin: (rows.start, columns.start),
                 };
-                // SAFETY: the target has rows of k for every row of the part, and no other task has these columns of them.
-                unsafe {
-                    let target = self.target.rows.at(rows.start, column);
-                    gradient_panels(isa, form, &left, widened.as_slice(), columns, &finish, target, k);
-                }
+                let output = self.output.part(
+                    rows.start - first_row..rows.end - first_row,
+                    columns.start - first_column..columns.end - first_column,
+                );
+                gradient_panels(isa, form, &left, widened.as_slice(), &finish, output);
             }
         }
     }

@@ -4,13 +4,14 @@
 
 use super::isa::{Isa, LANES};
 use crate::quantize::Quantizer;
+use crate::saved::CodesMut;
 
 /// The bits of infinity: a magnitude that is not finite has bits of this value or more.
 pub(crate) const INFINITY_BITS: i32 = 0x7F80_0000;
 
 /// Vector `index` of `row`, the last one filled up with zeros.
 #[inline(always)]
-pub(crate) fn vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
+pub(crate) fn load_vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
     let (chunks, tail) = row.as_chunks::<LANES>();
     match chunks.get(index) {
         Some(chunk) => isa.load(chunk),
@@ -20,7 +21,7 @@ pub(crate) fn vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
 
 /// Writes as much of vector `index` as there is of `row`.
 #[inline(always)]
-pub(crate) fn set_vector<S: Isa>(isa: S, row: &mut [f32], index: usize, value: S::F) {
+pub(crate) fn store_vector<S: Isa>(isa: S, row: &mut [f32], index: usize, value: S::F) {
     let (chunks, tail) = row.as_chunks_mut::<LANES>();
     match chunks.get_mut(index) {
         Some(chunk) => isa.store(chunk, value),
@@ -40,7 +41,7 @@ pub(crate) fn largest_magnitude<S: Isa>(isa: S, row: &[f32]) -> i32 {
         }
     }
     for index in 0..tail.len().div_ceil(LANES) {
-        largest[0] = isa.max_i(largest[0], isa.magnitude(vector(isa, tail, index)));
+        largest[0] = isa.max_i(largest[0], isa.magnitude(load_vector(isa, tail, index)));
     }
     let [a, b, c, d] = largest;
     isa.largest(isa.max_i(isa.max_i(a, b), isa.max_i(c, d)))
@@ -51,7 +52,7 @@ pub(crate) fn largest_magnitude<S: Isa>(isa: S, row: &[f32]) -> i32 {
 pub(crate) fn sum_magnitudes<S: Isa>(isa: S, row: &[f32]) -> f32 {
     let mut sum = isa.splat(0.0);
     for index in 0..row.len().div_ceil(LANES) {
-        sum = isa.add(sum, isa.abs(vector(isa, row, index)));
+        sum = isa.add(sum, isa.abs(load_vector(isa, row, index)));
     }
     let mut lanes = [0.0; LANES];
     isa.store(&mut lanes, sum);
@@ -125,8 +126,8 @@ impl<S: Isa> Coder<S> {
     }
 }
 
-/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum. Meanwhile the row after `x` is fetched,
-/// of which the hardware's prefetchers know nothing until it is read.
+/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum. Meanwhile the row after `x` is
+/// fetched, of which the hardware's prefetchers know nothing until it is read.
 #[inline(always)]
 pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<S>) -> i32 {
     let mut sum = isa.splat_i(0);
@@ -157,8 +158,8 @@ pub(crate) fn magnitudes(codes: &[i8], out: &mut [i8]) {
     }
 }
 
-/// Replaces codes by their signs, 0 or -1 where a code is negative. Returns the sum of the magnitudes of the negative ones,
-/// which [`Isa::dot`] leaves out.
+/// Replaces codes by their signs, 0 or -1 where a code is negative. Returns the sum of the magnitudes of the negative
+/// ones, which [`Isa::dot`] leaves out.
 #[inline(always)]
 pub(crate) fn signs(codes: &mut [i8], magnitudes: &[i8]) -> i32 {
     let mut negative = 0;
@@ -169,14 +170,25 @@ pub(crate) fn signs(codes: &mut [i8], magnitudes: &[i8]) -> i32 {
     negative
 }
 
+/// Writes codes that stand as floats into a row for saved ones, zeros to its end.
+#[inline(always)]
+pub(crate) fn narrow<S: Isa>(isa: S, codes: &[f32], out: CodesMut<'_>) {
+    match out {
+        CodesMut::I8(out) => {
+            codes_i8(isa, codes, out, &Coder::Narrow);
+        }
+        CodesMut::I16(out) => narrow_i16(isa, codes, out),
+    }
+}
+
 /// Writes codes of up to 16 bits that stand as floats, zeros to the end of `out`.
 #[inline(always)]
-pub(crate) fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
+fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
     let (out, padding) = out.split_at_mut(codes.len());
     padding.fill(0);
     let (chunks, out_tail) = out.as_chunks_mut::<LANES>();
     for index in 0..codes.len().div_ceil(LANES) {
-        let value = isa.round(vector(isa, codes, index));
+        let value = isa.round(load_vector(isa, codes, index));
         match chunks.get_mut(index) {
             Some(chunk) => isa.store_i16(chunk, value),
             None => isa.store_i16_first(out_tail, value),
@@ -190,7 +202,7 @@ pub(crate) fn codes_f32<S: Isa>(isa: S, x: &[f32], out: &mut [f32], coder: &Code
     let (out, padding) = out.split_at_mut(x.len());
     padding.fill(0.0);
     for index in 0..x.len().div_ceil(LANES) {
-        set_vector(isa, out, index, isa.to_float(coder.code(isa, vector(isa, x, index))));
+        store_vector(isa, out, index, isa.to_float(coder.code(isa, load_vector(isa, x, index))));
     }
 }
 
@@ -200,6 +212,6 @@ pub(crate) fn saturation_mask<S: Isa>(isa: S, x: &[f32], range: f32, mask: &mut 
     let range = isa.splat(range);
     let (words, _) = mask.as_chunks_mut::<2>();
     for (index, word) in words.iter_mut().enumerate() {
-        *word = isa.mask_bits(isa.greater(isa.abs(vector(isa, x, index)), range)).to_le_bytes();
+        *word = isa.mask_bits(isa.greater(isa.abs(load_vector(isa, x, index)), range)).to_le_bytes();
     }
 }

@@ -1,19 +1,21 @@
-//! The straight-through gradient.
+//! The straight-through gradient: [`left`] and [`right`] pack the operands of its two products, [`strip`] cuts them
+//! into tasks.
 
-mod pack;
+mod left;
+mod right;
 mod strip;
 
+use crate::cost;
 use crate::error::Error;
 use crate::executor::{Executor, run_each, threads_for};
-use crate::forward::mask_stride;
+use crate::float_env::FloatEnv;
 use crate::microkernel::Tier;
-use crate::microkernel::float_env::FloatEnv;
-use crate::microkernel::tile::target::SharedRows;
+use crate::microkernel::output::OutputBlock;
 use crate::params::{BiasStage, Params};
 use crate::quantize::{Quantizer, weight_quantizer};
-use crate::weights::code_stride;
-use pack::Right;
-use strip::{Call, Side, Target, interleave};
+use crate::saved::{check_length, code_stride, mask_stride};
+use right::Right;
+use strip::{Call, Operands, Side, interleave};
 
 /// X as the forward pass left it.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +48,12 @@ pub struct Factor<'a> {
     pub steps: &'a [f32],
 }
 
-/// W as the forward pass was given it. Its codes are made again from the scale: the same, since the same quantiser makes
-/// them.
+/// W as the forward pass was given it. Its codes are made again from the scale: the same, since the same quantiser
+/// makes them.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
-    /// `[N, K]`. Where one is not finite, which no forward pass takes, the gradient of X that depends on it is not either.
+    /// `[N, K]`. Where one is not finite, which no forward pass takes, the gradient of X that depends on it is not
+    /// either.
     pub values: &'a [f32],
     /// `[N]`, as [`crate::Weights::scale`] is.
     pub scale: &'a [f32],
@@ -67,9 +70,9 @@ pub struct Inputs<'a> {
     pub x: Option<Factor<'a>>,
     /// W, which dX is made of.
     pub weight: Option<Weight<'a>>,
-    /// As in [`crate::forward::Saved`].
+    /// As in [`crate::saved::Saved`].
     pub adc_mask: Option<&'a [u8]>,
-    /// As in [`crate::forward::Saved`].
+    /// As in [`crate::saved::Saved`].
     pub dac_mask: Option<&'a [u8]>,
 }
 
@@ -99,7 +102,8 @@ pub enum Precision {
     /// Float32 in the contract's order, the same bits on every tier. r = 0.
     #[default]
     Highest,
-    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does: it would take as long as float32, which is used.
+    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does: it would take as long as float32, which is
+    /// used.
     High,
     /// r = 2^-8: g s may be rounded to bf16. It is where [`Tier::multiplies_bf16`] and c is a code of up to 8 bits; a
     /// g s below 2^-126, and a sum, then becomes 0. Everything else is as at [`Precision::Highest`].
@@ -140,28 +144,24 @@ pub fn backward(
     check(params, inputs, &outputs)?;
     let Outputs { x: dx, weight: dw, bias: db } = outputs;
     let products = usize::from(dx.is_some()) + usize::from(dw.is_some());
-    let work = products * m * n * k;
-    let dx = dx.map(|dx| SharedRows::new(dx, k));
-    let dw = dw.map(|dw| SharedRows::new(dw, k));
     let quantizers = match (&dx, &inputs.weight) {
         (Some(_), Some(weight)) => quantizers(params.weight_bits, weight.scale),
         _ => Vec::new(),
     };
-    let for_x = dx.as_ref().zip(inputs.weight).map(|(rows, Weight { values, scale })| {
+    let for_x = dx.zip(inputs.weight).map(|(dx, Weight { values, scale })| {
         let right = match params.weight_bits {
             0 => Right::Rows(Operand::F32(values)),
             1 => Right::Signs(values),
             bits => Right::Quantized { values, bits, quantizers: &quantizers },
         };
-        Target { rows, right, steps: scale }
+        (Operands { right, left_scale: scale }, OutputBlock::new(dx, (m, k)))
     });
-    let for_weight = dw.as_ref().zip(inputs.x).map(|(rows, Factor { values, steps })| {
-        let right = Right::Rows(values);
-        Target { rows, right, steps }
+    let for_weight = dw.zip(inputs.x).map(|(dw, Factor { values, steps })| {
+        (Operands { right: Right::Rows(values), left_scale: steps }, OutputBlock::new(dw, (n, k)))
     });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
-    let work_ns = (work / 64 + m * n) as u64;
+    let work_ns = cost::backward_ns(products, inputs.shape);
     let call = Call { tier, precision, inputs, threads: threads_for(executor, work_ns), unmasked_bias };
     let for_x = call.tasks(Side::X, m, for_x, None);
     let for_weight = call.tasks(Side::Weight, n, for_weight, db);
@@ -180,42 +180,40 @@ fn quantizers(bits: u32, scale: &[f32]) -> Vec<Quantizer> {
 fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<(), Error> {
     let (m, n, k) = inputs.shape;
     params.check_shape(n, k)?;
-    let length = |name, (length, expected): (usize, usize)| {
-        if length == expected { Ok(()) } else { Err(Error::Length { name, length, allowed: expected.to_string() }) }
-    };
-    length("grad_output", (inputs.dy.len(), m * n))?;
+    check_length("grad_output", inputs.dy.len(), m * n)?;
     let absent =
         |name, gradient| Err(Error::value(name, "absent", format!("it is there where {gradient} is asked for")));
     match &inputs.x {
         Some(Factor { values, steps }) => {
-            length("x", values.length(m, k))?;
-            length("x_step", (steps.len(), m))?;
+            let (length, expected) = values.length(m, k);
+            check_length("x", length, expected)?;
+            check_length("x_step", steps.len(), m)?;
         }
         None if outputs.weight.is_some() => return absent("x", "grad_weight"),
         None => {}
     }
     match &inputs.weight {
         Some(Weight { values, scale }) => {
-            length("weight", (values.len(), n * k))?;
-            length("weight_scale", (scale.len(), n))?;
+            check_length("weight", values.len(), n * k)?;
+            check_length("weight_scale", scale.len(), n)?;
         }
         None if outputs.x.is_some() => return absent("weight", "grad_x"),
         None => {}
     }
     if let Some(mask) = inputs.adc_mask {
-        length("adc_mask", (mask.len(), m * mask_stride(n)))?;
+        check_length("adc_mask", mask.len(), m * mask_stride(n))?;
     }
     if let Some(mask) = inputs.dac_mask {
-        length("dac_mask", (mask.len(), m * mask_stride(k)))?;
+        check_length("dac_mask", mask.len(), m * mask_stride(k))?;
     }
     if let Some(dx) = &outputs.x {
-        length("grad_x", (dx.len(), m * k))?;
+        check_length("grad_x", dx.len(), m * k)?;
     }
     if let Some(dw) = &outputs.weight {
-        length("grad_weight", (dw.len(), n * k))?;
+        check_length("grad_weight", dw.len(), n * k)?;
     }
     if let Some(db) = &outputs.bias {
-        length("grad_bias", (db.len(), n))?;
+        check_length("grad_bias", db.len(), n)?;
     }
     Ok(())
 }

@@ -1,0 +1,151 @@
+//! How a call is cut into tasks.
+//!
+//! Large batches are cut by rows: a task converts its rows, multiplies them with all panels and finishes them while
+//! they sit in the cache. Small batches with much work are cut by columns instead, in three steps: DAC, products, and
+//! the epilogue once whole rows are there. How a call is cut depends on its shape, the tier and the threads alone.
+
+use super::epilogue::Epilogue;
+use super::product::Product;
+use super::staging::{CODE_ROWS, ConvertRows, Staging, StagingMut};
+use crate::cost;
+use crate::executor::{Executor, run_each, threads_for};
+use crate::microkernel::isa::{Isa, Vectorized};
+use crate::microkernel::output::OutputBlock;
+use crate::microkernel::panels::PANEL;
+use crate::saved::{Saved, mask_stride, take_first};
+use crate::weights::Weights;
+
+/// Rows of a task at most.
+const TASK_ROWS: usize = 96;
+/// Batches up to this many rows are cut by columns.
+const COLUMN_CUT_ROWS: usize = CODE_ROWS;
+/// Multiply-adds from which on that is worth its steps.
+const COLUMN_CUT_WORK: usize = 1 << 19;
+/// Tasks that columns are cut into, at most.
+const COLUMN_TASKS: usize = 16;
+/// Rows of a task of the steps before and after the columns.
+const STEP_ROWS: usize = 8;
+
+/// Rows of a task, and about what a row costs in tasks of so many, since each task reads the weights anew.
+type RowCosts = [(usize, usize); 5];
+/// Tiles of 12 rows are the fastest.
+const ROW_COSTS: RowCosts = [(32, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
+/// Products of floats in tiles one vector wide, which read twice as much of the weights for each operation.
+const ROW_COSTS_OF_NARROW_FLOATS: RowCosts = [(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
+
+const _: () = assert!(ROW_COSTS[0].0 <= CODE_ROWS && ROW_COSTS_OF_NARROW_FLOATS[0].0 <= TASK_ROWS);
+
+/// Rows of a task of a call of `m` rows: those with which the thread that has most to do is through soonest.
+fn rows_per_task(m: usize, threads: usize, costs: &RowCosts) -> usize {
+    let slowest = |(rows, cost): &(usize, usize)| m.div_ceil(*rows).div_ceil(threads) * rows * cost;
+    costs.iter().min_by_key(|choice| slowest(choice)).map_or(costs[0].0, |(rows, _)| *rows)
+}
+
+/// A forward pass: what its tasks have in common.
+pub(super) struct Call<'a> {
+    pub(super) weights: &'a Weights,
+    /// Filled up to whole panels; zeros where the bias is digital or absent.
+    pub(super) product_bias: &'a [f32],
+    pub(super) epilogue: &'a Epilogue,
+    pub(super) call_key: u64,
+    /// Of one thread.
+    pub(super) work_ns: u64,
+    /// Whether panels are read from the last to the first: every other call with a single row, which waits for the
+    /// weights.
+    pub(super) backwards: bool,
+}
+
+impl Call<'_> {
+    /// Runs it on arguments that fit the layer.
+    pub(super) fn run(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Saved<'_>) {
+        let (n, k) = (self.weights.n(), self.weights.k());
+        let m = x.len() / k;
+        if m <= COLUMN_CUT_ROWS && m * n * k >= COLUMN_CUT_WORK {
+            self.by_columns(executor, x, y, saved);
+        } else {
+            self.by_rows(executor, x, y, saved);
+        }
+    }
+
+    fn by_rows(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], mut saved: Saved<'_>) {
+        let (tier, n, k) = (self.weights.tier(), self.weights.n(), self.weights.k());
+        let narrow_floats = !self.weights.params().is_integer() && tier.float_tile().1 == 1;
+        let costs = if narrow_floats { &ROW_COSTS_OF_NARROW_FLOATS } else { &ROW_COSTS };
+        let rows_per_task = rows_per_task(x.len() / k, threads_for(executor, self.work_ns), costs);
+        let tasks = y.chunks_mut(rows_per_task * n).enumerate();
+        let tasks = tasks.map(|(index, y)| (index, y, saved.take_rows(rows_per_task, n, k)));
+        run_each(executor, self.work_ns, tasks, |(index, y, mut saved)| {
+            let (first, count) = (index * rows_per_task, y.len() / n);
+            let x = &x[first * k..(first + count) * k];
+            let mut x_step = [0.0; TASK_ROWS];
+            let x_step = &mut x_step[..count];
+            let mut staging = Staging::new(self.weights, count);
+            let adc_mask = saved.adc_mask.take();
+            tier.vectorize(self.convert(x, saved, staging.all(), &mut *x_step));
+            self.product(&staging, x_step).into_rows(OutputBlock::new(y, (count, n)));
+            tier.vectorize(FinishRows { call: self, first_row: first, y, x_step, adc_mask });
+        });
+    }
+
+    fn by_columns(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], mut saved: Saved<'_>) {
+        let (tier, n, k) = (self.weights.tier(), self.weights.n(), self.weights.k());
+        let m = x.len() / k;
+        let mut staging = Staging::new(self.weights, m);
+        let mut x_step = [0.0; COLUMN_CUT_ROWS];
+        let x_step = &mut x_step[..m];
+
+        let mut adc_mask = saved.adc_mask.take();
+        let mut staged = staging.all();
+        let converted = x.chunks(STEP_ROWS * k).zip(x_step.chunks_mut(STEP_ROWS)).map(|(x, x_step)| {
+            self.convert(x, saved.take_rows(STEP_ROWS, n, k), staged.take_rows(STEP_ROWS, k), x_step)
+        });
+        run_each(executor, cost::dac_ns(m, k), converted, |task| tier.vectorize(task));
+
+        let product = self.product(&staging, x_step);
+        let panels_per_task = n.div_ceil(PANEL).div_ceil(COLUMN_TASKS);
+        product.into_columns(executor, self.work_ns, panels_per_task, OutputBlock::new(y, (m, n)));
+
+        let finished = y.chunks_mut(STEP_ROWS * n).zip(x_step.chunks(STEP_ROWS)).enumerate();
+        let finished = finished.map(|(index, (y, x_step))| {
+            let adc_mask = adc_mask.as_mut().map(|mask| take_first(mask, STEP_ROWS * mask_stride(n)));
+            FinishRows { call: self, first_row: index * STEP_ROWS, y, x_step, adc_mask }
+        });
+        run_each(executor, cost::epilogue_ns(m, n), finished, |task| tier.vectorize(task));
+    }
+
+    /// The step before the product.
+    fn convert<'a>(
+        &'a self,
+        x: &'a [f32],
+        saved: Saved<'a>,
+        staged: StagingMut<'a>,
+        x_step: &'a mut [f32],
+    ) -> ConvertRows<'a> {
+        ConvertRows { params: self.weights.params(), k: self.weights.k(), x, saved, staged, x_step }
+    }
+
+    fn product<'a>(&'a self, staging: &'a Staging, x_step: &'a [f32]) -> Product<'a> {
+        let rows = staging.rows(x_step.len());
+        Product { weights: self.weights, bias: self.product_bias, rows, x_step, backwards: self.backwards }
+    }
+}
+
+/// The step after the product.
+struct FinishRows<'a> {
+    call: &'a Call<'a>,
+    first_row: usize,
+    y: &'a mut [f32],
+    x_step: &'a [f32],
+    adc_mask: Option<&'a mut [u8]>,
+}
+
+impl Vectorized for FinishRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let Call { weights, epilogue, call_key, .. } = *self.call;
+        let n = weights.n();
+        epilogue.finish_rows(isa, call_key, self.first_row as u64, self.y, n, self.x_step, self.adc_mask);
+    }
+}

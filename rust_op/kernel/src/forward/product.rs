@@ -1,0 +1,123 @@
+//! Rows times panels: which tiles run on what, and where their results go.
+
+use crate::executor::{Executor, run_each};
+use crate::microkernel::buffer::Buffer;
+use crate::microkernel::isa::{Isa, Vectorized};
+use crate::microkernel::output::OutputBlock;
+use crate::microkernel::panels::{BLOCK_BYTES, PANEL};
+use crate::microkernel::tile::Scaling;
+use crate::microkernel::tile::float::{FloatRows, float_panel};
+use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, unpack_panel};
+use crate::weights::{Panels, Weights};
+
+/// Bytes of weights that a core's own caches hold, about. To fetch what is there already costs more than it saves.
+const NEAR_BYTES: usize = 3 << 19;
+
+/// Rows of X as the product reads them.
+#[derive(Clone, Copy)]
+pub(super) enum StagedRows<'a> {
+    Int(CodeRows<'a>),
+    Float(FloatRows<'a>),
+}
+
+/// One product: rows of X, weights, bias.
+pub(super) struct Product<'a> {
+    pub(super) weights: &'a Weights,
+    /// Filled up to whole panels; zeros where the bias is digital or absent.
+    pub(super) bias: &'a [f32],
+    pub(super) rows: StagedRows<'a>,
+    /// s_x of each row.
+    pub(super) x_step: &'a [f32],
+    /// Whether the panels are taken from the last to the first. Calls that take turns at it find in the cache what the
+    /// one before has read last; in one order each would find the beginning gone.
+    pub(super) backwards: bool,
+}
+
+impl Product<'_> {
+    /// z of all rows in the columns of panel `panel`, which are those of `output`.
+    #[inline(always)]
+    fn panel<S: Isa>(&self, isa: S, panel: usize, unpacked: &mut Option<Buffer<u8>>, output: OutputBlock<'_>) {
+        let k = self.weights.k();
+        let scaling = Scaling {
+            x_step: self.x_step,
+            weight_scale: self.weights.panel_scale(panel),
+            bias: &self.bias.as_chunks::<PANEL>().0[panel],
+        };
+        match (self.weights.panels(), &self.rows) {
+            (Panels::Int { storage, bytes }, StagedRows::Int(rows)) => {
+                let size = storage.panel_bytes(k);
+                let fetch = bytes.as_slice().len() > NEAR_BYTES;
+                let packed = &bytes.as_slice()[panel * size..(panel + 1) * size];
+                let groups = k.div_ceil(4);
+                let unpack = storage.bits < 8 && self.x_step.len() > stay_packed::<S>();
+                let bytes = if unpack {
+                    let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
+                    unpack_panel(isa, *storage, packed, groups, unpacked.as_mut_slice());
+                    unpacked.as_slice()
+                } else {
+                    packed
+                };
+                // Next is the panel at higher addresses, or at lower ones.
+                let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
+                let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
+                int_panel(isa, rows, &panel, &scaling, output);
+            }
+            (Panels::Float(values), StagedRows::Float(rows)) => {
+                let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
+                float_panel(isa, rows, values, k, &scaling, output);
+            }
+            _ => unreachable!("rows are staged for the weights that they meet"),
+        }
+    }
+
+    /// z of all rows and columns, on the calling thread.
+    pub(super) fn into_rows(self, z: OutputBlock<'_>) {
+        self.weights.tier().vectorize(MultiplyPanels { product: &self, first_panel: 0, z });
+    }
+
+    /// z of all rows and columns, in tasks of `panels_per_task` panels each.
+    pub(super) fn into_columns(
+        self,
+        executor: &dyn Executor,
+        work_ns: u64,
+        panels_per_task: usize,
+        mut z: OutputBlock<'_>,
+    ) {
+        let tier = self.weights.tier();
+        let count = z.columns().div_ceil(PANEL).div_ceil(panels_per_task);
+        let tasks = (0..count).map(|index| {
+            let index = if self.backwards { count - 1 - index } else { index };
+            let first_panel = index * panels_per_task;
+            let z = if self.backwards {
+                z.take_columns_from(first_panel * PANEL)
+            } else {
+                z.take_columns(z.columns().min(panels_per_task * PANEL))
+            };
+            MultiplyPanels { product: &self, first_panel, z }
+        });
+        run_each(executor, work_ns, tasks, |task| tier.vectorize(task));
+    }
+}
+
+/// All rows of a product in the columns of `z`, which begin with those of a panel.
+struct MultiplyPanels<'a> {
+    product: &'a Product<'a>,
+    first_panel: usize,
+    z: OutputBlock<'a>,
+}
+
+impl Vectorized for MultiplyPanels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(mut self, isa: S) {
+        let (rows, columns) = (self.z.rows(), self.z.columns());
+        let panels = columns.div_ceil(PANEL);
+        let mut unpacked = None;
+        for step in 0..panels {
+            let panel = if self.product.backwards { panels - 1 - step } else { step };
+            let output = self.z.part(0..rows, panel * PANEL..columns.min((panel + 1) * PANEL));
+            self.product.panel(isa, self.first_panel + panel, &mut unpacked, output);
+        }
+    }
+}

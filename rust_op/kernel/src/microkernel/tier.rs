@@ -1,0 +1,144 @@
+//! The list of tiers, and what the rest of the crate asks of one.
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use super::avx512::bf16::Bf16;
+#[cfg(not(target_arch = "x86_64"))]
+use super::form::Formed;
+use super::isa::{Isa, Vectorized};
+use super::portable::Portable;
+use crate::error::Error;
+
+/// An instruction set that this processor has: holding a value is the permission to use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier(Token);
+
+/// What a tier's [`Isa`] says of itself.
+struct Facts {
+    name: &'static str,
+    products_per_ns: (u64, u64),
+    signed_codes: bool,
+    float_tile: (usize, usize),
+}
+
+impl Facts {
+    const fn of<S: Isa>() -> Self {
+        Facts {
+            name: S::NAME,
+            products_per_ns: S::PRODUCTS_PER_NS,
+            signed_codes: S::SIGNED_CODES,
+            float_tile: S::FLOAT_TILE,
+        }
+    }
+}
+
+macro_rules! tiers {
+    ($($(#[$where:meta])* $variant:ident($isa:ty),)+) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Token {
+            $($(#[$where])* $variant($isa),)+
+        }
+
+        impl Tier {
+            /// The tiers of this processor, slowest first.
+            pub fn available() -> Vec<Tier> {
+                let mut tiers = Vec::new();
+                $(
+                    $(#[$where])*
+                    tiers.extend(<$isa>::detect().map(|isa| Tier(Token::$variant(isa))));
+                )+
+                tiers
+            }
+
+            /// Runs `op` with the tier's instructions.
+            pub(crate) fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
+                match self.0 {
+                    $($(#[$where])* Token::$variant(isa) => isa.vectorize(op),)+
+                }
+            }
+
+            fn facts(self) -> &'static Facts {
+                match self.0 {
+                    $($(#[$where])* Token::$variant(_) => const { &Facts::of::<$isa>() },)+
+                }
+            }
+        }
+    };
+}
+
+// Slowest first.
+tiers! {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bw(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512<true>),
+}
+
+impl Tier {
+    /// The fastest one, or the one that the environment variable `LUMINA_ISA` names.
+    ///
+    /// # Errors
+    /// `LUMINA_ISA` names a tier that this processor lacks.
+    pub fn selected() -> Result<Tier, Error> {
+        let available = Tier::available();
+        match std::env::var_os("LUMINA_ISA").map(|name| name.to_string_lossy().into_owned()) {
+            None => Ok(*available.last().expect("the portable tier")),
+            Some(name) => available.iter().find(|tier| tier.name() == name).copied().ok_or_else(|| Error::Tier {
+                name,
+                available: available.iter().map(|tier| tier.name()).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.facts().name
+    }
+
+    /// Whether the tier multiplies bf16, on this processor faster than floats.
+    pub fn multiplies_bf16(self) -> bool {
+        self.bf16().is_some()
+    }
+
+    /// The permission to multiply bf16, where that is faster than floats.
+    pub(crate) fn bf16(self) -> Option<Bf16> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(isa) => Bf16::detect(isa),
+            _ => None,
+        }
+    }
+
+    /// [`Isa::PRODUCTS_PER_NS`].
+    pub(crate) fn products_per_ns(self) -> (u64, u64) {
+        self.facts().products_per_ns
+    }
+
+    /// Whether panels of 8 bits hold signed codes, whose products need the magnitudes of X's codes.
+    pub(crate) fn signed_codes(self) -> bool {
+        self.facts().signed_codes
+    }
+
+    /// Rows of a float tile, and how many vectors wide it is.
+    pub(crate) fn float_tile(self) -> (usize, usize) {
+        self.facts().float_tile
+    }
+}
+
+/// The form of a processor that has no other than floats.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bf16 {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Bf16 {
+    pub(crate) fn vectorize<V: Formed>(self, _op: V) {
+        match self {}
+    }
+}

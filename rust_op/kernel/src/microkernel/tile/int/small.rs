@@ -1,0 +1,79 @@
+//! Sums of 16 bits, which small codes leave room for.
+
+use super::TileOrigin;
+use super::blocks::{dot_group, load_block, slots_of};
+use crate::microkernel::isa::Isa;
+use crate::microkernel::panels::BLOCK_BYTES;
+
+/// Adds sums of 16 bits to those of 32.
+#[inline(always)]
+pub(super) fn widen_all<S: Isa, const MR: usize, const NV: usize>(
+    isa: S,
+    sums: &mut [[S::I; NV]; MR],
+    small: &[[S::I; NV]; MR],
+) {
+    for row in 0..MR {
+        for v in 0..NV {
+            sums[row][v] = isa.widen(sums[row][v], small[row][v]);
+        }
+    }
+}
+
+/// The largest magnitude of a DAC code.
+const LARGEST_CODE: i32 = 127;
+
+/// Groups of stored codes of up to `largest` that a sum of 16 bits, which takes two products of each, has room for.
+pub(super) const fn small_groups(largest: i32) -> usize {
+    (i16::MAX as i32 / (2 * largest * LARGEST_CODE)) as usize
+}
+
+/// [`super::wide::wide_tile`] of codes of fewer than 8 bits in sums of 16 bits, which become ones of 32 before they
+/// could overflow.
+///
+/// # Safety
+/// As [`TileOrigin`] says, for MR rows and NV vectors.
+#[inline(always)]
+pub(super) unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    origin: TileOrigin,
+    start: [i32; MR],
+) -> [[S::I; NV]; MR] {
+    let groups = origin.groups;
+    let slots = 8 / SIZE as usize;
+    let largest = if BITS == 1 { 2 } else { (1 << BITS) - 1 };
+    let blocks_at_once = small_groups(largest) / slots;
+    let mut sums = [[isa.splat_i(0); NV]; MR];
+    for row in 0..MR {
+        sums[row] = [isa.splat_i(start[row]); NV];
+    }
+    let whole = groups / slots;
+    let mut first = 0;
+    // SAFETY: every access below is to a block that holds one of `groups` groups, and to a group of `codes`.
+    unsafe {
+        while first < whole {
+            let mut small = [[isa.splat_i(0); NV]; MR];
+            let end = whole.min(first + blocks_at_once);
+            for index in first..end {
+                let block = origin.panel.add(index * BLOCK_BYTES);
+                origin.prefetch::<S, BITS, SIZE, NV>(isa, index);
+                let vectors = load_block::<S, NV>(isa, block);
+                for s in 0..slots {
+                    let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+                    dot_group::<S, true, MR, NV>(isa, &mut small, &stored, origin, 4 * (index * slots + s));
+                }
+            }
+            widen_all(isa, &mut sums, &small);
+            first = end;
+        }
+        if whole * slots < groups {
+            let mut small = [[isa.splat_i(0); NV]; MR];
+            let vectors = load_block::<S, NV>(isa, origin.panel.add(whole * BLOCK_BYTES));
+            for s in 0..groups - whole * slots {
+                let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+                dot_group::<S, true, MR, NV>(isa, &mut small, &stored, origin, 4 * (whole * slots + s));
+            }
+            widen_all(isa, &mut sums, &small);
+        }
+    }
+    sums
+}

@@ -1,0 +1,114 @@
+//! What a forward pass saves for a backward pass, and how it lies in memory.
+
+use crate::error::Error;
+
+/// Bytes of one row of `columns` mask bits.
+pub const fn mask_stride(columns: usize) -> usize {
+    columns.div_ceil(16) * 2
+}
+
+/// Elements from one row of codes to the next, for rows of `k`: a multiple of 4, the padding 0; for long
+/// rows an odd multiple of a cache line, so that rows do not all fall into the same cache sets.
+pub const fn code_stride(k: usize) -> usize {
+    if k < 512 { k.next_multiple_of(4) } else { k.div_ceil(64) / 2 * 128 + 64 }
+}
+
+/// What a backward pass needs of a forward pass, in memory of the caller's.
+#[derive(Debug, Default)]
+pub struct Saved<'a> {
+    /// `[M, code_stride(K)]`: DAC codes (i8 to 8 bits, i16 above); `None` where X is analog, or nothing
+    /// needs them.
+    pub x_codes: Option<CodesMut<'a>>,
+    /// `[M]`: s_x, NaN in rows that are NaN throughout; `None` where nothing needs it.
+    pub x_step: Option<&'a mut [f32]>,
+    /// `[M, mask_stride(N)]`: bit n is set where the ADC saturated; `None` where it cannot.
+    pub adc_mask: Option<&'a mut [u8]>,
+    /// `[M, mask_stride(K)]`: bit k is set where the DAC saturated; `None` where it cannot, or
+    /// nothing needs it.
+    pub dac_mask: Option<&'a mut [u8]>,
+}
+
+impl<'a> Saved<'a> {
+    /// Takes the first `count` rows off, of `n` outputs and `k` inputs, or all where there are fewer.
+    pub(crate) fn take_rows(&mut self, count: usize, n: usize, k: usize) -> Saved<'a> {
+        Saved {
+            x_codes: self.x_codes.as_mut().map(|codes| codes.take_rows(count, k)),
+            x_step: self.x_step.as_mut().map(|steps| take_first(steps, count)),
+            adc_mask: self.adc_mask.as_mut().map(|mask| take_first(mask, count * mask_stride(n))),
+            dac_mask: self.dac_mask.as_mut().map(|mask| take_first(mask, count * mask_stride(k))),
+        }
+    }
+}
+
+/// Codes to keep for a backward pass, in rows of [`code_stride`].
+#[derive(Debug)]
+pub enum CodesMut<'a> {
+    /// Codes of 1..8 bits.
+    I8(&'a mut [i8]),
+    /// Codes of 9..16 bits.
+    I16(&'a mut [i16]),
+}
+
+impl<'a> CodesMut<'a> {
+    /// Checks that this is the memory for `rows` rows of `k` codes of `bits` bits.
+    pub(crate) fn check(&self, name: &'static str, rows: usize, k: usize, bits: u32) -> Result<(), Error> {
+        let (fits, length) = match self {
+            CodesMut::I8(codes) => ((1..=8).contains(&bits), codes.len()),
+            CodesMut::I16(codes) => ((9..=16).contains(&bits), codes.len()),
+        };
+        if !fits {
+            return Err(Error::value(
+                name,
+                format!("of {bits} bits"),
+                "int8 for codes of 1..8 bits, int16 for 9..16, none where analog",
+            ));
+        }
+        if length != rows * code_stride(k) {
+            return Err(Error::Length { name, length, allowed: format!("{rows} rows * {}", code_stride(k)) });
+        }
+        Ok(())
+    }
+
+    /// Takes the first `rows` rows of `k` off, or all where there are fewer.
+    pub(crate) fn take_rows(&mut self, rows: usize, k: usize) -> CodesMut<'a> {
+        let length = rows * code_stride(k);
+        match self {
+            CodesMut::I8(codes) => CodesMut::I8(take_first(codes, length)),
+            CodesMut::I16(codes) => CodesMut::I16(take_first(codes, length)),
+        }
+    }
+
+    /// Row `row` of rows of `k`.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, row: usize, k: usize) -> CodesMut<'_> {
+        let stride = code_stride(k);
+        match self {
+            CodesMut::I8(codes) => CodesMut::I8(&mut codes[row * stride..(row + 1) * stride]),
+            CodesMut::I16(codes) => CodesMut::I16(&mut codes[row * stride..(row + 1) * stride]),
+        }
+    }
+}
+
+/// The bits of a mask of `columns` columns, row by row.
+pub fn mask_bits(mask: &[u8], columns: usize) -> impl Iterator<Item = bool> {
+    let rows = mask.chunks_exact(mask_stride(columns));
+    rows.flat_map(move |row| (0..columns).map(move |column| row[column / 8] >> (column % 8) & 1 == 1))
+}
+
+/// Row `row` of a mask of `columns` columns.
+#[inline(always)]
+pub(crate) fn mask_row(mask: &mut [u8], row: usize, columns: usize) -> &mut [u8] {
+    let stride = mask_stride(columns);
+    &mut mask[row * stride..(row + 1) * stride]
+}
+
+/// Takes the first `count` elements off `rest`, or all where there are fewer.
+pub(crate) fn take_first<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let count = count.min(rest.len());
+    rest.split_off_mut(..count).expect("no more than there are")
+}
+
+/// Checks that the array called `name` has as many elements as expected.
+pub(crate) fn check_length(name: &'static str, length: usize, expected: usize) -> Result<(), Error> {
+    if length == expected { Ok(()) } else { Err(Error::Length { name, length, allowed: expected.to_string() }) }
+}

@@ -1,0 +1,213 @@
+//! Channels of W become panels: quantised or unpacked a row at a time, 32 rows at a time packed.
+
+use std::ops::Range;
+
+use super::WeightSource;
+use crate::error::Error;
+use crate::microkernel::buffer::Buffer;
+use crate::microkernel::isa::{Isa, LANES, Vectorized};
+use crate::microkernel::panels::{PANEL, Storage, pack_float, pack_int, staged_stride};
+use crate::microkernel::row_ops::{self, Coder, INFINITY_BITS, VectorQuantizer};
+use crate::pack;
+use crate::quantize::{self, levels, weight_quantizer};
+use crate::saved::CodesMut;
+
+/// What is said of row `row`, `w`, in which a number was seen that is not finite.
+#[cold]
+fn not_finite(row: usize, w: &[f32]) -> Error {
+    match w.iter().copied().enumerate().find(|(_, value)| !value.is_finite()) {
+        Some((column, value)) => Error::element("weight", vec![row, column], value, "a finite number"),
+        None => Error::Changed { name: "weight", row },
+    }
+}
+
+/// Where the panels of some channels go.
+pub(super) enum PanelSink<'a> {
+    Int(Storage, &'a mut [u8]),
+    Float(&'a mut [f32]),
+}
+
+/// Quantises or unpacks channels of W.
+pub(super) struct LayOutChannels<'a> {
+    pub(super) bits: u32,
+    pub(super) k: usize,
+    /// The channels.
+    pub(super) rows: Range<usize>,
+    pub(super) source: WeightSource<'a>,
+    pub(super) scale: Option<&'a [f32]>,
+    pub(super) scale_out: &'a mut [f32],
+    pub(super) codes: Option<CodesMut<'a>>,
+}
+
+/// Lays channels out in panels.
+struct IntoPanels<'a> {
+    channels: LayOutChannels<'a>,
+    sink: PanelSink<'a>,
+}
+
+impl Vectorized for IntoPanels<'_> {
+    type Output = Result<(), Error>;
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) -> Result<(), Error> {
+        let IntoPanels { mut channels, sink } = self;
+        let k = channels.k;
+        match sink {
+            PanelSink::Int(storage, bytes) => {
+                let stride = staged_stride(k);
+                let mut staged = Buffer::<i8>::new(PANEL * stride);
+                for (panel, bytes) in bytes.chunks_exact_mut(storage.panel_bytes(k)).enumerate() {
+                    for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
+                        channels.stage_int(isa, panel * PANEL + slot, out)?;
+                    }
+                    pack_int(isa, storage, k, staged.as_slice(), bytes);
+                }
+            }
+            PanelSink::Float(values) => {
+                // An odd number of vectors: rows a power of two apart would share their cache sets.
+                let stride = (k.div_ceil(LANES) | 1) * LANES;
+                let mut staged = Buffer::<f32>::new(PANEL * stride);
+                for (panel, values) in values.chunks_exact_mut(PANEL * k).enumerate() {
+                    for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
+                        channels.stage_float(isa, panel * PANEL + slot, out)?;
+                    }
+                    pack_float(isa, k, stride, staged.as_slice(), values);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> LayOutChannels<'a> {
+    /// The computation that lays them out in the panels of `sink`.
+    pub(super) fn into(self, sink: PanelSink<'a>) -> impl Vectorized<Output = Result<(), Error>> + use<'a> {
+        IntoPanels { channels: self, sink }
+    }
+
+    /// The row of W at `offset` from the first, if there is one.
+    fn row(&self, offset: usize) -> Option<usize> {
+        Some(self.rows.start + offset).filter(|row| *row < self.rows.end)
+    }
+
+    /// Sets the scale of a channel given in f32 and returns what codes it, `None` where it is analog.
+    #[inline(always)]
+    fn coder<S: Isa>(&mut self, isa: S, offset: usize, row: usize, w: &[f32]) -> Result<Option<Coder<S>>, Error> {
+        let largest = row_ops::largest_magnitude(isa, w);
+        if largest >= INFINITY_BITS {
+            return Err(not_finite(row, w));
+        }
+        if self.bits == 0 {
+            self.scale_out[offset] = 1.0;
+            return Ok(None);
+        }
+        let scale = match self.scale {
+            Some([one]) => *one,
+            Some(each) => each[row],
+            None if self.bits == 1 => row_ops::sum_magnitudes(isa, w) / self.k as f32,
+            None => f32::from_bits(largest as u32) / levels(self.bits) as f32,
+        };
+        if self.scale.is_none() {
+            // The sum of numbers that were finite when their maximum was looked for.
+            if scale.is_nan() {
+                return Err(Error::Changed { name: "weight", row });
+            }
+            quantize::check_default_scale(self.bits, row, scale)?;
+        }
+        self.scale_out[offset] = scale;
+        Ok(Some(match self.bits {
+            1 => Coder::Sign,
+            bits => Coder::Quantizer(VectorQuantizer::new(isa, &weight_quantizer(bits, scale))),
+        }))
+    }
+
+    /// Codes of the channel at `offset`, from codes; sets its scale.
+    #[inline(always)]
+    fn stored_codes(&mut self, offset: usize, row: usize, out: &mut [i8]) -> Result<(), Error> {
+        let (bits, k) = (self.bits, self.k);
+        match self.source {
+            WeightSource::Codes(codes) => {
+                // What is checked is what is used, should somebody write to them meanwhile.
+                out.copy_from_slice(&codes[row * k..(row + 1) * k]);
+                pack::check_codes(bits, row, out)?;
+            }
+            WeightSource::Packed(packed) => {
+                let bytes = pack::packed_row_bytes(bits, k);
+                pack::unpack_row(bits, row, &packed[row * bytes..(row + 1) * bytes], out)?;
+            }
+            WeightSource::F32(_) => unreachable!("weights in f32 are quantised"),
+        }
+        self.scale_out[offset] = match self.scale.expect("checked") {
+            [one] => *one,
+            each => each[row],
+        };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn stage_int<S: Isa>(&mut self, isa: S, offset: usize, out: &mut [i8]) -> Result<(), Error> {
+        let Some(row) = self.row(offset) else {
+            out.fill(0);
+            return Ok(());
+        };
+        let k = self.k;
+        if let WeightSource::F32(w) = self.source {
+            let w = &w[row * k..(row + 1) * k];
+            let coder = self.coder(isa, offset, row, w)?.expect("an integer product has codes");
+            row_ops::codes_i8(isa, w, out, &coder);
+        } else {
+            out[k..].fill(0);
+            self.stored_codes(offset, row, &mut out[..k])?;
+        }
+        if let Some(CodesMut::I8(saved)) = self.codes.as_mut().map(|codes| codes.row(offset, k)) {
+            let stride = saved.len();
+            let count = stride.min(out.len());
+            saved[..count].copy_from_slice(&out[..count]);
+            saved[count..].fill(0);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn stage_float<S: Isa>(&mut self, isa: S, offset: usize, out: &mut [f32]) -> Result<(), Error> {
+        let Some(row) = self.row(offset) else {
+            out.fill(0.0);
+            return Ok(());
+        };
+        let k = self.k;
+        if let WeightSource::F32(w) = self.source {
+            let w = &w[row * k..(row + 1) * k];
+            match self.coder(isa, offset, row, w)? {
+                Some(coder) => row_ops::codes_f32(isa, w, out, &coder),
+                None => {
+                    out[..k].copy_from_slice(w);
+                    out[k..].fill(0.0);
+                }
+            }
+        } else {
+            let mut codes = vec![0; k];
+            self.stored_codes(offset, row, &mut codes)?;
+            out.fill(0.0);
+            out.iter_mut().zip(&codes).for_each(|(out, code)| *out = f32::from(*code));
+        }
+        if let Some(saved) = &mut self.codes {
+            row_ops::narrow(isa, &out[..k], saved.row(offset, k));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another thread may write a number over the NaN that a maximum has shown, before it is looked for.
+    #[test]
+    fn a_row_that_changes_between_two_looks() {
+        let message = |w: &[f32]| not_finite(3, w).to_string();
+        assert_eq!(message(&[1.0, f32::INFINITY, f32::NAN]), "weight[3, 1] = inf: allowed is a finite number");
+        let changed = "weight[3] changed while it was read: allowed is memory that nobody writes to during the call";
+        assert_eq!(message(&[1.0, 2.0]), changed);
+        assert_eq!(not_finite(3, &[]).argument(), "weight");
+    }
+}
