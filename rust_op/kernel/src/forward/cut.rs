@@ -33,7 +33,7 @@ const ROW_COSTS: &RowCosts = &[(32, 100), (24, 102), (16, 108), (12, 106), (8, 1
 /// Products of floats in tiles one vector wide, which read twice as much of the weights for each operation.
 const ROW_COSTS_OF_NARROW_FLOATS: &RowCosts = &[(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
 /// Products on matrix tiles.
-const ROW_COSTS_OF_TILES: &RowCosts = &[(64, 100), (32, 101), (16, 150)];
+const ROW_COSTS_OF_TILES: &RowCosts = &[(32, 100), (16, 150)];
 /// The same with weights that a core's own caches do not hold: they come so slowly that they are better read for many rows.
 const ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS: &RowCosts = &[(128, 100), (96, 110), (64, 122), (32, 153), (16, 250)];
 /// Bytes of weights from which on they are far.
