@@ -42,7 +42,7 @@ class Machine:
     @property
     def kind(self) -> str | None:
         """The kind of machine that goals are set for; None where there are none for it."""
-        if self.tier != "avx512":
+        if self.tier not in ("avx512", "amx"):
             return None
         return {"AuthenticAMD": "amd-avx512", "GenuineIntel": "intel-avx512"}.get(self.vendor)
 

@@ -171,7 +171,7 @@ def test_training_refuses_what_does_not_fit() -> None:
         (None, TypeError, "dy is of type NoneType"),
     ]:
         with pytest.raises(error, match=re.escape(message)):
-            saved.backward(dy)  # type: ignore[type-var]
+            saved.backward(dy)
 
 
 def test_what_a_forward_pass_saves() -> None:
@@ -185,7 +185,9 @@ def test_what_a_forward_pass_saves() -> None:
     assert saved.adc_saturated is not None
     assert saved.adc_saturated.shape == y.shape
     _, analog = lumina_kernel.forward_train(lumina_kernel.Params(output_bits=0), x[:1], W, B, 0, 0)
-    assert analog.x_codes is analog.adc_saturated is analog.dac_saturated is None
+    assert analog.x_codes is None
+    assert analog.adc_saturated is None
+    assert analog.dac_saturated is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ use std::hint::black_box;
 /// Operations (a multiplication and an addition are two) that `rounds` rounds of the instruction called `name` do, which
 /// this call runs; 0 where this processor has no such instruction, or nothing here is called so.
 ///
-/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `vpdpbusd.512`,
+/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `tdpbsud`, `vpdpbusd.512`,
 /// `vpmaddwd.512`, `vpmaddwd.256`.
 ///
 /// # Safety
@@ -75,6 +75,7 @@ const SUMS: usize = 12;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
@@ -97,6 +98,11 @@ mod x86 {
                 // SAFETY: AVX-512 F and BF16 are there.
                 unsafe { vdpbf16ps_512(rounds) };
                 2 * 32 * SUMS as u64
+            }
+            b"tdpbsud" if may_use_tiles() => {
+                // SAFETY: tiles may be used.
+                unsafe { tdpbsud(rounds) };
+                4 * 2 * 16 * 16 * 64
             }
             b"vpdpbusd.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") => {
                 // SAFETY: AVX-512 F and VNNI are there.
@@ -172,6 +178,53 @@ mod x86 {
             }
         }
         black_box(sums);
+    }
+
+    /// Whether the processor has matrix tiles with products of bytes, and the system lets this process use them.
+    fn may_use_tiles() -> bool {
+        #[allow(unused_unsafe, reason = "safe functions in newer releases of Rust")]
+        // SAFETY: every x86-64 processor has the instruction; leaf 7 is read where leaf 0 says that it is there.
+        let has = unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 24 & 3 == 3 };
+        let mut result: i64 = -1;
+        if has && cfg!(target_os = "linux") {
+            // SAFETY: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) touches no memory; rcx and r11 are overwritten.
+            unsafe {
+                asm!("syscall", inlateout("rax") 158i64 => result, in("rdi") 0x1023, in("rsi") 18,
+                    lateout("rcx") _, lateout("r11") _, options(nostack));
+            }
+        }
+        result == 0
+    }
+
+    /// # Safety
+    /// The processor has matrix tiles, and this process may use them.
+    unsafe fn tdpbsud(rounds: u64) {
+        #[repr(C, align(64))]
+        struct Configuration([u8; 64]);
+        // Palette 1; eight tiles of 64 bytes in 16 rows.
+        let mut configuration = Configuration([0; 64]);
+        configuration.0[0] = 1;
+        for tile in 0..8 {
+            configuration.0[16 + 2 * tile] = 64;
+            configuration.0[48 + tile] = 16;
+        }
+        // SAFETY: by this function's contract; the configuration, which makes all tiles zeros, is one of palette 1.
+        unsafe {
+            asm!(
+                "ldtilecfg [{configuration}]",
+                "2:",
+                "tdpbsud tmm0, tmm4, tmm6",
+                "tdpbsud tmm1, tmm4, tmm7",
+                "tdpbsud tmm2, tmm5, tmm6",
+                "tdpbsud tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                "tilerelease",
+                configuration = in(reg) &raw const configuration,
+                rounds = inout(reg) rounds.max(1) => _,
+                options(nostack),
+            );
+        }
     }
 
     /// The product alone: what is added to it costs another unit's time.

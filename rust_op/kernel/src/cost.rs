@@ -22,7 +22,7 @@ pub fn weights_ns(n: usize, k: usize) -> u64 {
 /// A forward pass with weights that take `weight_bytes`: a few rows wait for these to come from the caches.
 #[inline]
 pub fn forward_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize), weight_bytes: usize) -> u64 {
-    let (of_codes, of_floats) = tier.products_per_ns();
+    let (of_codes, of_floats) = tier.products_per_ns(m);
     let products = product(&[m, n, k]) as u64 / if params.is_integer() { of_codes } else { of_floats };
     let reading = (weight_bytes / BYTES_PER_NS) as u64;
     let noise = if params.noise.any() { noise_ns(product(&[m, n])) } else { 0 };

@@ -6,6 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "lanes and rows index several arrays at once")]
 #![allow(clippy::wrong_self_convention, reason = "self is the permission to use an instruction set, not an operand")]
 
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

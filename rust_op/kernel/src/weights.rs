@@ -8,6 +8,7 @@ use crate::cost;
 use crate::error::Error;
 use crate::executor::{Executor, run_each};
 use crate::microkernel::Tier;
+use crate::microkernel::amx::bytes_behind;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::panels::{PANEL, Storage};
 use crate::pack;
@@ -78,7 +79,9 @@ impl Weights {
         let mut scales = vec![0.0; count * PANEL];
         let mut panels = if params.is_integer() {
             let storage = Storage::of(params.weight_bits, tier.signed_codes());
-            Panels::Int { storage, bytes: Buffer::new(count * storage.panel_bytes(k)) }
+            // Matrix tiles read on behind the last panel.
+            let behind = tier.tiles().map_or(0, |_| bytes_behind(k.div_ceil(4)));
+            Panels::Int { storage, bytes: Buffer::new(count * storage.panel_bytes(k) + behind) }
         } else {
             Panels::Float(Buffer::new(count * PANEL * k))
         };
@@ -86,8 +89,7 @@ impl Weights {
         let panels_per_task = (WEIGHTS_PER_TASK / (PANEL * k)).clamp(1, count);
         let rows_per_task = panels_per_task * PANEL;
         let sinks: Vec<PanelSink<'_>> = match &mut panels {
-            Panels::Int { storage, bytes } => bytes
-                .as_mut_slice()
+            Panels::Int { storage, bytes } => bytes.as_mut_slice()[..count * storage.panel_bytes(k)]
                 .chunks_mut(panels_per_task * storage.panel_bytes(k))
                 .map(|bytes| PanelSink::Int(*storage, bytes))
                 .collect(),

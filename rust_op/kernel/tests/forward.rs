@@ -9,8 +9,8 @@ use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::{NoiseKey, Spec, Tier};
 use proptest::prelude::*;
 
-/// Below, at and above the tiles (1, 2, 4, 6, 8, 12 rows; 16, 32 columns; 4, 8, 16, 32, 64 k).
-const ROWS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 20, 31, 32, 33, 45];
+/// Below, at and above the tiles (1, 2, 4, 6, 8, 12, 16, 32 rows; 16, 32 columns; 4, 8, 16, 32, 64 k).
+const ROWS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 31, 32, 33, 45, 130];
 const COLUMNS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100];
 const DEPTHS: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129];
 
@@ -70,6 +70,28 @@ fn all_codes_at_their_largest() {
                 case.check_all();
             }
         }
+    }
+}
+
+/// So many weights that a processor with matrix tiles reads them for more rows at a time, then a rest of less than a tile.
+#[test]
+fn many_weights_and_many_rows() {
+    let mut random = small_random(7);
+    let (m, n, k) = (133, 1400, 1200);
+    let case = Case {
+        m,
+        n,
+        k,
+        spec: Spec { input_bits: 8, weight_bits: 8, ..Spec::default() },
+        storage: Storage::F32,
+        x: (0..m * k).map(|_| random()).collect(),
+        w: (0..n * k).map(|_| random()).collect(),
+        bias: None,
+        key: NoiseKey::default(),
+    };
+    let (expected, _) = case.expected();
+    for tier in Tier::available() {
+        assert_eq!(case.run(tier, &Threads::new(2)).y, expected.y, "{}", tier.name());
     }
 }
 
@@ -148,6 +170,21 @@ fn only_large_calls_are_handed_to_other_threads() {
     }
 }
 
+/// Whether the system lets this process use matrix tiles: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    #[allow(unsafe_code, reason = "a system call")]
+    // SAFETY: it touches no memory of the process.
+    unsafe {
+        libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn may_use_tiles() -> bool {
+    false
+}
+
 #[test]
 fn a_tier_that_the_processor_has_was_tested() {
     let names: Vec<_> = Tier::available().iter().map(|tier| tier.name()).collect();
@@ -158,7 +195,10 @@ fn a_tier_that_the_processor_has_was_tested() {
         assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
         let has = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
         assert_eq!(names.contains(&"avx512bw"), has);
-        assert_eq!(names.contains(&"avx512"), has && is_x86_feature_detected!("avx512vnni"));
+        let has_vnni = has && is_x86_feature_detected!("avx512vnni");
+        assert_eq!(names.contains(&"avx512"), has_vnni);
+        let has_tiles = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
+        assert_eq!(names.contains(&"amx"), has_vnni && has_tiles && may_use_tiles());
     }
 }
 

@@ -16,9 +16,9 @@ use crate::saved::{Saved, mask_stride, take_first};
 use crate::weights::Weights;
 
 /// Rows of a task at most.
-const TASK_ROWS: usize = 96;
+const TASK_ROWS: usize = CODE_ROWS;
 /// Batches up to this many rows are cut by columns.
-const COLUMN_CUT_ROWS: usize = CODE_ROWS;
+const COLUMN_CUT_ROWS: usize = 64;
 /// Multiply-adds from which on that is worth its steps.
 const COLUMN_CUT_WORK: usize = 1 << 19;
 /// Tasks that columns are cut into, at most.
@@ -27,13 +27,19 @@ const COLUMN_TASKS: usize = 16;
 const STEP_ROWS: usize = 8;
 
 /// Rows of a task, and about what a row costs in tasks of so many, since each task reads the weights anew.
-type RowCosts = [(usize, usize); 5];
+type RowCosts = [(usize, usize)];
 /// Tiles of 12 rows are the fastest.
-const ROW_COSTS: RowCosts = [(32, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
+const ROW_COSTS: &RowCosts = &[(32, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
 /// Products of floats in tiles one vector wide, which read twice as much of the weights for each operation.
-const ROW_COSTS_OF_NARROW_FLOATS: RowCosts = [(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
+const ROW_COSTS_OF_NARROW_FLOATS: &RowCosts = &[(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
+/// Products on matrix tiles.
+const ROW_COSTS_OF_TILES: &RowCosts = &[(32, 100), (16, 150)];
+/// The same with weights that a core's own caches do not hold: they come so slowly that they are better read for many rows.
+const ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS: &RowCosts = &[(128, 100), (96, 110), (64, 122), (32, 153), (16, 250)];
+/// Bytes of weights from which on they are far.
+const FAR_BYTES: usize = 3 << 19;
 
-const _: () = assert!(ROW_COSTS[0].0 <= CODE_ROWS && ROW_COSTS_OF_NARROW_FLOATS[0].0 <= TASK_ROWS);
+const _: () = assert!(TASK_ROWS >= ROW_COSTS_OF_NARROW_FLOATS[0].0 && COLUMN_CUT_ROWS <= CODE_ROWS);
 
 /// Rows of a task of a call of `m` rows: those with which the thread that has most to do is through soonest.
 fn rows_per_task(m: usize, threads: usize, costs: &RowCosts) -> usize {
@@ -69,9 +75,7 @@ impl Call<'_> {
 
     fn by_rows(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], mut saved: Saved<'_>) {
         let (tier, n, k) = (self.weights.tier(), self.weights.n(), self.weights.k());
-        let narrow_floats = !self.weights.params().is_integer() && tier.float_tile().1 == 1;
-        let costs = if narrow_floats { &ROW_COSTS_OF_NARROW_FLOATS } else { &ROW_COSTS };
-        let rows_per_task = rows_per_task(x.len() / k, threads_for(executor, self.work_ns), costs);
+        let rows_per_task = rows_per_task(x.len() / k, threads_for(executor, self.work_ns), self.row_costs());
         let tasks = y.chunks_mut(rows_per_task * n).enumerate();
         let tasks = tasks.map(|(index, y)| (index, y, saved.take_rows(rows_per_task, n, k)));
         run_each(executor, self.work_ns, tasks, |(index, y, mut saved)| {
@@ -96,13 +100,15 @@ impl Call<'_> {
 
         let mut adc_mask = saved.adc_mask.take();
         let mut staged = staging.all();
-        let converted = x.chunks(STEP_ROWS * k).zip(x_step.chunks_mut(STEP_ROWS)).map(|(x, x_step)| {
-            self.convert(x, saved.take_rows(STEP_ROWS, n, k), staged.take_rows(STEP_ROWS, k), x_step)
-        });
+        let converted = x
+            .chunks(STEP_ROWS * k)
+            .zip(x_step.chunks_mut(STEP_ROWS))
+            .map(|(x, x_step)| self.convert(x, saved.take_rows(STEP_ROWS, n, k), staged.take_rows(STEP_ROWS), x_step));
         run_each(executor, cost::dac_ns(m, k), converted, |task| tier.vectorize(task));
 
         let product = self.product(&staging, x_step);
-        let panels_per_task = n.div_ceil(PANEL).div_ceil(COLUMN_TASKS);
+        let tasks = if threads_for(executor, self.work_ns) == 1 { 1 } else { COLUMN_TASKS };
+        let panels_per_task = n.div_ceil(PANEL).div_ceil(tasks);
         product.into_columns(executor, self.work_ns, panels_per_task, OutputBlock::new(y, (m, n)));
 
         let finished = y.chunks_mut(STEP_ROWS * n).zip(x_step.chunks(STEP_ROWS)).enumerate();
@@ -111,6 +117,18 @@ impl Call<'_> {
             FinishRows { call: self, first_row: index * STEP_ROWS, y, x_step, adc_mask }
         });
         run_each(executor, cost::epilogue_ns(m, n), finished, |task| tier.vectorize(task));
+    }
+
+    fn row_costs(&self) -> &'static RowCosts {
+        let tier = self.weights.tier();
+        if !self.weights.params().is_integer() {
+            return if tier.float_tile().1 == 1 { ROW_COSTS_OF_NARROW_FLOATS } else { ROW_COSTS };
+        }
+        match tier.tiles() {
+            None => ROW_COSTS,
+            Some(_) if self.weights.bytes() < FAR_BYTES => ROW_COSTS_OF_TILES,
+            Some(_) => ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS,
+        }
     }
 
     /// The step before the product.

@@ -1,6 +1,7 @@
 //! Rows times panels: which tiles run on what, and where their results go.
 
 use crate::executor::{Executor, run_each};
+use crate::microkernel::amx::{ConfiguredTiles, TILE_ROWS, Tiles, bytes_behind};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::isa::{Isa, Vectorized};
 use crate::microkernel::output::OutputBlock;
@@ -8,6 +9,7 @@ use crate::microkernel::panels::{BLOCK_BYTES, PANEL};
 use crate::microkernel::tile::Scaling;
 use crate::microkernel::tile::float::{FloatRows, float_panel};
 use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, unpack_panel};
+use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
 /// Bytes of weights that a core's own caches hold, about. To fetch what is there already costs more than it saves.
@@ -36,7 +38,14 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// z of all rows in the columns of panel `panel`, which are those of `output`.
     #[inline(always)]
-    fn panel<S: Isa>(&self, isa: S, panel: usize, unpacked: &mut Option<Buffer<u8>>, output: OutputBlock<'_>) {
+    fn panel<S: Isa>(
+        &self,
+        isa: S,
+        tiles: Option<&ConfiguredTiles>,
+        panel: usize,
+        unpacked: &mut Option<Buffer<u8>>,
+        output: OutputBlock<'_>,
+    ) {
         let k = self.weights.k();
         let scaling = Scaling {
             x_step: self.x_step,
@@ -47,20 +56,25 @@ impl Product<'_> {
             (Panels::Int { storage, bytes }, StagedRows::Int(rows)) => {
                 let size = storage.panel_bytes(k);
                 let fetch = bytes.as_slice().len() > NEAR_BYTES;
-                let packed = &bytes.as_slice()[panel * size..(panel + 1) * size];
+                let from_here = &bytes.as_slice()[panel * size..];
+                let packed = &from_here[..size];
                 let groups = k.div_ceil(4);
-                let unpack = storage.bits < 8 && self.x_step.len() > stay_packed::<S>();
+                let unpack = storage.bits < 8 && (tiles.is_some() || self.x_step.len() > stay_packed::<S>());
                 let bytes = if unpack {
-                    let unpacked = unpacked.get_or_insert_with(|| Buffer::new(groups * BLOCK_BYTES));
+                    let length = groups * BLOCK_BYTES + bytes_behind(groups);
+                    let unpacked = unpacked.get_or_insert_with(|| Buffer::new(length));
                     unpack_panel(isa, *storage, packed, groups, unpacked.as_mut_slice());
                     unpacked.as_slice()
                 } else {
-                    packed
+                    from_here
                 };
                 // Next is the panel at higher addresses, or at lower ones.
                 let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
                 let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
-                int_panel(isa, rows, &panel, &scaling, output);
+                match tiles {
+                    Some(tiles) => matrix_panel(isa, tiles, rows, &panel, &scaling, output),
+                    None => int_panel(isa, rows, &panel, &scaling, output),
+                }
             }
             (Panels::Float(values), StagedRows::Float(rows)) => {
                 let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
@@ -68,6 +82,12 @@ impl Product<'_> {
             }
             _ => unreachable!("rows are staged for the weights that they meet"),
         }
+    }
+
+    /// The permission to use matrix tiles, where there are rows enough for one.
+    fn tiles(&self) -> Option<Tiles> {
+        let is_large = matches!(self.rows, StagedRows::Int(_)) && self.x_step.len() >= TILE_ROWS;
+        self.weights.tier().tiles().filter(|_| is_large)
     }
 
     /// z of all rows and columns, on the calling thread.
@@ -114,10 +134,11 @@ impl Vectorized for MultiplyPanels<'_> {
         let (rows, columns) = (self.z.rows(), self.z.columns());
         let panels = columns.div_ceil(PANEL);
         let mut unpacked = None;
+        let tiles = self.product.tiles().map(Tiles::configure);
         for step in 0..panels {
             let panel = if self.product.backwards { panels - 1 - step } else { step };
             let output = self.z.part(0..rows, panel * PANEL..columns.min((panel + 1) * PANEL));
-            self.product.panel(isa, self.first_panel + panel, &mut unpacked, output);
+            self.product.panel(isa, tiles.as_ref(), self.first_panel + panel, &mut unpacked, output);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::dac::{CodeSink, convert_row};
 use super::product::StagedRows;
+use crate::microkernel::amx::{TILE_ROWS, tile_stride};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::row_ops;
@@ -12,7 +13,7 @@ use crate::saved::{CodesMut, Saved, code_stride, mask_row, take_first};
 use crate::weights::Weights;
 
 /// Rows of codes at most.
-pub(super) const CODE_ROWS: usize = 64;
+pub(super) const CODE_ROWS: usize = 128;
 
 /// Memory for rows as the product reads them; of codes up to [`CODE_ROWS`].
 pub(super) struct Staging {
@@ -26,6 +27,7 @@ enum Values {
     Int {
         codes: Buffer<i8>,
         magnitudes: bool,
+        stride: usize,
     },
     Float {
         values: Buffer<f32>,
@@ -43,7 +45,12 @@ impl Staging {
         let k = weights.k();
         let values = if weights.params().is_integer() {
             let magnitudes = weights.needs_magnitudes();
-            Values::Int { codes: Buffer::new((rows * code_stride(k)) << usize::from(magnitudes)), magnitudes }
+            // Matrix tiles read whole ones.
+            let (rows, stride) = match weights.tier().tiles() {
+                Some(_) => (rows.next_multiple_of(TILE_ROWS), tile_stride(k)),
+                None => (rows, code_stride(k)),
+            };
+            Values::Int { codes: Buffer::new((rows * stride) << usize::from(magnitudes)), magnitudes, stride }
         } else {
             let stride = float_stride(k);
             Values::Float { values: Buffer::new(rows * stride), stride }
@@ -54,10 +61,11 @@ impl Staging {
     /// All of it, to be filled.
     pub(super) fn all(&mut self) -> StagingMut<'_> {
         match &mut self.values {
-            Values::Int { codes, magnitudes } => {
+            Values::Int { codes, magnitudes, stride } => {
                 let codes = codes.as_mut_slice();
                 let (codes, behind) = codes.split_at_mut(codes.len() >> usize::from(*magnitudes));
-                StagingMut::Int { codes, magnitudes: magnitudes.then_some(behind), sums: &mut self.sums }
+                let magnitudes = magnitudes.then_some(behind);
+                StagingMut::Int { codes, magnitudes, stride: *stride, sums: &mut self.sums }
             }
             Values::Float { values, stride } => StagingMut::Float { values: values.as_mut_slice(), stride: *stride },
         }
@@ -66,10 +74,10 @@ impl Staging {
     /// Its rows, to be multiplied.
     pub(super) fn rows(&self, rows: usize) -> StagedRows<'_> {
         match &self.values {
-            Values::Int { codes, magnitudes } => {
+            Values::Int { codes, magnitudes, stride } => {
                 let (codes, sums) = (codes.as_slice(), &self.sums[..rows]);
                 let (codes, magnitudes) = codes.split_at(codes.len() >> usize::from(*magnitudes));
-                StagedRows::Int(CodeRows { codes, magnitudes, stride: codes.len() / rows, sums })
+                StagedRows::Int(CodeRows { codes, magnitudes, stride: *stride, sums })
             }
             Values::Float { values, stride } => {
                 StagedRows::Float(FloatRows { values: values.as_slice(), stride: *stride })
@@ -80,17 +88,18 @@ impl Staging {
 
 /// Rows of a [`Staging`] to be filled.
 pub(super) enum StagingMut<'a> {
-    Int { codes: &'a mut [i8], magnitudes: Option<&'a mut [i8]>, sums: &'a mut [i32] },
+    Int { codes: &'a mut [i8], magnitudes: Option<&'a mut [i8]>, stride: usize, sums: &'a mut [i32] },
     Float { values: &'a mut [f32], stride: usize },
 }
 
 impl StagingMut<'_> {
     /// Takes the first `count` rows off, or all where there are fewer.
-    pub(super) fn take_rows(&mut self, count: usize, k: usize) -> Self {
+    pub(super) fn take_rows(&mut self, count: usize) -> Self {
         match self {
-            StagingMut::Int { codes, magnitudes, sums } => StagingMut::Int {
-                codes: take_first(codes, count * code_stride(k)),
-                magnitudes: magnitudes.as_mut().map(|magnitudes| take_first(magnitudes, count * code_stride(k))),
+            StagingMut::Int { codes, magnitudes, stride, sums } => StagingMut::Int {
+                codes: take_first(codes, count * *stride),
+                magnitudes: magnitudes.as_mut().map(|magnitudes| take_first(magnitudes, count * *stride)),
+                stride: *stride,
                 sums: take_first(sums, count),
             },
             StagingMut::Float { values, stride } => {
@@ -119,12 +128,13 @@ impl Vectorized for ConvertRows<'_> {
         for (row, x) in x.chunks_exact(k).enumerate() {
             let mask = saved.dac_mask.as_mut().map(|mask| mask_row(mask, row, k));
             match &mut staged {
-                StagingMut::Int { codes, magnitudes, sums } => {
-                    let stride = code_stride(k);
+                StagingMut::Int { codes, magnitudes, stride, sums } => {
+                    let stride = *stride;
                     let codes = &mut codes[row * stride..(row + 1) * stride];
                     x_step[row] = convert_row(isa, params, x, CodeSink::Int(codes, &mut sums[row]), mask);
                     if let Some(CodesMut::I8(saved)) = &mut saved.x_codes {
-                        saved[row * stride..(row + 1) * stride].copy_from_slice(codes);
+                        let saved_stride = code_stride(k);
+                        saved[row * saved_stride..(row + 1) * saved_stride].copy_from_slice(&codes[..saved_stride]);
                     }
                     if let Some(magnitudes) = magnitudes {
                         let magnitudes = &mut magnitudes[row * stride..(row + 1) * stride];

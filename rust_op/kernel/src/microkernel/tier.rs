@@ -1,5 +1,6 @@
 //! The list of tiers, and what the rest of the crate asks of one.
 
+use super::amx::{TILE_ROWS, Tiles};
 #[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -14,7 +15,14 @@ use crate::error::Error;
 
 /// An instruction set that this processor has: holding a value is the permission to use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tier(Token);
+pub struct Tier {
+    token: Token,
+    /// Of the tier `amx`, which in all else is `avx512`.
+    tiles: Option<Tiles>,
+}
+
+/// Multiply-adds of codes that a core does on matrix tiles in a nanosecond, about.
+const TILE_PRODUCTS_PER_NS: u64 = 1200;
 
 /// What a tier's [`Isa`] says of itself.
 struct Facts {
@@ -48,20 +56,22 @@ macro_rules! tiers {
                 let mut tiers = Vec::new();
                 $(
                     $(#[$where])*
-                    tiers.extend(<$isa>::detect().map(|isa| Tier(Token::$variant(isa))));
+                    tiers.extend(<$isa>::detect().map(|isa| Tier { token: Token::$variant(isa), tiles: None }));
                 )+
+                let tiled = tiers.last().filter(|tier| tier.can_have_tiles()).copied();
+                tiers.extend(tiled.and_then(|tier| Tiles::detect().map(|tiles| Tier { tiles: Some(tiles), ..tier })));
                 tiers
             }
 
             /// Runs `op` with the tier's instructions.
             pub(crate) fn vectorize<V: Vectorized>(self, op: V) -> V::Output {
-                match self.0 {
+                match self.token {
                     $($(#[$where])* Token::$variant(isa) => isa.vectorize(op),)+
                 }
             }
 
             fn facts(self) -> &'static Facts {
-                match self.0 {
+                match self.token {
                     $($(#[$where])* Token::$variant(_) => const { &Facts::of::<$isa>() },)+
                 }
             }
@@ -98,7 +108,7 @@ impl Tier {
 
     /// Its name.
     pub fn name(self) -> &'static str {
-        self.facts().name
+        if self.tiles.is_some() { "amx" } else { self.facts().name }
     }
 
     /// Whether the tier multiplies bf16, on this processor faster than floats.
@@ -108,16 +118,30 @@ impl Tier {
 
     /// The permission to multiply bf16, where that is faster than floats.
     pub(crate) fn bf16(self) -> Option<Bf16> {
-        match self.0 {
+        match self.token {
             #[cfg(target_arch = "x86_64")]
             Token::Avx512(isa) => Bf16::detect(isa),
             _ => None,
         }
     }
 
-    /// [`Isa::PRODUCTS_PER_NS`].
-    pub(crate) fn products_per_ns(self) -> (u64, u64) {
-        self.facts().products_per_ns
+    /// Whether its vector code is what matrix tiles go with.
+    fn can_have_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.token, Token::Avx512(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// The permission to use matrix tiles.
+    pub(crate) fn tiles(self) -> Option<Tiles> {
+        self.tiles
+    }
+
+    /// [`Isa::PRODUCTS_PER_NS`] of a call of `m` rows.
+    pub(crate) fn products_per_ns(self, m: usize) -> (u64, u64) {
+        let (of_codes, of_floats) = self.facts().products_per_ns;
+        (if self.tiles.is_some() && m >= TILE_ROWS { TILE_PRODUCTS_PER_NS } else { of_codes }, of_floats)
     }
 
     /// Whether panels of 8 bits hold signed codes, whose products need the magnitudes of X's codes.

@@ -1,8 +1,9 @@
-//! Products of a few rows with a panel of columns: [`int`] and [`float`] of a forward pass, [`gradient`].
+//! Products of a few rows with a panel of columns: [`int`], [`matrix`] and [`float`] of a forward pass, [`gradient`].
 
 pub(crate) mod float;
 pub(crate) mod gradient;
 pub(crate) mod int;
+pub(crate) mod matrix;
 
 use super::isa::{Isa, LANES};
 use super::panels::PANEL;

@@ -1,4 +1,4 @@
-//! Integer tiles: exact products of codes.
+//! Integer tiles: exact products of codes. (16 rows and more have [`super::matrix`] where a processor has matrix tiles.)
 //!
 //! | codes of a panel | tier | rows of a tile | algorithm | why |
 //! |---|---|---|---|---|
