@@ -156,7 +156,10 @@ impl PySaved {
     ///
     /// Returns:
     ///     dx [M, K], dw [N, K] and db [N].
-    #[pyo3(signature = (dy, precision=Text::from("highest".to_owned())), text_signature = "(dy, precision=\"highest\")")]
+    #[pyo3(
+        signature = (dy, precision=Text::from("highest".to_owned())),
+        text_signature = "($self, dy, precision=\"highest\")"
+    )]
     fn backward<'py>(
         &self,
         py: Python<'py>,
