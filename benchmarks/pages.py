@@ -29,7 +29,8 @@ def write(report: Report, page: Page, path: Path) -> None:
 
 def markdown(report: Report, page: Page, stem: str) -> str:
     """The page, with links to `stem`.svg and `stem`.json."""
-    threads = "One thread" if page.threads == "one" else f"{report.machine['cores']} threads"
+    most = max((row.threads for row in report.rows), default=1)
+    threads = "One thread" if page.threads == "one" or most == 1 else f"{most} threads"
     lines = [f"# {title(report, page)}", "", _wrapped(page.about), "", "## Machine", ""]
     lines += [item for fact in machine(report) for item in _entry(fact)]
     lines += ["", "## Result", ""]

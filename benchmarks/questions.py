@@ -61,7 +61,7 @@ class Page:
         option: The option of `python -m benchmarks` that measures it.
         target: The target of make that does.
         about: What was measured, in a paragraph.
-        threads: "all": the table shows what was measured on as many threads as there are cores; "one": on one.
+        threads: "all": the table shows what was measured on the most threads; "one": on one.
         columns: The rivals.
         questions: The groups of lines.
         notes: What a reader of the figures should know, by a word or two.

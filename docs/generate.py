@@ -29,6 +29,7 @@ MEASUREMENTS = Path("docs/measurements")
 #: Which kind of page a file of measurements belongs to: the key of `benchmarks.questions.PAGES`.
 KINDS = {
     "kernel": "",
+    "kernel-amx": "",
     "training": "training",
     "training-avx2": "training",
     "onnxruntime": "edge",
