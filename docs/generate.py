@@ -212,7 +212,7 @@ def draw(root: Path) -> None:
 
 
 def main() -> int:
-    """Writes, or checks; 1 where a check finds a difference."""
+    """Writes the files, or checks them; returns 1 if a check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something would change")
     parser.add_argument("--plots", action="store_true", help="draw the plots of measurements too")
