@@ -1,1 +1,1 @@
-"""How fast, against what, and how near to what the machine can do: `python -m benchmarks`, from the checkout."""
+"""Speed against the alternatives and against the machine's peaks: `python -m benchmarks`, from the checkout."""

@@ -1,4 +1,4 @@
-"""The one runner: `python -m benchmarks`."""
+"""The runner of all benchmarks: `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="How fast the kernel is: ratios to what else could be used, beside this machine's peaks.",
+        description="How fast the kernel is, as ratios to the alternatives and to this machine's peaks.",
         epilog=f"groups:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,7 +53,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             default="",
             help=f"measure {what}, which takes minutes, in place of the rest",
         )
-    parser.add_argument("--show", metavar="FILE.json", type=Path, nargs="+", help="measure nothing: what runs wrote")
+    parser.add_argument("--show", metavar="FILE.json", type=Path, nargs="+", help="measure nothing: show earlier runs")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? Its figures mean nothing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything measured")
     parser.add_argument(
@@ -64,7 +64,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def peaks_of(context: Context, report: reports.Report) -> None:
-    """Measures what the processor can do; says why where it cannot."""
+    """Measures the processor's peaks; if they cannot be measured, records why."""
     try:
         context.peaks = Peaks()
     except Missing as reason:
@@ -83,7 +83,7 @@ def peaks_of(context: Context, report: reports.Report) -> None:
 
 
 def child(groups: list[str], quick: bool, tier: str | None) -> tuple[list[Row], dict[str, str]]:
-    """Rows that another process measures, one of its own or one of another tier, and what it skipped and why."""
+    """Measures groups in another process, on `tier` if it is given: its rows, and what it skipped and why."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks", "--in-process", "--json", str(path), "--only", *groups]
@@ -98,7 +98,7 @@ def child(groups: list[str], quick: bool, tier: str | None) -> tuple[list[Row], 
 
 
 def say(status: Status, group: str, text: str) -> None:
-    """Shows what is measured now; where nothing can be shown for a while, as a line of its own."""
+    """Shows what is being measured; without a terminal, as a line of its own."""
     status.update(f"{group}: {text}")
     if not progress.is_terminal:
         progress.print(f"{group}: {text}", style="dim")

@@ -1,4 +1,4 @@
-"""What every group of measurements is told."""
+"""What every group of measurements receives: the machine, its peaks, the shapes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TINY_SHAPES: tuple[Shape, ...] = ((8, 64, 48), (17, 32, 64))
 
 @dataclass
 class Context:
-    """What a group is told.
+    """What a group receives.
 
     Attributes:
         machine: This machine.
-        quick: Tiny sizes and few rounds: whether the runner runs, not how fast anything is.
+        quick: Tiny sizes and few rounds, to check that the runner works, not how fast anything is.
         peaks: The library that measures peaks, or None where it cannot be built.
-        rates: Operations a second of one core, by instruction.
-        say: Shows what is measured now.
+        rates: Operations per second of one core, by instruction.
+        say: Shows what is being measured.
         skipped: What could not be measured, and why; groups add to it.
     """
 
@@ -55,11 +55,11 @@ class Context:
 
     @property
     def threads(self) -> int:
-        """The most threads that are compared."""
+        """The largest number of threads that is measured."""
         return min(2, self.machine.cores)
 
     def goal(self, **by_kind: float) -> float | None:
-        """The goal for this kind of machine; `any` is for all kinds. None with tiny sizes."""
+        """The goal for this kind of machine, else that for `any`. None with tiny sizes."""
         if self.quick:
             return None
         kind = (self.machine.kind or "").removesuffix("-avx512")
@@ -70,10 +70,10 @@ class Context:
         return {"dot": DOT, "fma": FMA, "bf16": BF16}[peak].get(self.machine.tier)
 
     def rate(self, peak: str) -> float | None:
-        """Operations a second that one core reaches with the :meth:`instruction`."""
+        """Operations per second that one core reaches with the :meth:`instruction`."""
         return self.rates.get(self.instruction(peak) or "")
 
     def gradient_peak(self, precision: str) -> str:
-        """What the products of a backward pass can reach: "bf16" at "medium" where that is faster, else "fma"."""
+        """The peak for the products of a backward pass: "bf16" at "medium" where that is faster, else "fma"."""
         faster = (self.rate("bf16") or 0.0) > (self.rate("fma") or 0.0)
         return "bf16" if precision == "medium" and faster else "fma"

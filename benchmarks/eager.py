@@ -1,8 +1,8 @@
-"""The optical linear layer in eager PyTorch, as a user who knows PyTorch writes it: what the kernel is compared with.
+"""The optical linear layer in eager PyTorch, as a user who knows PyTorch would write it, to compare the kernel with.
 
-Full scales are the largest magnitude of each row (of inputs, weights, outputs), or for inputs and outputs a range that
-is given, beyond which a value saturates. Bits are 2..16, or 0 for a side that stays analog. Quantisers pass gradients
-straight through, but not where a value saturated; the noise is a constant for the gradient.
+The full scale is the largest magnitude of each row (of inputs, weights or outputs); inputs and outputs may instead have
+a fixed range, beyond which a value saturates. Bits are 2..16, or 0 for a side that stays analog. Quantisers pass
+gradients straight through except where a value saturated; the noise is a constant for the gradient.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def _levels(bits: int) -> int:
 
 def full_scale(v: Tensor) -> Tensor:
     """max|v| of each row, [..., 1]."""
-    return v.abs().amax(-1, keepdim=True)  # a fifth of the time of vector_norm or aminmax, copy and all
+    return v.abs().amax(-1, keepdim=True)  # a fifth of the time of vector_norm or aminmax, copy included
 
 
 class Quantize(torch.autograd.Function):
-    """Rounds each row to the codes of a symmetric quantiser, as wide as the row's largest magnitude."""
+    """Rounds each row to the codes of a symmetric quantiser whose full scale is the row's largest magnitude."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, bits: int) -> Tensor:
@@ -41,7 +41,7 @@ class Quantize(torch.autograd.Function):
 
 
 def quantize(v: Tensor, bits: int, limit: float = 0.0) -> Tensor:
-    """:class:`Quantize`, or with a `limit` PyTorch's own quantiser of that range; `v` itself where bits is 0."""
+    """:class:`Quantize`, or with a `limit` PyTorch's own quantiser of that range; `v` itself if `bits` is 0."""
     if not bits:
         return v
     if limit:
@@ -51,7 +51,7 @@ def quantize(v: Tensor, bits: int, limit: float = 0.0) -> Tensor:
 
 
 def add_noise(z: Tensor, relative: float, additive: float, limit: float = 0.0) -> Tensor:
-    """`z` with Gaussian noise of sigma `relative * |z|`, or `additive` times the `limit`, else max|z| of the row."""
+    """`z` with Gaussian noise of sigma `relative * |z|`, or `additive` times the `limit` or else max|z| of the row."""
     if relative and additive:
         raise ValueError(f"relative = {relative} and additive = {additive}: allowed is one law at a time")
     if relative:
@@ -90,7 +90,7 @@ def codes(v: Tensor) -> tuple[Tensor, Tensor]:
 def optical_linear_int_mm(
     x: Tensor, weight: Tensor, bias: Tensor, *, noise_relative: float = 0.0, noise_additive: float = 0.0
 ) -> Tensor:
-    """:func:`optical_linear` at 8/8/8 bits with an exact integer product: PyTorch's fastest way, for inference."""
+    """:func:`optical_linear` at 8/8/8 bits with an exact integer product: PyTorch's fastest way for inference."""
     return _from_codes(*codes(x), *codes(weight), bias, noise_relative, noise_additive)
 
 

@@ -14,7 +14,7 @@ HEAD = {"en": ("", "compared with", "times as fast"), "zh": ("", "对比对象",
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table: whose rows, against which column, and its words in each language."""
+    """A line of the table: the rows it summarises, the column it compares with, and its words in each language."""
 
     page: Page
     line: Line

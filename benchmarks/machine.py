@@ -1,4 +1,4 @@
-"""Which machine and which versions the figures are of."""
+"""The machine and the versions that the figures were measured with."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import lumina_kernel
 
 @dataclass(frozen=True)
 class Machine:
-    """What the report begins with.
+    """The machine and versions, as stated at the beginning of a report.
 
     Attributes:
         cpu: The processor's name.
         vendor: "GenuineIntel", "AuthenticAMD", or what the system says.
         cores: Cores that this process may use.
         caches: Bytes by level: "L1d", "L2", "L3".
-        load: Processes that wanted to run in the last minute, when the measurement began: other than 0 it is
-            disturbed.
+        load: The system's one-minute load average when the measurement began; anything but 0 means that the
+            measurement is disturbed.
         tier: The kernel's instruction-set tier.
-        versions: By package.
+        versions: Versions by package.
     """
 
     cpu: str
@@ -41,7 +41,7 @@ class Machine:
 
     @property
     def kind(self) -> str | None:
-        """The kind of machine that goals are set for; None where there are none for it."""
+        """The kind of machine, for goals; None if there are no goals for it."""
         if self.tier not in ("avx512", "amx"):
             return None
         return {"AuthenticAMD": "amd-avx512", "GenuineIntel": "intel-avx512"}.get(self.vendor)
@@ -81,7 +81,7 @@ def cores() -> int:
 
 
 def machine() -> Machine:
-    """This one."""
+    """This machine."""
     info = _cpuinfo()
     name = info.get("model name") or platform.processor() or platform.machine()
     if "model" in info:
@@ -99,7 +99,7 @@ def machine() -> Machine:
         versions={
             "lumina": lumina_kernel.__version__,
             "python": platform.python_version(),
-            # Its own word: a build's name ("+cpu", "+cu132") is not in the metadata of every package.
+            # Not from the metadata, which does not name the build ("+cpu", "+cu132") in every package.
             "torch": torch.__version__,
             **{package: _version(package) for package in packages},
         },

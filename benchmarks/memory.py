@@ -1,8 +1,8 @@
-"""The most memory that a training step takes at once, measured in a process of its own.
+"""Peak memory of a training step, measured in a process of its own.
 
-What counts is what the process holds (its resident set), whoever asked for it: PyTorch's allocator, a library beneath
-it, our kernel. The child has run small steps before, so that code and threads are there; its allocator gives freed
-memory back at once. Linux only: it resets the peak that the system keeps.
+The measure is the process's resident set, whoever allocated it: PyTorch's allocator, a library beneath it, our kernel.
+The child process has run small steps before, so that code and threads are loaded; its allocator returns freed memory at
+once. Linux only: the measurement resets the peak that the system keeps.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from benchmarks.peaks import ROOT
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-#: glibc keeps freed memory, and more of it the longer a process runs, unless told not to.
+#: By default glibc keeps freed memory, and more of it the longer a process runs.
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 SECONDS = 120
-#: The child's exit status where the system does not tell.
+#: The child's exit status where the system cannot report the peak.
 CANNOT = 3
 
 
@@ -27,11 +27,11 @@ class Missing(RuntimeError):
 
 
 def peak(task: int, side: str, threads: int, quick: bool) -> int:
-    """Bytes that three steps of a task (by its number in :func:`benchmarks.rivals.tasks`) take at most beyond x,
-    weights and the gradient of the output.
+    """Peak bytes of three steps of a task (by its number in :func:`benchmarks.rivals.tasks`), beyond x, weights and
+    the gradient of the output.
 
     Raises:
-        Missing: this system does not tell.
+        Missing: the system cannot report the peak.
     """
     command = [sys.executable, "-m", "benchmarks.memory", str(task), side, str(threads), str(int(quick))]
     result = subprocess.run(
@@ -45,7 +45,7 @@ def peak(task: int, side: str, threads: int, quick: bool) -> int:
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """A value from /proc/self/status, in bytes."""
     lines = STATUS.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

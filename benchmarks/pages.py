@@ -57,13 +57,13 @@ def markdown(report: Report, page: Page, stem: str) -> str:
 
 
 def title(report: Report, page: Page) -> str:
-    """The page's title; of another tier than the fastest it names the tier."""
+    """The page's title, with the tier unless it is the fastest."""
     tier = report.machine["tier"]
     return page.title if tier == "avx512" else f"{page.title} with {tier.upper()}"
 
 
 def machine(report: Report) -> list[str]:
-    """What the figures were measured on, a sentence each."""
+    """The machine and versions behind the figures, in sentences."""
     here = report.machine
     caches = ", ".join(f"{level} {size_text(size)}" for level, size in here["caches"].items())
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items() if name != "lumina")
@@ -95,7 +95,7 @@ def _cells(rows: Sequence[Row], line: Line, columns: Sequence[Column]) -> list[s
 
 
 def fastest(rows: Sequence[Row]) -> list[Row]:
-    """Of rows about several rivals those of the fastest, at each size and width of weights."""
+    """The rows of the fastest rival at each size and width of weights."""
     least: dict[tuple[str, Shape | None], Row] = {}
     for row in sorted(rows, key=lambda row: row.ratio):
         least.setdefault((row.what, row.shape), row)
@@ -103,7 +103,7 @@ def fastest(rows: Sequence[Row]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The ratios of rows that are alike but for their size, in a few characters."""
+    """The ratios of rows that differ in size alone, in a few characters."""
     if not rows:
         return ""
     ratios = [row.ratio for row in rows]
@@ -115,7 +115,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def figure(ratio: float) -> str:
-    """A ratio with as many digits as mean something: 0.78, 3.5, 12."""
+    """A ratio with its meaningful digits: 0.78, 3.5, 12."""
     return f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 

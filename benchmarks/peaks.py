@@ -1,4 +1,4 @@
-"""What the processor can do at most, from rust_op/kernel/examples/peaks.rs, loaded into this process."""
+"""The processor's peaks, measured by rust_op/kernel/examples/peaks.rs loaded into this process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from benchmarks.timing import Call, Effort, interleave
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "rust_op" / "kernel" / "examples" / "peaks.rs"
 
-#: The instruction that a tier's products are made of.
+#: The instruction that a tier's integer products use.
 DOT = {"amx": "tdpbsud", "avx512": "vpdpbusd.512", "avx512bw": "vpmaddwd.512", "avx2": "vpmaddwd.256"}
 FMA = {"amx": "fma.512", "avx512": "fma.512", "avx512bw": "fma.512", "avx2": "fma.256"}
 BF16 = {"amx": "vdpbf16ps.512", "avx512": "vdpbf16ps.512"}
 #: Rounds of an instruction in one call: some 100 us.
 ROUNDS = 50_000
 VECTOR = 64
-#: Bytes that one call reads at least.
+#: The least number of bytes that one call reads.
 LEAST_READ = 2**20
 
 
@@ -32,10 +32,10 @@ class Missing(RuntimeError):
 
 
 def build() -> Path:
-    """Compiles the library, where that has not been done since its source changed.
+    """Compiles the library if its source has changed since it was last compiled.
 
     Raises:
-        Missing: no Rust compiler, or it refuses.
+        Missing: there is no Rust compiler, or compiling failed.
     """
     library = ROOT / "target" / "benchmarks" / "libpeaks.so"
     if library.exists() and library.stat().st_mtime >= SOURCE.stat().st_mtime:
@@ -58,9 +58,9 @@ class Memory:
     """Memory to read from.
 
     Attributes:
-        words: It.
-        read: Reads it, a little memory several times, so that the call itself costs nothing in comparison.
-        bytes_read: By one call.
+        words: The memory.
+        read: Reads it, several times if it is small, so that the cost of the call itself is negligible.
+        bytes_read: Bytes that one call of `read` reads.
     """
 
     words: NDArray[np.uint64]
@@ -69,10 +69,10 @@ class Memory:
 
 
 class Peaks:
-    """The library.
+    """The library that measures peaks.
 
     Raises:
-        Missing: it cannot be built.
+        Missing: the library cannot be built.
     """
 
     def __init__(self) -> None:
@@ -89,11 +89,11 @@ class Peaks:
         return self.operations(name, 1) > 0
 
     def operations(self, name: str, rounds: int = ROUNDS) -> int:
-        """Runs the instruction; how many operations that was (a multiply-add is two)."""
+        """Runs the instruction and returns the number of operations (a multiply-add is two)."""
         return int(self._peak(name.encode(), rounds))
 
     def memory(self, size: int) -> Memory:
-        """`size` bytes (whole vectors of 64), written once so that they are really there."""
+        """`size` bytes, in whole vectors of 64, written once so that the system has committed them."""
         vectors = max(1, size // VECTOR)
         room = np.arange((vectors + 1) * VECTOR // 8, dtype=np.uint64)
         skip = -room.ctypes.data % VECTOR // 8
@@ -103,14 +103,14 @@ class Peaks:
         return Memory(words, lambda: self._read(address, vectors, times), times * words.nbytes)
 
     def rates(self, effort: Effort) -> dict[str, float]:
-        """Operations a second of one core, by instruction: the best samples."""
+        """Operations per second of one core, by instruction, from the best sample of each."""
         names = [name for name in dict.fromkeys((*FMA.values(), *BF16.values(), *DOT.values())) if self.has(name)]
         calls = {name: (lambda name=name: self.operations(name)) for name in names}
         times = interleave(calls, effort)
         return {name: self.operations(name) / min(times[name].seconds) for name in names}
 
     def bandwidth(self, sizes: list[int], effort: Effort) -> dict[int, float]:
-        """Bytes a second that one core reads, again and again, from as many bytes: medians."""
+        """Bytes per second that one core reads from memory of each size, read repeatedly: medians."""
         result = {}
         for size in sizes:
             memory = self.memory(size)

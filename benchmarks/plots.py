@@ -1,4 +1,4 @@
-"""The plot of a page of measurements, which fits a screen: ratios by size, a mark for each of the others."""
+"""The plot of a page of measurements, small enough for a screen: ratios by size, with a mark for each rival."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.questions import ONNXRUNTIME, TRAINING, Column, Line, Page
 from benchmarks.report import Report
 from benchmarks.results import Row
 
-#: Of each page, the panels side by side: a title, and the lines of the table that are shown by size.
+#: The panels of each page, side by side: a title, and the lines of the table that are shown by size.
 PANELS: dict[str, list[tuple[str, list[Line]]]] = {
     "Kernel speed": [
         ("forward pass", [Line("", "forward")]),
@@ -31,7 +31,7 @@ MARKS = "os^Dv<>P"
 
 
 def pyplot() -> Any:
-    """matplotlib without a window, with text that stays text and files that repeat byte for byte."""
+    """matplotlib without a window; text stays text in an SVG, and files are reproducible byte for byte."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,7 +44,7 @@ def pyplot() -> Any:
 
 
 def draw(report: Report, page: Page, path: Path) -> None:
-    """Draws the plot of a page; rows of which a panel has none leave it empty."""
+    """Draws the plot of a page; a panel without rows stays empty."""
     plt = pyplot()
     panels = PANELS[page.title]
     figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4.6), layout="constrained", squeeze=False)
@@ -60,7 +60,7 @@ def draw(report: Report, page: Page, path: Path) -> None:
 
 
 def dots(panel: Any, rows: Sequence[Row], columns: Sequence[Column], with_bits: bool = False) -> None:
-    """A line for each size, a mark on it for each column."""
+    """Draws a line for each size, with a mark for each column."""
     names = list(dict.fromkeys(size(row, with_bits) for row in rows))
     for number, column in enumerate(columns):
         mine = fastest([row for row in rows if column.holds(row) and row.unit == "times"])
@@ -84,19 +84,19 @@ def dots(panel: Any, rows: Sequence[Row], columns: Sequence[Column], with_bits: 
 
 
 def size(row: Row, with_bits: bool) -> str:
-    """M x K x N, and where a panel has several the bits of the weights."""
+    """A row's size as text: M x K x N, or K x N and the bits of the weights."""
     sizes = [] if row.shape is None else list(row.shape)
     return f"{sizes[1]} x {sizes[2]}, {row.what.split('-bit')[0]} bit" if with_bits else " x ".join(map(str, sizes))
 
 
 def legend(figure: Any, axes: Sequence[Any]) -> None:
-    """One for all panels."""
+    """Draws one legend for all panels."""
     found = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 5) or 1, fontsize=8)
 
 
 def save(figure: Any, path: Path) -> None:
-    """Without date and version: the same rows give the same file."""
+    """Saves without date and version, so that the same rows give the same file."""
     dated = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, dpi=110, metadata=dated)
     pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""What a page of measurements asks: its columns, and the rows of a report that answer each of its questions."""
+"""The pages of measurements: their columns, their questions, and the rows of a report that answer each question."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Column:
     """A pattern for the start of :attr:`Row.against`."""
 
     def holds(self, row: Row) -> bool:
-        """Whether a row belongs into the column."""
+        """Whether a row belongs in the column."""
         return re.match(self.against, row.against) is not None
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: what ran on our side, over all shapes that were measured."""
+    """A line of the table: something that ran on our side, over all measured shapes."""
 
     label: str
     group: str
-    """A pattern that :attr:`Row.group` is."""
+    """A pattern that matches the whole of :attr:`Row.group`."""
     what: str = ""
-    """A pattern that :attr:`Row.what` holds."""
+    """A pattern found in :attr:`Row.what`."""
     samples: int | None = None
     """The rows of X, M; None for any."""
 
     def holds(self, row: Row) -> bool:
-        """Whether a row belongs into the line. Means that a report holds do not: the table makes its own."""
+        """Whether a row belongs in the line. A report's means do not, since the table computes its own."""
         return (
             re.fullmatch(self.group, row.group) is not None
             and row.shape is not None
@@ -59,12 +59,12 @@ class Page:
     Attributes:
         title: Its heading.
         option: The option of `python -m benchmarks` that measures it.
-        target: The target of make that does.
+        target: The target of make that measures it.
         about: What was measured, in a paragraph.
-        threads: "all": the table shows what was measured on the most threads; "one": on one.
+        threads: "all": the table shows rows measured on the most threads; "one": rows measured on one thread.
         columns: The rivals.
         questions: The groups of lines.
-        notes: What a reader of the figures should know, by a word or two.
+        notes: What a reader of the figures should know, by the term that each note explains.
     """
 
     title: str
@@ -80,7 +80,7 @@ class Page:
         """The rows on the threads and the tier that the table is about."""
         rows = [row for row in rows if row.tier == tier]
         threads = max((row.threads for row in rows), default=1) if self.threads == "all" else 1
-        # What was measured on one thread alone is shown as it is.
+        # What was measured on one thread only is shown all the same.
         several = {(row.group, row.what) for row in rows if row.threads == threads}
         return [row for row in rows if row.threads == threads or (row.group, row.what) not in several]
 
@@ -297,5 +297,5 @@ ONNXRUNTIME = Page(
     },
 )
 
-#: By the page that a group of measurements is on.
+#: The pages, by the :attr:`~benchmarks.groups.Group.page` of the groups that they show.
 PAGES = {"": KERNEL, "training": TRAINING, "edge": ONNXRUNTIME}

@@ -21,7 +21,7 @@ HEAD = ("measured", "against", "M x K x N", "threads", "ours", "theirs", "ratio"
 
 @dataclass
 class Report:
-    """Everything that a run of the benchmarks found out."""
+    """Everything that a run of the benchmarks measured."""
 
     machine: dict[str, Any]
     quick: bool
@@ -56,15 +56,15 @@ class Report:
         return f'{body},\n "rows": [\n{rows}\n ]\n}}\n'
 
     def without_goals(self) -> Report:
-        """The same as it is published: goals are for those who work on the kernel."""
+        """The report in the form that is published: goals are for those who work on the kernel."""
         return replace(self, rows=[replace(row, goal=None, or_of_peak=None) for row in self.rows])
 
     @staticmethod
     def of_files(paths: Sequence[Path]) -> Report:
-        """What several runs on one machine wrote with `--json`, as one.
+        """One report from what several runs on one machine wrote with `--json`.
 
         Raises:
-            ValueError: they are not of one machine and its versions, or not all of the same format.
+            ValueError: the runs differ in machine, versions or format.
         """
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         first = runs[0]
@@ -84,7 +84,7 @@ class Report:
         return report
 
     def head(self) -> list[str]:
-        """The machine and its peaks, a line each."""
+        """The machine and its peaks, as lines."""
         machine = self.machine
         caches = ", ".join(f"{level} {size_text(size)}" for level, size in machine["caches"].items())
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -109,7 +109,7 @@ class Report:
 
 
 def size_text(size: int) -> str:
-    """Bytes as 24 KiB, 1 MiB."""
+    """A number of bytes as text: 24 KiB, 1 MiB."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
             return f"{size / unit:.4g} {name}"
@@ -117,7 +117,7 @@ def size_text(size: int) -> str:
 
 
 def _amount(time: Time | None, size: int | None) -> str:
-    """Microseconds, or bytes where that was measured."""
+    """Microseconds, or bytes if memory was measured."""
     if time is None:
         return "" if size is None else size_text(size)
     median, least = (
@@ -154,7 +154,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def show(report: Report, console: Console) -> None:
-    """The table, what reaches its goal in green, what does not in red."""
+    """Prints the table: rows that reach their goal in green, those that do not in red."""
     for line in report.head():
         console.print(Text(line))
     table = Table(show_lines=False, header_style="bold", pad_edge=False)

@@ -1,4 +1,4 @@
-"""What a measurement comes to: rows with a ratio, its spread and its goal."""
+"""Results of measurements: rows with a ratio, its spread and its goal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Time:
 
     @staticmethod
     def of(samples: Samples) -> Time:
-        """All samples of all rounds."""
+        """The time from all samples of all rounds."""
         return Time(statistics.median(samples.seconds), min(samples.seconds))
 
 
@@ -42,24 +42,24 @@ class Row:
         group: The group that measures it.
         what: What ran on our side.
         against: The other side.
-        shape: M, K, N, or rows and the sizes of a network's layers, or rows and columns of noise; None for a geometric
+        shape: M, K, N; or rows and the sizes of a network's layers; or rows and columns of noise. None for a geometric
             mean over shapes.
         threads: Threads of both sides.
         tier: Our instruction-set tier.
-        ratio: How many times as fast we are; of `unit` "peak" the part of the peak that we reach, of `unit` "bytes"
-            how many times as much memory the other side takes. The median over rounds of the quotient of the two
-            sides' medians in a round.
-        low: The quotients' first quartile.
-        high: The third.
+        ratio: How many times as fast we are; with `unit` "peak" the fraction of the peak that we reach, with `unit`
+            "bytes" how many times as much memory the other side takes. The median over rounds of the quotient of the
+            two sides' medians in a round.
+        low: The first quartile of the quotients.
+        high: The third quartile.
         unit: "times", "peak" or "bytes".
         ours: Our time; None for a mean and for bytes.
-        theirs: Theirs.
-        of_peak: The part that we reach of what the processor can do at most in this work; None where that says little.
+        theirs: The other side's time.
+        of_peak: The fraction that we reach of the processor's peak for this work; None where that says little.
         peak: Which peak that is.
-        goal: What `ratio` should be at least; None where nothing is asked.
-        or_of_peak: What `of_peak` may be instead.
-        ours_bytes: Our bytes, of `unit` "bytes".
-        theirs_bytes: Theirs.
+        goal: The least that `ratio` should be; None if there is no goal.
+        or_of_peak: The least `of_peak` that also meets the goal.
+        ours_bytes: Our bytes, with `unit` "bytes".
+        theirs_bytes: The other side's bytes.
     """
 
     group: str
@@ -83,7 +83,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether it reaches its goal; None where it has none."""
+        """Whether the row reaches its goal; None if it has none."""
         if self.goal is None:
             return None
         return self.ratio >= self.goal or (
@@ -91,17 +91,17 @@ class Row:
         )
 
     def with_goal(self, goal: float | None) -> Row:
-        """The same with another goal."""
+        """The same row with another goal."""
         return replace(self, goal=goal)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, without what is as it is unless said otherwise."""
+        """For JSON, without fields that have their default."""
         usual = {name: given.default for name, given in self.__dataclass_fields__.items()}
         return {name: value for name, value in asdict(self).items() if usual[name] is MISSING or value != usual[name]}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Row:
-        """What :meth:`as_dict` made."""
+        """The row from what :meth:`as_dict` returned."""
         times = {side: Time(**fields[side]) for side in ("ours", "theirs") if side in fields}
         return Row(**fields | times | {"shape": tuple(fields["shape"]) if fields["shape"] else None})
 
@@ -113,13 +113,13 @@ def quotients(ours: Samples, theirs: Samples, scale: float = 1.0) -> tuple[float
 
 
 def compare(ours: Samples, theirs: Samples, *, scale: float = 1.0, **fields: Any) -> Row:
-    """A row of two sides that were measured in turn; the ratio is `scale * theirs / ours`."""
+    """The row for two sides that were measured in turn; the ratio is `scale * theirs / ours`."""
     low, ratio, high = quotients(ours, theirs, scale)
     return Row(ratio=ratio, low=low, high=high, ours=Time.of(ours), theirs=Time.of(theirs), **fields)
 
 
 def geometric_mean(rows: Iterable[Row], goal: float | None) -> Row:
-    """The mean over the shapes of rows that are alike otherwise."""
+    """The mean over the shapes of rows that are otherwise alike."""
     rows = list(rows)
     first = rows[0]
 

@@ -1,7 +1,7 @@
-"""Noise-aware training in PyTorch by other means than the kernel: the layers of a network, swapped for each of them.
+"""The rivals: noise-aware training in PyTorch without the kernel, each as a layer class that a network's layers become.
 
-All have inputs, weights and outputs of 8 bits with the full scale of each row, noise in proportion to the signal, and a
-straight-through gradient; aihwkit has effects of its own.
+All have 8-bit inputs, weights and outputs with a full scale per row, noise in proportion to the signal, and a
+straight-through gradient; aihwkit adds effects of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class IntMmLinear(nn.Linear):
 
 
 def swap(model: nn.Module, layer: type[nn.Linear]) -> nn.Module:
-    """A copy of the model whose linear layers are of another class, with the same parameters."""
+    """A copy of the model with linear layers of another class and the same parameters."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if type(module) is nn.Linear:
@@ -60,7 +60,7 @@ def swap(model: nn.Module, layer: type[nn.Linear]) -> nn.Module:
 
 
 def with_layers_of(side: str, model: nn.Module) -> nn.Module:
-    """A copy of a network of ``nn.Linear`` layers, as one of the sides has them."""
+    """A copy of a network of ``nn.Linear`` layers with the layers of one of the sides."""
     if side in (OURS, OURS_COMPILED):
         model = convert(model, PROFILE)
         if side == OURS_COMPILED:
@@ -78,15 +78,15 @@ def with_layers_of(side: str, model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained.
+    """A network to train.
 
     Attributes:
-        name: What a report calls it.
+        name: Its name in a report.
         shape: Rows, then the sizes of the layers.
         model: A network of ``nn.Linear`` layers.
-        x: Its input; it gets a gradient where it requires one.
+        x: Its input; it gets a gradient if it requires one.
         grad: The gradient of its output.
-        optimized: Whether a step ends with that of an optimizer, plain SGD.
+        optimized: Whether a training step includes that of an optimizer, plain SGD.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Task:
         first: bool = False,
         optimized: bool = True,
     ) -> Task:
-        """With a random input of a size; that of a network's `first` layer is data, which needs no gradient."""
+        """A task with a random input of a given size; the input of a `first` layer is data and needs no gradient."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = make()
@@ -116,7 +116,7 @@ class Task:
 
     @torch.enable_grad()
     def multiply_adds(self) -> int:
-        """Those of the backward pass's products in the linear layers."""
+        """Multiply-adds of the backward pass's products in the linear layers."""
         count = 0
 
         def add(layer: nn.Linear, inputs: tuple[Tensor, ...], _: Tensor) -> None:
@@ -133,7 +133,7 @@ class Task:
 
 
 def step(task: Task, side: str) -> Call:
-    """A training step: forward, backward, and the optimizer's where the task has one."""
+    """A training step: forward, backward, and the optimizer's step if the task has one."""
     model = with_layers_of(side, task.model)
     parameters = list(model.parameters())
     optimizer = _optimizer(side, model) if task.optimized else None
@@ -163,9 +163,9 @@ def at_precision(call: Call, precision: str) -> Side:
 
 @torch.enable_grad()
 def saved_bytes(task: Task, side: str) -> int:
-    """Bytes that the forward pass keeps for the backward pass: the memory of all tensors saved, each once.
+    """Bytes that the forward pass keeps for the backward pass: the memory of all saved tensors, each counted once.
 
-    Parameters that are saved as they are stay in memory anyway, and do not count.
+    Parameters that are saved unchanged do not count, since they stay in memory anyway.
     """
     model = with_layers_of(side, task.model)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -180,7 +180,7 @@ def saved_bytes(task: Task, side: str) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=side == AUTOCAST):
         y = model(task.x)
-    # Until here the graph holds what was saved: no memory was given away and counted twice.
+    # Until here the graph holds the saved tensors, so that no memory was reused and counted twice.
     del y
     return sum(found.values())
 
@@ -189,7 +189,7 @@ def saved_bytes(task: Task, side: str) -> int:
 
 
 class Projections(nn.Module):
-    """The four linear layers of a block of a vision transformer, without what stands between them."""
+    """The four linear layers of a block of a vision transformer, with nothing between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Projections(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A sum over queries, keys and values takes the place of attention, and gives each of them a gradient.
+        # A sum over queries, keys and values stands in for attention and gives each of them a gradient.
         mixed = self.qkv(x).unflatten(-1, (3, self.width)).sum(-2)
         return self.fc2(self.fc1(self.proj(mixed)))
 
@@ -248,7 +248,7 @@ def networks(quick: bool) -> list[Task]:
 
 
 def layer(shape: tuple[int, ...]) -> Task:
-    """One layer M x K x N, inside of a network; forward and backward alone."""
+    """One layer M x K x N as inside a network; forward and backward only."""
     m, k, n = shape
     return Task.of("one layer", shape, lambda: nn.Linear(k, n), m, k, optimized=False)
 
@@ -259,7 +259,7 @@ def tasks(quick: bool) -> list[Task]:
 
 
 def small() -> Task:
-    """A network whose calls cost more than what they compute."""
+    """A network for which calls cost more than arithmetic."""
     sizes = (64, 64, 10)
     return Task.of(
         "a small perceptron",
@@ -294,13 +294,13 @@ def _analog(model: nn.Module) -> nn.Module:
     config.mapping.max_input_size = config.mapping.max_output_size = 0
     config.forward.inp_res = config.forward.out_res = 1 / 254
     config.forward.out_noise = NOISE
-    # convert_to_analog replaces what the model holds, and a layer that is the whole model only if it is held.
+    # convert_to_analog replaces submodules, so a layer that is the whole model needs a module around it.
     holder = nn.Sequential(copy.deepcopy(model))
     return convert_to_analog(holder, config)
 
 
 def _optimizer(side: str, model: nn.Module) -> Any:
-    """Plain SGD, at so small a rate that the weights stay what they are however often the step is run."""
+    """Plain SGD with a rate so small that the weights do not change, however often the step is run."""
     if side != AIHWKIT:
         return torch.optim.SGD(model.parameters(), lr=1e-9)
     from aihwkit.optim import AnalogSGD

@@ -1,7 +1,7 @@
-"""Layers and networks as models: with our operator, and in the ways that ONNX Runtime itself offers.
+"""Layers and networks as ONNX models: with our operator, and in the ways that ONNX Runtime itself offers.
 
-Models are made node by node, and each runs in a session with its input and output bound, so that what is compared is
-the operators. No bias; weights [N, K] are constants.
+Models are made node by node, and each runs in a session with its input and output bound, so that the comparison is
+between operators. There is no bias; weights [N, K] are constants.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Layer:
     constants: dict[str, Array]
 
     def renamed(self, source: str, target: str) -> Layer:
-        """The same from `source` to `target`; all other names begin with `target`."""
+        """The same layer from `source` to `target`; all other names begin with `target`."""
 
         def name(old: str) -> str:
             return {"X": source, "Y": target}.get(old, f"{target}_{old}")
@@ -53,7 +53,7 @@ class Layer:
 
 
 def model(layers: Sequence[Layer], m: int) -> bytes:
-    """A model of m rows through the layers, ReLU between them; our operator has its function body with it."""
+    """A model of m rows through the layers, with ReLU between them, and the function body of our operator."""
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, Array] = {}
     for index, layer in enumerate(layers):
@@ -78,7 +78,7 @@ def model(layers: Sequence[Layer], m: int) -> bytes:
 
 
 def node(operator: str, inputs: str, output: str, domain: str = "", **attributes: Any) -> onnx.NodeProto:
-    """A node; its inputs stand in one string."""
+    """A node; its inputs are given in one string."""
     return helper.make_node(operator, inputs.split(), [output], domain=domain, **attributes)
 
 
@@ -101,10 +101,10 @@ def mat_mul(weight: Floats) -> Layer:
 
 
 def integer_chain(weight: Floats, *, unsigned: bool = False) -> Layer:
-    """DynamicQuantizeLinear, MatMulInteger and the scaling, which ONNX Runtime fuses; one scale a channel.
+    """DynamicQuantizeLinear, MatMulInteger and the scaling, which ONNX Runtime fuses; one scale per channel.
 
-    On x86 without VNNI its kernel for signed weights adds pairs of products in saturating 16 bits; that for
-    `unsigned` ones is exact.
+    On x86 without VNNI its kernel for signed weights adds pairs of products in saturating 16 bits; the kernel for
+    `unsigned` weights is exact.
     """
     n, k = weight.shape
     codes, scale = lumina_kernel.quantize_weight(weight, 8)
@@ -121,13 +121,13 @@ def integer_chain(weight: Floats, *, unsigned: bool = False) -> Layer:
 
 
 def _stored(codes: Array, unsigned: bool) -> tuple[Array, int]:
-    """8-bit codes as int8, or moved up into uint8, and the zero point."""
+    """8-bit codes as int8, or shifted into uint8, and the zero point."""
     return ((codes.astype(np.int16) + 128).astype(np.uint8), 128) if unsigned else (codes, 0)
 
 
 def n_bits(weight: Floats, bits: int, block: int) -> Layer:
     """MatMulNBits on 8-bit integers (accuracy level 4): one scale for each `block` weights of a row, the last block
-    filled up with zeros."""
+    padded with zeros."""
     n, k = weight.shape
     count = -(-k // block)
     blocks = np.pad(weight, ((0, 0), (0, count * block - k))).reshape(n, count, block)
@@ -149,10 +149,10 @@ PRODUCTS = ("float product", "integer product", "integer product, unsigned weigh
 
 
 def standard_operators(weight: Floats, noise_relative: float, product: str) -> Layer:
-    """The semantics of our operator at 8/8/8 bits in standard operators, the weights quantised beforehand.
+    """The semantics of our operator at 8/8/8 bits in standard operators, with the weights quantised beforehand.
 
-    The product is one of :data:`PRODUCTS`: of floats, or MatMulInteger's of the codes. Those of X enter as unsigned
-    bytes, since ONNX Runtime has no fast kernel for two signed sides on x86; for the weights see :func:`integer_chain`.
+    The product is one of :data:`PRODUCTS`: of floats, or of codes by MatMulInteger. X's codes enter as unsigned bytes,
+    since ONNX Runtime has no fast kernel for two signed sides on x86; for the weights see :func:`integer_chain`.
     """
     n, k = weight.shape
     codes, scale = lumina_kernel.quantize_weight(weight, 8)
@@ -199,7 +199,7 @@ def standard_operators(weight: Floats, noise_relative: float, product: str) -> L
 def signed_products_are_exact() -> bool:
     """Whether ONNX Runtime multiplies unsigned by signed bytes exactly here (see :func:`integer_chain`)."""
     ones = np.ones((16, 64), np.float32)
-    # One row may take another way than several.
+    # A single row may use another kernel than several.
     return all(bool((Bound(model([integer_chain(ones)], m), ones[:m]).output() == 64).all()) for m in (1, 16))
 
 
@@ -217,7 +217,7 @@ def nothing() -> bytes:
 def session(
     source: bytes | str | os.PathLike[str], threads: int = 1, *, library: bool = True
 ) -> onnxruntime.InferenceSession:
-    """A session, the same for all sides but for `library`: whether it knows our operator."""
+    """A session with the same options for all sides; `library` says whether our operator is registered."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -235,7 +235,7 @@ class Bound:
     ) -> None:
         self.session = session(source, threads, library=library)
         (source_info,), (target,) = self.session.get_inputs(), self.session.get_outputs()
-        # The batch may have a name in place of a number.
+        # The batch dimension may be a name instead of a number.
         shape = [size if isinstance(size, int) else len(x) for size in target.shape]
         self._x = onnxruntime.OrtValue.ortvalue_from_numpy(x)
         self._y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)

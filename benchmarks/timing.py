@@ -1,4 +1,4 @@
-"""Timing two sides in turn, so that what else the machine does meets both."""
+"""Timing several sides in turn, so that other load on the machine affects them all."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Effort:
 
     Attributes:
         rounds: Bursts of each side.
-        burst: Seconds of one burst, about; a burst has at least one sample.
-        settle: Seconds for which all threads have rested before a burst, where the sides have threads of their own.
-            Idle threads of a pool spin, for some 10 ms after a call of PyTorch (OpenMP's) and some 40 after one of ONNX
-            Runtime, and would take a core from the other side.
+        burst: Approximate seconds of one burst; a burst has at least one sample.
+        settle: Seconds for which all threads must have rested before a burst, if the sides have threads of their own.
+            Idle threads of a pool spin, for some 10 ms after a call of PyTorch (OpenMP's) and some 40 ms after one of
+            ONNX Runtime, and would take a core from the other side.
     """
 
     rounds: int = 15
@@ -40,7 +40,7 @@ QUICK = Effort(rounds=3, burst=1e-3, settle=0.0)
 
 @dataclass(frozen=True)
 class Side:
-    """One of the calls that are compared; `before` is run, untimed, ahead of each burst."""
+    """One of the calls that are compared; `before` runs untimed ahead of each burst."""
 
     call: Call
     before: Call | None = None
@@ -48,13 +48,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of a call, one list a round."""
+    """Seconds per call, one tuple for each round."""
 
     rounds: tuple[tuple[float, ...], ...]
 
     @property
     def seconds(self) -> list[float]:
-        """All of them."""
+        """The samples of all rounds."""
         return [sample for samples in self.rounds for sample in samples]
 
     @property
@@ -63,7 +63,7 @@ class Samples:
         return [statistics.median(samples) for samples in self.rounds]
 
     def less(self, other: Samples) -> Samples:
-        """With each round's median of `other` taken off: what a session costs without work, say."""
+        """These samples less each round's median of `other`, such as the cost of a session without work."""
         return Samples(
             tuple(
                 tuple(max(sample - overhead, 1e-9) for sample in samples)
@@ -84,7 +84,7 @@ def rest(settle: float) -> None:
     for _ in range(max(1, round(1 / settle))):
         before = time.process_time()
         time.sleep(settle)
-        # What a sleeping process still does takes less.
+        # A sleeping process still uses a little time, but less than this.
         if time.process_time() - before < 0.25 * settle:
             return
 
@@ -94,9 +94,9 @@ def interleave(sides: Mapping[Name, Call | Side], effort: Effort, *, own_threads
 
     Args:
         sides: What to call, by name.
-        effort: How long.
-        own_threads: Whether the sides run on different pools of threads: then each burst waits for those of the last
-            to rest. PyTorch and our calls from Python share theirs.
+        effort: How long to measure.
+        own_threads: Whether the sides run on different pools of threads; if so, each burst waits until the threads of
+            the previous one rest. PyTorch and our calls from Python share a pool.
     """
     prepared = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
     plan: dict[Name, tuple[int, int]] = {}

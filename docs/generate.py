@@ -1,8 +1,8 @@
-"""Writes what is generated in docs/ and both READMEs, or with --check says what is not as it should be.
+"""Writes the generated parts of docs/ and both READMEs, or with --check names the files that are out of date.
 
 The operator's table of parameters comes from the kernel, the page of profiles from the presets, the page of commands
 from the command line itself, the pages of measurements from the rows beside them, and the address of the repository
-from pyproject.toml. `--plots` draws the plots of measurements anew as well.
+from pyproject.toml. `--plots` redraws the plots of measurements as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lumina_onnx.schema import PARAMETERS, Parameter
 
 ROOT = Path(__file__).parents[1]
 MEASUREMENTS = Path("docs/measurements")
-#: Which kind of page a file of measurements belongs to: the key of `benchmarks.questions.PAGES`.
+#: The kind of page for each file of measurements, a key of `benchmarks.questions.PAGES`.
 KINDS = {
     "kernel": "",
     "kernel-amx": "",
@@ -93,7 +93,7 @@ def origin(name: str, preset: Preset) -> Iterator[str]:
 
 
 def wrapped(text: str) -> str:
-    """An entry of a list, no wider than the pages are."""
+    """An entry of a list, wrapped to the width of the pages."""
     return textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
@@ -101,7 +101,7 @@ def wrapped(text: str) -> str:
 
 
 def plain(markup: str | None) -> str:
-    """Help without rich's markup, a paragraph a line."""
+    """Help without rich's markup, one line for each paragraph."""
     paragraphs = re.split(r"\n\s*\n", Text.from_markup(markup or "").plain.replace("\f", "").strip())
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
@@ -126,7 +126,7 @@ def commands(_: Path) -> str:
 
 
 def default(parameter: Any) -> str:
-    """What an option is where it is not given, in brackets; nothing where it is a switch."""
+    """An option's default in brackets; nothing for a switch."""
     value = parameter.default
     told = parameter.show_default and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool)
     return f" [default: {value}]" if told else ""
@@ -152,7 +152,7 @@ PARTS: list[tuple[str, str, Callable[[Path], str]]] = [
 
 
 def with_part(page: Path, text: str, name: str, part: str) -> str:
-    """`text` with the generated part as it should be.
+    """`text` with the generated part `name` replaced by `part`.
 
     Raises:
         ValueError: The page lacks the marks of that part.
@@ -171,7 +171,7 @@ ADDRESS = re.compile(r"(git clone |^repository-code: )\S+(?:\ncd \S+)?", re.MULT
 
 
 def addressed(match: re.Match[str]) -> str:
-    """The line with the repository's address, and the folder that a clone makes."""
+    """The matched lines with the repository's address and the folder that a clone creates."""
     folder = "" if "\n" not in match[0] else f"\ncd {address().rsplit('/', 1)[1]}"
     return match[1] + address() + folder
 
@@ -180,7 +180,7 @@ ADDRESSED = ("README.md", "README.zh-CN.md", "docs/index.md", "CITATION.cff")
 
 
 def wanted(root: Path) -> dict[Path, str]:
-    """Every file that is generated, or in part, as it should be."""
+    """The correct content of every file that is generated in whole or in part."""
     from benchmarks import pages
     from benchmarks.questions import PAGES
     from benchmarks.report import Report
@@ -213,7 +213,7 @@ def draw(root: Path) -> None:
 
 
 def main() -> int:
-    """Writes, or checks; 1 where a check finds a difference."""
+    """Writes the files, or checks them; returns 1 if a check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something would change")
     parser.add_argument("--plots", action="store_true", help="draw the plots of measurements too")

@@ -1,7 +1,7 @@
-"""What griffe has to be told of our sources to document them.
+"""An extension that adapts griffe to our sources.
 
-Docstrings name other objects as :class:`~package.Name`; on the site that is code with the last word. Classes of the
-extension module are made by `__new__`, whose signature is theirs.
+Docstrings refer to other objects as :class:`~package.Name`; the site shows the last part of the name as code. Classes
+of the extension module are created by `__new__`, whose signature is shown as that of the class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROLE = re.compile(r":(?:class|func|meth|attr|data|mod|exc):`~?(?:[\w.]*\.)?(\w+)
 
 
 class Roles(griffe.Extension):
-    """Replaces the roles in every docstring."""
+    """Replaces roles in docstrings, and gives classes the signature of `__new__`."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called by griffe for each object that it has read."""
@@ -23,6 +23,6 @@ class Roles(griffe.Extension):
             obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
-        """Called by griffe for each class, when it has read all of it."""
+        """Called by griffe for each class, once it has read all members."""
         if "__new__" in cls.members and "__init__" not in cls.members:
             cls.set_member("__init__", cls.members["__new__"])

@@ -1,4 +1,4 @@
-"""What the site needs beyond Markdown: the repository's address, and links to files outside of docs/."""
+"""Hooks of the site beyond Markdown: the repository's address, and links to files outside docs/."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 
 
 def address() -> str:
-    """The repository's, as pyproject.toml states it.
+    """The repository's address, as pyproject.toml states it.
 
     Raises:
-        ValueError: It states none.
+        ValueError: pyproject.toml states none.
     """
     found = re.search(r'^Repository = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
@@ -31,7 +31,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Links that leave docs/ lead to the repository. One to a file that is not there stays, and so fails the build."""
+    """Points links that leave docs/ to the repository. A link to a missing file stays and so fails the build."""
     folder = posixpath.dirname(f"docs/{page.file.src_uri}")
 
     def replaced(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """What the recipes share: train in float, calibrate, train with the noise, export, verify, and write the models' cards.
 
-A recipe runs from the checkout, and `--check` says whether models/ holds what the cards state. With `--body` it trains
-nothing: its files get the function body of today, with which they run without the operator's library.
+A recipe runs from the checkout. `--check` tells whether models/ holds what the cards state. `--body` trains nothing; it
+gives the existing files the current function body, with which they run without the operator's library.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Recipe:
     profile: OpticalProfile
     """Bits and noise; the full scales come from calibration."""
     epochs: int = 30
-    """Of each of the two trainings."""
+    """Epochs of each of the two training runs."""
     seed: int = 0
 
 
@@ -71,7 +71,7 @@ def main(script: str, recipes: Sequence[Recipe]) -> None:
     parser = argparse.ArgumentParser(description=f"Makes {', '.join(recipe.name for recipe in recipes)} in models/.")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", action="store_true", help="only compare models/ with its cards")
-    only.add_argument("--body", action="store_true", help="only replace the files' function body by that of today")
+    only.add_argument("--body", action="store_true", help="only replace the files' function body with the current one")
     arguments = parser.parse_args()
     if not arguments.check:
         for recipe in recipes:
@@ -90,7 +90,7 @@ def make(recipe: Recipe, script: str, path: Path) -> None:
     """Trains, exports to `path` and verifies.
 
     Raises:
-        RuntimeError: ONNX Runtime, the reference and PyTorch do not agree bit for bit.
+        RuntimeError: ONNX Runtime, the reference and PyTorch disagree in some bit.
     """
     data = classifier.DATA[recipe.data]()
     plain = classifier.perceptron(data.pixels, recipe.seed)
@@ -122,7 +122,7 @@ def make(recipe: Recipe, script: str, path: Path) -> None:
 
 
 def renew_body(path: Path) -> None:
-    """Gives a file the function body of today. All else in it stays, and with the library its results."""
+    """Gives a file the current function body. The rest of the file stays, and so do its results with the library."""
     model = onnx.load(path)
     (function,) = model.functions
     (opset,) = (entry.version for entry in model.opset_import if not entry.domain)
@@ -131,7 +131,7 @@ def renew_body(path: Path) -> None:
 
 
 def _state(path: Path, **facts: str) -> None:
-    """Keeps what only the training knew in the file's metadata."""
+    """Stores in the file's metadata what is known only during training."""
     model = onnx.load(path)
     for key, value in facts.items():
         model.metadata_props.add(key=METADATA + key, value=value)
@@ -139,12 +139,12 @@ def _state(path: Path, **facts: str) -> None:
 
 
 def page() -> str:
-    """models/README.md as the files say it should be."""
+    """What models/README.md should be, from the files in models/."""
     return "\n".join([HEAD, *map(card, sorted(MODELS.glob("*.onnx")))])
 
 
 def card(path: Path) -> str:
-    """A model's card: everything in it is read from the file or measured with it."""
+    """A model's card; everything in it is read from the file or measured with it."""
     facts = {
         entry.key.removeprefix(METADATA): entry.value
         for entry in onnx.load(path).metadata_props
@@ -170,7 +170,7 @@ def card(path: Path) -> str:
 
 
 def with_part(text: str, begin: str, end: str, part: str) -> str:
-    """The page `text` with the part between its marks `begin` and `end` as it should be.
+    """The page `text` with `part` between its marks `begin` and `end`.
 
     Raises:
         ValueError: the page lacks the marks.
@@ -183,12 +183,12 @@ def with_part(text: str, begin: str, end: str, part: str) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A paragraph no wider than the pages are."""
+    """A paragraph wrapped to the width of the pages."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def accuracies(path: Path, data: classifier.Data) -> tuple[Estimate, Estimate]:
-    """Accuracy on the test images in ONNX Runtime: with the file's noise, and with the noise taken out."""
+    """Accuracy on the test images in ONNX Runtime, with the file's noise and with the noise removed."""
     noisy = onnx.load(path)
     return _accuracy(noisy, data, DRAWS), _accuracy(nodes.without_noise(noisy), data, 1)
 

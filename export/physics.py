@@ -1,7 +1,7 @@
-"""How much noise-aware training wins back: test accuracy over seeds on both data sets.
+"""How much accuracy noise-aware training wins back: test accuracy over seeds on both data sets.
 
-Writes docs/measurements/physics.json (every figure), physics.png, and the generated part of physics.md. `--check` says
-whether that part and the figures agree, `--render` writes it and the plot anew; both train nothing.
+Writes docs/measurements/physics.json (every figure), physics.png, and the generated part of physics.md. `--check` tells
+whether that part and the figures agree; `--render` rewrites it and the plot. Neither trains anything.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ END = "<!-- end: results -->"
 BITS = 4
 NOISES = (0.05, 0.10)
 METHODS = {"max": "maximum", "mse": "least error"}
-"""How the full scales were calibrated, and what the page calls it."""
+"""The calibration methods for full scales, with their names on the page."""
 SERIES = ("naive", "longer", "aware")
 
 
 def measure(data: classifier.Data, seed: int, epochs: int, draws: int, tick: Callable[[], object]) -> dict[str, Any]:
     """Accuracies of one seed: {"float", "float_longer", "hardware": [{method, noise, clean, naive, longer, aware}]}.
 
-    naive: trained in float. longer: trained in float for as many epochs as "aware" in all. aware: trained in float,
-    calibrated, then trained with the noise; its full scales stay those of the float model. clean: naive, noise off.
+    naive: trained in float. longer: trained in float for as many epochs as "aware" in total. aware: trained in float,
+    calibrated, then trained with the noise; it keeps the full scales of the float model. clean: naive, noise off.
     """
     x, labels = data.test_x, data.test_y
 
@@ -127,7 +127,7 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _won(reference: float, before: float, after: float) -> float | None:
-    """The fraction of what the hardware cost that came back; None where it cost nothing."""
+    """The fraction of the accuracy lost on the hardware that was won back; None if none was lost."""
     return (after - before) / (reference - before) if reference > before else None
 
 
@@ -160,12 +160,12 @@ def _cell(estimate: Estimate) -> str:
 
 
 def page(text: str, results: dict[str, Any]) -> str:
-    """`text` with the generated part as it should be."""
+    """`text` with its generated part brought up to date."""
     return with_part(text, BEGIN, END, section(results))
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """The three trainings on the hardware, and a line for float, one panel for each data set."""
+    """Plots the three training runs on the hardware and a line for float, in one panel for each data set."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -203,7 +203,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         f"{results['bits']}-bit hardware with additive noise, by calibration of the full scales", fontsize=10
     )
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    # No date and no version: the same figures give the same file.
+    # Without date and version the same figures give the same file.
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
@@ -215,8 +215,8 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write page and plot from the figures; trains nothing")
     parser.add_argument("--data", nargs="+", choices=list(classifier.DATA), default=list(classifier.DATA))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30, help="of each training")
-    parser.add_argument("--draws", type=int, default=10, help="of the noise, for each accuracy")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs of each training run")
+    parser.add_argument("--draws", type=int, default=10, help="draws of the noise for each accuracy")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder with physics.md")
     arguments = parser.parse_args()
     figures, text = arguments.docs / "physics.json", arguments.docs / "physics.md"

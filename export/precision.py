@@ -1,7 +1,7 @@
-"""Whether gradients in bfloat16 train as well: test accuracy over seeds at each precision.
+"""Whether gradients in bfloat16 train as well as in float32: test accuracy over seeds at each precision.
 
-Writes docs/measurements/precision.json (every figure) and the generated part of precision.md. `--check` says whether
-they agree; it trains nothing.
+Writes docs/measurements/precision.json (every figure) and the generated part of precision.md. `--check` trains nothing
+and tells whether they agree.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PRECISIONS = ("highest", "high", "medium")
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Gradients at a precision, as ``torch.set_float32_matmul_precision`` names it."""
+    """Sets the precision of gradients in the block, as ``torch.set_float32_matmul_precision`` names it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:
@@ -47,7 +47,7 @@ def precision(name: str) -> Iterator[None]:
 def measure(
     recipe: Recipe, data: classifier.Data, seed: int, epochs: int, draws: int, tick: Callable[[], object]
 ) -> dict[str, float]:
-    """Accuracies of one seed by precision: trained in float once, then from there with the noise at each."""
+    """Accuracies of one seed by precision: trained once in float, then on from there with the noise at each."""
     plain = classifier.perceptron(data.pixels, seed)
     classifier.fit(plain, data, epochs=epochs, seed=seed, after_epoch=tick)
     start = optical.convert(plain, recipe.profile, seed=seed)
@@ -90,7 +90,7 @@ def run(seeds: int, epochs: int, draws: int, images: int) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each recipe and precision: the accuracy, how far from "highest", and whether that is within its error."""
+    """For each recipe and precision: the accuracy, the distance from "highest", and whether that is within error."""
     rows = []
     for name, seeds in results["recipes"].items():
         reference = Estimate.of([seed["highest"] for seed in seeds])
@@ -141,9 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures whether gradients in bfloat16 train as well.")
     parser.add_argument("--check", action="store_true", help="only compare the page with its figures")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=30, help="of each training")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of the noise, for each accuracy")
-    parser.add_argument("--images", type=int, default=4000, help="to train with")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs of each training run")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="draws of the noise for each accuracy")
+    parser.add_argument("--images", type=int, default=4000, help="number of training images")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder with precision.md")
     arguments = parser.parse_args()
     figures, page = arguments.docs / "precision.json", arguments.docs / "precision.md"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is no file."""
+"""Writing files whole or not at all, and refusing paths that are pipes, sockets or devices."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write in place of `target`, which is moved there when the block ends.
+    """A temporary file to write; it replaces `target` when the block ends.
 
-    Until then, and where the block raises whatever it may, `target` is what it was, and nothing else is left in its
-    folder. The file to write has the target's name, in a folder that is its own. One that is replaced leaves its
-    permissions to the new one; where there was none the umask decides. Of a symbolic link the file that it points to is
-    replaced. What is no regular file (a pipe, a device) cannot be: the block gets it itself.
+    Until then, and if the block raises anything, `target` stays as it was and nothing else is left in its folder. The
+    temporary file has the target's name, in a temporary folder of its own beside the target. It takes over the
+    permissions of the file it replaces; those of a new file follow the umask. If `target` is a symbolic link, the file
+    it points to is replaced. Something other than a regular file (a pipe, a device) cannot be replaced: the block then
+    gets `target` itself.
 
     Raises:
         OSError: the file cannot be written, as on a full disk; the message names it and says why.
@@ -44,16 +45,16 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def kind(mode: int) -> str:
-    """What is no regular file, by its `st_mode`."""
+    """The word for something that is not a regular file, by its `st_mode`."""
     kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
     return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def check_no_stream(path: str | os.PathLike[str], name: str) -> None:
-    """Refuses what may be read without an end, or before anyone writes it; what is not there is for others to say.
+    """Refuses a path whose reading may block or never end. A missing file is not an error here.
 
     Raises:
-        ValueError: a FIFO, a socket or a device.
+        ValueError: the path is a FIFO, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode
@@ -64,7 +65,7 @@ def check_no_stream(path: str | os.PathLike[str], name: str) -> None:
 
 
 def _mode(target: str | os.PathLike[str]) -> int | None:
-    """The kind and the permissions of what is there; None where nothing is."""
+    """The `st_mode` of `target`, its kind and permissions; None if it does not exist."""
     try:
         return os.stat(target).st_mode
     except FileNotFoundError:

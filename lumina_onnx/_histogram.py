@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 Method = Literal["max", "percentile", "mse"]
 METHODS = ("max", "percentile", "mse")
 
-# A bin is what the leading bits of a float32 tell apart: its exponent and 8 bits of its fraction.
+# Magnitudes share a bin if the exponent and the leading 8 bits of the fraction of their float32 agree.
 _SHIFT = 15
 _BINS = 1 << (31 - _SHIFT)
-# Magnitudes below this fraction of the largest are taken for 0 in the search.
+# Magnitudes below this fraction of the largest are treated as 0 in the search.
 _NEGLIGIBLE = 2.0**-12
-# Candidates of the search: 16 an octave over 10 octaves, then 33 between the neighbours of the best.
+# Candidates of the search: 16 per octave over 10 octaves, then 33 between the neighbours of the best.
 _CANDIDATES = 2.0 ** (-np.arange(161) / 16)
 # Midpoints of 16 equally likely slices of the normal distribution.
 _NORMALS = np.array([NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
@@ -24,7 +24,7 @@ _NORMALS /= np.sqrt(np.mean(_NORMALS**2))
 
 
 class Histogram:
-    """Magnitudes of float32 values in bins of 1/256 of an octave's width or less, over the whole range of float32."""
+    """Counts of float32 magnitudes in bins at most 1/256 of an octave wide, over the whole range of float32."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS, dtype=np.int64)
@@ -36,7 +36,8 @@ class Histogram:
         if values.size:
             magnitudes = np.abs(values).ravel()
             counts = np.bincount(magnitudes.view(np.int32) >> _SHIFT)
-            # Memory that is never written is never taken: of half a megabyte for each of a model's layers most is not.
+            # Each layer has half a megabyte of counts. Memory that is never written is never committed, so only
+            # the bins in use are written.
             used = np.flatnonzero(counts)
             self._counts[used] += counts[used]
             self.maximum = max(self.maximum, float(magnitudes.max()))
@@ -47,30 +48,30 @@ class Histogram:
         return int(self._counts.sum())
 
     def span(self) -> tuple[int, int]:
-        """The first bin that is not empty, and the one behind the last; (0, 0) where all are."""
+        """The first non-empty bin and the one past the last; (0, 0) if all bins are empty."""
         filled = np.flatnonzero(self._counts)
         return (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
 
     def counts(self, low: int, high: int) -> NDArray[np.int64]:
-        """The counts of the bins from `low` up to `high`."""
+        """The counts of the bins from `low` up to `high`, `high` excluded."""
         return self._counts[low:high]
 
     def become(self, low: int, counts: NDArray[np.int64], maximum: float) -> None:
-        """Takes other counts, those of the bins from `low` on, and their maximum."""
+        """Replaces the contents: `counts` for the bins from `low` on, 0 elsewhere, and their maximum."""
         self._counts[:] = 0
         self._counts[low : low + counts.size] = counts
         self.maximum = maximum
 
     def quantile(self, fraction: float) -> float:
-        """A magnitude that `fraction` of the values do not exceed, at most 0.4 % above the least such one."""
+        """A magnitude that `fraction` of the values do not exceed, at most 0.4 % above the smallest such magnitude."""
         cumulative = np.cumsum(self._counts)
         index = int(np.searchsorted(cumulative, np.ceil(fraction * cumulative[-1])))
         return min(_edge(index + 1), self.maximum) if index else 0.0
 
     def full_scale(self, method: Method, fraction: float, bits: int, noise: tuple[float, float, float]) -> float:
-        """The range that a method of calibration chooses for `bits` bits and relative, additive and shot noise."""
+        """The full scale that a calibration method chooses for `bits` bits and relative, additive and shot noise."""
         if method == "percentile":
-            # Where that much of the signal is 0, only its maximum says anything.
+            # A quantile of 0 says nothing about the scale of the signal; its maximum does.
             return self.quantile(fraction) or self.maximum
         if method == "mse" and bits:
             return self.least_error_range(bits, *noise)
@@ -84,10 +85,10 @@ class Histogram:
         return float(self._counts[index + 1 :].sum()) / self.count
 
     def least_error_range(self, bits: int, relative: float, additive: float, shot: float) -> float:
-        """The full scale with the least mean squared error of the quantised values against the values.
+        """The full scale that minimises the mean squared error of quantisation.
 
-        Each value z is taken with the operator's noise, sigma^2 = (relative z)^2 + (additive R)^2 + shot^2 |z| R at
-        the full scale R that is tried, then quantised and clipped to `bits` bits at R.
+        For each candidate full scale R every value z gets the operator's noise, with sigma^2 = (relative z)^2 +
+        (additive R)^2 + shot^2 |z| R, and is then clipped and quantised to `bits` bits at R.
         """
         if self.maximum == 0:
             return 0.0
@@ -111,7 +112,7 @@ class Histogram:
         return float(np.float32(min(chosen, self.maximum)))
 
     def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Two points a bin, with their share of the values; those that are negligible together at 0."""
+        """Two points per bin with their shares of the values; all negligible values are one point at 0."""
         counts = self._counts
         bins = np.flatnonzero(counts)
         low, high = _edges(bins), np.minimum(_edges(bins + 1), self.maximum)
@@ -123,10 +124,10 @@ class Histogram:
 
 
 def check_method(method: str, percentile: float) -> None:
-    """Refuses a method of calibration that there is not.
+    """Checks the arguments that choose a calibration method.
 
     Raises:
-        ValueError: the argument, its value and what is allowed.
+        ValueError: one is not allowed; the message names it, its value and what is allowed.
     """
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: allowed is {', '.join(map(repr, METHODS))}")

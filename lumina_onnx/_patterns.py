@@ -1,4 +1,4 @@
-"""Which layers a name pattern means: for the conversion of torch models and of files alike."""
+"""Selecting layers by name patterns, for the conversion of torch models and of files alike."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _Value = TypeVar("_Value")
 
 
 class Patterns:
-    """Name patterns (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`, with upper and lower case apart).
+    """Case-sensitive name patterns with ``*``, ``?`` and ``[...]``, as in :mod:`fnmatch`.
 
-    A pattern that is a layer's name means that layer alone: ``layer[0]`` is a name like any other.
+    A pattern that equals a layer's name matches that layer alone, so ``layer[0]`` is a name like any other.
 
     Args:
-        argument: what errors call them.
-        patterns: one, or several.
+        argument: the name of the argument in error messages.
+        patterns: one pattern, or several.
         layers: the names of each layer; most have one.
-        what: what errors call a layer.
+        what: the word for a layer in error messages.
 
     Raises:
-        TypeError: a pattern that is no string.
-        ValueError: a pattern that matches no layer.
+        TypeError: a pattern is not a string.
+        ValueError: a pattern matches no layer.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Patterns:
                 raise ValueError(f"{argument} pattern {pattern!r} matches no {what}: there are {shown or 'none'}")
 
     def matching(self, *names: str) -> list[str]:
-        """The patterns that mean the layer of these names, in their order."""
+        """The patterns that match the layer with these names, in the order given."""
         return [pattern for pattern in self._patterns if any(self._is_match(pattern, name) for name in names)]
 
     def _is_match(self, pattern: str, name: str) -> bool:
@@ -48,6 +48,6 @@ class Patterns:
 
 
 def chosen(patterns: Patterns, values: Mapping[str, _Value], names: Sequence[str], default: _Value) -> _Value:
-    """What the last of the patterns that mean a layer gives it."""
+    """The value of the last pattern that matches the layer with these names; `default` if none does."""
     matching = patterns.matching(*names)
     return values[matching[-1]] if matching else default

@@ -1,4 +1,4 @@
-"""Checks of arguments, each error naming the argument, its value and what is allowed; and the checked parameters."""
+"""Checks of arguments, and the parameters once checked. Errors name the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Params:
 
     @property
     def integer(self) -> bool:
-        """Whether the product is an exact integer one."""
+        """Whether the product is computed exactly, in integers."""
         return 1 <= self.input_bits <= 8 and 1 <= self.weight_bits <= 8
 
 

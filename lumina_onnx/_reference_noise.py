@@ -17,9 +17,9 @@ Floats = NDArray[np.float32]
 BLOCK = 1024
 """Columns of a row that share one key."""
 LANES = 8
-"""Generators of a block, each of 64 bits a draw."""
+"""Generators of a block; each gives 64 bits per draw."""
 GROUP = 32
-"""Columns of one draw: two words of 32 bits from each half of a lane's word, twice."""
+"""Columns that two draws serve: each draw gives 2 * LANES words of 32 bits, and each pair of words two normals."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The increment of SplitMix64."""
 
@@ -57,7 +57,7 @@ def splitmix_word(state: ArrayLike, index: int) -> Words:
 
 
 def mix(x: ArrayLike) -> Words:
-    """The first output of SplitMix64 started at ``x``: the hash that the keys are made with."""
+    """The first output of SplitMix64 started at ``x``: the hash that keys are built from."""
     return splitmix_word(x, 0)
 
 
@@ -71,7 +71,7 @@ def block_keys(seed: int, stream: int, rows: ArrayLike, blocks: ArrayLike) -> Wo
 def lanes(keys: Words) -> list[Words]:
     """The state of the lanes of each block: four words ``[..., LANES]``.
 
-    Of the first 32 outputs of SplitMix64 started at the key, lane i takes 4i to 4i+3.
+    Lane i takes outputs 4i to 4i+3 of SplitMix64 started at the key.
     """
     return [np.stack([splitmix_word(keys, 4 * lane + word) for lane in range(LANES)], axis=-1) for word in range(4)]
 
@@ -81,7 +81,7 @@ def _rotate_left(x: Words, count: int) -> Words:
 
 
 def next_words(state: list[Words]) -> Words:
-    """One word of every lane; ``state`` moves on.
+    """The next word of every lane; advances ``state``.
 
     xoshiro256++: D. Blackman, S. Vigna, ACM Trans. Math. Softw. 47, 2021, doi:10.1145/3460772.
     """
@@ -99,7 +99,7 @@ def next_words(state: list[Words]) -> Words:
 
 
 def draw(state: list[Words]) -> NDArray[np.uint32]:
-    """One draw as words of 32 bits ``[..., 2 * LANES]``: word 2i is the low half of lane i's, 2i+1 the high."""
+    """One draw as words of 32 bits ``[..., 2 * LANES]``: word 2i is the low half of lane i's word, 2i+1 the high."""
     words = next_words(state)
     halves = np.stack([words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)], axis=-1)
     return halves.astype(np.uint32).reshape(*words.shape[:-1], 2 * LANES)
@@ -116,8 +116,8 @@ def box_muller(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> tuple[Floats, Fl
     """The two standard normals of the words ``a`` and ``b``.
 
     G. Box, M. Muller, Ann. Math. Statist. 29, 1958, doi:10.1214/aoms/1177706645: ``r cos(t)``, ``r sin(t)`` with
-    ``r = sqrt(-2 ln u)``. u in (0, 1] comes from ``a``, the angle from the low 30 bits of ``b``, its quarter of the
-    circle from the top two.
+    ``r = sqrt(-2 ln u)``. u in (0, 1] comes from ``a``; the low 30 bits of ``b`` give an angle within a quarter of the
+    circle, the top two bits the quarter.
     """
     u = fma32((a >> np.uint32(1)).astype(np.float32), UNIFORM_STEP, UNIFORM_OFFSET)
     # u = mantissa * 2^exponent, the mantissa in [sqrt(1/2), sqrt(2)).

@@ -128,7 +128,7 @@ def _default_scale(weight: Floats, bits: int) -> Floats:
 
 
 def quantize(v: Floats, levels: int, full_scale: Floats) -> tuple[NDArray[np.int32], Floats]:
-    """Codes of ``v`` and the signal of one code; ``full_scale`` broadcasts against ``v``. NaN gives 0."""
+    """Codes of ``v`` and the step of one code; ``full_scale`` broadcasts against ``v``. NaN gives 0."""
     limit = np.float32(levels)
     with np.errstate(all="ignore"):
         inv = limit / full_scale
@@ -138,7 +138,7 @@ def quantize(v: Floats, levels: int, full_scale: Floats) -> tuple[NDArray[np.int
 
 
 def largest_code(bits: int) -> int:
-    """L: codes are -L..L, with one bit -1 and +1."""
+    """L, the largest code: codes are -L..L, or -1 and +1 with one bit."""
     return 1 if bits == 1 else 2 ** (bits - 1) - 1
 
 

@@ -1,4 +1,4 @@
-"""Text of others, such as the names in a model's file, on its way to a terminal."""
+"""Making text from outside, such as the names in a model's file, safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NOT_ASCII = re.compile(r"[^ -~]")
 
 
 def visible(words: str, *, keep: str = "") -> str:
-    r"""The words with an escape, such as ``\x1b`` or ``\u202e``, for each character that cannot be seen.
+    r"""Replaces each character that cannot be seen with an escape such as ``\x1b`` or ``\u202e``.
 
-    These are the ones that a terminal obeys (controls, line breaks and tabs too, marks of direction), that show nothing
-    (joiners), and that Unicode has not assigned. `keep` are some to leave.
+    These are the characters that a terminal obeys (controls, including line breaks and tabs, and direction marks),
+    those that show nothing (joiners), and those that Unicode has not assigned. Characters in `keep` stay.
     """
 
     def shown(match: re.Match[str]) -> str:
@@ -25,14 +25,14 @@ def visible(words: str, *, keep: str = "") -> str:
 
 
 def text(*lines: str, style: str = "") -> Text:
-    """Lines for a rich console, :func:`visible`; nothing in them is markup."""
+    """Lines for a rich console, made :func:`visible`; nothing in them is taken for markup."""
     from rich.text import Text
 
     return Text("\n".join(map(visible, lines)), style=style)
 
 
 def _is_seen(character: str) -> bool:
-    # Spaces of other widths count as not printable.
+    # To isprintable() no space but the ASCII one is printable.
     return character.isprintable() or (character.isspace() and character > "\x9f" and character not in "\u2028\u2029")
 
 

@@ -18,7 +18,7 @@ __all__ = ["NotModelledWarning", "OpticalProfile", "Preset", "Source"]
 
 
 class NotModelledWarning(UserWarning):
-    """A preset stands for hardware with effects that the operator does not compute; the message lists them."""
+    """A preset's hardware has effects that the operator does not model; the message lists them."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class OpticalProfile:
         bias_stage: "analog": the bias enters before noise and ADC; "digital": after the ADC.
 
     Raises:
-        TypeError: an argument of a wrong type.
-        ValueError: a value that is not allowed, or one that the others make meaningless.
+        TypeError: an argument has the wrong type.
+        ValueError: a value is not allowed, or the other arguments make it meaningless.
     """
 
     input_bits: int = 8
@@ -65,23 +65,23 @@ class OpticalProfile:
         object.__setattr__(self, "output_range", _range(self.output_range))
 
     def params(self) -> lumina_kernel.Params:
-        """The same as the kernel takes it, floats in 32 bits."""
+        """The profile in the form that the kernel takes, with floats in 32 bits."""
         return self._params
 
     @functools.cached_property
     def _params(self) -> lumina_kernel.Params:
-        """Made once, when the profile is checked: each call of a layer asks for them."""
+        """Made once, when the profile is checked, since every call of a layer needs it."""
         return lumina_kernel.Params(**_fields(self))
 
     @functools.cached_property
     def _words(self) -> str:
-        """The fields in their order as one text, the output ranges at its end; for torch.compile, see `nn._ops`."""
+        """The fields in order as one string, the output ranges last; for torch.compile, see `nn._ops`."""
         values = _fields(self)
         ranges = values.pop("output_range")
         return " ".join(map(str, (*values.values(), *(ranges if isinstance(ranges, (tuple, list)) else (ranges,)))))
 
     def replace(self, **changes: Any) -> OpticalProfile:
-        """A profile with some fields changed, checked anew."""
+        """A copy with some fields changed, which is checked as well."""
         _check_names(changes)
         return dataclasses.replace(self, **changes)
 
@@ -94,8 +94,8 @@ class OpticalProfile:
         """Reads a JSON object; absent fields take their defaults.
 
         Raises:
-            ValueError: no JSON object, a key that is no field or occurs twice, or a value that is not allowed.
-            TypeError: a value of a wrong type.
+            ValueError: the text is not a JSON object, a key is unknown or occurs twice, or a value is not allowed.
+            TypeError: a value has the wrong type.
         """
         fields = json.loads(text, object_pairs_hook=_without_repetition)
         if not isinstance(fields, dict):
@@ -108,7 +108,7 @@ class OpticalProfile:
         """The profile of a published or designed piece of hardware; :meth:`presets` lists them with their sources.
 
         Warns:
-            NotModelledWarning: what the hardware does and the operator does not.
+            NotModelledWarning: the hardware has effects that the operator does not model.
 
         Raises:
             ValueError: there is no preset of that name.
@@ -157,9 +157,9 @@ class Preset:
     published: str
     """The numbers as published."""
     derivation: str
-    """How the parameters follow from them."""
+    """How the parameters follow from the published numbers."""
     not_modelled: tuple[str, ...]
-    """What the hardware does and the operator does not."""
+    """Effects of the hardware that the operator does not model."""
 
 
 GRADES = ("A", "B", "C", "design")
@@ -171,7 +171,7 @@ def _fields(profile: OpticalProfile) -> dict[str, Any]:
 
 
 def _range(value: Any) -> float | tuple[float, ...]:
-    """A number, or a tuple where there are several."""
+    """A number, or a tuple if there are several."""
     values = (
         tuple(map(float, value))
         if isinstance(value, Iterable) and getattr(value, "ndim", None) != 0

@@ -31,7 +31,7 @@ __all__ = [
 MAX_INTEGER_K = 131072
 """Largest K of an exact integer product: 127 * 127 * 131072 < 2^31."""
 NAN = np.uint32(0x7FC00000).view(np.float32)
-"""The NaN of every NaN result."""
+"""Every NaN result is this NaN."""
 
 
 def optical_linear(
@@ -75,8 +75,8 @@ def optical_linear(
         in_features: K, required (and only read) where ``weight`` is packed in uint8.
 
     Raises:
-        TypeError: an array of another dtype.
-        ValueError: a shape or value that is not allowed, naming it.
+        TypeError: an array has the wrong dtype.
+        ValueError: a shape or value is not allowed; the message names it.
     """
     params = Params.check(
         input_bits, weight_bits, output_bits, input_range, output_range, noise_relative, noise_additive, noise_shot,

@@ -1,4 +1,4 @@
-"""The operator in ONNX Runtime: where its library lies, and a session that has it."""
+"""The operator in ONNX Runtime: the path of its library, and sessions with the library registered."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def library_path() -> str:
-    """The file for `SessionOptions.register_custom_ops_library`: it holds `lumina::OpticalLinear`.
+    """The path of the library that holds `lumina::OpticalLinear`, for `SessionOptions.register_custom_ops_library`.
 
     Raises:
-        ImportError: the extension was loaded from no file, as some tools that bundle programs do.
+        ImportError: the extension was not loaded from a file, as happens with some tools that bundle programs.
     """
     path = importlib.import_module("lumina_kernel.lumina_kernel").__file__
     if path is None:
@@ -34,11 +34,11 @@ def load(
     sess_options: onnxruntime.SessionOptions | None = None,
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session for `model` that knows `lumina::OpticalLinear`.
+    """Opens a session for `model` with `lumina::OpticalLinear` registered.
 
     Args:
-        model: Path of a model, or its bytes. Bytes hold all data: what a model keeps beside its file is found by path
-            alone.
+        model: Path of a model, or its bytes. Bytes must hold all tensor data, unless `sess_options` name the folder of
+            the model's external data.
         sess_options: Options of the session. The operator is registered in them; the same object may be passed
             again.
         providers: Execution providers, by default those of onnxruntime. The operator itself runs on the CPU.
@@ -47,11 +47,12 @@ def load(
         An `onnxruntime.InferenceSession`.
 
     Warns:
-        UserWarning: Its nodes call renamed copies of the operator's function, which run without the library.
+        UserWarning: The model has a renamed copy of the operator's function; nodes that call it run without the
+            library.
 
     Raises:
-        ImportError: No onnxruntime is installed.
-        ValueError: Bytes that refer to data in another file, or a path of what is no file.
+        ImportError: onnxruntime is not installed.
+        ValueError: The bytes refer to data in another file, or the path is that of a FIFO, a socket or a device.
     """
     import onnxruntime
 
@@ -63,7 +64,7 @@ def load(
 
 
 def _check(model: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOptions | None) -> None:
-    """Without the package onnx, which reads models: by what protobuf makes of these fields."""
+    """Searches the model's protobuf bytes, since onnx, the package that parses models, may not be installed."""
     if isinstance(model, bytes):
         beside = _data_beside(model)
         if beside is not None and not _has_folder(options):
@@ -79,7 +80,7 @@ def _check(model: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOp
             with Path(model).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
                 end = file.read()
-        except OSError:  # ONNX Runtime says it in its own words.
+        except OSError:  # ONNX Runtime reports it.
             return
     copies = _renamed(end)
     if copies:
@@ -92,11 +93,11 @@ def _check(model: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOp
 
 
 _END = 2**20
-"""Functions are the last that a model's file holds: the bytes at its end that may be functions of ours."""
+"""How many bytes at the end of a model's file are searched for our functions: functions come last in a file."""
 
 
 def _data_beside(model: bytes) -> str | None:
-    """Where a model's first tensor lies that is not in it: an entry "location" in field 13 of a tensor."""
+    """The file of the first tensor stored outside the model: an entry "location" in field 13 of a tensor. Else None."""
     key, at = b"\n\x08location\x12", -1
     while (at := model.find(key, at + 1)) >= 0:
         # The tag of field 13, and the entry's length in one byte or two.
@@ -107,22 +108,22 @@ def _data_beside(model: bytes) -> str | None:
 
 
 def _has_folder(options: onnxruntime.SessionOptions | None) -> bool:
-    """Whether the caller has said where data lie."""
+    """Whether the options name the folder of external data."""
     try:
         entry = "session.model_external_initializers_file_folder_path"
         return options is not None and bool(options.get_session_config_entry(entry))
-    except Exception:  # ONNX Runtime's own, for an entry that is not set.
+    except Exception:  # ONNX Runtime raises its own exception for an entry that is not set.
         return False
 
 
 def _renamed(end: bytes) -> list[str]:
-    """Names of functions with the operator's inputs and another name, which ends in the operator's."""
+    """Names of functions that have the operator's inputs and a longer name that ends in the operator's."""
     head, name = b"\n", OPERATOR.encode()
     inputs = b"".join(b'"' + bytes([len(each)]) + each for each in (b"X", b"W", b"W_scale", b"B"))
     found, at = [], -1
     while (at := end.find(name + inputs, at + 1)) >= 0:
         stop = at + len(name)
-        # The name's tag and length stand before it, at a distance that the length says.
+        # The name's tag and length precede it, and the length says how far back.
         start = next((i for i in range(at, max(at - 110, 1), -1) if end[i - 2 : i] == head + bytes([stop - i])), at)
         if start != at:
             found.append(end[start:stop].decode(errors="replace"))
@@ -130,7 +131,7 @@ def _renamed(end: bytes) -> list[str]:
 
 
 def silent_options() -> onnxruntime.SessionOptions:
-    """Options of a session that logs nothing: errors come as exceptions, and a log shows a file's names as they are."""
+    """Options of a session that logs nothing: errors are raised anyway, and a log shows a file's names unescaped."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

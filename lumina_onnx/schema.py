@@ -14,21 +14,21 @@ VERSION: int = lumina_kernel.OP_VERSION
 """The operator's version, which is the domain's opset version."""
 
 VERSION_ATTRIBUTE: str = lumina_kernel.OP_VERSION_ATTRIBUTE
-"""The attribute in which a node says the version that it was made for; the library refuses later ones."""
+"""The attribute with the operator's version that a node was made for; the library refuses later versions."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One row of the table.
+    """One row of the table of parameters.
 
     Attributes:
         name: The name, in Python and in ONNX.
         type: As ONNX names it: INT, FLOAT, FLOATS or STRING.
-        place: Where it stands: an "attribute" or "input" of the node, or a fact of each "call".
-        default: None where there is none.
-        minimum: The smallest allowed number; None where nothing bounds it.
-        maximum: The largest allowed number; None where nothing bounds it.
-        choices: The allowed strings; empty where the type is no string.
+        place: Where it is given: as an "attribute" or "input" of the node, or with each "call".
+        default: The default, or None.
+        minimum: The smallest allowed number; None if there is no bound.
+        maximum: The largest allowed number; None if there is no bound.
+        choices: The allowed strings; empty for other types.
         allowed: What is allowed, in words.
         meaning: What it means.
     """
@@ -49,10 +49,10 @@ PARAMETERS: tuple[Parameter, ...] = tuple(Parameter(**row) for row in lumina_ker
 
 
 def parameter(name: str) -> Parameter:
-    """The row of the table called `name`.
+    """The row of the parameter `name`.
 
     Raises:
-        KeyError: There is none.
+        KeyError: There is no such parameter.
     """
     for row in PARAMETERS:
         if row.name == name:

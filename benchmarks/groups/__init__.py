@@ -15,12 +15,12 @@ class Group:
     """A group.
 
     Attributes:
-        about: What it measures, for a list.
+        about: What it measures, for the list of groups.
         run: Measures it, row by row.
-        alone: It needs a process in which PyTorch has not run.
-        every_tier: It is worth a look on each instruction-set tier of the processor, not on the fastest alone.
-        page: "training" or "edge": it takes minutes and is on a page of its own, measured with the option of that name,
-            or by the group's.
+        alone: Whether it needs a process in which PyTorch has not run.
+        every_tier: Whether it is measured on every instruction-set tier of the processor, not only on the fastest.
+        page: "training" or "edge" if it takes minutes and is on a page of its own; it is then measured only with the
+            option of that name or if asked for by its own.
     """
 
     about: str

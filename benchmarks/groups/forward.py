@@ -33,13 +33,13 @@ def data(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def use_threads(threads: int) -> None:
-    """The same number on both sides."""
+    """Sets the same number of threads on both sides."""
     torch.set_num_threads(threads)
     lumina_kernel.set_num_threads(threads)
 
 
 def part_of_peak(rate: float | None, shape: Shape, time: Time | None, threads: int, products: int = 1) -> float | None:
-    """The part of the peak of an instruction, `rate` a core, that a call with so many products reaches."""
+    """The fraction that a call with `products` products reaches of an instruction's peak, which is `rate` per core."""
     if rate is None or time is None:
         return None
     return products * 2 * shape[0] * shape[1] * shape[2] / (time.median * rate * threads)
@@ -57,7 +57,7 @@ def rows(context: Context, shape: Shape, sides: dict[str, Call], threads: int, *
 
 
 def means(found: list[Row], goals: dict[str, float | None]) -> Iterator[Row]:
-    """A mean over the shapes for each other side."""
+    """A mean over the shapes for each rival."""
     for against in dict.fromkeys(row.against for row in found):
         yield geometric_mean([row for row in found if row.against == against], goals.get(against))
 
@@ -100,7 +100,7 @@ def _quantised(context: Context, group: str, law: dict[str, Any], threads: int, 
 
 
 def prepared(context: Context) -> Iterator[Row]:
-    """The weights are quantised once, on both sides."""
+    """The weights are quantised once, beforehand, on both sides."""
     what = f"PreparedLayer.forward, {BITS}, noise_relative"
     params = OpticalProfile(noise_relative=NOISE).params()
 
@@ -125,7 +125,7 @@ def prepared(context: Context) -> Iterator[Row]:
 
 
 def seed(context: Context) -> Iterator[Row]:
-    """X and W as they are: the call that takes the place of three lines."""
+    """Analog X and W: the call that replaces three lines of PyTorch."""
     against = "three lines of PyTorch"
     what = f"optical_linear_forward(x, w, b, {NOISE}, 8)"
 

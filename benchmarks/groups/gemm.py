@@ -21,9 +21,9 @@ HIGHEST, MEDIUM = "highest", "medium"
 
 
 def run(context: Context) -> Iterator[Row]:
-    """8-bit codes and 32-bit floats, with weights prepared; the DAC of the integer product is part of its time.
+    """8-bit codes and 32-bit floats, with prepared weights; the time of the integer product includes the DAC.
 
-    Then the products of the backward pass, from codes of 8 bits, through autograd, which takes next to nothing of them.
+    Then the products of the backward pass, from 8-bit codes, through autograd, whose own share is negligible.
     """
     use_threads(1)
     shape: Shape = context.shapes[0] if context.quick else (1024, 1024, 1024)
@@ -58,7 +58,7 @@ def _forward(shape: Shape, x: torch.Tensor, params: lumina_kernel.Params, weight
 
 @torch.enable_grad()
 def _gradients(context: Context, shape: Shape) -> Iterator[Row]:
-    """dX and dW, each alone and both; at "medium" where bfloat16 is faster."""
+    """dX and dW, each alone and both together; at "medium" where bfloat16 is faster."""
     x, weight, _ = data(shape)
     grad = torch.randn(shape[0], shape[2])
     profile = OpticalProfile(output_bits=0)
@@ -72,7 +72,7 @@ def _gradients(context: Context, shape: Shape) -> Iterator[Row]:
         if precision == MEDIUM and peak == "fma":
             continue
         for name, (for_x, for_weight, theirs) in rivals.items():
-            # What the forward pass was told is what its gradient computes: autograd does not ask for less.
+            # The forward pass decides which gradients are computed; torch.autograd.grad does not reduce them.
             leaves = x.clone().requires_grad_(for_x), weight.clone().requires_grad_(for_weight)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             y = functional.optical_linear(*leaves, None, profile)
@@ -113,7 +113,7 @@ def _product(
         torch.set_float32_matmul_precision(HIGHEST)
     tier = context.machine.tier
     if peaks is not None and instruction is not None:
-        # Seconds of as many operations as the products have, were they all at the peak.
+        # Times the seconds of one peak call, this is how long the operations of the products take at the peak.
         scale = products * 2 * shape[0] * shape[1] * shape[2] / peaks.operations(instruction)
         yield compare(
             times["ours"],

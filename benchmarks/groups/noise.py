@@ -15,7 +15,7 @@ from benchmarks.timing import interleave
 
 
 def run(context: Context) -> Iterator[Row]:
-    """Standard normals into memory that is there and in the cache."""
+    """Standard normals, written to memory that is already allocated and in the cache."""
     use_threads(1)
     rows, columns = (4, 64) if context.quick else (32, 1024)
     out, tensor = np.empty((rows, columns), np.float32), torch.empty(rows, columns)

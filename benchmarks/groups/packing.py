@@ -1,4 +1,4 @@
-"""Weights quantised and packed: they should be read about as fast as memory gives them."""
+"""Quantising and packing weights, which should run at about the bandwidth of reading them."""
 
 from __future__ import annotations
 

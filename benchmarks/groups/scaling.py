@@ -12,7 +12,7 @@ from benchmarks.context import Context
 from benchmarks.results import Row, Shape, compare
 from benchmarks.timing import Side, interleave
 
-#: From as much work as this on (multiply-adds), two threads should nearly halve the time.
+#: From this many multiply-adds on, two threads should nearly halve the time.
 LARGE = 256 * 1024 * 1024
 
 

@@ -27,10 +27,10 @@ from lumina_onnx.exporter.twin import float_twin
 from lumina_onnx.schema import OPERATOR
 
 BITS = (8, 4, 2, 1)
-#: What MatMulNBits exists for.
+#: The widths of weights that MatMulNBits supports.
 N_BITS = (8, 4, 2)
 BLOCKS = (32, 64, 128, 256)
-#: To choose a block size.
+#: The effort for choosing a block size.
 BRIEF = Effort(rounds=3, burst=3e-3, settle=0.0)
 
 SHAPES: tuple[Shape, ...] = ((1, 256, 256), (1, 1024, 1024), (1, 4096, 4096), (16, 1024, 1024), (16, 4096, 4096))
@@ -61,14 +61,14 @@ def _arrays(m: int, sizes: Sequence[int]) -> tuple[Floats, list[Floats]]:
 
 
 def _compare(context: Context, times: dict[str, Samples], ours: str, other: str, **fields: Any) -> Row:
-    """A row; an empty session, where one was measured, is taken off if `fields` say so."""
+    """A row; with `less_empty` among the `fields`, the time of an empty session is subtracted on both sides."""
     less = times[EMPTY] if fields.pop("less_empty", False) else None
     mine, theirs = (times[name] if less is None else times[name].less(less) for name in (ours, other))
     return compare(mine, theirs, tier=context.machine.tier, **fields)
 
 
 def _best_blocks(weights: Sequence[Floats], x: Floats, threads: int) -> dict[int, int]:
-    """The block size with which MatMulNBits is fastest on so many threads, by its bits."""
+    """The block size with which MatMulNBits is fastest on this many threads, by its bits."""
     best = {}
     for bits in N_BITS:
         build = {block: [sessions.n_bits(weight, bits, block) for weight in weights] for block in BLOCKS}
@@ -109,7 +109,7 @@ def _sides(x: Floats, weights: Sequence[Floats], threads: int, blocks: dict[int,
 
 
 def _integer(times: dict[str, Samples], bits: int, blocks: dict[int, int]) -> str:
-    """ONNX Runtime's best exact integer operator of as many bits, or of the fewest that it has."""
+    """ONNX Runtime's fastest exact integer operator with this many bits, or with the fewest that it has."""
     width = max(bits, min(N_BITS))
     names = [f"MatMulNBits {width}, block {blocks[width]}"]
     if bits == 8:
@@ -119,7 +119,7 @@ def _integer(times: dict[str, Samples], bits: int, blocks: dict[int, int]) -> st
 
 @torch.no_grad()
 def layers(context: Context) -> Iterator[Row]:
-    """One layer, noise off, then everything on."""
+    """One layer without noise, then with everything on."""
     shapes = TINY_SHAPES if context.quick else SHAPES
     for shape in shapes:
         m, k, n = shape
@@ -154,7 +154,7 @@ def _layer(
             "threads": threads,
         }
         if bits in memories:
-            # Seconds to read the weights, over seconds of the node.
+            # The time to read the weights, as a fraction of the node's time.
             part = n * k * bits / 8 / memories[bits].bytes_read
             _, of_peak, _ = quotients(times[ours].less(times[EMPTY]), times[f"read {bits}"], part)
             fields |= {"of_peak": of_peak, "peak": "read"}
@@ -214,7 +214,7 @@ def _everything_on(context: Context, shape: Shape, threads: int) -> Iterator[Row
 
 @torch.no_grad()
 def networks(context: Context) -> Iterator[Row]:
-    """A perceptron at each width, and the models of models/."""
+    """A perceptron at each width of weights, and the models in models/."""
     sizes = TINY_SIZES if context.quick else SIZES
     for m in (1, 16):
         x, weights = _arrays(m, sizes)
@@ -272,7 +272,7 @@ def _committed(context: Context, path: Path, threads: int) -> Iterator[Row]:
 
 
 def creation(context: Context) -> Iterator[Row]:
-    """Sessions of a large layer."""
+    """Creating sessions for a large layer."""
     shape: Shape = (1, 128, 64) if context.quick else (1, 4096, 4096)
     m, k, n = shape
     _, (weight,) = _arrays(m, (k, n))

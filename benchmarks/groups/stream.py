@@ -1,4 +1,4 @@
-"""Layers that do not fit into any cache: what counts is how fast weights come from memory."""
+"""Layers that fit into no cache, so that the bandwidth of memory limits them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.results import Row, Shape, compare
 from benchmarks.timing import interleave
 
 BITS = 4
-#: Of the last cache.
+#: Total size of the layers, in multiples of the largest cache.
 TIMES = 4
-#: Of the memory that is free, for the layers and for what is read beside them.
+#: Largest share of free memory for the layers, and again for the memory that is read for comparison.
 SHARE = 0.25
 
 
@@ -24,7 +24,7 @@ def _free_bytes() -> int:
 
 
 def run(context: Context) -> Iterator[Row]:
-    """One row at a time through layer after layer, 4 bits a weight, one thread."""
+    """One row at a time through layer after layer, with 4-bit weights, on one thread."""
     if context.peaks is None:
         return
     lumina_kernel.set_num_threads(1)
@@ -56,6 +56,6 @@ def run(context: Context) -> Iterator[Row]:
         shape=shape,
         threads=1,
         tier=context.machine.tier,
-        # With less than that, part of it stays in the cache.
+        # With fewer bytes, some of them stay in the cache.
         goal=context.goal(any=0.85) if copies * layer_bytes >= wanted else None,
     )

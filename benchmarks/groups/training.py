@@ -1,4 +1,4 @@
-"""Noise-aware training: steps of a layer and of networks, what they keep in memory, an epoch."""
+"""Noise-aware training: steps of a layer and of networks, their memory, and an epoch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 
 LAW = f"{BITS}, noise_relative"
-#: As ``torch.set_float32_matmul_precision`` names them. "high" is no row of its own: on both sides it is "highest" on
+#: The names in ``torch.set_float32_matmul_precision``. "high" is not measured: on both sides it equals "highest" on
 #: processors without instructions for it.
 HIGHEST, MEDIUM = "highest", "medium"
-#: Whom each precision is compared with, and at which precision that runs. autocast multiplies in bfloat16 at each.
+#: The rivals at each precision, and the precision at which each runs. autocast always multiplies in bfloat16.
 COMPARED = {
     HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST)],
     MEDIUM: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
@@ -60,12 +60,12 @@ def networks(context: Context) -> Iterator[Row]:
 
 
 def counts(context: Context) -> list[int]:
-    """The numbers of threads, most first."""
+    """The numbers of threads, largest first."""
     return sorted({1, context.threads}, reverse=True)
 
 
 def scaling(context: Context) -> Iterator[Row]:
-    """The steps of :func:`steps` on two threads against one, at "highest". Each side waits until the threads rest."""
+    """The steps of :func:`steps` on two threads against one, at "highest"; each side waits until threads rest."""
     if context.machine.cores < 2:
         return
     for shape in context.shapes:
@@ -96,7 +96,7 @@ def _goals(context: Context, precision: str) -> dict[str, float | None]:
 
 
 def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
-    """Ours at each precision against the others at the same, and at "medium" also against what PyTorch does unasked."""
+    """Ours against the rivals at each precision, and at "medium" also against PyTorch at its default precision."""
     context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
     use_threads(threads)
     # Compiling takes seconds: with tiny sizes once is enough to see that it runs.
@@ -121,7 +121,7 @@ def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
 
 
 def analog(context: Context) -> Iterator[Row]:
-    """aihwkit, where it is installed. It brings threads of its own, so each side rests first."""
+    """aihwkit, if it is installed. It has threads of its own, so each side waits until threads rest."""
     if reason := rivals.why_no_aihwkit():
         context.skipped["aihwkit"] = reason
         return
@@ -138,7 +138,7 @@ def analog(context: Context) -> Iterator[Row]:
 
 
 def _effort(context: Context, task: Task) -> Effort:
-    """Fewer rounds for a network, of which each takes long."""
+    """Fewer rounds for a network, since each takes long."""
     return dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 9 if task.optimized else 15))
 
 
@@ -163,7 +163,7 @@ def _row(
 
 
 def _small(context: Context, threads: int) -> Iterator[Row]:
-    """A step of a small network, where what a call costs counts for more than what it computes."""
+    """A step of a small network, where calls cost more than arithmetic."""
     task = rivals.small()
     use_threads(threads)
     x, target = task.x.detach(), torch.randint(0, task.grad.shape[1], task.grad.shape[:1])
@@ -202,7 +202,7 @@ def _small(context: Context, threads: int) -> Iterator[Row]:
 
 
 def kept(context: Context) -> Iterator[Row]:
-    """Bytes between forward and backward, and the most that a step takes at any time."""
+    """Bytes kept between forward and backward, and the peak of a step."""
     use_threads(context.threads)
     tasks = rivals.tasks(context.quick)
     others = (EAGER, AUTOCAST, INT_MM)
@@ -244,7 +244,7 @@ def _bytes(context: Context, task: Task, what: str, amounts: dict[str, int]) -> 
 
 # An epoch
 
-#: The recipes in export/mnist5k.py: bits, and the noise's sigma as a part of the full scale.
+#: The recipes in export/mnist5k.py: bits, and the noise's sigma as a fraction of the full scale.
 RECIPES = ((8, 0.02), (4, 0.05))
 
 
@@ -270,7 +270,7 @@ class StaticLinear(nn.Linear):
 
 
 def in_eager(model: nn.Module) -> nn.Module:
-    """A copy of a network whose optical layers are eager PyTorch, with the profiles that they have."""
+    """A copy of a network with its optical layers in eager PyTorch, under the same profiles."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, optical.OpticalLinear):

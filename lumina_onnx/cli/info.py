@@ -40,7 +40,7 @@ def info(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """The facts; what fails is told in words in its place."""
+    """The facts; where a fact cannot be determined, the error takes its place."""
     return {
         "lumina": lumina_onnx.__version__,
         "tier": _told(lumina_kernel.isa),

@@ -1,4 +1,4 @@
-"""`lumina inspect`, `lumina verify` and `lumina run`: what a file holds, whether it computes right, its outputs."""
+"""`lumina inspect`, `lumina verify` and `lumina run`: what a file holds, whether its results are right, its outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
 def verify(model: Model, source: Input = None, as_json: Json = False, debug: Debug = False) -> None:
     """Run a file and recompute each optical layer in plain numpy.
 
-    With the operator's library every bit must be equal, noise included; without it, near enough.
+    With the operator's library every bit must be equal, noise included; without it, results must be within a tolerance.
     """
     need("train", "onnx")
     from lumina_onnx import exporter
@@ -51,7 +51,7 @@ def verify(model: Model, source: Input = None, as_json: Json = False, debug: Deb
 
 
 def _tensors(kind: str, rows: list[tuple[str, ...]]) -> Table:
-    """A table that stays readable on 80 columns: a long name goes on in the next line, the first values are cut."""
+    """A table that stays readable on 80 columns: a long name wraps, and the first values are truncated."""
     header = (kind, "dtype and shape", "minimum", "mean", "maximum", "first values")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     widths = [max(len(visible(cell)) for cell in cells) for cells in zip(header, *rows, strict=True)]

@@ -17,7 +17,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 
 class _Ended(BaseException):
-    """A signal asks the process to end."""
+    """Raised where a signal asks the process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -26,9 +26,9 @@ class _Ended(BaseException):
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP end the block as an exception, so that no file is left half written, and then the process.
+    """Makes SIGTERM and SIGHUP end the block with an exception, so that no file is left half written, then the process.
 
-    What ignores them, as under nohup, goes on ignoring them.
+    A signal that the process ignores, as under nohup, stays ignored.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -39,12 +39,12 @@ def ended_by_signals() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        # As if it had not been caught, which is what a parent looks for.
+        # End by the signal itself, as if it had not been caught: a parent looks at how its child ended.
         os.kill(os.getpid(), ended.number)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # A second one does not wait.
+    # A second signal ends the process at once.
     for each in _SIGNALS:
         if signal.getsignal(each) is _end:
             signal.signal(each, signal.SIG_DFL)
@@ -52,7 +52,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def guard_terminal() -> None:
-    """Log records and warnings of libraries go to stderr as :func:`visible`; no character fails to be written."""
+    """Sends log records and warnings of libraries to stderr, made :func:`visible`, and escapes what is unencodable."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
