@@ -13,7 +13,7 @@ from hypothesis import given  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.optim.optimizer import _global_optimizer_post_hooks  # noqa: E402
 
-from lumina_onnx.nn import OpticalLinear, _ops, _scope, convert, frozen, noise  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _kernel, _scope, convert, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -173,8 +173,8 @@ def linear(case):
 
 def test_frozen_prepares_once(monkeypatch):
     made = []
-    prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
+    prepare = _kernel.prepare
+    monkeypatch.setattr(_kernel, "prepare", lambda *args: made.append(1) or prepare(*args))
     net = model().eval()
     with torch.no_grad():
         with frozen(net):
@@ -190,8 +190,8 @@ def test_frozen_prepares_once(monkeypatch):
 @pytest.mark.parametrize("on", [False, True])
 def test_frozen_prepares_for_the_noise_in_force(monkeypatch, on):
     made = []
-    prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
+    prepare = _kernel.prepare
+    monkeypatch.setattr(_kernel, "prepare", lambda *args: made.append(1) or prepare(*args))
     net = model()
     with noise(net, on), frozen(net):
         assert len(made) == 2
@@ -270,8 +270,8 @@ def test_gradients_inside_frozen():
 @pytest.mark.parametrize("grad", [True, False])
 def test_frozen_prepares_once_for_gradients(monkeypatch, grad):
     made = []
-    prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))
+    prepare = _kernel.prepare
+    monkeypatch.setattr(_kernel, "prepare", lambda *args: made.append(1) or prepare(*args))
     net = model()
     with torch.set_grad_enabled(grad), frozen(net):
         assert len(made) == 2

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lumina_onnx.nn import _ops  # noqa: E402
+from lumina_onnx.nn import _dispatch, _torch_state  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -31,13 +31,13 @@ def settings_of_torch():
 def asked(monkeypatch):
     """The precisions that gradients were computed with, in order."""
     found = []
-    precision = _ops.gradient_precision
+    precision = _torch_state.gradient_precision
 
     def watched():
         found.append(precision())
         return found[-1]
 
-    monkeypatch.setattr(_ops, "gradient_precision", watched)
+    monkeypatch.setattr(_torch_state, "gradient_precision", watched)
     return found
 
 
@@ -59,7 +59,7 @@ def same_bits(actual, expected):
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
 @pytest.mark.parametrize("set_precision", [legacy, of_the_backend])
 def test_the_precision_is_the_one_set_when_the_gradient_is_computed(set_precision, name, plain, asked, monkeypatch):
-    monkeypatch.setattr(_ops, "is_plain", lambda *_: plain)
+    monkeypatch.setattr(_dispatch, "is_plain", lambda *_: plain)
     inputs = leaves()
     y = optical_linear(*inputs, PROFILE)
     set_precision(name)
