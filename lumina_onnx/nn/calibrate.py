@@ -20,6 +20,7 @@ from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import range_text, table
 from lumina_onnx.nn.linear import OpticalLinear, optical_layers
 from lumina_onnx.profile import OpticalProfile
+from lumina_onnx.schema import NOISE
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _set_ranges(
         if input_range == 0:
             notes.append("its input was always 0: dynamic")
     if profile.output_bits or profile.noise_additive or profile.noise_shot:
-        levels = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
+        levels = tuple(getattr(profile, name) for name in NOISE)
         output_range = outputs.full_scale(method, fraction, profile.output_bits, levels)
         if output_range == 0:
             notes.append("its output was always 0: dynamic")

@@ -201,8 +201,9 @@ class OpticalLinear(nn.Linear):
                 return substitute.forward(self, input, profile, stream, fixed)
         weight: Any
         bias: Any
+        parameters = self._parameters
         try:  # past nn.Module's search for attributes, which takes half a microsecond for each
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
+            weight, bias = parameters["weight"], parameters["bias"]
         except KeyError:  # a parametrised or pruned weight is an attribute
             weight, bias = self.weight, self.bias
         if _dispatch.is_plain(input, weight, bias):

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 import lumina_kernel
 from lumina_onnx import nn as optical
 from lumina_onnx import schema
-from lumina_onnx.exporter import export, rewrite
+from lumina_onnx.exporter import export, inspect, rewrite
 from lumina_onnx.exporter.body import function
 from lumina_onnx.nn import _parameters, _table
 from lumina_onnx.profile import OpticalProfile
@@ -127,6 +127,17 @@ def test_each_value_reaches_an_exported_node(tmp_path: Path) -> None:
     layer = optical.OpticalLinear(4, 3, profile=profile)
     export(layer, (torch.randn(2, 4),), tmp_path / "model.onnx")
     assert in_a_node(profile).items() <= attributes(tmp_path / "model.onnx").items()
+
+
+def test_each_value_reaches_the_report_of_a_file(tmp_path: Path) -> None:
+    profile = unlike_defaults()
+    export(optical.OpticalLinear(4, 3, profile=profile), (torch.zeros(2, 4),), tmp_path / "model.onnx")
+    (layer,) = inspect(tmp_path / "model.onnx").layers
+    assert layer.bias == profile.bias_stage
+    for name, each in dataclasses.asdict(profile).items():
+        if name != "bias_stage":
+            assert getattr(layer, name) == pytest.approx(each)
+    assert all(name.removeprefix("noise_") in layer.noise for name in schema.NOISE)
 
 
 def test_each_value_reaches_a_rewritten_node(tmp_path: Path) -> None:
