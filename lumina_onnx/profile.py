@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, cast
 
 import lumina_kernel
+from lumina_onnx import schema
 
 __all__ = ["NotModelledWarning", "OpticalProfile", "Preset", "Source"]
 
@@ -58,11 +59,15 @@ class OpticalProfile:
 
     def __post_init__(self) -> None:
         self.params()
-        for name in ("input_bits", "weight_bits", "output_bits"):
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("input_range", "noise_relative", "noise_additive", "noise_shot"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "output_range", _range(self.output_range))
+        for row in schema.LAYER:
+            if row.type in _CONVERSIONS:
+                object.__setattr__(self, row.name, _CONVERSIONS[row.type](getattr(self, row.name)))
+        _ = self._has_noise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the fields that this release has; what else a pickle holds was computed from those of its own."""
+        self.__dict__.update({each.name: state[each.name] for each in dataclasses.fields(self) if each.name in state})
+        _ = self._has_noise, self._params, self._text
 
     def params(self) -> lumina_kernel.Params:
         """The profile in the form that the kernel takes, with floats in 32 bits."""
@@ -74,11 +79,15 @@ class OpticalProfile:
         return lumina_kernel.Params(**_fields(self))
 
     @functools.cached_property
-    def _words(self) -> str:
-        """The fields in order as one string, the output ranges last; for torch.compile, see `nn._ops`."""
-        values = _fields(self)
-        ranges = values.pop("output_range")
-        return " ".join(map(str, (*values.values(), *(ranges if isinstance(ranges, (tuple, list)) else (ranges,)))))
+    def _has_noise(self) -> bool:
+        """Whether any noise is drawn; made when the profile is checked, as `_params`."""
+        return any(getattr(self, name) != 0 for name in schema.NOISE)
+
+    @functools.cached_property
+    def _text(self) -> str:
+        """The fields in the order of the table as one text, which `nn._parameters` reads where torch.compile traces."""
+        values = (getattr(self, row.name) for row in schema.LAYER)
+        return " ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
 
     def replace(self, **changes: Any) -> OpticalProfile:
         """A copy with some fields changed, which is checked as well."""
@@ -178,6 +187,9 @@ def _range(value: Any) -> float | tuple[float, ...]:
         else (float(value),)
     )
     return values[0] if len(values) == 1 else values
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "FLOATS": _range}
 
 
 def _check_names(fields: Iterable[str]) -> None:

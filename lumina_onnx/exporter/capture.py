@@ -9,7 +9,7 @@ import keyword
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from lumina_onnx import nn as optical
 from lumina_onnx.nn._modes import evaluating
 from lumina_onnx.nn._scope import capturing
-from lumina_onnx.schema import DOMAIN, VERSION
+from lumina_onnx.schema import DOMAIN, LAYER, VERSION
 
 from . import calls, nodes
 from .binding import Binding
@@ -313,22 +313,7 @@ def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None
         )
 
 
-def _translate(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stream: Any,
-    seed: int,
-    input_bits: int,
-    weight_bits: int,
-    output_bits: int,
-    input_range: float,
-    output_range: Sequence[float],
-    noise_relative: float,
-    noise_additive: float,
-    noise_shot: float,
-    bias_stage: str,
-) -> Any:
+def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any) -> Any:
     """`lumina::optical_linear` of torch as a node with W in float32; `packing.store_weights` stores it.
 
     The stream stays behind: in ONNX Runtime it is the node's invocation counter.
@@ -337,19 +322,10 @@ def _translate(
     ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))
     scale = onnxscript.opset18.Constant(value=ones)
     inputs = [x, weight, scale] + ([] if bias is None else [bias])
-    return opset.OpticalLinear(
-        *inputs,
-        input_bits=input_bits,
-        weight_bits=weight_bits,
-        output_bits=output_bits,
-        input_range=input_range,
-        output_range=list(output_range),
-        noise_relative=noise_relative,
-        noise_additive=noise_additive,
-        noise_shot=noise_shot,
-        bias_stage=bias_stage,
-        seed=seed,
-    )
+    attributes = {
+        row.name: list(value) if row.type == "FLOATS" else value for row, value in zip(LAYER, values, strict=True)
+    }
+    return opset.OpticalLinear(*inputs, **attributes, seed=seed)
 
 
 @contextlib.contextmanager

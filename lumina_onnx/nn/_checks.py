@@ -1,9 +1,14 @@
-"""What tensors a call takes, and the words in which others are refused."""
+"""What a call takes, and the words in which anything else is refused."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from lumina_onnx.profile import OpticalProfile
+
+#: Seeds and streams are 63-bit.
+COUNTERS = 2**63
 
 
 def check_tensor(name: str, tensor: object) -> None:
@@ -55,3 +60,32 @@ def check_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_weight(weight, bias)
     check_input(x, weight.shape[1])
     check_devices(x=x, weight=weight, bias=bias)
+
+
+def check_profile(profile: OpticalProfile, n: int) -> None:
+    """Refuses a profile that does not fit a layer of n outputs."""
+    check_is_profile(profile)
+    ranges = profile.output_range
+    if isinstance(ranges, tuple) and len(ranges) not in (1, n):
+        raise ValueError(
+            f"profile.output_range has {len(ranges)} elements: allowed is 1, or one for each of the N = {n} outputs"
+        )
+
+
+def check_is_profile(profile: object, name: str = "profile") -> None:
+    """Refuses what is no OpticalProfile."""
+    if not isinstance(profile, OpticalProfile):
+        raise TypeError(f"{name} is {type(profile).__name__}: allowed is a lumina_onnx.OpticalProfile")
+
+
+def check_counter(name: str, value: object) -> None:
+    """Refuses a seed or stream that is no integer of 63 bits."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {type(value).__name__} {value!r}: allowed is an int, 0..2^63-1")
+    if not 0 <= value < COUNTERS:
+        raise ValueError(f"{name} = {value}: allowed is 0..2^63-1")
+
+
+def named(error: ValueError, layer: str) -> ValueError:
+    """`error`, saying which layer it is about."""
+    return ValueError(f"{layer}: {error}") if layer else error

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from torch.overrides import handle_torch_function
 
-_LEAF = (
+_Forward = TypeVar("_Forward", bound=Callable[..., Any])
+# The forwards that nodes may call as they are.
+_leaves: set[Callable[..., Any]] = set()
+_ADVICE = (
     "trace a model that holds it, with a torch.fx.Tracer whose is_leaf_module(module, name) is true for "
     "lumina_onnx.nn.OpticalLinear"
 )
+
+
+def leaf(forward: _Forward) -> _Forward:
+    """Marks the forward of a layer of which torch.fx is to make one node."""
+    _leaves.add(forward)
+    return forward
 
 
 def is_traced(*values: Any) -> bool:
@@ -44,16 +53,14 @@ def layer_node(x: Any, layer: str) -> Any:
     if tracer is None or module is None or not _is_bare(module):
         raise TypeError(
             f"{layer}: x is a torch.fx.Proxy, and torch.fx would trace into a layer that has hooks or a forward of its "
-            f"own, or is no part of a model: {_LEAF}"
+            f"own, or is no part of a model: {_ADVICE}"
         )
     return tracer.create_proxy("call_module", path, (x,), {})
 
 
 def _is_bare(module: nn.Module) -> bool:
     """Whether calling the module is no more than calling the forward of an optical layer."""
-    from lumina_onnx.nn.linear import OpticalLinear
-
-    if type(module).forward is not OpticalLinear.forward or "forward" in module.__dict__:
+    if type(module).forward not in _leaves or "forward" in module.__dict__:
         return False
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     return not any(getattr(module, kind) for kind in kinds) and not has_any_global_hook()  # type: ignore[no-untyped-call]

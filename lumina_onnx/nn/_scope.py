@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-#: Kinds of blocks: (on, stream) of the noise, a `context.Frozen`, a `calibrate.Observer`, and a model that is captured
-#: for ONNX Runtime, whoever its layers are.
-NOISE, FROZEN, OBSERVED, CAPTURE = "noise", "frozen", "observed", "capture"
+#: Kinds of blocks: (on, stream) of the noise, a `linear.Substitute` that runs in a layer's place, and a model that is
+#: captured for ONNX Runtime, whoever its layers are.
+NOISE, SUBSTITUTE, CAPTURE = "noise", "substitute", "capture"
 
 _blocks: ContextVar[tuple[Block, ...]] = ContextVar("lumina_onnx.nn", default=())
 _entered: ContextVar[None] = ContextVar("lumina_onnx.nn entered")

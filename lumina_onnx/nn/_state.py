@@ -27,7 +27,7 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch._subclasses import FakeTensor
 
-from lumina_onnx.nn import functional
+from lumina_onnx.nn import _checks
 from lumina_onnx.profile import OpticalProfile
 
 #: ``nn.Module``'s version of a state_dict, which torch keeps in its metadata. 1, that of ``nn.Linear``, had JSON.
@@ -163,7 +163,7 @@ def decode_json(entry: Any, profile: OpticalProfile, n: int, key: str) -> Settin
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{key} of the checkpoint is not one that a release of this package wrote: {error}") from error
     try:
-        functional.check_counter("seed", seed)
+        _checks.check_counter("seed", seed)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key} of the checkpoint: {error}") from error
     output_range = tuple(ranges) if isinstance(ranges, list) else ranges
@@ -174,7 +174,7 @@ def decode_json(entry: Any, profile: OpticalProfile, n: int, key: str) -> Settin
 def _fitting(profile: OpticalProfile, changes: dict[str, Any], n: int) -> OpticalProfile:
     try:
         changed = profile.replace(**changes)
-        functional.check_profile(changed, n)
+        _checks.check_profile(changed, n)
         return changed
     except (TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint does not fit the layer's profile: {error}") from error

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
+from torch._guards import active_fake_mode
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.compiler import is_dynamo_compiling
 from torch.fx import traceback
 from torch.utils import checkpoint
 
-from lumina_onnx.nn import _scope
+from lumina_onnx.nn import _checks, _scope, _torch_state
+from lumina_onnx.nn._checks import COUNTERS
+from lumina_onnx.profile import OpticalProfile
 
-#: Streams are 63-bit.
-STREAMS = 2**63
-_LAST_STREAM = STREAMS - 1
+_LAST_STREAM = COUNTERS - 1
 #: In place of a stream: the call has no noise, whatever the parameters say.
 NO_NOISE = -(2**63)
 _NO_LAYER = _scope.number_tensor(0)
@@ -41,23 +42,19 @@ _of_thread = threading.local()
 def draw_now() -> int:
     """The number that :func:`draw` would draw, in a third of its time."""
     try:
-        drawer: Callable[[], int] = _of_thread.drawer
+        fill, read = _of_thread.drawer
     except AttributeError:
-        drawer = _of_thread.drawer = _make_drawer()
-    return drawer()
+        fill, read = _of_thread.drawer = _make_drawer()
+    fill(0, _LAST_STREAM)
+    drawn: int = read()
+    return drawn
 
 
-def _make_drawer() -> Callable[[], int]:
+def _make_drawer() -> tuple[Callable[..., Any], Callable[[], int]]:
+    """What fills a tensor of this thread's with a random number, and what reads it."""
     with torch.inference_mode(False):
         number = torch.empty((), dtype=torch.int64, device="cpu")
-    fill, read = number.random_, number.numpy().item
-
-    def drawer() -> int:
-        fill(0, _LAST_STREAM)
-        drawn: int = read()
-        return drawn
-
-    return drawer
+    return number.random_, number.numpy().item
 
 
 @torch.library.custom_op(
@@ -174,3 +171,39 @@ def of_layer(layer: Tensor = _NO_LAYER) -> Tensor:
     else:
         stream = torch.ops.lumina.draw_stream(_draws, layer)
     return stream
+
+
+def number_of(stream: int | Tensor) -> int:
+    """A stream that is given, as a number."""
+    if isinstance(stream, Tensor):
+        return int(_checked(stream))
+    _checks.check_counter("stream", stream)
+    return stream
+
+
+def tensor_of(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
+    """The stream as an int64 tensor of one element, drawn where it is None and the profile has noise."""
+    if stream is None:
+        if not profile._has_noise or (torch.compiler.is_exporting() and _scope.is_captured()):
+            return torch.zeros((), dtype=torch.int64, device="cpu")
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_drawn_by_torch()):
+            return draw()  # an operator of torch's own, as vmap's `randomness` and a program in a file want it
+        return of_layer()
+    if isinstance(stream, Tensor):
+        return _checked(stream)
+    _checks.check_counter("stream", stream)
+    return torch.tensor(stream, dtype=torch.int64, device="cpu")
+
+
+def _checked(stream: Tensor) -> Tensor:
+    if stream.dtype != torch.int64 or stream.numel() != 1:
+        raise TypeError(
+            f"stream is a tensor of {stream.dtype} {list(stream.shape)}: allowed is an int, or an int64 tensor of one "
+            "element"
+        )
+    return stream
+
+
+def _is_drawn_by_torch() -> bool:
+    # What draws for a layer mutates a real tensor, which is none for a mode that makes tensors fake.
+    return _torch_state.is_transformed() or active_fake_mode() is not None

@@ -13,12 +13,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lumina_onnx._histogram import Histogram, Method, check_method
-from lumina_onnx.nn import _ops, _scope, functional
+from lumina_onnx.nn import _dispatch, _kernel, _scope
 from lumina_onnx.nn._modes import evaluating, uncompiled
+from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._ranks import Together, described
-from lumina_onnx.nn._table import table
-from lumina_onnx.nn.context import optical_layers
-from lumina_onnx.nn.linear import OpticalLinear, quiet, range_text
+from lumina_onnx.nn._table import range_text, table
+from lumina_onnx.nn.linear import OpticalLinear, optical_layers
+from lumina_onnx.profile import OpticalProfile
+from lumina_onnx.schema import NOISE
 
 
 @dataclass(frozen=True)
@@ -147,19 +149,21 @@ class Observer:
         self.inputs = Histogram()
         self.outputs = Histogram()
 
-    def observe(self, layer: OpticalLinear, x: Tensor) -> Tensor:
-        """The layer's output, its input and analog output counted."""
+    def forward(
+        self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
+    ) -> Tensor:
+        """As :class:`.linear.Substitute`, whatever the noise; counts the layer's input and analog output."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
         analog = dynamic.replace(output_bits=0)
         bias = layer.bias if layer.profile.bias_stage == "analog" else None
-        x = functional.autocast(x)
-        z = functional.apply(x, layer.weight, bias, analog, 0, 0, layer.label)
+        x = _dispatch.autocast(x)
+        z = _dispatch.run_checked(x, layer.weight, bias, analog, 0, 0, layer.label)
         for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
-            values = _ops.view(signal)
+            values = _kernel.view(signal)
             if not np.isfinite(values).all():
                 raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
             histogram.add(values)
-        return functional.apply(x, layer.weight, layer.bias, dynamic, 0, 0, layer.label)
+        return _dispatch.run_checked(x, layer.weight, layer.bias, dynamic, 0, 0, layer.label)
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
@@ -176,7 +180,7 @@ def _observe(
     progress: bool,
 ) -> tuple[dict[nn.Module, Observer], int]:
     observers: dict[nn.Module, Observer] = {layer: Observer() for _, layer in layers}
-    observed = _scope.Block(_scope.OBSERVED, {layer._identity.number: observers[layer] for _, layer in layers})
+    observed = _scope.Block(_scope.SUBSTITUTE, {layer._identity.number: observers[layer] for _, layer in layers})
     total = len(batches) if isinstance(batches, Sized) else None
     count = 0
     with observed, evaluating(model), uncompiled(), torch.no_grad():
@@ -203,7 +207,7 @@ def _set_ranges(
         if input_range == 0:
             notes.append("its input was always 0: dynamic")
     if profile.output_bits or profile.noise_additive or profile.noise_shot:
-        levels = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
+        levels = tuple(getattr(profile, name) for name in NOISE)
         output_range = outputs.full_scale(method, fraction, profile.output_bits, levels)
         if output_range == 0:
             notes.append("its output was always 0: dynamic")

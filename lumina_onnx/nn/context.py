@@ -9,20 +9,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
-from lumina_onnx.nn import _checks, _fx, _ops, _scope, functional
-from lumina_onnx.nn._wrappers import unwrapped
-from lumina_onnx.nn.linear import OpticalLinear
+from lumina_onnx.nn import _checks, _dispatch, _fx, _kernel, _scope, _torch_state
+from lumina_onnx.nn.linear import OpticalLinear, optical_layers
 from lumina_onnx.profile import OpticalProfile
-
-
-def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLinear]]:
-    """The optical layers of a model by name, each once, in the model's order."""
-    named = unwrapped(model).named_modules()
-    return [(name, module) for name, module in named if isinstance(module, OpticalLinear)]
 
 
 @contextlib.contextmanager
@@ -43,7 +36,7 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
         ValueError: a stream out of 0..2^63-1, or one given with the noise off, where nothing would read it.
     """
     if stream is not None:
-        functional.check_counter("stream", stream)
+        _checks.check_counter("stream", stream)
         if not on:
             raise ValueError(f"stream = {stream} would be ignored: with on False no noise is drawn")
     setting = (bool(on), stream)
@@ -85,15 +78,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
     layers = [layer for _, layer in optical_layers(model) if _is_plain(layer)]
     steps = register_optimizer_step_post_hook(_count_step)
     try:
-        prepared = {layer._identity.number: Frozen(layer) for layer in layers if not _is_frozen(layer)}
-        with _scope.Block(_scope.FROZEN, prepared):
+        prepared = {layer._identity.number: Frozen(layer) for layer in layers if not _is_substituted(layer)}
+        with _scope.Block(_scope.SUBSTITUTE, prepared):
             yield
     finally:
         steps.remove()
 
 
-def _is_frozen(layer: OpticalLinear) -> bool:
-    return _scope.FROZEN in _scope.settings_of(layer._identity.number)
+def _is_substituted(layer: OpticalLinear) -> bool:
+    """Whether a block around has frozen the layer already, or observes it, and goes on so."""
+    return _scope.SUBSTITUTE in _scope.settings_of(layer._identity.number)
 
 
 def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -119,18 +113,18 @@ class _Watched:
         object.__setattr__(self, "address", 0 if self.tensor is None else self.tensor.data_ptr())
         object.__setattr__(self, "version", 0 if self.tensor is None else self.tensor._version)
 
-    def check(self, tensor: Tensor | None, label: str) -> None:
+    def check(self, tensor: Tensor | None, layer: OpticalLinear) -> None:
         if tensor is not self.tensor:
-            raise RuntimeError(f"{label}: {self.name} was replaced inside frozen(): {_ADVICE}")
+            raise RuntimeError(f"{layer.label}: {self.name} was replaced inside frozen(): {_ADVICE}")
         if tensor is not None and (tensor._version != self.version or tensor.data_ptr() != self.address):
-            raise RuntimeError(f"{label}: {self.name} was changed in place inside frozen(): {_ADVICE}")
+            raise RuntimeError(f"{layer.label}: {self.name} was changed in place inside frozen(): {_ADVICE}")
 
 
 _ADVICE = "its weights were quantised when the block began; leave the block before they change"
 
 
 class Frozen:
-    """A layer's weights, prepared once for each profile it runs with, and what tells whether they still hold."""
+    """A layer's weights, prepared once with its noise and once without, and what tells whether they still hold."""
 
     def __init__(self, layer: OpticalLinear) -> None:
         self._profile = layer.profile
@@ -141,33 +135,37 @@ class Frozen:
                     "load or convert the model outside of it"
                 )
         self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
-        self._prepared: dict[OpticalProfile, lumina_kernel.PreparedLayer] = {}
+        self._prepared: dict[bool, lumina_kernel.PreparedLayer] = {}  # with noise, and without
         self._prepare(layer, layer.profile if layer.noise_is_on else layer._quiet)
 
     def _prepare(self, layer: OpticalLinear, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
-        prepared = self._prepared.get(profile)
+        prepared = self._prepared.get(profile._has_noise)
         if prepared is None:
             weight, bias = (watched.tensor for watched in self._watched)
             _checks.check_weight(cast("Tensor", weight), bias)
             try:
-                prepared = _ops.prepare(profile.params(), cast("Tensor", weight), bias)
+                prepared = _kernel.prepare(profile.params(), cast("Tensor", weight), bias)
             except ValueError as error:
-                raise _ops.named(error, layer.label) from None
-            self._prepared[profile] = prepared
+                raise _checks.named(error, layer.label) from None
+            self._prepared[profile._has_noise] = prepared
         return prepared
 
     def forward(
         self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
     ) -> Tensor:
+        """As :class:`.linear.Substitute`."""
         weight, bias = layer.weight, layer.bias
-        if _ops.is_transformed() or _fx.is_traced(x):  # its tensors wrap those that are watched, or take their place
-            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label)
+        plain = _dispatch.is_plain(x, weight, bias)
+        # A tensor of a graph or transform wraps one that is watched, or takes its place.
+        if not plain and (is_compiling() or _torch_state.is_transformed() or _fx.is_traced(x)):
+            return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):
-            watched.check(tensor, layer.label)
-        if layer.profile != self._profile:
+            watched.check(tensor, layer)
+        if layer._profile is not self._profile and layer._profile != self._profile:
             raise RuntimeError(f"{layer.label}: profile was changed inside frozen(): leave the block before it changes")
-        x = functional.autocast(x)
-        if not _ops.is_plain(x, weight, bias):
-            return functional.apply(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
+        if not plain:
+            x = _dispatch.autocast(x)
+            if not _dispatch.is_plain(x, weight, bias):
+                return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
         prepared = self._prepare(layer, profile)
-        return functional.apply_now(x, weight, bias, profile, layer.seed, stream, layer.label, fixed, prepared)
+        return _dispatch.run_plain(x, weight, bias, profile, layer.seed, stream, layer.label, fixed, prepared)

@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lumina_onnx._patterns import Patterns, chosen
-from lumina_onnx.nn import _checks, _ops, _streams, functional
-from lumina_onnx.nn._table import table
+from lumina_onnx.nn import _checks
+from lumina_onnx.nn._table import bits_text, noise_text, range_text, table
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
-from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text, recomputed
+from lumina_onnx.nn.linear import OpticalLinear, become_optical, recomputed
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -71,11 +71,11 @@ def convert(
         RuntimeError: `model` holds a tensor with a gradient's history, so that it cannot be copied.
     """
     check_is_whole(model)
-    functional.check_is_profile(profile)
-    functional.check_counter("seed", seed)
+    _checks.check_is_profile(profile)
+    _checks.check_counter("seed", seed)
     overrides = dict(overrides or {})
     for pattern, override in overrides.items():
-        functional.check_is_profile(override, f"overrides[{pattern!r}]")
+        _checks.check_is_profile(override, f"overrides[{pattern!r}]")
     if not inplace:
         model = _deep_copy(model)
 
@@ -282,9 +282,9 @@ def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
             changes["output_range"] = module.profile.output_range
         profile = profile.replace(**changes)
     try:
-        functional.check_profile(profile, module.out_features)
+        _checks.check_profile(profile, module.out_features)
     except ValueError as error:
-        raise _ops.named(error, label) from None
+        raise _checks.named(error, label) from None
     return profile
 
 
@@ -315,13 +315,13 @@ def _apply(
 def _free_seed(seed: int, name: str, taken: Container[int]) -> int:
     layer_seed = _layer_seed(seed, name)
     while layer_seed in taken:
-        layer_seed = (layer_seed + 1) % _streams.STREAMS
+        layer_seed = (layer_seed + 1) % _checks.COUNTERS
     return layer_seed
 
 
 def _layer_seed(seed: int, name: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _streams.STREAMS
+    return int.from_bytes(digest, "little") % _checks.COUNTERS
 
 
 def _close_fast_paths(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lumina_onnx.nn import _checks, _ops, _scope, _state, _streams, functional
+from lumina_onnx.nn import _checks, _dispatch, _fx, _scope, _state, _streams, _torch_state
+from lumina_onnx.nn._parameters import quiet
+from lumina_onnx.nn._table import bits_text, noise_text, range_text
+from lumina_onnx.nn._wrappers import unwrapped
 from lumina_onnx.profile import OpticalProfile
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -22,6 +25,15 @@ _Layer = TypeVar("_Layer", bound="OpticalLinear")
 _TRANSIENT = ("_identity", "_noise_when_traced", "_held")
 _OF_OLD_PICKLES = ("name", "_noise", "_frozen", "_observer")
 _OWN = ("_profile", "_quiet", "seed", "_name", "_label", *_TRANSIENT)
+
+
+class Substitute(Protocol):
+    """What runs a layer's calls inside a block in the layer's place: an observer of its signals, or frozen weights."""
+
+    def forward(
+        self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
+    ) -> Tensor:
+        """The layer's output. `profile`, `stream` and `fixed` (whether they fix the noise) are what ``noise`` sets."""
 
 
 class _Entry:
@@ -109,7 +121,7 @@ class OpticalLinear(nn.Linear):
             _checks.check_weight(self.weight, self.bias)
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {name!r}: {error}" if name else str(error)) from None
-        functional.check_counter("seed", seed)
+        _checks.check_counter("seed", seed)
         self.seed = seed
         self.name = name
         self._become_someone()
@@ -139,12 +151,12 @@ class OpticalLinear(nn.Linear):
 
     @profile.setter
     def profile(self, profile: OpticalProfile) -> None:
-        functional.check_profile(profile, self.out_features)
+        _checks.check_profile(profile, self.out_features)
         self._profile = profile
         self._quiet = quiet(profile)
         self._held = None
         for each in (self._profile, self._quiet):
-            _ = each._words  # made here, where Dynamo does not trace
+            _ = each._text  # made here, where Dynamo does not trace
 
     @classmethod
     def from_linear(
@@ -170,47 +182,48 @@ class OpticalLinear(nn.Linear):
         linear.__class__ = nn.Linear
         return linear
 
+    @_fx.leaf
     def forward(self, input: Tensor) -> Tensor:
-        profile: OpticalProfile
-        stream: int | Tensor | None = None
-        fixed = False
         if is_dynamo_compiling():
-            self._take_over_when_traced()
-            profile, stream = self._noise_when_compiled()
-        else:
-            if self._held is not None:
-                self._take_over()
-            profile = self._profile
-            if _scope.current():
-                settings = _scope.settings_of(self._identity.number)
-                if _scope.OBSERVED in settings:
-                    observed: Tensor = settings[_scope.OBSERVED].observe(self, input)
-                    return observed
-                on, stream = settings.get(_scope.NOISE, (True, None))
-                fixed = (not on or stream is not None) and functional.has_noise(profile)
-                profile = profile if on else self._quiet
-                if _scope.FROZEN in settings and not torch.compiler.is_compiling():
-                    frozen: Tensor = settings[_scope.FROZEN].forward(self, input, profile, stream, fixed)
-                    return frozen
+            return self._forward_when_traced(input)
+        if self._held is not None:
+            self._take_over()
+        profile: OpticalProfile = self._profile
+        stream: int | None = None
+        fixed = False
+        if _scope.current():
+            settings = _scope.settings_of(self._identity.number)
+            on, stream = settings.get(_scope.NOISE, (True, None))
+            fixed = (not on or stream is not None) and profile._has_noise
+            profile = profile if on else self._quiet
+            if _scope.SUBSTITUTE in settings:
+                substitute: Substitute = settings[_scope.SUBSTITUTE]
+                return substitute.forward(self, input, profile, stream, fixed)
         weight: Any
         bias: Any
+        parameters = self._parameters
         try:  # past nn.Module's search for attributes, which takes half a microsecond for each
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
+            weight, bias = parameters["weight"], parameters["bias"]
         except KeyError:  # a parametrised or pruned weight is an attribute
             weight, bias = self.weight, self.bias
-        return functional.apply(input, weight, bias, profile, self.seed, stream, self.label, fixed)
+        if _dispatch.is_plain(input, weight, bias):
+            return _dispatch.run_plain(input, weight, bias, profile, self.seed, stream, self._label, fixed)
+        return _dispatch.run_checked(input, weight, bias, profile, self.seed, stream, self._label, fixed)
 
-    def _noise_when_compiled(self) -> tuple[OpticalProfile, int | Tensor | None]:
-        """Profile and stream in code that Dynamo traces, which may not look at the context itself."""
+    def _forward_when_traced(self, input: Tensor) -> Tensor:
+        """The same in code that Dynamo traces, which may not look at the context itself."""
+        self._take_over_when_traced()
+        profile: OpticalProfile = self._profile
+        on = True
+        stream: int | Tensor | None = None
         if self._noise_when_traced is not None:
             on, stream = self._noise_when_traced
         elif torch.compiler.is_exporting():
             on, stream = _scope.noise_of(self._identity.number)
-        elif functional.has_noise_when_traced(self._profile):
-            return self._profile, _streams.of_layer(self._identity.tensor)
-        else:
-            on, stream = True, None
-        return self._profile if on else self._quiet, stream
+        elif profile._has_noise:
+            stream = _streams.of_layer(self._identity.tensor)
+        profile = profile if on else self._quiet
+        return _dispatch.run_checked(input, self.weight, self.bias, profile, self.seed, stream, self._label)
 
     @property
     def label(self) -> str:
@@ -220,12 +233,12 @@ class OpticalLinear(nn.Linear):
     @property
     def noise_is_on(self) -> bool:
         """Whether the next call draws noise."""
-        return functional.has_noise(self._profile) and _scope.noise_of(self._identity.number)[0]
+        return self._profile._has_noise and _scope.noise_of(self._identity.number)[0]
 
     def extra_repr(self) -> str:
         profile = self.profile
         noise = noise_text(profile)
-        if functional.has_noise(profile):
+        if profile._has_noise:
             noise = f"{'on' if self.noise_is_on else 'off'} ({noise})"
         return (
             f"{super().extra_repr()}, bits={bits_text(profile)}, input_range={range_text(profile.input_range)}, "
@@ -239,7 +252,7 @@ class OpticalLinear(nn.Linear):
     def _hand_out(self) -> dict[str, Tensor]:
         """The layer's entries of a ``state_dict``; who writes into them in place changes the layer."""
         self._take_over()
-        if active_fake_mode() is not None or _ops.is_transformed():  # tensors that have no memory to write into
+        if active_fake_mode() is not None or _torch_state.is_transformed():  # tensors that have no memory to write into
             return _state.encode(self._profile, self.seed, self.out_features)
         if self._held is None or self._held.seed != self.seed:
             self._held = _state.Held(self._profile, self.seed, self.out_features)
@@ -271,7 +284,7 @@ class OpticalLinear(nn.Linear):
         try:
             settings = decode(*arguments)
         except ValueError as error:
-            raise _ops.named(error, self.label) from error.__cause__
+            raise _checks.named(error, self.label) from error.__cause__
         if settings.note:
             warnings.warn(f"{self.label}: {settings.note}", stacklevel=2)
         if settings.profile != self._profile:
@@ -390,30 +403,12 @@ def shallow_copy(module: _Module) -> _Module:
     return copy
 
 
-def quiet(profile: OpticalProfile) -> OpticalProfile:
-    """The profile without noise."""
-    return profile.replace(noise_relative=0.0, noise_additive=0.0, noise_shot=0.0)
-
-
-def range_text(value: float | tuple[float, ...]) -> str:
-    """A range as a report shows it."""
-    if isinstance(value, tuple):
-        return f"{min(value):.4g}..{max(value):.4g} per output"
-    return f"{value:.4g}" if value else "dynamic"
-
-
-def bits_text(profile: OpticalProfile) -> str:
-    """The bits of input, weight and output as a report shows them, "-" where analog."""
-    return "/".join(str(bits or "-") for bits in (profile.input_bits, profile.weight_bits, profile.output_bits))
-
-
-def noise_text(profile: OpticalProfile) -> str:
-    """The profile's noise laws and levels in a few words."""
-    laws = ("relative", "additive", "shot")
-    levels = [f"{law} {level:g}" for law in laws if (level := getattr(profile, f"noise_{law}"))]
-    return ", ".join(levels) or "none"
+def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLinear]]:
+    """The optical layers of a model by name, each once, in the model's order."""
+    named = unwrapped(model).named_modules()
+    return [(name, module) for name, module in named if isinstance(module, OpticalLinear)]
 
 
 def _draw_seed() -> int:
     with _disable_current_modes():  # a number, where tensors are made fake too
-        return int(torch.randint(0, _streams.STREAMS - 1, (), dtype=torch.int64, device="cpu"))
+        return int(torch.randint(0, _checks.COUNTERS - 1, (), dtype=torch.int64, device="cpu"))

@@ -1,8 +1,8 @@
 """Writes THIRD-PARTY-NOTICES.txt, or with --check tells whether it is up to date.
 
 The libraries contain code from other crates, whose licences require that copyright notices and terms accompany it: the
-wheel carries the file, and whoever distributes `liblumina_ort.so` must include it. It is made from cargo's list of linked
-crates and from the texts that the crates carry. cargo does not list Rust's own library; the notice for it is in
+wheel carries the file, and whoever distributes `liblumina_ort.so` must include it. It is made from cargo's list of
+linked crates and from the texts that the crates carry. cargo does not list Rust's own library; the notice for it is in
 standard-library.txt.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,22 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_heavy_packages_are_imported_where_they_belong(path: Path) -> None:
     heads = {name.split(".")[0] for name in imported(path, whole=False)}
     assert heads & HEAVY <= ALLOWED[part(path)]
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other() -> None:
+    known = {dotted(path) for path in modules()}
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for path in modules():
+        for name in imported(path, whole=True):
+            module = name if name in known else name.rpartition(".")[0]
+            graph[dotted(path)].update({module} & known)
+    assert "lumina_onnx.nn._kernel" in graph["lumina_onnx.nn._dispatch"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises with the circle
 
 
 def run(script: str) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.optim.optimizer import _global_optimizer_post_hooks  # noqa: E402
 
-from lumina_onnx.nn import OpticalLinear, _ops, _scope, convert, frozen, noise  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _kernel, _scope, convert, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -174,8 +174,8 @@ def linear(case: Any) -> Any:
 
 def test_frozen_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
+    prepare = _kernel.prepare
+    monkeypatch.setattr(_kernel, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
     net = model().eval()
     with torch.no_grad():
         with frozen(net):
@@ -191,8 +191,8 @@ def test_frozen_prepares_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("on", [False, True])
 def test_frozen_prepares_for_the_noise_in_force(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     made = []
-    prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
+    prepare = _kernel.prepare
+    monkeypatch.setattr(_kernel, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
     net = model()
     with noise(net, on), frozen(net):
         assert len(made) == 2
@@ -271,8 +271,8 @@ def test_gradients_inside_frozen() -> None:
 @pytest.mark.parametrize("grad", [True, False])
 def test_frozen_prepares_once_for_gradients(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
     made = []
-    prepare = _ops.prepare
-    monkeypatch.setattr(_ops, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
+    prepare = _kernel.prepare
+    monkeypatch.setattr(_kernel, "prepare", lambda *args: made.append(1) or prepare(*args))  # type: ignore[func-returns-value]
     net = model()
     with torch.set_grad_enabled(grad), frozen(net):
         assert len(made) == 2

@@ -1,7 +1,6 @@
 """`functional.optical_linear`: the reference's bits, its gradients, its errors."""
 
 import dataclasses
-import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,8 +14,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 import lumina_kernel  # noqa: E402
 from lumina_onnx import reference  # noqa: E402
-from lumina_onnx.nn import OpticalLinear, _ops, frozen, noise  # noqa: E402
-from lumina_onnx.nn._streams import NO_NOISE  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -350,145 +348,6 @@ def test_checkpointing_repeats_the_noise() -> None:
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize(
-    "profile",
-    [
-        OpticalProfile(4, 4, 4, 1.0, (1.0, 2.0, 3.0, 4.0), 0.1, 0.1, 0.1, "digital"),
-        OpticalProfile(input_bits=0, weight_bits=0, output_bits=0),
-        OpticalProfile(input_bits=12, weight_bits=12),
-    ],
-)
-def test_operators_are_registered_soundly(grad: bool, profile: OpticalProfile) -> None:
-    x, weight, bias = (tensor.requires_grad_(grad) for tensor in layer())
-    parameters = _ops.parameters_of(profile)
-    stream = torch.tensor(3)
-    if grad:
-        torch.library.opcheck(
-            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, "0.0", "", 1, *parameters)
-        )
-    else:
-        torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, bias, stream, 1, *parameters))
-        torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, None, stream, 1, *parameters))
-
-
-def test_the_drawing_operator_is_registered_soundly() -> None:
-    arguments = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
-    torch.library.opcheck(torch.ops.lumina.draw_stream.default, arguments, test_utils="test_schema")
-
-
-@pytest.mark.parametrize("profile", [CLEAN, NOISY, OpticalProfile(0, 0, 0, noise_shot=0.2, output_range=2.0)])
-def test_the_inference_operator_has_the_gradient_of_the_training_one(profile: OpticalProfile) -> None:
-    def gradients(call: Any) -> Any:
-        tensors = [tensor.requires_grad_() for tensor in layer()]
-        return torch.autograd.grad(call(*tensors).square().sum(), tensors)
-
-    parameters = _ops.parameters_of(profile)
-    found = gradients(lambda *xwb: torch.ops.lumina.optical_linear(*xwb, torch.tensor(3), 1, *parameters))
-    expected = gradients(lambda *xwb: optical_linear(*xwb, profile, seed=1, stream=3))  # type: ignore[arg-type, misc]
-    assert all(map(torch.equal, found, expected))
-
-
-def test_the_inference_operator_has_no_second_derivative() -> None:
-    x, weight, bias = layer()
-    y = torch.ops.lumina.optical_linear(
-        x.requires_grad_(), weight, bias, torch.tensor(0), 0, *_ops.parameters_of(CLEAN)
-    )
-    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="optical_linear has no second derivative"):
-        gradient.sum().backward()
-
-
-def test_no_stream_is_no_noise() -> None:
-    x, weight, bias = layer()
-    parameters, silent = _ops.parameters_of(NOISY), _ops.parameters_of(NOISY.replace(noise_additive=0.0))
-    nothing, stream = torch.tensor(NO_NOISE), torch.tensor(0)
-    inference, train = torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train
-    assert torch.equal(inference(x, weight, bias, nothing, 1, *parameters), optical_linear(x, weight, bias, CLEAN))
-    found = train(x, weight, bias, nothing, "0.0", "", 1, *parameters)
-    assert all(map(torch.equal, found, train(x, weight, bias, stream, "0.0", "", 1, *silent)))
-
-
-WRONG_CALLS = [
-    (ValueError, r"x has shape \[3, 5\]: allowed is \[..., 3\]", lambda x, w, b: (x, torch.zeros(4, 3), b)),
-    (TypeError, r"x is torch.bfloat16: allowed is torch.float32", lambda x, w, b: (x.bfloat16(), w, b)),
-    (TypeError, r"weight is torch.float64: allowed is torch.float32", lambda x, w, b: (x, w.double(), b)),
-    (ValueError, r"bias has shape \[1\]: allowed is \[4\]", lambda x, w, b: (x, w, b[:1])),
-]
-
-
-@pytest.mark.parametrize(("error", "message", "change"), WRONG_CALLS)
-def test_the_operators_refuse_what_the_kernel_cannot_read(error: Any, message: Any, change: Any) -> None:
-    tensors, arguments = change(*layer()), _ops.parameters_of(CLEAN)
-    with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *arguments)
-    with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), "0.0", "", 0, *arguments)
-
-
-def test_the_gradients_operator_refuses_what_the_kernel_cannot_read() -> None:
-    def backward(grad: Any, saved: Any) -> None:
-        arguments = _ops.parameters_of(CLEAN)
-        torch.ops.lumina.optical_linear_backward(
-            grad, None, torch.ones(4, 5), saved, torch.zeros(0), 5, True, True, True, *_ops.Kept(), *arguments
-        )
-
-    with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):
-        backward(torch.ones(3, 4, dtype=torch.float64), torch.zeros(9999, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"what was saved for the gradient is torch.uint8 \[16\] on cpu"):
-        backward(torch.ones(3, 4), torch.zeros(16, dtype=torch.uint8))
-
-
-def test_an_exported_program_under_autocast_is_refused_not_misread() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(5, 5), OpticalLinear(5, 4, profile=CLEAN))
-    program = torch.export.export(model, (torch.ones(3, 5),)).module()
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(TypeError, match=r"x is torch.bfloat16: allowed is torch.float32"),
-    ):
-        program(torch.ones(3, 5))
-
-
-@pytest.mark.parametrize(
-    ("profile", "unpack", "message"),
-    [
-        (CLEAN, lambda t: t[:16], r"what was saved for the gradient is torch.uint8 \[16\] on cpu: allowed is uint8 \["),
-        (CLEAN, lambda t: t if t.is_floating_point() else t.int(), r"what was saved for the gradient is torch.int32"),
-        (CLEAN, lambda t: t if t.is_floating_point() else t.repeat_interleave(2)[::2],
-         r"what was saved for the gradient is torch.uint8 \[\d+\] on cpu \(torch.strided, its elements out of order\)"),
-        (CLEAN, lambda t: t if t.is_floating_point() else t.to_sparse(),
-         r"what was saved for the gradient is torch.uint8 \[\d+\] on cpu \(torch.sparse_coo, "),
-        (CLEAN, lambda t: t.bfloat16() if t.is_floating_point() else t,
-         r"weight saved for the gradient is torch.bfloat16 \[4, 5\] on cpu: allowed is float32 \[4, 5\]"),
-        (CLEAN, lambda t: t.T if t.is_floating_point() else t,
-         r"weight saved for the gradient is torch.float32 \[5, 4\] on cpu: allowed is float32 \[4, 5\]"),
-        (CLEAN, lambda t: t.to("meta") if t.is_floating_point() else t,
-         r"weight saved for the gradient is torch.float32 \[4, 5\] on meta: allowed is float32 \[4, 5\] on the CPU"),
-        (OpticalProfile(0, 8, 8), lambda t: t.half() if t.shape == (3, 5) else t,
-         r"x saved for the gradient is torch.float16 \[3, 5\] on cpu: allowed is float32 \[3, 5\]"),
-        (OpticalProfile(8, 0, 8), lambda t: t[:1] if t.is_floating_point() else t,
-         r"weight saved for the gradient is torch.float32 \[1, 5\] on cpu: allowed is float32 \[4, 5\]"),
-    ],
-)  # fmt: skip
-def test_saved_tensors_that_a_hook_changed_are_refused(profile: OpticalProfile, unpack: Any, message: str) -> None:
-    x, weight, bias = (tensor.requires_grad_() for tensor in layer())
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
-        y = optical_linear(x, weight, bias, profile)
-    with pytest.raises(ValueError, match=message):
-        y.sum().backward()
-
-
-def test_the_operators_parameters_are_the_kernels() -> None:
-    table = {row["name"]: row["type"] for row in lumina_kernel.schema()}
-    types = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
-    for name in ("optical_linear", "optical_linear_train", "optical_linear_backward"):
-        declared = getattr(torch.ops.lumina, name).default._schema.arguments[-len(_ops.PARAMETERS) :]
-        for argument, parameter in zip(declared, _ops.PARAMETERS, strict=True):
-            assert argument.name == parameter
-            kind = str(argument.type).replace("List[float]", "float[]")
-            assert kind == types[table[parameter]]
-
-
 BAD = [
     (TypeError, r"x is list: allowed is a torch.Tensor", lambda x, w, b: ([1.0], w, b, CLEAN)),
     (TypeError, r"x is torch.float64: allowed is torch.float32; convert it with .float\(\)",
@@ -553,9 +412,3 @@ def test_a_tensor_elsewhere() -> None:
     y = optical_linear(x.to("meta"), weight.to("meta"), bias.to("meta"), CLEAN)
     assert y.shape == (3, 4)
     assert y.device.type == "meta"
-
-
-def test_a_torch_that_lacks_what_is_used_is_named() -> None:
-    message = f"lumina-onnx {_ops.RELEASE} uses torch._C._none.such, which torch {torch.__version__} lacks: install a"
-    with pytest.raises(ImportError, match=re.escape(message)):
-        _ops._of_torch("_C._none.such")

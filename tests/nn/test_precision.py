@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lumina_onnx.nn import _ops  # noqa: E402
+from lumina_onnx.nn import _dispatch, _torch_state  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -34,13 +34,13 @@ def settings_of_torch() -> Iterator[Any]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The precisions that gradients were computed with, in order."""
     found = []
-    precision = _ops.gradient_precision
+    precision = _torch_state.gradient_precision
 
     def watched() -> Any:
         found.append(precision())
         return found[-1]
 
-    monkeypatch.setattr(_ops, "gradient_precision", watched)
+    monkeypatch.setattr(_torch_state, "gradient_precision", watched)
     return found
 
 
@@ -64,8 +64,8 @@ def same_bits(actual: Any, expected: Any) -> Any:
 def test_the_precision_is_the_one_set_when_the_gradient_is_computed(
     set_precision: Any, name: str, plain: bool, asked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ops, "is_plain", lambda *_: plain)
-    inputs: Any = leaves()
+    monkeypatch.setattr(_dispatch, "is_plain", lambda *_: plain)
+    inputs = leaves()
     y = optical_linear(*inputs, PROFILE)  # type: ignore[arg-type, call-arg]
     set_precision(name)
     actual = gradients(y, inputs)

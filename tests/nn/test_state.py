@@ -1,69 +1,44 @@
-"""What a state_dict says of an optical layer: ranges and seed, whoever writes, averages and reads it."""
+"""What a state_dict says of an optical layer: ranges and seed, whoever writes and reads it."""
 
-import copy
-import io
-import json
-import pickle
 import warnings
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lumina_onnx.profile import OpticalProfile
+
 torch = pytest.importorskip("torch")
 
-import torch.distributed.checkpoint as dcp  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import settings as settings_of  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
-from lumina_onnx.nn import OpticalLinear, calibrate, convert, frozen, noise  # noqa: E402
-from lumina_onnx.profile import OpticalProfile  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, frozen, noise  # noqa: E402
 
-CLEAN = OpticalProfile()
-NOISY = OpticalProfile(input_bits=4, weight_bits=4, output_bits=4, noise_additive=0.05)
-STATIC = NOISY.replace(input_range=0.3, output_range=1.75)
-EACH = NOISY.replace(input_range=0.1, output_range=(0.5, 1.1, 2.0, 1e-3))
-ENTRIES = ("input_range", "output_range", "range_kind", "noise_seed")
-RANGES = ENTRIES[:3]
-STATES = Path(__file__).with_name("states")
+from .state_cases import (  # noqa: E402
+    CLEAN,
+    EACH,
+    ENTRIES,
+    NOISY,
+    RANGES,
+    STATIC,
+    encoded,
+    layer,
+    model,
+    positive,
+    ranges,
+    saved_and_loaded,
+    settings,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized"),
 ]
-
-positive = st.floats(2.0**-20, 1000.0, width=32) | st.floats(1e-30, 1e30)
-ranges = st.just(0.0) | positive | st.tuples(*[positive] * 4)
-
-
-def layer(profile: OpticalProfile = NOISY, seed: int = 0, k: int = 5, n: int = 4) -> Any:
-    return OpticalLinear(k, n, profile=profile, seed=seed)
-
-
-def model(profile: OpticalProfile = NOISY, seed: int = 0) -> Any:
-    torch.manual_seed(0)
-    return convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), profile, seed=seed, inplace=True)
-
-
-def settings(net: Any) -> Any:
-    """The profile and seed of each layer."""
-    return [(module.profile, module.seed) for module in net.modules() if isinstance(module, OpticalLinear)]
-
-
-def saved_and_loaded(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def average(*states: Any) -> Any:
-    return {key: sum(state[key] for state in states) / len(states) for key in states[0]}
 
 
 # Round trips
@@ -355,216 +330,6 @@ def test_functional_call_with_a_state_dict() -> None:
     assert settings(other) == before
 
 
-# What is written in place, as loaders and averages do
-
-
-def test_what_is_written_into_a_state_dict_reaches_the_layer() -> None:
-    net, state, x = model(), model(STATIC, seed=3).state_dict(), torch.randn(4, 6)
-    with torch.no_grad():
-        for name, value in net.state_dict().items():
-            value.copy_(state[name])
-        expected = model(STATIC, seed=3)
-        with noise(net, True, stream=1), noise(expected, True, stream=1):
-            assert torch.equal(net(x), expected(x))
-    assert settings(net) == settings(expected)
-
-
-@pytest.mark.parametrize(
-    "look",
-    [
-        lambda net: net.profile,
-        lambda net: net.eval(),
-        lambda net: net.state_dict(),
-        lambda net: copy.deepcopy(net),
-        lambda net: pickle.dumps(net),
-        lambda net: net(torch.zeros(1, 5)),
-        lambda net: repr(net),
-        lambda net: torch.compile(net, backend="aot_eager", fullgraph=True)(torch.zeros(1, 5)),
-    ],
-)
-def test_a_write_is_seen_by_whatever_looks_next(look: Any) -> None:
-    net = layer()
-    with noise(net, True, stream=0):
-        for name, entry in layer(EACH, 9).state_dict().items():
-            net.state_dict()[name].copy_(entry)
-        look(net)
-        assert (net._profile, net.seed) == (EACH, 9)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_an_exported_program_has_what_was_written(strict: bool) -> None:
-    net, expected, x = layer(), layer(EACH, 9), torch.randn(3, 5)
-    state = net.state_dict()
-    for name, entry in expected.state_dict().items():
-        state[name].copy_(entry)
-    with noise(net, True, stream=1), noise(expected, True, stream=1):
-        program = torch.export.export(net, (x,), strict=strict).module()
-        assert torch.equal(program(x), expected(x))
-    assert settings(net) == settings(expected)
-
-
-def test_a_write_that_means_nothing_is_refused_where_it_is_seen() -> None:
-    net = layer(STATIC)
-    net.state_dict()["input_range"].fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"input_range\[0\] = nan: allowed is a finite number"):
-        net(torch.zeros(1, 5))
-    assert net.profile == STATIC
-
-
-def test_what_is_assigned_after_a_write_wins() -> None:
-    net = layer()
-    net.state_dict()["noise_seed"].zero_()
-    net.profile = EACH
-    assert settings(net) == [(EACH, 0)]
-
-
-def test_a_layer_forgets_a_state_dict_that_nobody_has() -> None:
-    net, x = layer(STATIC), torch.zeros(1, 5)
-    state = {name: entry.detach() for name, entry in net.state_dict().items()}
-    for _ in range(100):
-        net(x)
-    state["input_range"].fill_(2.0)
-    net(x)
-    assert net.profile.input_range == 2.0
-    state = net.state_dict()
-    del state
-    net(x)
-    assert net._held is None
-
-
-def test_an_old_state_dict_keeps_its_values() -> None:
-    net = layer(STATIC)
-    state = net.state_dict()
-    net.profile = EACH
-    assert state["input_range"].tolist() == [0.3]
-    net.load_state_dict(state)
-    assert net.profile == STATIC
-
-
-def test_a_compiled_model_stays_compiled() -> None:
-    net, x = model(STATIC), torch.randn(4, 6)
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    with noise(net):
-        y = compiled(x)
-        state = net.state_dict()
-        with torch.compiler.set_stance("fail_on_recompile"):
-            assert torch.equal(compiled(x), y)
-    assert len(state) == 12
-
-
-# Averages
-
-
-def ema(target: Any, source: Any, decay: Any, steps: Any) -> None:
-    for _ in range(steps):
-        for name, value in target.items():
-            value.mul_(decay).add_(source[name], alpha=1 - decay)
-
-
-@settings_of(max_examples=40)
-@given(ranges.filter(bool), ranges.filter(bool), st.integers(0, 2**63 - 1))
-def test_an_average_of_ranges(first: Any, second: Any, seed: int) -> None:
-    profiles = [NOISY.replace(input_range=scale, output_range=each) for scale, each in ((0.5, first), (1.5, second))]
-    states = [layer(profile, seed).state_dict() for profile in profiles]
-    net = layer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        net.load_state_dict(average(*states))
-    assert net.seed == seed
-    assert net.profile.input_range == 1.0
-    expected = (np.broadcast_to(first, 4) + np.broadcast_to(second, 4)) / 2
-    assert np.array_equal(np.broadcast_to(net.profile.output_range, 4), expected)
-    assert isinstance(net.profile.output_range, tuple) == (isinstance(first, tuple) or isinstance(second, tuple))
-
-
-@pytest.mark.parametrize("count", [2, 3, 7])
-@pytest.mark.parametrize("profile", [NOISY, STATIC, EACH])
-def test_an_average_of_equal_states_is_that_state(profile: OpticalProfile, count: int) -> None:
-    seed, net = 2**63 - 1, layer()
-    net.load_state_dict(average(*[layer(profile, seed).state_dict()] * count))
-    assert net.seed == seed
-    assert net.profile.input_range == pytest.approx(profile.input_range, rel=1e-15)
-    assert net.profile.output_range == pytest.approx(profile.output_range, rel=1e-15)
-    assert type(net.profile.output_range) is type(profile.output_range)
-
-
-@pytest.mark.parametrize("decay", [0.9, 0.999])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_an_exponential_average_of_equal_states(decay: float, dtype: Any) -> None:
-    for profile in (STATIC, EACH, NOISY):
-        source = layer(profile, 2**63 - 1).state_dict()
-        target = {name: value.to(dtype if name in ENTRIES else None, copy=True) for name, value in source.items()}
-        ema(target, source, decay, 500)
-        net = layer()
-        net.load_state_dict(target)
-        assert net.seed == 2**63 - 1
-        assert net.profile.input_range == pytest.approx(profile.input_range, rel=1e-3)
-        assert net.profile.output_range == pytest.approx(profile.output_range, rel=1e-3)
-        assert type(net.profile.output_range) is type(profile.output_range)
-
-
-def test_an_exponential_average_in_place() -> None:
-    net = layer(NOISY.replace(input_range=1.0, output_range=4.0))
-    average = copy.deepcopy(net)
-    net.profile = NOISY.replace(input_range=2.0, output_range=8.0)
-    for _ in range(3):
-        ema(average.state_dict(), net.state_dict(), 0.5, 1)
-    assert average.profile == NOISY.replace(input_range=1.875, output_range=7.5)
-    assert average.seed == net.seed
-    assert torch.equal(average.weight, net.weight)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
-        (NOISY, NOISY.replace(input_range=0.5), r"range_kind\[0\] = 0.5: .*input range is static.* or 0 \(dynamic\)"),
-        (NOISY, NOISY.replace(output_range=0.5), r"range_kind\[1\] = 0.5: .*output range is static.* or 0 \(dynamic\)"),
-        (NOISY, EACH, r"range_kind\[0\] = 0.5: "),
-    ],
-)
-@pytest.mark.parametrize("weight", [0.5, 0.999, 1e-4])
-def test_an_average_of_a_static_and_a_dynamic_range_is_refused(
-    first: Any, second: Any, message: str, weight: float
-) -> None:
-    states = [layer(profile).state_dict() for profile in (first, second)]
-    mixed = {name: states[0][name] * (1 - weight) + states[1][name] * weight for name in states[0]}
-    net = layer(STATIC, 3)
-    with pytest.raises(ValueError, match=message.replace("0.5", f"{weight:g}", 1) + ".*an average of both is no range"):
-        net.load_state_dict(mixed)
-    assert settings(net) == [(STATIC, 3)]
-    for name in RANGES:
-        del mixed[name]
-    with pytest.warns(UserWarning, match="lacks input_range, output_range, range_kind: the layer keeps its own"):
-        net.load_state_dict(mixed)  # as the message says
-    assert settings(net) == [(STATIC, 0)]
-
-
-@settings_of(max_examples=40)
-@given(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=4, unique=True), st.booleans())
-def test_an_average_of_different_seeds_is_no_seed(seeds: Any, near: bool) -> None:
-    if near:  # neighbours have digits whose average is whole
-        seeds = [min(seeds[0], 2**63 - 9) + 2 * index for index in range(len(seeds))]
-    net = layer(seed=5)
-    with pytest.warns(UserWarning, match="noise_seed averages different seeds, .* the layer keeps its own, 5"):
-        net.load_state_dict(average(*[layer(STATIC, seed).state_dict() for seed in seeds]))
-    assert settings(net) == [(STATIC, 5)]
-
-
-def test_the_average_of_swa_utils() -> None:
-    net = model()
-    calibrate(net, [torch.randn(16, 6)], progress=False)
-    for buffers in (False, True):
-        averaged = torch.optim.swa_utils.AveragedModel(net, use_buffers=buffers)
-        averaged.update_parameters(net)
-        assert settings(averaged) == settings(net)
-        other = torch.optim.swa_utils.AveragedModel(model(seed=3), use_buffers=buffers)
-        other.load_state_dict(averaged.state_dict())
-        assert settings(other) == settings(net)
-    before = settings(net)
-    calibrate(averaged, [3 * torch.randn(16, 6)], progress=False)
-    assert settings(averaged) != before == settings(net)
-
-
 # What is refused
 
 
@@ -630,131 +395,3 @@ def test_a_state_of_a_later_release() -> None:
         ValueError, match="has version 3 of its state, as a later release writes it: allowed is up to 2"
     ):
         layer().load_state_dict(state)
-
-
-# torch.distributed.checkpoint
-
-
-def read_in_place(folder: Path, net: Any, **options: Any) -> None:
-    state = net.state_dict()
-    dcp.load(state, checkpoint_id=folder, no_dist=True, **options)
-    net.load_state_dict(state)
-
-
-def test_a_distributed_checkpoint_into_a_fresh_model(tmp_path: Path) -> None:
-    for index, profile in enumerate((STATIC, NOISY, EACH)):
-        net = nn.Sequential(layer(profile, 2**63 - 1))
-        dcp.save(net.state_dict(), checkpoint_id=tmp_path / str(index), no_dist=True)
-        other = nn.Sequential(layer(STATIC.replace(output_range=9.0), 1))
-        read_in_place(tmp_path / str(index), other)
-        assert settings(other) == settings(net)
-        assert torch.equal(other[0].weight, net[0].weight)
-
-
-def test_the_model_state_of_torch_distributed(tmp_path: Path) -> None:
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-
-    net, other = model(STATIC), model(seed=3)
-    dcp.save(get_model_state_dict(net), checkpoint_id=tmp_path, no_dist=True)
-    state = get_model_state_dict(other)
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
-    set_model_state_dict(other, state)
-    assert settings(other) == settings(net)
-
-
-def test_a_distributed_checkpoint_of_linear_layers(tmp_path: Path) -> None:
-    dcp.save(nn.Sequential(nn.Linear(5, 4)).state_dict(), checkpoint_id=tmp_path, no_dist=True)
-    net = nn.Sequential(layer(STATIC, 7))
-    read_in_place(tmp_path, net, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
-    assert settings(net) == [(STATIC, 7)]
-
-
-# The first release
-
-
-def encoded(state: Any) -> Any:
-    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-
-
-def first_release() -> Any:
-    """The model whose states are kept in states/, with other weights, ranges and seeds."""
-    profile = OpticalProfile(input_bits=6, weight_bits=4, output_bits=8, noise_additive=0.05)
-    torch.manual_seed(1)
-    layers = [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Linear(5, 3, bias=False)]
-    return convert(nn.Sequential(*layers), profile.replace(output_range=7.0), seed=5)
-
-
-def assert_is_of_the_first_release(net: Any) -> None:
-    kept = torch.load(STATES / "result.pt", weights_only=True)
-    assert [(profile.input_range, profile.output_range) for profile, _ in settings(net)] == [
-        (0.0, 0.0),
-        (0.3, 1.75),
-        (0.0, (0.5, 1.1, 2.0)),
-    ]
-    assert [seed for _, seed in settings(net)] == [4095580443149560803, 6945362250095784762, 7724342125763136260]
-    with noise(net, True, stream=3), torch.no_grad():
-        assert torch.equal(net(kept["x"]), kept["y"])
-
-
-def test_a_state_of_the_first_release() -> None:
-    net = first_release()
-    net.load_state_dict(torch.load(STATES / "json.pt", weights_only=True), strict=True)
-    assert_is_of_the_first_release(net)
-    other = first_release()
-    other.load_state_dict(net.state_dict())
-    assert_is_of_the_first_release(other)
-
-
-def test_a_model_of_the_first_release() -> None:
-    net = torch.load(STATES / "json-model.pt", weights_only=False)
-    assert net[0].name == "0"
-    assert net[0].label == "layer '0'"
-    assert_is_of_the_first_release(net)
-    assert_is_of_the_first_release(copy.deepcopy(net))
-    assert type(net[0].to_linear()) is nn.Linear
-    assert set(net[0].to_linear().__dict__) == set(nn.Linear(6, 8).__dict__)
-
-
-def test_a_distributed_checkpoint_of_the_first_release(tmp_path: Path) -> None:
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    dcp_to_torch_save(STATES / "json-distributed", tmp_path / "state.pt")
-    net = first_release()
-    net.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert_is_of_the_first_release(net)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (torch.zeros(3), "_extra_state .* wrote: it is torch.float32: allowed is torch.uint8"),
-        (torch.zeros(3, dtype=torch.uint8), "_extra_state of the checkpoint is not one that a release of this package"),
-        (encoded([1]), "_extra_state of the checkpoint is not one that a release of this package wrote"),
-        (encoded({"version": 1}), "_extra_state of the checkpoint is not one that a release of this package wrote"),
-        (encoded({"version": 9}), "_extra_state .* wrote: it has version 9: allowed is 1"),
-        (
-            encoded({"version": 1, "seed": 0, "input_range": 0.5, "output_range": [1.0, 2.0]}),
-            "the checkpoint does not fit the layer's profile: profile.output_range has 2 elements",
-        ),
-        (
-            encoded({"version": 1, "seed": -1, "input_range": 0.5, "output_range": 0.0}),
-            "_extra_state of the checkpoint: seed = -1: allowed is 0..2",
-        ),
-        (
-            encoded({"version": 1, "seed": 0, "input_range": -1.0, "output_range": 0.0}),
-            "the checkpoint does not fit the layer's profile: input_range = -1",
-        ),
-    ],
-)
-def test_an_entry_of_the_first_release_that_does_not_fit(entry: Any, message: str) -> None:
-    net = layer(CLEAN, 3)
-    state = {**nn.Linear(5, 4).state_dict(), "_extra_state": entry}
-    with pytest.raises(ValueError, match=r"^OpticalLinear\(5 -> 4\): " + message):
-        net.load_state_dict(state)
-    assert settings(net) == [(CLEAN, 3)]
-
-
-def test_an_average_of_the_first_release_is_refused() -> None:
-    state = torch.load(STATES / "json.pt", weights_only=True)
-    with pytest.raises(ValueError, match=r"_extra_state .* it is torch.float32: allowed is torch.uint8"):
-        first_release().load_state_dict(average(state, state))

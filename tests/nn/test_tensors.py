@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 import lumina_kernel  # noqa: E402
-from lumina_onnx.nn import _ops  # noqa: E402
+from lumina_onnx.nn import _dispatch, _kernel, _parameters, _torch_state  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -58,7 +58,7 @@ def test_what_is_no_dense_float32_tensor(kind: Any) -> None:
     _, weight, bias = call()
     other = refused()[kind]
     assert not TENSORS.is_float(other)
-    assert not _ops.is_plain(other, weight, bias)
+    assert not _dispatch.is_plain(other, weight, bias)
     if kind not in ("subclass", "none"):
         y = torch.full((5, N), 7.0)
         assert not TENSORS.forward(PARAMS, None, other, weight, bias, 0, 0, y, None, True, True, 1)
@@ -70,7 +70,7 @@ def test_wrappers_of_transforms() -> None:
     found = []
 
     def look(x: Any) -> Any:
-        found.extend([TENSORS.is_float(x), TENSORS.are_call(x, weight, bias), _ops.is_plain(x, weight, bias)])
+        found.extend([TENSORS.is_float(x), TENSORS.are_call(x, weight, bias), _dispatch.is_plain(x, weight, bias)])
         return x.sum()
 
     torch.vmap(look)(x)
@@ -93,22 +93,22 @@ def test_what_is_a_call(bias: bool) -> None:
         x.clone().requires_grad_(),
         nn.Parameter(x),
     ):
-        assert _ops.is_plain(each, nn.Parameter(weight), b)
-    assert not _ops.is_plain(x[0, 0], weight, b)
-    assert not _ops.is_plain(x[:, :1], weight, b)
-    assert not _ops.is_plain(x[:, :0], weight[:, :0], b)
-    assert not _ops.is_plain(x, weight[:0], b)
-    assert not _ops.is_plain(x, weight[0], b)
-    assert not _ops.is_plain(x, weight, torch.ones(N + 1))
-    assert not _ops.is_plain(x, weight, torch.ones(N, 1))
+        assert _dispatch.is_plain(each, nn.Parameter(weight), b)
+    assert not _dispatch.is_plain(x[0, 0], weight, b)
+    assert not _dispatch.is_plain(x[:, :1], weight, b)
+    assert not _dispatch.is_plain(x[:, :0], weight[:, :0], b)
+    assert not _dispatch.is_plain(x, weight[:0], b)
+    assert not _dispatch.is_plain(x, weight[0], b)
+    assert not _dispatch.is_plain(x, weight, torch.ones(N + 1))
+    assert not _dispatch.is_plain(x, weight, torch.ones(N, 1))
     with torch.inference_mode():
-        assert _ops.is_plain(x.clone(), weight, b)
+        assert _dispatch.is_plain(x.clone(), weight, b)
 
 
 def test_a_pass_touches_no_tensor_that_does_not_fit() -> None:
     x, weight, bias = call()
     y = torch.full((5, N), 7.0)
-    call_bytes, row_bytes = _ops.saved_bytes(PARAMS, N, K, (True, True))
+    call_bytes, row_bytes = _kernel.saved_bytes(PARAMS, N, K, True, True)
     saved = torch.full((call_bytes + 5 * row_bytes,), 7, dtype=torch.uint8)
     layer = TENSORS.prepare(PARAMS, weight, bias, 1)
     fitting = {"layer": None, "x": x, "weight": weight, "bias": bias, "y": y, "saved": saved}
@@ -279,17 +279,19 @@ def test_sizes_that_no_memory_has_are_not_wrapped() -> None:
 def test_devices_are_not_mixed_by_the_operators() -> None:
     """One tensor on "meta" makes torch take the operator's shapes for its results."""
     x, weight, bias = call()
-    parameters = _ops.parameters_of(OpticalProfile())
+    parameters = _parameters.values_of(OpticalProfile())
     operators = torch.ops.lumina
     stream = torch.zeros((), dtype=torch.int64)
     message = "weight is on meta and x on cpu: allowed is one device for all"
     with pytest.raises(TypeError, match=message):
         operators.optical_linear(x, weight.to("meta"), bias, stream, 0, *parameters)
     with pytest.raises(TypeError, match=message):
-        operators.optical_linear_train(x, weight.to("meta"), bias, stream, _ops.RELEASE, "", 0, *parameters)
+        operators.optical_linear_train(x, weight.to("meta"), bias, stream, _torch_state.RELEASE, "", 0, *parameters)
     with pytest.raises(TypeError, match="bias is on meta and x on cpu: allowed is one device for all"):
         operators.optical_linear(x, weight, bias.to("meta"), stream, 0, *parameters)
-    y, saved, history = operators.optical_linear_train(x, weight, bias, stream, _ops.RELEASE, "", 0, *parameters)
+    y, saved, history = operators.optical_linear_train(
+        x, weight, bias, stream, _torch_state.RELEASE, "", 0, *parameters
+    )
     operands = {"x": None, "weight": weight, "saved": saved, "history": history}
     for name in ("weight", "saved", "history"):
         changed = {**operands, name: operands[name].to("meta")}.values()

@@ -1,0 +1,231 @@
+"""The straight-through gradient, for each of the ways in which torch asks for one.
+
+- The operators of :mod:`._operators` have theirs registered here.
+- :class:`TrainNow`, and :class:`TrainUnderNoise` inside a block of ``noise``: a plain eager call.
+- :class:`TrainTransformed`: under the transforms of torch.func, which an operator's autograd has not.
+
+There is no second derivative and no forward mode, and who asks for one is told so.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lumina_kernel
+from lumina_onnx.nn import _kernel, _torch_state
+from lumina_onnx.nn._kernel import Kept
+from lumina_onnx.nn._operators import optical_linear, optical_linear_backward, optical_linear_train
+from lumina_onnx.nn._parameters import NAMES, has_noise, params_of, values_of
+from lumina_onnx.nn._streams import NO_NOISE
+from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform
+
+_delayed_error = _torch_state.internal("_C._functions.DelayedError")
+
+_NO_SECOND_DERIVATIVE = (
+    "optical_linear has no second derivative: its gradient is a straight-through estimate, which is not the "
+    "derivative of anything. Differentiate once, without create_graph=True."
+)
+
+
+NO_FORWARD_MODE = (
+    "optical_linear has no forward-mode derivative (torch.func.jvp, torch.func.jacfwd, torch.autograd.forward_ad): its "
+    "gradient is a straight-through estimate. Use reverse mode: backward(), torch.func.grad, vjp or jacrev."
+)
+
+
+def _without_derivative(gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients that require one themselves, and say why they have none when they are asked.
+
+    They have `sources` behind them: who asks for the derivative by one of these alone would else be told that there is
+    no way to it, which torch.autograd.functional and ``allow_unused=True`` take for a 0.
+    """
+    given = [gradient.detach().requires_grad_() for gradient in gradients if gradient is not None]
+    behind = [source for source in sources if source is not None and source.requires_grad]
+    if not given:
+        return [*gradients]
+    failing = _delayed_error(_NO_SECOND_DERIVATIVE.encode(), len(given) + len(behind))(*given, *behind)
+    told = iter(failing if isinstance(failing, tuple) else (failing,))
+    return [None if gradient is None else next(told) for gradient in gradients]
+
+
+def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+
+optical_linear_backward.register_autograd(_second_derivative)
+
+
+def _read(
+    x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """x and weight where the gradients read them, else None: W's reads an x without codes, X's reads weight."""
+    for_x, for_weight = kept
+    return (x if for_weight and not params.input_bits else None, weight if for_x else None)
+
+
+def _needs(ctx: Any) -> tuple[bool, bool, bool]:
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    return need_x, need_weight, need_bias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _bias, _stream, _release, _layer, _seed, *parameters = inputs
+    _y, saved, history = output
+    ctx.set_materialize_grads(False)
+    ctx.k = weight.shape[1]
+    ctx.parameters = parameters
+    # `history` has no elements, but has x and weight behind it: through it a second derivative reaches
+    # _second_derivative.
+    kept = Kept(*ctx.needs_input_grad[:2])
+    ctx.save_for_backward(*_read(x, weight, params_of(parameters), kept), saved, history)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
+    nothing: tuple[None, ...] = (None,) * (4 + len(NAMES))
+    if grad is None:
+        return (None, None, None, *nothing)
+    needs = _needs(ctx)
+    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *Kept(), *ctx.parameters)
+    return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return _gradients(ctx, grad, optical_linear_backward)
+
+
+optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, stream, seed, *parameters = inputs
+    ctx.set_materialize_grads(False)
+    ctx.call = (seed, *parameters)
+    ctx.save_for_backward(x, weight, bias, stream)
+
+
+def _backward_of_inference(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    """The gradient of the operator that keeps nothing for one, as in exported programs: by a second forward pass."""
+    nothing: tuple[None, ...] = (None,) * (2 + len(NAMES))
+    if grad is None:
+        return (None, None, None, *nothing)
+    x, weight, bias, stream = ctx.saved_tensors
+    seed, *parameters = ctx.call
+    _, saved, history = optical_linear_train(x, weight, bias, stream, _torch_state.RELEASE, "", seed, *parameters)
+    needs, kept = _needs(ctx), Kept()
+    operands = _read(x, weight, params_of(parameters), kept)
+    gradients = optical_linear_backward(grad, *operands, saved, history, weight.shape[1], *needs, *kept, *parameters)
+    return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
+
+
+optical_linear.register_autograd(_backward_of_inference, setup_context=_keep_operands)
+
+
+class _BackwardTransformed(torch.autograd.Function):
+    """``lumina::optical_linear_backward`` under the transforms of torch.func."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = optical_linear_backward(*arguments)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+
+class TrainTransformed(torch.autograd.Function):
+    """``lumina::optical_linear_train`` under the transforms of torch.func, which an operator's autograd has not."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = optical_linear_train(*arguments)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return _gradients(ctx, grad, _BackwardTransformed.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(NO_FORWARD_MODE)
+
+
+class TrainNow(torch.autograd.Function):
+    """The forward pass and its gradient in a plain eager call. `call` is (params, seed, stream, prepared weights)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: tuple[lumina_kernel.Params, int, int, lumina_kernel.PreparedLayer | None],
+    ) -> Tensor:
+        params, kept = call[0], (x.requires_grad, weight.requires_grad)
+        y, saved = _kernel.forward(x, weight, bias, *call, kept)
+        ctx.set_materialize_grads(False)
+        ctx.call = (weight.shape[1], kept, params)
+        ctx.save_for_backward(*_read(x, weight, params, kept), saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 4
+        k, kept, params = ctx.call
+        *needs, _ = ctx.needs_input_grad
+        *noise, x, weight, saved = ctx.saved_tensors
+        if noise:
+            _check_noise(ctx.noise, noise[0])
+        dx: Tensor | None
+        if _kernel.is_float(grad) and count_dispatch_modes() == 0 and current_transform() is None:
+            dx, dw, db = _kernel.backward(grad, x, weight, saved, k, needs, kept, params)
+        else:
+            # Several gradients at once (is_grads_batched), or something that watches.
+            history = grad.new_empty(0)
+            outputs = optical_linear_backward(grad, x, weight, saved, history, k, *needs, *kept, *values_of(params))
+            dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
+        if torch.is_grad_enabled():  # create_graph
+            dx, dw, db = _without_derivative((dx, dw, db), (grad, x, weight))
+        return dx, dw, db, None
+
+
+class TrainUnderNoise(TrainNow):
+    """:class:`TrainNow` inside a block that turns the noise off or fixes it.
+
+    ``torch.utils.checkpoint`` computes a call once more in ``backward()``, and outside of the block with other noise.
+    So the noise is saved as well: torch raises where a tensor more or less is saved, :func:`_check_noise` at another
+    block's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        y = TrainNow.forward(ctx, *arguments)
+        params, _, stream, _ = arguments[-1]
+        ctx.noise = stream if has_noise(params) else NO_NOISE
+        # First, so that it also stands out where torch stops at the number of tensors that it looks for.
+        ctx.save_for_backward(torch.tensor(ctx.noise, dtype=torch.int64, device="cpu"), *ctx.to_save)
+        return y
+
+
+def _check_noise(noise: int, saved: Tensor) -> None:
+    if int(saved) != noise:
+        raise RuntimeError(
+            "torch.utils.checkpoint computed an optical layer again, with other noise than before: call backward() "
+            "inside the block of lumina_onnx.nn.noise that the forward pass ran in"
+        )

@@ -1,0 +1,140 @@
+"""Which way a call takes: straight to the kernel, or through torch's operator registry.
+
+Going through the registry costs some 100 us a call in Python. A plain eager call, which nothing traces, compiles or
+transforms (:func:`is_plain`), runs the kernel without it (:func:`run_plain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+
+import lumina_kernel
+from lumina_onnx.nn import _autograd, _checks, _fx, _kernel, _parameters, _scope, _streams, _torch_state
+from lumina_onnx.nn._kernel import are_call
+from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform, tracing_state
+from lumina_onnx.profile import OpticalProfile
+
+# ``apply`` without its look for torch.func's wrappers, which takes longer than the rest of it: is_plain has looked.
+_train: Callable[..., Tensor] = super(torch.autograd.Function, _autograd.TrainNow).apply
+_train_under_noise: Callable[..., Tensor] = super(torch.autograd.Function, _autograd.TrainUnderNoise).apply
+
+
+def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call can go straight to the kernel. Not for code that Dynamo traces, where none can.
+
+    It can where nothing watches it (no tracing, compiling, dispatch mode, torch.func transform or subclass) and its
+    tensors are what the kernel takes. What is wrong with others is said by the checks that they go through instead.
+    """
+    return (
+        not torch.compiler._is_compiling_flag  # which exporting is a kind of
+        and are_call(x, weight, bias)
+        and tracing_state() is None
+        and count_dispatch_modes() == 0
+        and current_transform() is None
+        and forward_ad._current_level < 0
+    )
+
+
+def run_plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+    fixed: bool = False,
+    prepared: lumina_kernel.PreparedLayer | None = None,
+) -> Tensor:
+    """The operator where :func:`is_plain` holds.
+
+    `layer` is what errors call the layer, empty where there is none; `fixed` is whether a block around the call sets
+    its noise; `prepared` are the weights, where they were prepared before.
+    """
+    if type(profile) is not OpticalProfile:
+        _checks.check_is_profile(profile)
+    number = 0
+    if stream is not None:
+        number = _streams.number_of(stream)
+    elif profile._has_noise:
+        number = _streams.draw_now()
+    try:
+        if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
+            train = _train_under_noise if fixed else _train
+            return train(x, weight, bias, (profile._params, seed, number, prepared))
+        return _kernel.forward(x, weight, bias, profile._params, seed, number, prepared, None)[0]
+    except ValueError as error:
+        raise _checks.named(error, layer) from None
+
+
+def run_checked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+    fixed: bool = False,
+) -> Tensor:
+    """:func:`run_plain` where :func:`is_plain` does not hold, at least not of the tensors as they are."""
+    if _fx.is_traced(x, weight, bias):
+        return _fx.layer_node(x, layer)
+    x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
+    _checks.check_call(x, weight, bias)
+    if not is_dynamo_compiling() and is_plain(x, weight, bias):
+        return run_plain(x, weight, bias, profile, seed, stream, layer, fixed)
+    return _run_registered(x, weight, bias, profile, seed, stream, layer)
+
+
+def _run_registered(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    profile: OpticalProfile,
+    seed: int,
+    stream: int | Tensor | None,
+    layer: str,
+) -> Tensor:
+    """:func:`run_plain` through torch's operator registry, for tensors that were checked."""
+    _checks.check_is_profile(profile)
+    if (is_exporting() or not is_compiling()) and _scope.is_exported_by_others():
+        raise RuntimeError(
+            "torch.onnx.export does not know optical layers: call lumina_onnx.exporter.export(model, args, path)"
+        )
+    parameters = _parameters.values_of(profile)
+    if is_exporting() or _torch_state.is_recorded():  # one program, with and without gradients
+        key = _streams.tensor_of(profile, stream)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+    if not is_compiling() and _torch_state.has_tangent(x, weight, bias):
+        raise RuntimeError(_autograd.NO_FORWARD_MODE)
+    key = _streams.tensor_of(profile, stream)
+    release = _torch_state.RELEASE
+    if _torch_state.is_transformed() and not is_compiling():
+        train: Any = _autograd.TrainTransformed.apply
+        y: Tensor = train(x, weight, bias, key, release, layer, seed, *parameters)[0]
+        return y
+    if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
+        return torch.ops.lumina.optical_linear_train(x, weight, bias, key, release, layer, seed, *parameters)[0]
+    if is_compiling() or not layer:
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+    try:
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+    except ValueError as error:
+        raise _checks.named(error, layer) from None
+
+
+def _requires_gradient(weight: Tensor, bias: Tensor | None, x: Tensor) -> bool:
+    return weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
+
+
+def autocast(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where autocast made it smaller: the operator is one of those that need float32."""
+    small = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.float() if small and torch.is_autocast_enabled("cpu") else tensor

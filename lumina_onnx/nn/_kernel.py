@@ -1,0 +1,184 @@
+"""The kernel's calls on torch's tensors.
+
+Every tensor is allocated by torch. `lumina_kernel._Tensors` asks torch's table of C functions what and where each is: a
+numpy view of each, or its attributes one after another, would cost as much as the arithmetic of a small layer. What it
+does not take (elements out of order, another dtype) it says before anything is done, and is looked at here. Who calls
+has checked what the tensors are: :func:`._dispatch.is_plain`, or :mod:`._checks`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import lumina_kernel
+from lumina_onnx.nn import _torch_state
+
+_float32 = torch.float32
+_uint8 = torch.uint8
+_tensors = lumina_kernel._Tensors(Tensor, Parameter)
+#: Whether tensors are an input [..., K], a weight [N, K] and a bias [N] or None that the passes take.
+are_call = _tensors.are_call
+#: Whether a tensor is of float32 in the CPU's memory, of no subclass and no wrapper.
+is_float = _tensors.is_float
+#: Bytes that a forward pass saves for its gradient, and bytes more for each row of X.
+saved_bytes = lumina_kernel._saved_bytes
+
+
+class Kept(NamedTuple):
+    """Which gradients a forward pass keeps something for: X's needs W and its scale, and W's needs X's codes."""
+
+    for_x: bool = True
+    for_weight: bool = True
+
+
+_ALL = Kept()
+
+
+def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None) -> lumina_kernel.PreparedLayer:
+    """Quantises and packs weights."""
+    weight, bias = _dense(weight), None if bias is None else _dense(bias)
+    if not _has_memory(weight) or (bias is not None and not _has_memory(bias)):
+        raise _unreadable(weight=weight, bias=bias)
+    return _tensors.prepare(params, weight, bias, torch.get_num_threads())
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    params: lumina_kernel.Params,
+    seed: int,
+    stream: int,
+    prepared: lumina_kernel.PreparedLayer | None,
+    kept: tuple[bool, bool] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The forward pass: y, and where something is `kept` for gradients the bytes that they need beside x and weight."""
+    n, k = weight.shape
+    y = torch.empty(*x.shape[:-1], n)
+    saved = None
+    if kept is not None:
+        call_bytes, row_bytes = saved_bytes(params, n, k, *kept)
+        saved = torch.empty(call_bytes + x.numel() // k * row_bytes, dtype=_uint8)
+    threads = torch.get_num_threads()
+    for_x, for_weight = kept or _ALL
+    # The kernel tells tensors in order from others, but does not see that one stands for its negative.
+    if (
+        x.is_neg()
+        or weight.is_neg()
+        or (bias is not None and bias.is_neg())
+        or not _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads)
+    ):
+        x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
+        y, saved = _on_cpu(y), None if saved is None else _on_cpu(saved, _uint8)
+        if not _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads):
+            raise _unreadable(x=x, weight=weight, bias=bias)
+    return y, saved
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    saved: Tensor,
+    k: int,
+    needs: Sequence[bool],
+    kept: tuple[bool, bool],
+    params: lumina_kernel.Params,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias (None where not needed), from what the forward pass kept."""
+    saved = _aligned(saved)
+    *leading, n = grad.shape
+    dx = torch.empty(*leading, k) if needs[0] else None
+    dw = torch.empty(n, k) if needs[1] else None
+    db = torch.empty(n) if needs[2] else None
+    threads, precision = torch.get_num_threads(), _torch_state.gradient_precision()
+    if (
+        grad.is_neg()
+        or (x is not None and x.is_neg())
+        or (weight is not None and weight.is_neg())
+        or not _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads)
+    ):
+        if x is not None:
+            _check_saved("x", x, (*leading, k))
+        if weight is not None:
+            _check_saved("weight", weight, (n, k))
+        call_bytes, row_bytes = saved_bytes(params, n, k, *kept)
+        _check_saved_bytes(saved, call_bytes + grad.numel() // n * row_bytes)
+        grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
+        dx, dw, db = (None if gradient is None else _on_cpu(gradient) for gradient in (dx, dw, db))
+        if not _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads):
+            raise _unreadable(grad=grad, x=x, weight=weight, saved=saved)
+    return dx, dw, db
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor with its elements in order and as they stand in memory."""
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.contiguous().resolve_neg()
+
+
+def view(tensor: Tensor) -> np.ndarray:
+    """The memory of a CPU tensor as a C-ordered array (a copy only where the tensor is not contiguous)."""
+    array: np.ndarray = _dense(tensor.detach()).numpy()
+    return array
+
+
+def _unreadable(**tensors: Tensor | None) -> ValueError:
+    """The error of a pass that the kernel refused although its operands are dense: one of them has no memory."""
+    names = [name for name, tensor in tensors.items() if tensor is not None and not _has_memory(tensor)]
+    told = " and ".join(f"{name} {[*tensors[name].shape]}" for name in names)  # type: ignore[union-attr]
+    return ValueError(
+        f"{told or 'an operand'} cannot be read: allowed is a tensor with its elements in the CPU's memory (one whose "
+        "storage was freed has none, nor has a subclass that only stands for others)"
+    )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # of a wrapper
+        return False
+
+
+def _on_cpu(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for what `tensor` was made for, where torch's default dtype or device is another."""
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu")
+
+
+def _aligned(saved: Tensor) -> Tensor:
+    """Saved bytes where the kernel can read numbers: torch.vmap stacks those of its samples, a hook may pool them."""
+    try:
+        aligned = saved.data_ptr() % _ALIGNMENT == 0
+    except RuntimeError:  # of a wrapper, which is refused later
+        return saved
+    return saved if aligned else saved.clone()
+
+
+# Of the float32 scales, which come first.
+_ALIGNMENT = 4
+
+
+def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses an operand that comes back from autograd as another tensor."""
+    if tensor.dtype is not _float32 or tensor.shape != shape or not tensor.is_cpu:
+        allowed = f"float32 {[*shape]} {_UNCHANGED}"
+        raise ValueError(f"{name} saved for the gradient is {_told(tensor)}: allowed is {allowed}")
+
+
+_UNCHANGED = "on the CPU, as the forward pass saved it (torch.autograd.graph.saved_tensors_hooks may change it)"
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {[*tensor.shape]} on {tensor.device}"
+
+
+def _check_saved_bytes(saved: Tensor, count: int) -> None:
+    """Refuses bytes that come back from autograd as another tensor."""
+    if saved.dtype is not _uint8 or saved.numel() != count or not saved.is_cpu or not saved.is_contiguous():
+        layout = "" if saved.is_contiguous() else f" ({saved.layout}, its elements out of order)"
+        raise ValueError(
+            f"what was saved for the gradient is {_told(saved)}{layout}: allowed is uint8 [{count}] {_UNCHANGED}"
+        )

@@ -1,0 +1,192 @@
+"""The operators that torch's registry knows: what tracing, compiling and exporting see of an optical layer.
+
+- ``lumina::optical_linear``: the forward pass alone, for inference and export. Its gradient computes it once more.
+- ``lumina::optical_linear_train``: the forward pass that also returns what its gradient needs.
+- ``lumina::optical_linear_backward``: the straight-through gradient.
+
+:mod:`._autograd` registers their gradients, :mod:`._streams` has the operators that draw the noise's stream. Tensors
+are checked here: a graph may be run with other ones than those it was made with.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from lumina_onnx.nn import _checks, _kernel
+from lumina_onnx.nn._kernel import Kept
+from lumina_onnx.nn._parameters import SIGNATURE, call_of, params_of
+
+
+@torch.library.custom_op(
+    "lumina::optical_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {SIGNATURE}) -> Tensor",
+)
+def optical_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
+) -> Tensor:
+    _checks.check_call(x, weight, bias)
+    params, number = call_of(parameters, stream)
+    return _kernel.forward(x, weight, bias, params, seed, number, None, None)[0]
+
+
+@optical_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any) -> Tensor:
+    _checks.check_devices(x=x, weight=weight, bias=bias)  # one on "meta" brings a call on real tensors here
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op(
+    "lumina::optical_linear_train",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str release, str layer, int seed, "
+    f"{SIGNATURE}) -> (Tensor, Tensor, Tensor)",
+)
+def optical_linear_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor,
+    release: str,
+    layer: str,
+    seed: int,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:
+    _checks.check_call(x, weight, bias)
+    params, number = call_of(parameters, stream)
+    try:
+        y, saved = _kernel.forward(x, weight, bias, params, seed, number, None, Kept())
+    except ValueError as error:
+        raise _checks.named(error, layer) from None
+    return y, cast("Tensor", saved), y.new_empty(0)
+
+
+@optical_linear_train.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor,
+    release: str,
+    layer: str,
+    seed: int,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:
+    _checks.check_devices(x=x, weight=weight, bias=bias)
+    n, k = weight.shape
+    call_bytes, row_bytes = _kernel.saved_bytes(params_of(parameters), int(n), int(k), *Kept())
+    rows = math.prod(x.shape[:-1])
+    return (
+        x.new_empty((*x.shape[:-1], n)),
+        x.new_empty((call_bytes + rows * row_bytes,), dtype=torch.uint8),
+        x.new_empty(0),
+    )
+
+
+@torch.library.custom_op(
+    "lumina::optical_linear_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor history, int k, "
+    "bool need_x, bool need_weight, bool need_bias, bool kept_for_x, bool kept_for_weight, "
+    f"{SIGNATURE}) -> (Tensor, Tensor, Tensor)",
+)
+def optical_linear_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    saved: Tensor,
+    history: Tensor,
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    kept_for_x: bool,
+    kept_for_weight: bool,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:
+    _checks.check_tensor("grad", grad)
+    needs = (need_x, need_weight, need_bias)
+    kept = Kept(kept_for_x, kept_for_weight)
+    gradients = _kernel.backward(grad, x, weight, saved, k, needs, kept, params_of(parameters))
+    return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+@optical_linear_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    saved: Tensor,
+    history: Tensor,
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    kept_for_x: bool,
+    kept_for_weight: bool,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:
+    _checks.check_devices(grad=grad, x=x, weight=weight, saved=saved, history=history)
+    n = grad.shape[-1]
+    return (
+        grad.new_empty((*grad.shape[:-1], k) if need_x else (0,)),
+        grad.new_empty((n, k) if need_weight else (0,)),
+        grad.new_empty((n,) if need_bias else (0,)),
+    )
+
+
+def _each_sample(operator: Any) -> None:
+    """Has `operator` run under ``torch.vmap`` sample by sample."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def sample(index: int) -> list[Any]:
+            taken = []
+            for argument, dim in zip(arguments, in_dims, strict=True):
+                if isinstance(argument, Tensor) and dim is not None:
+                    samples = argument.movedim(dim, 0)
+                    # Of no samples the results have the shapes of one of zeros.
+                    argument = samples[index] if info.batch_size else samples.new_zeros(samples.shape[1:])
+                taken.append(argument)
+            return taken
+
+        def together(results: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+            return torch.stack(results)[: info.batch_size]
+
+        results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]
+        if isinstance(results[0], Tensor):
+            return together(results), 0
+        return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
+
+    operator.register_vmap(rule)
+
+
+for _operator in (optical_linear, optical_linear_train, optical_linear_backward):
+    _each_sample(_operator)
+
+
+@register_flop_formula([torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train])
+def _forward_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """What torch counts for a Linear: 2 for each product."""
+    return 2 * math.prod(x) * weight[0]
+
+
+@register_flop_formula(torch.ops.lumina.optical_linear_backward)
+def _backward_flops(
+    grad: tuple[int, ...],
+    x: Any,
+    weight: Any,
+    saved: Any,
+    history: Any,
+    k: int,
+    need_x: bool,
+    need_weight: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * math.prod(grad) * k * (need_x + need_weight)
