@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# maturin builds with other settings than plain cargo; in one folder each would undo the other's work.
+# maturin builds with different settings than plain cargo; in a shared folder each would invalidate the other's builds.
 MATURIN_TARGET := $(CURDIR)/target/maturin
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust_op -name '*.rs' -o -name '*.toml')
 PAGES := $(wildcard *.md) docs models tests/nn/states tests/vectors
@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n auto
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-# In this order: the quickest to fail first, pytest's closing line last.
+# The order: the quickest to fail first, pytest's summary line last.
 all: ## What continuous integration runs
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory site
@@ -44,7 +44,7 @@ test-rust: ## The tests of the crates
 test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS='...' for pytest)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-notebook: $(VENV)/dev.stamp ## Runs the notebooks of examples/
+notebook: $(VENV)/dev.stamp ## Runs the notebooks in examples/
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples
 
 sanitize: ## The tests of the kernel under AddressSanitizer (with a nightly toolchain), else under valgrind; minutes
@@ -78,7 +78,7 @@ bench-train: $(VENV)/dev.stamp ## Benchmarks of training, some minutes (BENCH_AR
 bench-edge: $(VENV)/dev.stamp ## Benchmarks in ONNX Runtime, some minutes (BENCH_ARGS as above)
 	$(BIN)/python -m benchmarks --edge $(BENCH_ARGS)
 
-docs: $(VENV)/dev.stamp ## Rewrites what is generated in docs/ and the READMEs
+docs: $(VENV)/dev.stamp ## Rewrites the generated parts of docs/ and the READMEs
 	$(BIN)/python docs/generate.py --plots
 
 site: $(VENV)/dev.stamp ## Builds the documentation into build/site; broken links and warnings fail
@@ -94,7 +94,7 @@ wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zi
 wheel-test: ## Builds the wheel and tests it in clean environments
 	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run
 
-# The oldest that is served, some between (from 1.24 to 1.27 ONNX Runtime is choosy about what an `if` holds), the newest.
+# The oldest supported release, some in between (1.24 to 1.27 restrict what an `if` may contain), and the newest.
 versions: $(VENV)/dev.stamp ## Runs models in other releases of ONNX Runtime, with the library and without
 	$(BIN)/python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 1.24.4 1.26.0 1.27.0 newest
 
@@ -107,7 +107,7 @@ clean: ## Removes what was built
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The package is installed in place: changed Python needs nothing, changed Rust another install.
+# The package is installed in place: changed Python needs no new install, changed Rust does.
 $(VENV)/%.stamp: $(BIN)/python pyproject.toml $(RUST_SOURCES)
 	CARGO_TARGET_DIR=$(MATURIN_TARGET) $(BIN)/python -m pip install -e '.[$*]'
 	@touch $@

@@ -1,8 +1,8 @@
-"""Writes THIRD-PARTY-NOTICES.txt, or with --check says whether it is as it should be.
+"""Writes THIRD-PARTY-NOTICES.txt, or with --check tells whether it is up to date.
 
-The libraries hold code of other crates. Their licences ask that copyright and terms go along: the wheel carries the
-file, and whoever hands on `liblumina_ort.so` puts it beside that. It is made from what cargo says is linked and from
-the texts that the crates carry. What is said of Rust's own library, of which cargo does not tell, is in
+The libraries contain code from other crates, whose licences require that copyright notices and terms accompany it: the
+wheel carries the file, and whoever distributes `liblumina_ort.so` must include it. It is made from cargo's list of
+linked crates and from the texts that the crates carry. cargo does not list Rust's own library; the notice for it is in
 standard-library.txt.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 NOTICES = ROOT / "THIRD-PARTY-NOTICES.txt"
 STANDARD_LIBRARY = Path(__file__).with_name("standard-library.txt")
-#: It links all that `liblumina_ort.so` does, and more.
+#: It links everything that `liblumina_ort.so` links, and more.
 ROOT_CRATE = "lumina-python"
 PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
 TEXTS = ("COPYRIGHT*", "COPYING*", "LICENSE*", "LICENCE*", "NOTICE*", "UNLICENSE*")
@@ -34,7 +34,7 @@ the Apache License 2.0, its MIT licence is given.
 
 
 def linked(platform: str) -> list[dict[str, Any]]:
-    """The packages of others that are linked on `platform`. Macros run in the compiler and are not."""
+    """The third-party packages that are linked on `platform`. Macros run in the compiler and are not linked."""
     command = ["cargo", "metadata", "--locked", "--format-version=1", f"--filter-platform={platform}"]
     metadata = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     packages = {package["id"]: package for package in metadata["packages"]}
@@ -57,7 +57,7 @@ def texts(package: dict[str, Any]) -> list[str]:
     """The notices and licences that a package carries.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: The package carries none.
     """
     folder = Path(package["manifest_path"]).parent
     files = sorted({path for pattern in TEXTS for path in folder.glob(pattern) if path.is_file()})
@@ -69,7 +69,7 @@ def texts(package: dict[str, Any]) -> list[str]:
 
 
 def rendered() -> str:
-    """The file as it should be."""
+    """The correct content of the file."""
     packages = {(p["name"], p["version"]): p for platform in PLATFORMS for p in linked(platform)}
     lines: list[str] = []
     owners: dict[str, list[str]] = {}
@@ -82,7 +82,7 @@ def rendered() -> str:
 
 
 def main() -> int:
-    """Writes, or checks; 1 where a check finds a difference."""
+    """Writes the file, or checks it; returns 1 if a check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something would change")
     check = parser.parse_args().check
