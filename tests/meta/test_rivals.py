@@ -99,7 +99,7 @@ def test_eager_pytorch_seldom_differs_at_all() -> None:
 
 @pytest.mark.parametrize("law", ["noise_relative", "noise_additive"])
 def test_eager_pytorch_has_the_same_noise(law: str) -> None:
-    """Both sides' noise over its sigma is standard normal."""
+    """On both sides, the noise divided by its sigma is standard normal."""
     torch.manual_seed(0)
     x, weight, bias = tensors(300, 20, 300, 2)
     level: dict[str, Any] = {law: 0.05}
