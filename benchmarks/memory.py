@@ -23,7 +23,7 @@ CANNOT = 3
 
 
 class Missing(RuntimeError):
-    """The peak cannot be measured here; says why."""
+    """The peak cannot be measured here; the message says why."""
 
 
 def peak(task: int, side: str, threads: int, quick: bool) -> int:

@@ -28,7 +28,7 @@ LEAST_READ = 2**20
 
 
 class Missing(RuntimeError):
-    """The peaks cannot be measured; says why."""
+    """The peaks cannot be measured; the message says why."""
 
 
 def build() -> Path:

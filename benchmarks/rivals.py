@@ -286,7 +286,7 @@ def why_no_aihwkit() -> str | None:
 
 
 def _analog(model: nn.Module) -> nn.Module:
-    """The network on aihwkit's tiles in C++, one to a layer, with our bits and noise as near as it has them."""
+    """The network on aihwkit's tiles in C++, one per layer, with bits and noise as close to ours as aihwkit allows."""
     from aihwkit.nn.conversion import convert_to_analog
     from aihwkit.simulator.configs import InferenceRPUConfig
 

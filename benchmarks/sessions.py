@@ -210,7 +210,7 @@ def exact_products() -> tuple[str, ...]:
 
 
 def nothing() -> bytes:
-    """A model of one number: what running a session costs by itself."""
+    """A model of one number, to measure the cost of running a session by itself."""
     return model([Layer((1, 1), [node("Neg", "X", "Y")], {})], 1)
 
 

@@ -1,4 +1,4 @@
-"""Settings of every test: no deadlines, and a head line that says what runs."""
+"""Settings for all tests: no deadlines, and a header line with the kernel's version, tiers and threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("lumina")
 
 
-# pytest-xdist gives its workers the width of the terminal; output that is captured is to be as wide as it wants.
+# pytest-xdist gives its workers the width of the terminal, but captured output must not depend on that width.
 os.environ.pop("COLUMNS", None)
 
 

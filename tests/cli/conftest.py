@@ -1,4 +1,4 @@
-"""A small noisy model, and the command as its users start it."""
+"""A small noisy model, and the command as users start it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """[batch, 6] -> [batch, 3], two layers at 4 bits with noise."""
+    """A model [batch, 6] -> [batch, 3] of two 4-bit layers with noise."""
     torch.manual_seed(0)
     net = optical.convert(
         nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), OpticalProfile(4, 4, 4, noise_additive=0.1)
@@ -44,7 +44,7 @@ class _Two(nn.Module):
 
 @pytest.fixture(scope="session")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two inputs [batch, 4], two outputs [batch, 2]."""
+    """A model with two inputs [batch, 4] and two outputs [batch, 2]."""
     path = tmp_path_factory.mktemp("cli") / "two.onnx"
     net = optical.convert(_Two(), OpticalProfile())
     exporter.export(net, (torch.zeros(2, 4), torch.zeros(2, 4)), path)
@@ -59,7 +59,7 @@ def lumina() -> Lumina:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Process:
-    """Runs the command in a process of its own, in a folder of its own; `hide` are packages that it cannot import."""
+    """Runs the command in a process and a folder of its own; `hide` names packages that it cannot import."""
 
     def run(*arguments: object, hide: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
         script = (

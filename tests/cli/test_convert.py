@@ -1,4 +1,4 @@
-"""lumina convert: a ready file becomes an optical one."""
+"""`lumina convert`: an existing file becomes an optical one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lumina_onnx import OpticalProfile, exporter
 
 @pytest.fixture
 def ready(tmp_path: Path) -> Path:
-    """[batch, 6] -> [batch, 6]: layers named first and second, a ReLU between them."""
+    """A model [batch, 6] -> [batch, 6] with layers named first and second and a ReLU between them."""
     content = [
         helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
         helper.make_node("Relu", ["h"], ["r"]),

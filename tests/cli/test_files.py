@@ -1,4 +1,4 @@
-"""What the command writes is whole or not there at all: on a full disk, on a signal, through links and into pipes."""
+"""The command writes files whole or not at all: on a full disk, on a signal, through links and into pipes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from lumina_onnx import _files
 
 OLD = b"what was there before"
 
-# No file of this process can have more bytes, as on a full disk.
+# Limits the size of every file that this process writes, which simulates a full disk.
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
-# Everything that is written goes through this; at the last argument it says that it is half way, and stays there.
+# Replaces the function through which everything is written: for the last argument it reports that it is halfway, and
+# stays there.
 HALF_WAY = """
 import contextlib, sys, time
 import lumina_onnx._files as files
@@ -44,7 +45,7 @@ files.replacing = half
 
 @pytest.fixture
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """[batch, 60] -> [batch, 60], one MatMul."""
+    """A model [batch, 60] -> [batch, 60] of one MatMul."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 60]) for name in "xy")
     weight = np.random.default_rng(0).normal(size=(60, 60)).astype(np.float32)
     node = helper.make_node("MatMul", ["x", "a"], ["y"], name="only")
@@ -68,7 +69,7 @@ WAYS = ["npz", "npy", "png", "onnx"]
 
 
 def start(before: str, arguments: list[str]) -> subprocess.Popen[str]:
-    # As from a terminal: who runs the tests, in the background or under nohup, may have signals ignored.
+    # As from a terminal: in the background or under nohup, the tests may have inherited ignored signals.
     heard = "import signal\nfor each in (signal.SIGINT, signal.SIGHUP):\n    signal.signal(each, signal.SIG_DFL)\n"
     heard += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script = f"{heard}{before}\nfrom lumina_onnx.cli import main\nmain()\n"
@@ -84,7 +85,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_so_in_a_line(
     target = Path(arguments[-1])
     if old:
         target.write_bytes(OLD)
-    # The float32 model that bench makes for itself shall fit.
+    # The float32 model that bench makes for itself must fit.
     with start(FULL_DISK.format(20_000 if way == "png" else 1_000), arguments) as child:
         out, err = child.communicate(timeout=60)
     assert child.returncode == 1
@@ -109,7 +110,7 @@ def test_a_signal_leaves_what_was_there_and_nothing_else(
         assert len(list(tmp_path.iterdir())) == 2
         child.send_signal(getattr(signal, number))
         _, err = child.communicate(timeout=60)
-    # A shell shows 128 and the signal's number for either.
+    # A shell shows 128 plus the signal's number for both.
     assert child.returncode == (130 if number == "SIGINT" else -getattr(signal, number))
     assert "Traceback" not in err
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [OLD]
@@ -202,7 +203,7 @@ def test_a_model_goes_into_no_pipe(lumina: Any, model: Any, ready: Any, tmp_path
     assert f"path = '{arguments[-1]}' is a pipe or a device; allowed is the name of a file, *.onnx" in result.stderr
 
 
-# The helper alone, as every way of writing has it.
+# The helper by itself, which every way of writing uses.
 
 
 def test_until_the_end_the_old_file_is_there(tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_what_cannot_be_written_is_named(
 def test_a_protected_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = _file(tmp_path / "y.txt")
     target.chmod(0o444)
-    if os.geteuid() == 0:  # who may write everything
+    if os.geteuid() == 0:  # root may write to any file
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match=r"y\.txt': cannot be written \(Permission denied\)"):
         _files.replacing(target).__enter__()

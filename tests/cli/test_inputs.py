@@ -1,4 +1,4 @@
-"""What run, bench and verify are given: random inputs that do not do, strings, and what is no file."""
+"""Inputs for run, bench and verify: random ones that a model rejects, strings, and paths that are not files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["run", "bench"])
 def test_random_inputs_that_do_not_do(lumina: Any, model: Any, tmp_path: Path, quick: Any, name: str) -> None:
-    """As verify does, with a way out."""
+    """They report the error as verify does, with a way to give other inputs."""
     proto = onnx.load(model)
     node = onnx.helper.make_node("Reshape", ["flat", "shape"], [proto.graph.input[0].name])
     proto.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["n"]))
@@ -51,7 +51,7 @@ def written(path: Path, **arrays: np.ndarray) -> Path:
 
 @pytest.fixture
 def strings(model: Any, tmp_path: Path) -> Path:
-    """Beside its layers it passes words on."""
+    """A model that also passes strings through, beside its layers."""
     proto = onnx.load(model)
     proto.graph.node.append(onnx.helper.make_node("Identity", ["words"], ["same"]))
     for values, name in ((proto.graph.input, "words"), (proto.graph.output, "same")):
@@ -91,7 +91,7 @@ def test_an_output_that_is_no_tensor(lumina: Any, model: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["run", "bench", "verify", "inspect"])
 def test_what_is_no_file_is_not_read(lumina: Any, model: Any, tmp_path: Path, name: str) -> None:
-    """A FIFO without a writer would never end, nor a device."""
+    """Reading a FIFO without a writer, or a device, would never end."""
     os.mkfifo(tmp_path / "fifo")
     for path, kind in ((tmp_path / "fifo", "FIFO"), (Path("/dev/zero"), "device")):
         result = lumina(name, path)

@@ -82,7 +82,7 @@ def test_verify_fails_with_1_where_bits_differ(lumina: Any, model: Any, monkeypa
 
 
 def test_verify_says_what_it_did_not_check_and_passes(lumina: Any, model: Any, tmp_path: Path) -> None:
-    """The layer in a branch that the input does not reach."""
+    """The unchecked layer is in a branch that the input does not reach."""
     proto = onnx.load(model)
     layers = [node for node in proto.graph.node if node.op_type == "OpticalLinear"]
     last = layers[-1]
@@ -272,7 +272,7 @@ def test_bench_measures_every_way_with_each_number_of_threads(lumina: Any, model
         assert row["speed_up"] == twin["p50"] / row["p50"]
     files = {row["side"]: row["bytes"] for row in facts["rows"]}
     assert files["with the library"] == files["without it"] == model.stat().st_size
-    assert files["float32 twin"] < model.stat().st_size  # It is small, and has no function body.
+    assert files["float32 twin"] < model.stat().st_size  # The twin has no function body.
     assert "measure" in result.stderr
 
 
@@ -289,7 +289,7 @@ def test_bench_by_default_runs_on_one_thread_to_all_cores(
 
 
 def test_a_measurement_runs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two calls take turns, and their times are their own."""
+    """Two calls take turns, and each gets its own times."""
     now, order = [0], []
 
     def call(name: str, nanoseconds: int) -> None:
@@ -304,7 +304,7 @@ def test_a_measurement_runs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (fast["p50"], fast["p90"], fast["p99"]) == pytest.approx((5e-3,) * 3)
     assert (slow["p50"], slow["p90"], slow["p99"]) == pytest.approx((20e-3,) * 3)
     assert (fast["runs"], slow["runs"]) == (12, 3)
-    assert rounds[-1][8:] == [*"aaaaab", *"baaaaa", *"aaaaab"]  # With a run ahead of each burst of several.
+    assert rounds[-1][8:] == [*"aaaaab", *"baaaaa", *"aaaaab"]  # An extra run precedes each burst of several.
 
 
 @pytest.mark.usefixtures("quick")
@@ -381,7 +381,7 @@ def test_bench_help_shows_what_stands_in_brackets(lumina: Any, monkeypatch: pyte
 def test_data_that_are_missing_are_named(
     lumina: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """Others of their name in the current folder are none of its."""
+    """Data of the same name in the current folder are not taken for the model's."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a" / "small.onnx"
     path.parent.mkdir()

@@ -1,4 +1,4 @@
-"""What stands in a file is data: nothing of it is an order to the terminal, and nothing of it is markup."""
+"""The contents of a file are data: the terminal must not obey them, and nothing in them is markup."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lumina_onnx import nn as optical
 from lumina_onnx._text import text, visible
 from lumina_onnx.cli import bench
 
-# Sets a title and a colour, turns the direction of writing round, ends a line, is markup, and mathematics to a plot.
+# Sets a title and a colour, reverses the writing direction, ends a line, and holds markup and a plot's math text.
 EVIL = "\x1b]0;title\x07\x1b[31m\u202e\x9b2J\n[bold red]x[/] $\\frac$ é中"
 SEEN = "\\x1b]0;title\\x07\\x1b[31m\\u202e\\x9b2J\\n[bold red]x[/] $\\frac$ é中"
 
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """[batch, 6] -> [batch, 6]: every name that a file can hold is evil, its own too."""
+    """A model [batch, 6] -> [batch, 6] in which every name is evil, and the file's own name too."""
     x, y = (helper.make_tensor_value_info(f"{name}{EVIL}", TensorProto.FLOAT, [f"n{EVIL}", 6]) for name in "xy")
     content = [
         helper.make_node("MatMul", [x.name, f"a{EVIL}"], [f"h{EVIL}"], name=f"first{EVIL}"),
@@ -67,7 +67,7 @@ def is_harmless(written: str) -> bool:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # The picture's font has none for the Chinese character.
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # The plot's font has no glyph for the Chinese character.
 @pytest.mark.parametrize(
     ("command", "columns"),
     [("inspect", 60), *((command, 160) for command in ("inspect", "verify", "run", "bench", "convert"))],

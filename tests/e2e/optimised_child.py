@@ -1,4 +1,4 @@
-"""What `python -O` must give as any other: `python -O optimised_child.py FOLDER` prints it as JSON."""
+"""Results that must be the same under `python -O`: `python -O optimised_child.py FOLDER` prints them as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def freed(tensor: Tensor) -> Tensor:
 
 
 def guards() -> dict[str, str]:
-    """The errors of calls that must not return anything."""
+    """The errors of calls that must raise."""
     found = {}
     for name in ("x", "weight", "bias"):
         for grad in (False, True):
@@ -70,7 +70,7 @@ def guards() -> dict[str, str]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """A step of training, calibration, export and a run, as digests of their bits; and the errors of guards."""
+    """A training step, calibration, export and a run, as digests of their bits, and the errors from `guards`."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = optical.convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), PROFILE)

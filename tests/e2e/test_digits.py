@@ -1,4 +1,4 @@
-"""The way of a model: trained with the noise in the loop, calibrated, exported, run in ONNX Runtime."""
+"""A model from start to finish: trained with the noise in the loop, calibrated, exported, run in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_digits_from_training_to_onnx_runtime(
         np.testing.assert_array_equal(got.view(np.uint32), expected.numpy().view(np.uint32))
         assert accuracy(torch.from_numpy(got), test_y) > 0.9
     with torch.no_grad(), optical.noise(model, True, stream=0), pytest.raises(AssertionError):
-        # The noise is really on: another stream gives other bits.
+        # The noise is really on: another stream gives different bits.
         np.testing.assert_array_equal(got, model(test_x).numpy())
     assert verify(path, inputs=test_x[:64], reference=model).ok  # type: ignore[arg-type]
 

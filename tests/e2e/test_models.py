@@ -1,4 +1,4 @@
-"""The committed models and what is written of them; the page on physics and its figures."""
+"""The committed models and what their cards state; docs/measurements/physics.md and its figures."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_cards_state_what_the_files_are() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_that_states_something_else_is_found(common: Any, name: str, tmp_path: Path) -> None:
-    """Another threshold of the last layer changes sha256 and accuracy, and with them the card."""
+    """Changing the last layer's threshold changes sha256 and accuracy, and with them the card."""
     path = ROOT / "models" / f"{name}.onnx"
     card = common.card(path)
     assert card in (ROOT / "models" / "README.md").read_text(encoding="utf-8")
@@ -161,7 +161,7 @@ def test_the_page_on_precision_shows_its_figures(precision: Any, monkeypatch: py
     }
     for row in rows:
         assert row["accuracy"].count == 20
-        # What the page says of it: less than one of the test's 1,000 images.
+        # As the page states: less than one of the 1,000 test images.
         assert abs(row["paired"].mean) < 1e-3, row
         assert row["precision"] == "medium" or row["paired"].mean == row["paired"].error == 0, row
 

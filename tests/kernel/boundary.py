@@ -1,7 +1,8 @@
-"""Random calls from Python: arrays and tensors of every kind, right ones and wrong ones. CASES.
+"""Random calls from Python with arrays and tensors of every kind, valid and invalid. Its argument: how many CASES.
 
-All memory of a call lies between canaries, which may not change, as what is only read may not. What is taken equals the
-reference bit for bit; what is refused is a TypeError or ValueError that begins with the argument's name.
+All memory of a call lies between canaries, which must not change; nor must memory that is only read. The results of an
+accepted call equal the reference bit for bit; a refused call raises a TypeError or ValueError that begins with the
+argument's name.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from lumina_onnx import reference
 
 
 class Call:
-    """The arguments of a call, of which at most one is wrong. There are about `arguments`."""
+    """The arguments of a call, about `arguments` of them, of which at most one is wrong."""
 
-    #: Calls that were refused as they should be.
+    #: How many calls were rightly refused.
     refused = 0
 
     def __init__(self, rng: np.random.Generator, arguments: int = 6) -> None:
         self.rng, self.memory = rng, Memory(rng)
-        #: Arguments still to come until the one that is wrong.
+        #: How many arguments are left before the wrong one.
         self.until_fault = int(rng.integers(2 * arguments))
-        #: What a message may begin with, and what is wrong; nothing where the call is to be taken.
+        #: What a message may begin with, and what is wrong; empty and None if the call should be accepted.
         self.names: tuple[str, ...] = ()
         self.wrong: Wrong | None = None
 
@@ -43,7 +44,7 @@ class Call:
         return self.until_fault == -1
 
     def read(self, name: str, values: np.ndarray, *, matrix: bool = False, names: tuple[str, ...] = ()) -> Any:
-        """`values` in some form; the wrong argument in another. `matrix`: any matrix would be taken, nothing else."""
+        """`values` in a valid form, or in an invalid one for the wrong argument. `matrix`: any matrix is accepted."""
         if not self.is_fault():
             return self.pick(GOOD)(self.memory, values)[0]
         if self.rng.random() < 0.2:
@@ -56,7 +57,7 @@ class Call:
         return made
 
     def write(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
-        """Memory for a result; for the wrong one of another dtype, shape or order, or read-only."""
+        """Memory for a result; for the wrong argument with another dtype, shape or order, or read-only."""
         values = self.rng.integers(1, 100, shape).astype(dtype)
         if self.is_fault():
             made, self.wrong = self.pick(UNFIT)(self.memory, values)
@@ -67,7 +68,7 @@ class Call:
         return torch.from_numpy(made) if self.rng.random() < 0.4 else made
 
     def overlapping(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """`values`, and memory for a result called `name` whose first element is the last of them."""
+        """`values`, and memory for a result called `name` whose first element is the last of the values."""
         count = int(np.prod(shape))
         block = self.memory.put(np.concatenate([values.reshape(-1), np.ones(count - 1, np.float32)]))
         pair: list[Any] = [block[: values.size].reshape(values.shape), block[values.size - 1 :].reshape(shape)]
@@ -75,7 +76,7 @@ class Call:
         return tuple(torch.from_numpy(one) if self.rng.random() < 0.3 else one for one in pair)  # type: ignore[return-value]
 
     def judge(self, call: Callable[[], Any]) -> Any:
-        """The result, or None where the call was refused as it should be."""
+        """The result, or None if the call was rightly refused."""
         try:
             result = call()
         except (TypeError, ValueError) as raised:
@@ -94,7 +95,7 @@ class Call:
 
 
 def same(got: Any, expected: np.ndarray) -> None:
-    """Asserts that an array or tensor holds these bits."""
+    """Asserts that an array or tensor has exactly the expected bits."""
     array = got.detach().numpy() if isinstance(got, torch.Tensor) else got
     assert array.dtype == expected.dtype, array.dtype
     assert array.shape == expected.shape, (array.shape, expected.shape)
@@ -132,7 +133,7 @@ class Layer(NamedTuple):
 
 
 def any_layer(rng: np.random.Generator, *, rows: int | None = None) -> Layer:
-    """Any layer of up to 33 outputs and inputs, on an input of any rank."""
+    """A random layer of up to 33 outputs and inputs, with an input of any rank."""
 
     def pick(*choices: Any) -> Any:
         return choices[int(rng.integers(len(choices)))]
@@ -159,7 +160,7 @@ def any_layer(rng: np.random.Generator, *, rows: int | None = None) -> Layer:
     return Layer(normal[0], normal[1], bias, parameters, int(rng.integers(2**40)), int(rng.integers(2**40)))
 
 
-#: What a message may begin with where a shape is wrong: the one that does not fit the others.
+#: What a message may begin with if a shape is wrong: any argument whose shape does not fit the others.
 SHAPES = ("input", "x", "weight", "bias", "out", "output_range", "N (rows", "K (columns")
 
 
@@ -199,7 +200,7 @@ def forward(call: Call, *, prepared: bool = False) -> None:
 
 
 def training(call: Call) -> None:
-    """`forward_train`, and `backward` on what it has saved."""
+    """`forward_train`, and `backward` with what it saved."""
     layer = any_layer(call.rng, rows=int(call.rng.integers(6)))
     x = call.read("x", layer.x)
     w = call.read("weight", layer.w)
@@ -251,7 +252,7 @@ def storage(call: Call) -> None:
         same(drawn, reference.noise(layer.seed, layer.stream, m, n))
 
 
-#: What hooks of autograd hand back for a saved tensor, and whether the gradient can be had from it.
+#: What autograd's hooks may return for a saved tensor, and whether the gradient can be computed from it.
 HANDED_BACK: list[tuple[Callable[[torch.Tensor], Any], bool]] = [
     (lambda saved: saved, True),
     (lambda saved: saved.clone(), True),
@@ -271,7 +272,7 @@ HANDED_BACK: list[tuple[Callable[[torch.Tensor], Any], bool]] = [
 ]
 
 
-#: Tensors that a differentiable call takes, in whatever order their elements are.
+#: Tensors in various element orders, all of which a differentiable call accepts.
 ORDERS: list[Callable[[torch.Tensor], torch.Tensor]] = [
     lambda made: made,
     lambda made: made.t().contiguous().t() if made.dim() == 2 else made,
@@ -283,7 +284,7 @@ ORDERS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 
 
 def layers(call: Call) -> None:
-    """The differentiable function, with hooks that hand back other tensors than were saved."""
+    """The differentiable function, with hooks that return other tensors than those saved."""
     from lumina_onnx.nn.functional import optical_linear
     from lumina_onnx.profile import OpticalProfile
 
@@ -321,7 +322,7 @@ def layers(call: Call) -> None:
         for got, expected in zip(gradients, layer.gradients(dy), strict=False):
             same(got, expected)
     else:
-        # Of no rows it takes nothing.
+        # With no rows the backward pass reads nothing.
         assert not y.numel(), "a gradient from what cannot be read"
 
 
@@ -335,9 +336,9 @@ MODES: dict[str, Callable[[Call], None]] = {
 
 
 def main(cases: str) -> None:
-    """Runs so many cases of each mode, and prints how many calls each refused.
+    """Runs this many cases of each mode, and prints how many calls each mode refused.
 
-    Each case has a seed of its own. It is told before the case runs, for a process that ends says nothing.
+    Each case has a seed of its own, printed before the case runs, since a crashed process can print nothing.
     """
     faulthandler.enable()
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Arrays and tensors of every kind, right ones and wrong ones, in memory between canaries."""
+"""Arrays and tensors of every kind, valid and invalid, in memory between canaries."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class TensorSubclass(torch.Tensor):
 
 
 class Wrong(NamedTuple):
-    """That an argument is refused."""
+    """The error with which a wrong argument is refused."""
 
     error: type[Exception]
-    #: What the message says of it.
+    #: Part of the message.
     message: str
 
 
@@ -38,7 +38,7 @@ class Memory:
         self.written: list[int] = []
 
     def put(self, values: np.ndarray, *, written: bool = False, unaligned: bool = False) -> np.ndarray:
-        """A copy of `values`, in their order."""
+        """A copy of `values` between canaries, in C order."""
         start = CANARY + 4 * int(self.rng.integers(8)) + unaligned
         block = self.rng.integers(0, 256, start + values.nbytes + CANARY, np.uint8)
         place = slice(start, start + values.nbytes)
@@ -50,7 +50,7 @@ class Memory:
         return array
 
     def check(self, taken: bool) -> None:
-        """Nothing has changed but, where the call was taken, what it was to write."""
+        """Asserts that nothing has changed except, if the call was accepted, the memory for its results."""
         for index, (block, before, place) in enumerate(self.blocks):
             if taken and index in self.written:
                 block, before = block.copy(), before.copy()
@@ -62,7 +62,7 @@ Form = Callable[[Memory, np.ndarray], tuple[Any, Wrong | None]]
 
 
 def contiguous(array: np.ndarray) -> Wrong | None:
-    """Whether numpy says that an array is in C order and aligned."""
+    """What is wrong with an array that numpy does not report as C-contiguous and aligned; else None."""
     if not array.flags.c_contiguous:
         return Wrong(ValueError, "is not C-contiguous")
     return None if array.flags.aligned else Wrong(ValueError, "starts at an address")
@@ -89,7 +89,7 @@ def fortran(memory: Memory, values: np.ndarray) -> tuple[Any, Wrong | None]:
 
 def broadcast(memory: Memory, values: np.ndarray) -> tuple[Any, Wrong | None]:
     array = np.broadcast_to(memory.put(values[:1]), values.shape)
-    # Of a single row it is that row.
+    # Broadcasting a single row changes nothing.
     return array, contiguous(array)
 
 
@@ -121,7 +121,7 @@ def other(make: Callable[[np.ndarray], Any]) -> Form:
 
 def tensor(make: Callable[[torch.Tensor], torch.Tensor], wrong: Wrong | None = None) -> Form:
     def form(memory: Memory, values: np.ndarray) -> tuple[Any, Wrong | None]:
-        # Where there are no elements, no memory is enough.
+        # Without elements, a tensor needs no memory.
         found = None if wrong is NO_MEMORY and not values.size else wrong
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,12 +137,12 @@ def transposed(memory: Memory, values: np.ndarray) -> tuple[Any, Wrong | None]:
 
 
 def negated(made: torch.Tensor) -> torch.Tensor:
-    """One that stands for the negative of what its memory holds."""
+    """A tensor with the negative bit set: its values are the negated contents of its memory."""
     return torch.complex(torch.zeros_like(made), -made).conj().imag
 
 
 def freed(made: torch.Tensor, offset: int = 9, left: int | None = 0) -> torch.Tensor:
-    """One at an offset in a storage that was freed, or is a byte too short."""
+    """A tensor at an offset in a storage that was freed, or (`left` None) is one byte too short."""
     made = torch.cat([made.new_zeros(offset), made.reshape(-1)])[offset:].view(made.shape)
     storage = made.untyped_storage()
     storage.resize_(storage.nbytes() - 1 if left is None else left)
@@ -150,7 +150,7 @@ def freed(made: torch.Tensor, offset: int = 9, left: int | None = 0) -> torch.Te
 
 
 def fake(made: torch.Tensor) -> torch.Tensor:
-    """One without memory that says it is on the CPU, at an offset."""
+    """A tensor without memory that claims to be on the CPU, at an offset."""
     whole = FakeTensorMode().from_tensor(torch.zeros(made.numel() + 9))
     return whole[9:].view(made.shape)
 
@@ -167,7 +167,7 @@ GOOD: list[Form] = [
     tensor(lambda made: torch.nn.Parameter(made, requires_grad=False)),
     tensor(lambda made: made.as_subclass(TensorSubclass)),
 ]
-#: Some of these are right where their values allow no wrong order, or are of that dtype.
+#: Some of these are valid after all, if the values have that dtype or a shape for which every order is the same.
 ODD: list[Form] = [
     strided(2),
     strided(-1),

@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, with a layer at hand."""
+"""Runs scripts in processes of their own, after a prelude that defines a layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(**more):
 
 
 def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
+    """Runs a script in a process of its own; the time limit is only there to catch a deadlock."""
     clean = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LUMINA_ISA")}
     return subprocess.run(
         [sys.executable, "-c", PRELUDE + script],

@@ -1,4 +1,4 @@
-"""Calls on arrays that another process writes all the while. Prints how often each had which outcome, as JSON."""
+"""Calls on arrays that another process keeps writing. Prints how often each call had which outcome, as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import lumina_kernel
 
 N, K, CALLS = 8, 20_000, 400
 SHORT = 20_001
-"""Odd, so that the last byte of a packed row is filled up."""
+"""Odd, so that the last byte of a packed row is padded."""
 generator = np.random.default_rng(0)
 
 
@@ -34,7 +34,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def outcome(call: Callable[[], Any]) -> str:
-    """ "done", or the error without its indices. What is no Exception ends the process."""
+    """ "done", or the error without its indices. Anything but an Exception ends the process."""
     try:
         call()
     except Exception as error:
@@ -63,7 +63,7 @@ def forward(x: np.ndarray, w: np.ndarray, bias: np.ndarray, **more: Any) -> Call
 
 
 def main() -> None:
-    """Races of everything that is read, or read again."""
+    """Races on every argument that is read, or read again."""
     lumina_kernel.set_num_threads(1)
     nan, inf = float("nan"), float("inf")
     x, w, bias, y = shared(normal(4, K)), shared(normal(N, K)), shared(normal(N)), shared(np.zeros((4, N), np.float32))

@@ -1,4 +1,4 @@
-"""Which arrays are taken, and what is said of the others."""
+"""Which arrays are accepted, and the errors for the others."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_it_is_the_noise_of_the_reference(seed: int, stream: int, rows: int, col
 
 
 def test_it_is_the_noise_that_a_call_adds() -> None:
-    """With a full scale of 1 and no signal, what a call gives is the noise itself."""
+    """With a full scale of 1 and no signal, the result of a call is the noise itself."""
     x, weight = np.zeros((70, 3), np.float32), np.zeros((1500, 3), np.float32)
     y = lumina_kernel.optical_linear_forward(
         x, weight, None, 0.0, 0, noise_additive=1.0, output_range=1.0, seed=7, stream=9

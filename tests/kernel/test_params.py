@@ -1,4 +1,4 @@
-"""Params, and every value that an attribute refuses."""
+"""`Params`, and every value that a parameter refuses."""
 
 from __future__ import annotations
 

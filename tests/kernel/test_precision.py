@@ -20,7 +20,7 @@ RELATIVE: dict[Literal["highest", "high", "medium"], float] = {"highest": 0.0, "
 
 @dataclass
 class Pass:
-    """What a forward pass left, and dY."""
+    """What a forward pass saved, and dY."""
 
     params: lumina_kernel.Params
     dy: np.ndarray
@@ -40,7 +40,7 @@ class Pass:
 
 
 def forward(shape: tuple[int, int, int], seed: int, size: float = 1.0, **parameters: Any) -> Pass:
-    """A pass over random numbers, with dY of that size."""
+    """A forward pass over random numbers, with dY scaled by `size`."""
     m, n, k = shape
     generator = np.random.default_rng(seed)
     x, weight, dy = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k), (m, n)))
@@ -65,7 +65,7 @@ def threads() -> Iterator[None]:
 
 
 def assert_within(actual: np.ndarray, left: np.ndarray, right: np.ndarray, relative: float) -> None:
-    """Bounds ``actual`` as the product of ``left`` [rows, T] and ``right`` [T, K]."""
+    """Asserts that ``actual`` is the product of ``left`` [rows, T] and ``right`` [T, K] within the bound."""
     terms = left.shape[1]
     bound = (relative + (terms + 2) * 2.0**-23) * (abs(left) @ abs(right))
     bound += terms * 2.0**-125 * (1 + abs(right).max(initial=0))
@@ -82,7 +82,7 @@ def test_every_precision_keeps_its_bound(precision: Literal["highest", "high", "
     assert not dx[masked].any()
     for_x, for_weight = g * case.saved.weight_scale, (g * case.saved.x_step[:, None]).T
     relative = RELATIVE[precision]
-    # A masked element is no sum: its place is taken by the exact one.
+    # A masked element is not a sum; the exact sum is put in its place.
     assert_within(np.where(masked, for_x @ w, dx), for_x, w, relative)
     assert_within(dw, for_weight, x, relative)
     np.testing.assert_array_equal(db, case.gradients("highest")[2])

@@ -1,4 +1,4 @@
-"""What belongs to the process: threads, forks, the interpreter's lock, tiers, fresh noise."""
+"""State of the process: threads, forks, the interpreter's lock, tiers, fresh noise."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_default_threads(value: str, threads: int | None) -> None:
     assert 1 <= allowed <= len(os.sched_getaffinity(0))
 
 
-# Made here, since numpy gives the interpreter up too.
+# Made here rather than in the calls, since numpy releases the interpreter too.
 DY, INPUT, WEIGHT = (np.ones(shape, np.float32) for shape in ((2000, 100), (2000, 30), (100, 30)))
 SAVED = lumina_kernel.forward_train(lumina_kernel.Params(), INPUT, WEIGHT, None, 0, 0)[1]
 
@@ -93,7 +93,7 @@ def gradient() -> None:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("call", [lambda: run(seed=1), gradient], ids=["forward", "gradient"])
 def test_other_threads_run_python_during_a_long_call(call: Callable[[], object]) -> None:
-    """No thread gives the interpreter up of itself here, so another one runs only if a call lets it."""
+    """No thread is made to yield the interpreter here, so another one runs only if a call releases it."""
     lumina_kernel.set_num_threads(1)
     gate, entered, interval = threading.Event(), threading.Event(), sys.getswitchinterval()
     seen = []

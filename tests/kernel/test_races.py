@@ -1,4 +1,4 @@
-"""Arrays that change while they are read: a result, or an error in words."""
+"""Arrays that change while they are read: the outcome is a result or a clear error."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ print(wrong)
 
 
 def test_a_fault_after_a_call_is_shown() -> None:
-    """faulthandler has a stack of its own for its handler: it has to be large enough for all that a call uses."""
+    """faulthandler's own signal stack must be large enough for all the registers that a call uses."""
     script = """
 import ctypes, faulthandler
 run(seed=3)
@@ -68,7 +68,7 @@ ctypes.string_at(0)
 
 
 def test_bits_with_a_small_stack_for_signals() -> None:
-    """Before the first call: the system then refuses matrix tiles, without a word from us. After it, where it may."""
+    """A small signal stack before the first call: the system then refuses matrix tiles, and we silently go without."""
     expected = output(CHECKSUM)
     before = output(SMALL_STACK + "kept = alternate_stack(4096)\n" + CHECKSUM)
     assert before == expected
@@ -76,7 +76,7 @@ def test_bits_with_a_small_stack_for_signals() -> None:
 
 @pytest.mark.skipif(not has_matrix_tiles(), reason="the processor has no matrix tiles")
 def test_matrix_tiles_that_the_system_refuses() -> None:
-    """Linux has no room for their registers on the stack that a thread has for its signals."""
+    """The thread's signal stack has no room for the registers of matrix tiles, so Linux refuses them."""
     script = SMALL_STACK + "kept = alternate_stack(4096)\n"
     told = output(script + "print(lumina_kernel.isa(), *lumina_kernel.available_isas())").split()
     assert told[0] == told[-1] == "avx512"

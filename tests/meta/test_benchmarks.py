@@ -1,4 +1,4 @@
-"""The benchmarks run, say what they promise to, and compare like with like. No speed is asserted."""
+"""The benchmarks run, report what they promise, and compare like with like. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_group_and_every_tier_is_measured(measured: dict[str, Any]) -> Non
         expected.remove(("aihwkit", tier))
     if measured["machine"]["cores"] < 2:
         expected -= {("scaling", tier), ("step-scaling", tier)}
-    # Where one tier is asked for, it is the only one.
+    # If the environment forces a tier, it is the only one that is measured.
     vectors = [] if "LUMINA_ISA" in os.environ else lumina_kernel.available_isas()[1:]
     expected |= {(name, other) for name, group in GROUPS.items() if group.every_tier for other in vectors}
     assert found == expected
@@ -180,7 +180,7 @@ def test_sides_take_turns() -> None:
         return Side(call, before=lambda: bursts.append(name))
 
     times = interleave({"a": side("a"), "b": side("b")}, Effort(rounds=4, burst=1e-6, settle=0.0))
-    # To see how long they take, and then round by round.
+    # First once each to estimate their duration, then round by round.
     assert "".join(bursts) == "ab" + "ab" + "ba" + "ab" + "ba"
     for name in calls:
         assert len(times[name].rounds) == 4

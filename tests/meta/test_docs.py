@@ -1,4 +1,4 @@
-"""The pages: their examples run, what they name exists, and both languages say the same."""
+"""The documentation: its examples run, what it names exists, and both languages say the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("models/*.md"), *ROOT.glob("tests/*/*.md")]
 )
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
-# The Chinese page holds the English one's examples word for word.
+# The Chinese page has the same examples as the English one, word for word.
 EXAMPLES = [ENGLISH, *sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "docs" / "reference" / "profiles.md"]
 FOLDERS = ("benchmarks", "docs", "examples", "export", "lumina_onnx", "models", "rust_op", "tests")
 
@@ -32,9 +32,9 @@ class Block:
     language: str
     code: str
     line: int
-    """Of its first line of code."""
+    """Line number of its first line of code."""
     follows: bool
-    """Whether nothing but empty lines stands between it and the block before."""
+    """Whether only empty lines separate it from the block before."""
 
 
 def blocks(text: str) -> list[Block]:
@@ -60,7 +60,7 @@ def named(pages: list[Path]) -> list[Any]:
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks of a page run one after another; a text block right after one is what it prints."""
     monkeypatch.chdir(tmp_path)
-    # What a reader has copied to a board.
+    # The file that a reader has copied to a board.
     Path("liblumina_ort.so").symlink_to(library_path())
     Path("digits-4bit.onnx").symlink_to(ROOT / "models" / "digits-4bit.onnx")
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -68,7 +68,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.language == "python":
             output = io.StringIO()
-            # The empty lines make a traceback name the page's own lines.
+            # With the empty lines, line numbers in a traceback are those of the page.
             code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
             with contextlib.redirect_stdout(output):
                 exec(code, namespace)
@@ -110,7 +110,7 @@ def test_paths_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_names_exist(page: Path) -> None:
-    # What follows three colons is a path in the sources, which building the site checks.
+    # Three colons precede a path in the sources, which the build of the site checks.
     text = re.sub(r"^::: .*$", "", prose(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
     for name in set(re.findall(r"\blumina_(?:kernel|onnx)(?:\.[A-Za-z_]\w*)+", text)):
         if name.endswith((".pyi", ".json", ".so")):
@@ -153,7 +153,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def skeleton(page: Path) -> list[tuple[str, Any]]:
-    """What both languages share: levels of headings, code, sizes of tables, links, list entries."""
+    """What both languages must share: levels of headings, code, sizes of tables, links, list entries."""
     text = page.read_text(encoding="utf-8").replace(ENGLISH.name, "THE OTHER").replace(CHINESE.name, "THE OTHER")
     shape: list[tuple[str, Any]] = []
     code = iter(blocks(text))
@@ -177,7 +177,7 @@ def skeleton(page: Path) -> list[tuple[str, Any]]:
 
 
 def without_comments(block: Block) -> str:
-    """The code; the figure and the comments are in the page's own language."""
+    """A block's code without its comments, which are in the page's own language."""
     if block.language == "text" and not block.follows:
         return ""
     lines = (re.sub(r"(^|\s+)# .*$", "", line) for line in block.code.splitlines())

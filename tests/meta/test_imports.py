@@ -1,4 +1,4 @@
-"""Who may import whom, and what importing costs."""
+"""Which part may import which, and what importing costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import lumina_onnx
 PACKAGE = Path(lumina_onnx.__file__).parent
 # A part imports from itself and from the parts before it.
 ORDER = ["", "nn", "exporter", "cli"]
-# What a part may import at the head of a module, beside numpy, the kernel and the standard library.
+# What a part may import at module level, besides numpy, the kernel and the standard library.
 ALLOWED = {
     "": set(),
     "nn": {"torch", "rich"},
@@ -37,7 +37,7 @@ def part(path: Path) -> str:
 
 
 def imported(path: Path, whole: bool) -> Iterator[str]:
-    """The absolute names that a module imports; with `whole` those in functions too, else those at its head."""
+    """The absolute names that a module imports: at module level, or with `whole` in functions too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     within = ["lumina_onnx", *path.relative_to(PACKAGE).with_suffix("").parts]
     pending: list[ast.AST] = [tree]

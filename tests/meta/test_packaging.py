@@ -54,7 +54,7 @@ def test_the_notices_of_linked_crates_are_installed() -> None:
     distribution = importlib.metadata.distribution("lumina-onnx")
     notices = distribution.read_text("licenses/THIRD-PARTY-NOTICES.txt")
     assert notices == (ROOT / "THIRD-PARTY-NOTICES.txt").read_text(encoding="utf-8")
-    # By what cargo prints, where the file is made from what it resolves.
+    # `cargo tree` is independent of `cargo metadata`, from which the file is made.
     command = ("cargo", "tree", "--locked", "--package=lumina-python", "--edges=normal,no-proc-macro", "--prefix=none")
     linked = {line.split(" (")[0].replace(" v", " ") for line in tool(*command, "--format={p}").splitlines()}
     linked -= {f"{name} {lumina_kernel.__version__}" for name in ("lumina-kernel", "lumina-ort", "lumina-python")}

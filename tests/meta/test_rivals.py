@@ -1,4 +1,4 @@
-"""The other sides of the benchmarks compute what the operator computes: like is compared with like."""
+"""The rivals in the benchmarks compute what the operator computes, so that like is compared with like."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_eager_pytorch_is_the_same_without_an_adc(
 
 @given(dimensions, dimensions, dimensions, st.integers(0, 99), st.sampled_from([2, 4, 8]))
 def test_eager_pytorch_with_fixed_ranges_is_within_a_step(m: int, k: int, n: int, seed: int, bits: int) -> None:
-    """Clipped where the operator clips, and with its gradient."""
+    """It clips where the operator clips, and has the same gradient."""
     results = []
     ranges = {"input_range": 1.5, "output_range": 2.0 * k**0.5}
     profile = OpticalProfile(bits, bits, bits, **ranges)
@@ -62,7 +62,7 @@ def test_eager_pytorch_with_fixed_ranges_is_within_a_step(m: int, k: int, n: int
     levels = 2 ** (bits - 1) - 1
     (ours, *gradients), (theirs, *others) = results
     assert float((ours - theirs).abs().max()) <= 1.001 * ranges["output_range"] / levels
-    # PyTorch lets the gradient of what lies beyond a range pass where it rounds to it, within half a step.
+    # PyTorch passes the gradient of a value beyond the range if it rounds to the range, that is within half a step.
     x, weight, bias = tensors(m, k, n, seed)
     z = eager.optical_linear(x, weight, bias, input_range=1.5, **dict.fromkeys(BITS[:2], bits), output_bits=0)
     edges = [
@@ -80,7 +80,7 @@ def test_eager_pytorch_is_within_a_step_of_the_adc(m: int, k: int, n: int, seed:
     expected = functional.optical_linear(x, weight, bias, OpticalProfile())
     step = expected.abs().amax(-1, keepdim=True) / 127
     rivals = [eager.optical_linear(x, weight, bias)]
-    if k > 1:  # where torch._int_mm of torch 2.13 returns memory that it has not written
+    if k > 1:  # for k = 1 torch._int_mm of torch 2.13 returns memory that it has not written
         rivals.append(eager.optical_linear_int_mm(x, weight, bias))
     for found in rivals:
         assert bool(((found - expected).abs() <= 1.001 * step).all())
@@ -99,7 +99,7 @@ def test_eager_pytorch_seldom_differs_at_all() -> None:
 
 @pytest.mark.parametrize("law", ["noise_relative", "noise_additive"])
 def test_eager_pytorch_has_the_same_noise(law: str) -> None:
-    """Both sides' noise over its sigma is standard normal."""
+    """On both sides, the noise divided by its sigma is standard normal."""
     torch.manual_seed(0)
     x, weight, bias = tensors(300, 20, 300, 2)
     level: dict[str, Any] = {law: 0.05}
@@ -143,7 +143,7 @@ def test_two_noise_laws_at_once_are_refused() -> None:
 
 @pytest.mark.parametrize("task", rivals.tasks(quick=True), ids=lambda task: task.name)
 def test_all_sides_train_the_same_network(task: rivals.Task) -> None:
-    """They have the same parameters, and compute the same but for the noise."""
+    """All sides have the same parameters and, except for the noise, compute the same."""
     with torch.no_grad():
         exact = task.model(task.x)
     scale = float(exact.abs().max())
@@ -200,7 +200,7 @@ def test_sessions_compute_the_layer(m: int) -> None:
     generator = np.random.default_rng(0)
     x, weight = generator.standard_normal((m, 200), np.float32), generator.standard_normal((96, 200), np.float32)
     exact = x @ weight.T
-    # What is left of the signal at so many bits: at 8 nearly all, at 4 most, then little.
+    # How much of the signal is left at each number of bits: at 8 nearly all, at 4 most, then little.
     least = {8: 0.999, 4: 0.98, 2: 0.5, 1: 0.7}
     for bits, bound in least.items():
         for library in (True, False):
@@ -215,7 +215,7 @@ def test_sessions_compute_the_layer(m: int) -> None:
 
 
 def test_the_integer_chain_is_one_operator_in_a_session(tmp_path: Path) -> None:
-    """What the operator is compared with is ONNX Runtime's fused one, not the five that the model has."""
+    """The rival is ONNX Runtime's fused operator, not the five separate ones in the model."""
     for unsigned in (False, True):
         path = tmp_path / f"{unsigned}.onnx"
         options = onnxruntime.SessionOptions()
@@ -269,7 +269,7 @@ def test_standard_operators_have_the_noise() -> None:
 
 
 def test_a_burst_waits_until_the_threads_of_the_last_one_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process whose other threads spin for 0.07 s more, then one whose threads never rest."""
+    """First a process whose other threads spin for another 0.07 s, then one whose threads never rest."""
     for spins, sleeps in ((0.07, 5), (math.inf, 50)):
         clock: Any = [0.0]
         slept: list[float] = []

@@ -17,10 +17,10 @@ import lumina_kernel
 from lumina_onnx import reference, schema
 
 ROOT = Path(__file__).parents[2]
-# The function that carries the first user's names calls two parameters otherwise.
+# `optical_linear_forward` has other names for two parameters.
 RENAMED = {"noise_std": "noise_relative", "bits": "output_bits"}
 ATTRIBUTES = [row.name for row in schema.PARAMETERS if row.place == "attribute"]
-# What a layer is told besides its parameters.
+# What a layer gets besides the fields of its profile.
 NOT_PARAMS = {"seed", "in_features"}
 
 
@@ -67,7 +67,7 @@ def test_functions_take_every_parameter_of_the_table(function: Any) -> None:
     assert wanted <= names
     assert names - wanted <= {"input", "weight", "bias", "out", "in_features"}
     for name, default in defaults(inspect.signature(function)).items():
-        # Without a seed a call draws fresh noise; then no stream counts.
+        # Without a seed a call draws fresh noise, and the stream has no meaning.
         if name in wanted and not (name in ("seed", "stream") and default is None):
             assert default == schema.parameter(name).default, name
 

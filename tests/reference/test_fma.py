@@ -20,7 +20,7 @@ finite = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False), b
 
 
 def rounded(exact: Fraction) -> float:
-    """``exact``, not zero, to the nearest float32, ties to even."""
+    """``exact``, which is not zero, rounded to the nearest float32, ties to even."""
     magnitude = abs(exact)
     exponent = max(
         math.frexp(magnitude.numerator / magnitude.denominator)[1] - 24 if magnitude > 2**-160 else -149, -149
@@ -70,7 +70,7 @@ def nearly_ties(draw: st.DrawFn) -> tuple[float, float, float]:
     significand = draw(st.integers(2**23, 2**24 - 1))
     exponent = draw(st.integers(-100, 60))
     sign = draw(st.sampled_from([-1.0, 1.0]))
-    # a * b = 2^exponent * (1/2 + 2^-23 t): half a unit of c, and a little.
+    # a * b = 2^exponent * (1/2 + 2^-23 t): half a unit of c, give or take a little.
     a = 1.0 + draw(st.integers(-4, 4)) * 2.0**-23
     b = 2.0 ** (exponent - 1) * (1.0 - draw(st.integers(-4, 4)) * 2.0**-23)
     return a * draw(st.sampled_from([-1.0, 1.0])), b, sign * significand * 2.0**exponent
@@ -90,7 +90,7 @@ def test_around_the_subnormals(a: int, b: int, c: int, shift: int) -> None:
 
 
 def test_rounding_twice_would_be_wrong() -> None:
-    # a * b = 2^-24 - 2^-70, less than half a unit of c; float64 holds it beside c as the half itself, a tie.
+    # a * b = 2^-24 - 2^-70, less than half a unit of c; added to c in float64 it becomes exactly half, a tie.
     a, b, c = np.float32(1 - 2.0**-23), np.float32(2.0**-24 * (1 + 2.0**-23)), np.float32(1 + 2.0**-23)
     assert fma32(a, b, c) == c
     assert np.float32(np.float64(a) * np.float64(b) + np.float64(c)) > c

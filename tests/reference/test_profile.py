@@ -1,4 +1,4 @@
-"""`OpticalProfile`: its checks, JSON and presets."""
+"""`OpticalProfile`: checks, JSON and presets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reference promises beside its numbers: shapes, non-finite rows, independence, errors."""
+"""What the reference promises besides its numbers: shapes, non-finite rows, independence, errors."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_gradient_is_clipped_where_a_range_saturates(stage: str, db: float) -> N
     np.testing.assert_array_equal(dx, [[1.0, 0.25], [0.0, 0.0]])
     np.testing.assert_allclose(dw, [[1.0, 0.5]], rtol=1e-3)
     assert got == [db]
-    # An ADC that does not saturate leaves the DAC's mask: column 0 of the second row alone.
+    # With an ADC that does not saturate only the DAC's mask remains: column 0 of the second row.
     params["output_range"] = 100.0
     dx, _, _ = reference.optical_linear_backward(np.ones((2, 1), np.float32), x, weight, bias, **params)
     np.testing.assert_array_equal(dx, [[1.0, 0.25], [0.0, 0.25]])

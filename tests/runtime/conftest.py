@@ -1,4 +1,4 @@
-"""The operator in stock ONNX Runtime: no torch, no exporter; models are put together with onnx.helper."""
+"""The operator in stock ONNX Runtime, without torch and the exporter: models are built with onnx.helper."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def c_library() -> str:
 
 @pytest.fixture(scope="session", params=["extension", "liblumina_ort"])
 def library(request: pytest.FixtureRequest) -> str:
-    """Each file that holds the operator."""
+    """Each library file that holds the operator."""
     if request.param == "liblumina_ort":
         return str(request.getfixturevalue("c_library"))
     import lumina_onnx

@@ -1,4 +1,4 @@
-"""Models of one OpticalLinear node, sessions for them, and what they must give."""
+"""Models of one OpticalLinear node, sessions for them, and their expected outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_model(
 def make_session(
     model: bytes | str, library: str, *, threads: int = 1, config: Mapping[str, str] | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session for a model, its bytes or its path, with the operator out of `library`."""
+    """A session for a model, given as bytes or as a path, with the operator from `library`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -89,7 +89,7 @@ class Layer:
         return make_model(self.w, self.w_scale, self.b, **self.attributes, **more)
 
     def expected(self, x: Array, stream: int = 0) -> Array:
-        """What run number `stream` gives, by the reference."""
+        """The output of run number `stream`, by the reference."""
         analog = not self.attributes.get("weight_bits", 0)
         return reference.optical_linear(
             x, self.w, self.b, weight_scale=None if analog else self.w_scale, stream=stream, **self.attributes
@@ -124,9 +124,9 @@ def random_layer(
 
 
 def few_rows_layer(bits: int) -> Layer:
-    """A layer with all noise, so large that few rows are cut by columns, and a single one goes to several threads.
+    """A layer with every noise law, so large that few rows are cut by columns and a single row goes to several threads.
 
-    Where weights are fewer bytes, that takes more outputs.
+    Weights of fewer bytes need more outputs for that.
     """
     noise: dict[str, Any] = {"noise_relative": 0.05, "noise_additive": 0.02, "noise_shot": 0.01}
     outputs, storage = (1003, "int8") if bits == 8 else (2701, "uint8")

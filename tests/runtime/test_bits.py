@@ -102,7 +102,7 @@ def test_work_for_several_threads(library: str, threads: int, weight_bits: int) 
 
 @functools.cache
 def few_rows(bits: int, m: int) -> tuple[bytes, Array, list[Array]]:
-    """A model, X and what the runs of a session give."""
+    """A model, X and the expected outputs of a session's runs."""
     layer = few_rows_layer(bits)
     x = np.random.default_rng(m).normal(size=(m, 1030)).astype(np.float32)
     return layer.model(), x, [layer.expected(x, stream) for stream in range(RUNS)]

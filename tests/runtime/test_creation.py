@@ -1,4 +1,4 @@
-"""What making a session costs: layers large enough that several threads lay their weights out."""
+"""The cost of creating a session, with layers so large that several threads lay out their weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 from op_model import assert_same_bits, make_session, random_layer, run
 
 MIB = 2**20
-#: For the session itself, and what ONNX Runtime keeps besides the weights.
+#: Bytes allowed for the session itself and for what ONNX Runtime keeps besides the weights.
 SLACK = 2 * MIB
 
-# Prints the most bytes of memory that were in use at once while a session was made, beyond those before.
+# Prints the peak of memory while a session is created, in bytes beyond those in use before.
 PEAK = """
 import re
 import sys
@@ -40,7 +40,7 @@ print(status("VmHWM") - before)
 """
 
 
-# Makes sessions until its input ends.
+# Creates sessions until its input ends.
 SESSIONS_UNTIL_EOF = """
 import sys
 import threading
@@ -57,7 +57,7 @@ while not done.is_set():
 
 
 def save(model: bytes, path: Path) -> str:
-    """Writes a model whose larger tensors lie in a file of their own, which ONNX Runtime maps."""
+    """Writes a model with its larger tensors in a file of their own, which ONNX Runtime maps."""
     external: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.stem}.bin", "size_threshold": 1024}
     onnx.save(onnx.load_from_string(model), str(path), **external)
     return str(path)
@@ -104,7 +104,7 @@ def test_large_weights_are_laid_out_on_threads_of_their_own(library: str, tmp_pa
 
 
 def cores() -> float:
-    """What the process may use: fewer than it may run on where a quota of its group says so."""
+    """The number of cores that the process may use; a cgroup's quota may allow fewer than its affinity."""
     allowed = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())

@@ -1,4 +1,4 @@
-"""What a node must not be: the messages name the node, the argument, its value and what is allowed."""
+"""Invalid nodes are refused with messages that name the node, the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NODE = 'lumina::OpticalLinear node "fc1": '
 
 
 def refused(library: str, w: Any = W, *args: Any, **more: Any) -> str:
-    """The message with which ONNX Runtime refuses to make a session."""
+    """The message with which ONNX Runtime refuses to create a session."""
     with pytest.raises(Exception) as caught:  # noqa: PT011 (onnxruntime's exceptions are of several kinds)
         make_session(make_model(w, *args, **more), library)
     return str(caught.value)
@@ -156,7 +156,7 @@ def test_a_node_without_a_name_is_told_by_its_output(library: str) -> None:
 
 def test_names_that_hold_a_nul(library: str) -> None:
     assert r'lumina::OpticalLinear node "fc\01": attribute seed = -1' in refused(library, name="fc\0001", seed=-1)
-    # A bias whose name begins with one is no bias that is left out.
+    # A bias whose name begins with a NUL must not be taken for one that is left out.
     model = load_from_string(make_model(W, b=np.array([0, np.inf, 0], np.float32)))
     model.graph.node[0].input[3] = model.graph.initializer[2].name = "\0B"
     with pytest.raises(Exception, match=re.escape("input B[1] = inf: allowed is a finite number")):
@@ -182,7 +182,7 @@ def test_attributes_of_other_kinds(library: str, attribute: AttributeProto, mess
 def test_too_few_or_many_inputs(library: str, inputs: list[str]) -> None:
     model = load_from_string(make_model(W))
     model.graph.node[0].input[:] = inputs
-    # ONNX Runtime's own words.
+    # The message is ONNX Runtime's own.
     with pytest.raises(Exception, match=rf"fc1.* has input size {len(inputs)} not in range \[min=3, max=4\]"):
         make_session(model.SerializeToString(), library)
 

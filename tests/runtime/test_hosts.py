@@ -1,4 +1,4 @@
-"""The files themselves, and a host written in C."""
+"""The library files themselves, and a host written in C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise streams, threads, registration, shapes: what a session does beyond one run."""
+"""Sessions beyond a single run: noise streams, threads, registration, shapes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_eight_threads_share_a_session(library: str, threads: int) -> None:
 
 
 def expected_streams(layer: Layer, x: np.ndarray, runs: int) -> list[bytes]:
-    """What `runs` runs give. By the kernel, which the reference is too slow for; every 250th is compared with that."""
+    """The outputs of `runs` runs. The reference is too slow, so the kernel computes them; every 250th is checked."""
     names = {row["name"] for row in lumina_kernel.schema() if row["place"] == "attribute"} - {"seed", "in_features"}
     params = lumina_kernel.Params(**{name: value for name, value in layer.attributes.items() if name in names})
     scale = layer.w_scale if params.weight_bits else None
@@ -88,7 +88,7 @@ def expected_streams(layer: Layer, x: np.ndarray, runs: int) -> list[bytes]:
 
 
 def test_eight_sessions_of_two_thousand_runs_each(library: str) -> None:
-    """Each thread runs a session of its own and, in turn, its neighbour's: two threads are in a session at once."""
+    """Each thread runs its own session and its neighbour's in turn, so two threads are in each session at once."""
     runs, shapes = (
         2000,
         [(1, 17, 40), (6, 17, 40), (3, 33, 65), (1, 100, 129), (2, 9, 7), (40, 16, 16), (1, 3, 1), (5, 64, 31)],
@@ -119,7 +119,7 @@ def test_eight_sessions_of_two_thousand_runs_each(library: str) -> None:
         streams = {y: stream for stream, y in enumerate(expected)}
         assert len(streams) == runs
         taken = [[streams[y] for y in part[index]] for part in parts if index in part]
-        # A thread's runs follow one another; both threads together have had every stream once.
+        # A thread's streams ascend; both threads together have had every stream once.
         assert all(part == sorted(part) for part in taken), f"session {index}"
         assert sorted(taken[0] + taken[1]) == list(range(runs)), f"session {index}"
 
@@ -202,7 +202,7 @@ def test_flush_to_zero_changes_nothing(library: str, threads: int, weight_bits: 
     model = tmp_path / "model.onnx"
     model.write_bytes(layer.model())
     np.save(tmp_path / "x.npy", x)
-    # ONNX Runtime sets a process's main thread when its first session is created: that needs a fresh one.
+    # ONNX Runtime sets the main thread's modes when a process creates its first session, so a fresh process is needed.
     subprocess.run([sys.executable, "-c", FLUSHED, library, model, tmp_path, str(threads)], check=True)
     expected = layer.expected(x)
     assert (np.abs(expected[expected != 0]) < np.finfo(np.float32).tiny).any()
@@ -300,7 +300,7 @@ def test_a_node_in_a_branch(library: str, inside: bool) -> None:
     other.output[0].name = "E"
     choose = helper.make_node("If", ["C"], ["Y"], then_branch=branch, else_branch=other)
     initializers = [numpy_helper.from_array(np.array(True), "C")] + ([] if inside else list(graph.initializer))
-    # An input, so that ONNX Runtime does not put the branch in the place of the If.
+    # The flag is an input, so that ONNX Runtime does not replace the If with its branch.
     flag = helper.make_tensor_value_info("C", onnx.TensorProto.BOOL, [])
     outer = helper.make_graph([choose], "outer", [*graph.input, flag], [y], initializers)
     model.graph.CopyFrom(outer)
@@ -327,6 +327,6 @@ def test_identical_nodes_are_not_merged(library: str) -> None:
     after = [twin, helper.make_node("Sub", ["Y", "T"], ["Z"])]
     session = make_session(layer.model(after=after, x_shape=["batch", 4]), library)
     x = np.zeros((2, 4), np.float32)
-    # Both nodes have the default seed: the same noise, from kernels that count by themselves.
+    # Both nodes have the default seed, so they draw the same noise; each kernel counts its own runs.
     for _ in range(3):
         assert not run(session, x).any()

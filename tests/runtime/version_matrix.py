@@ -3,11 +3,11 @@
     python tests/runtime/version_matrix.py 1.17.3 1.24.4 newest
     python tests/runtime/version_matrix.py --python OTHER/bin/python --library liblumina_ort.so
 
-Small models of this folder's tests must give the reference's bits, exported models torch's; models/*.onnx must give
-what this environment's ONNX Runtime gives. Without the library they run by their function body at each level of
-optimisation: noise off, each layer within the body's tolerance; noise on, with the mean and the spread that they have
-with the library. Weights that layers share must be unpacked once. Releases run side by side, one on each core. Needs a
-network (or pip's settings for a mirror) and, for 1.17, Python 3.12 or older.
+Small models from this folder's tests must give the reference's bits, and exported models torch's; models/*.onnx must
+give the bits that they give in this environment's ONNX Runtime. Without the library, models run by their function body
+at each level of optimisation: with the noise off, each layer must be within the body's tolerance; with it on, outputs
+must have the same mean and spread as with the library. Weights that layers share must be unpacked once. Releases run
+side by side, one on each core. Needs a network (or pip settings for a mirror) and, for 1.17, Python 3.12 or older.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def write_cases(folder: Path) -> None:
         shape: list[Any],
         tolerance: float = 0.0,
     ) -> None:
-        # Some carry a body and some do not: here the library's kernel runs either.
+        # Some models carry a body and some do not; here the library's kernel runs both kinds.
         (folder / f"{name}.onnx").write_bytes(model)
         proto = onnx.load_from_string(model)
         if not proto.functions:
@@ -86,7 +86,7 @@ def write_cases(folder: Path) -> None:
             70, 65, weight_bits=2, storage="uint8", bias_stage="digital", output_range=[9.0] * 70, output_bits=6
         ),
     }
-    # Full scales of each output's own, a constant of 280 bytes, with each law.
+    # A full scale for each output, a constant of 280 bytes, with each law.
     each = {"input_bits": 8, "output_range": [float(20 + n) for n in range(70)]}
     layers |= {
         "each_all": random_layer(70, 65, seed=6, weight_bits=4, storage="uint8", input_range=4.0, **each, **noise),
@@ -134,9 +134,9 @@ def write_cases(folder: Path) -> None:
 
 
 def nested(content: bytes) -> bytes:
-    """A model's layer in an `if` in a loop that runs once.
+    """A model with its layer moved into an `if` in a loop that runs once.
 
-    Its weights lie there too: before 1.29 ONNX Runtime tells a custom operator nothing of constants around its graph.
+    The weights move there too: ONNX Runtime before 1.29 shows a custom operator no constants of the enclosing graphs.
     """
     model = onnx.load_from_string(content)
     graph = model.graph
@@ -176,7 +176,7 @@ def nested(content: bytes) -> bytes:
 
 
 def shared(layers: list[Any]) -> bytes:
-    """One node for each layer on the same X; those that have a W in common read the same initializers."""
+    """One node for each layer on the same X; nodes with the same W read the same initializers."""
     model = onnx.load_from_string(layers[0].model(x_shape=["batch", 65]))
     names = {id(layer.w): f"{index}." for index, layer in enumerate(layers)}
     for part in (model.graph.node, model.graph.initializer, model.graph.output):
@@ -197,7 +197,7 @@ def shared(layers: list[Any]) -> bytes:
 
 
 def write_body_case(path: Path, model: onnx.ModelProto, feeds: Arrays) -> None:
-    """A model whose layers show what they get and give, without noise."""
+    """Writes a model that exposes its layers' inputs and outputs, without noise."""
     model = nodes.without_noise(model)
     layers = nodes.optical_nodes(model)
     assert len(layers) == 1 or not any(node.nested for node in layers), f"{path.name}: its one layer is its output"
@@ -207,7 +207,7 @@ def write_body_case(path: Path, model: onnx.ModelProto, feeds: Arrays) -> None:
 
 
 def check_bodies(cases: Path, results: Path) -> int:
-    """Layers in the runs that `version_matrix_child.py` has kept: each must be within its tolerance."""
+    """Checks that layers are within tolerance in the runs that `version_matrix_child.py` kept; returns their number."""
     count = 0
     for path in sorted(cases.glob("*.body.onnx")):
         model = onnx.load(path)
@@ -228,7 +228,7 @@ def check_bodies(cases: Path, results: Path) -> int:
 
 
 def check_sharing(cases: Path, results: Path) -> None:
-    """Of each W that layers share, the session held one matrix."""
+    """Checks that a session held one matrix for each W that layers share."""
     layers = nodes.optical_nodes(onnx.load(cases / "shared.onnx"))
     weights = {layer.proto.input[1] for layer in layers}
     (shape,) = {(layer.in_features, layer.out_features) for layer in layers}
@@ -239,7 +239,7 @@ def check_sharing(cases: Path, results: Path) -> None:
 
 
 def make_environment(folder: Path, version: str) -> Path:
-    """A Python that has numpy and this onnxruntime, nothing else."""
+    """Creates an environment with numpy and this onnxruntime alone; returns its Python."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     runtime = "onnxruntime" if version == "newest" else f"onnxruntime=={version}"
@@ -250,7 +250,7 @@ def make_environment(folder: Path, version: str) -> Path:
 
 
 def run_release(cases: Path, rest: list[str], version: str, python: str | Path, results: Path) -> bool:
-    """Whether all is right in this release; says so."""
+    """Runs all checks in one release, and prints and returns whether they passed."""
     results.mkdir()
     command = [python, "-I", HERE / "version_matrix_child.py", cases, results, *rest]
     child = subprocess.run(
@@ -289,7 +289,7 @@ def main() -> int:
     libraries = [str(Path(library).resolve()) for library in arguments.library or [lumina_onnx.library_path()]]
     rest = [str(arguments.draws), *libraries]
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
-        # They are made while the models are.
+        # Environments are created while the models are written.
         environments = [Path(temporary, f"onnxruntime-{version}") for version in arguments.versions]
         pythons = pool.map(make_environment, environments, arguments.versions)
         cases = Path(temporary, "cases")

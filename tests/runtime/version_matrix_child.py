@@ -31,9 +31,9 @@ def without_library(path: Path, level: Any, optimised: Any = None) -> Any:
 
 
 def run_bodies(folder: Path, results: Any) -> None:
-    """Without the library: what layers get and give without noise, for the parent to compare; with it all is finite.
+    """Runs models without the library: keeps what noiseless ones give for the parent; noisy ones must be finite.
 
-    A model whose layers share weights is kept as ONNX Runtime has optimised it.
+    Also keeps the model whose layers share weights, as optimised by ONNX Runtime.
     """
     cases = sorted(folder.glob("*.body.onnx"))
     assert cases, f"nothing to run without the library in {folder}"
@@ -60,9 +60,9 @@ def inputs_of(path: Path) -> Any:
 
 
 def check_noise(folder: Path, library: Any, count: Any) -> Any:
-    """With noise: each model's first output has the same mean and spread with the library and without.
+    """With noise, each model's first output has the same mean and spread with the library and without.
 
-    Not with optimisation off, where ONNX Runtime gives the layers of a model the same noise.
+    Not checked with optimisation off, where ONNX Runtime gives all layers of a model the same noise.
     """
     paths = noisy_models(folder)
     for path in paths:
@@ -73,13 +73,13 @@ def check_noise(folder: Path, library: Any, count: Any) -> Any:
             draws.append(np.stack([made.run(None, few)[0].astype(np.float64).reshape(-1) for _ in range(count)]))
         ours, *bodies = draws
         mean, variance = ours.mean(0), ours.var(0)
-        # Where the ADC hides the noise all draws but a few are the same, which says little about their spread.
+        # Where the ADC hides the noise, nearly all draws are equal and say little about the spread.
         floor = 0.05 * variance.mean()
         for body in bodies:
             error = np.sqrt((np.maximum(body.var(0), floor) + np.maximum(variance, floor)) / count)
             apart = (np.abs(body.mean(0) - mean) / error).max()
             assert apart < 6, f"{name}: means with and without the library are {apart:.1f} errors apart"
-            # The laws tell small results from large ones.
+            # Sigma depends on the magnitude of the result, so small and large results are compared separately.
             for part in np.array_split(np.argsort(np.abs(mean)), 3):
                 spread = np.sqrt(body.var(0)[part].mean() / variance[part].mean())
                 most = 1.08 if len(part) >= 50 else 1.3

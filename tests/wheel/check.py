@@ -1,4 +1,4 @@
-"""Runs in an environment that has the wheel and nothing of ours beside it: OUTPUT.npz MODEL...
+"""Runs in an environment that has the wheel and nothing else of ours: OUTPUT.npz MODEL...
 
 Each model runs with the operator's library, and without it by its function body.
 """
@@ -16,7 +16,7 @@ DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
 def inputs(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray]:
-    """Inputs of the model's shapes, the same in every environment; 3 where a dimension is free."""
+    """Inputs with the model's shapes, the same in every environment; a free dimension is 3."""
     generator = np.random.default_rng(0)
     feed = {}
     for entry in session.get_inputs():
@@ -26,11 +26,11 @@ def inputs(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray]:
 
 
 def check_body(model: str, session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> None:
-    """Without the library outputs have the same mean and spread: their noise is another, so single runs differ."""
+    """Without the library outputs have the same mean and spread; their noise differs, so single runs differ."""
     runs = 500
 
     def statistics(session: onnxruntime.InferenceSession) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and variance of each output, and the latter's standard error: large where rare outliers make it up."""
+        """Mean and variance of each output, and the variance's standard error, large where outliers dominate it."""
         outputs = np.stack([session.run(None, feed)[0] for _ in range(runs)]).astype(np.float64)
         squares = (outputs - outputs.mean(axis=0)) ** 2
         return outputs.mean(axis=0), squares.mean(axis=0), squares.std(axis=0) / np.sqrt(runs)
@@ -52,7 +52,7 @@ def check_body(model: str, session: onnxruntime.InferenceSession, feed: dict[str
 
 
 def main(output: str, *models: str) -> None:
-    """Checks the installation and keeps the models' outputs."""
+    """Checks the installation and stores the models' outputs."""
     checkout = Path(__file__).resolve().parents[2]
     for module in (lumina_onnx.__file__, lumina_onnx.library_path()):
         assert checkout not in Path(module).parents, f"{module} is the checkout's, not the wheel's"

@@ -1,6 +1,6 @@
 """Compares the outputs of two environments: OLD.npz NEW.npz.
 
-Our operator gives the same bits everywhere; the operators around it are onnxruntime's own and may round otherwise.
+Our operator gives the same bits everywhere; the operators around it are onnxruntime's own and may round differently.
 """
 
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def main(old: str, new: str) -> None:
-    """Fails where an output is missing, or differs by more than rounding."""
+    """Fails if an output is missing, or differs by more than rounding."""
     before, after = np.load(old), np.load(new)
     assert set(before.files) == set(after.files), (before.files, after.files)
     for name in before.files:
