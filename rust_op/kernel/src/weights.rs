@@ -17,6 +17,9 @@ use crate::quantize::{self, levels};
 use crate::saved::CodesMut;
 use lay_out::{LayOutChannels, PanelSink};
 
+/// Approximate bytes of weights that a core's own caches hold.
+const NEAR_BYTES: usize = 3 << 19;
+
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightSource<'a> {
@@ -156,6 +159,11 @@ impl Weights {
             Panels::Int { bytes, .. } => bytes.as_slice().len(),
             Panels::Float(values) => size_of_val(values.as_slice()),
         }
+    }
+
+    /// Whether the panels fit a core's own caches. Prefetching what is there already costs more than it saves.
+    pub(crate) fn fit_near_caches(&self) -> bool {
+        self.bytes() <= NEAR_BYTES
     }
 
     pub(crate) fn panels(&self) -> &Panels {

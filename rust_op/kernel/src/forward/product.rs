@@ -12,10 +12,6 @@ use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, 
 use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
-/// The approximate bytes of weights that a core's own caches hold. Prefetching what is already there costs more than it
-/// saves.
-const NEAR_BYTES: usize = 3 << 19;
-
 /// Rows of X as the product reads them.
 #[derive(Clone, Copy)]
 pub(super) enum StagedRows<'a> {
@@ -56,7 +52,7 @@ impl Product<'_> {
         match (self.weights.panels(), &self.rows) {
             (Panels::Int { storage, bytes }, StagedRows::Int(rows)) => {
                 let size = storage.panel_bytes(k);
-                let fetch = bytes.as_slice().len() > NEAR_BYTES;
+                let fetch = !self.weights.fit_near_caches();
                 let from_here = &bytes.as_slice()[panel * size..];
                 let packed = &from_here[..size];
                 let groups = k.div_ceil(4);
