@@ -29,7 +29,7 @@ pub enum Operand<'a> {
 }
 
 impl Operand<'_> {
-    /// Elements that `rows` rows of `k` take.
+    /// The number of elements, and the number that `rows` rows of `k` take.
     fn length(&self, rows: usize, k: usize) -> (usize, usize) {
         match self {
             Operand::F32(values) => (values.len(), rows * k),
@@ -48,12 +48,11 @@ pub struct Factor<'a> {
     pub steps: &'a [f32],
 }
 
-/// W as the forward pass was given it. Its codes are made again from the scale: the same, since the same quantiser
-/// makes them.
+/// W as the forward pass received it. The same quantiser computes its codes again from the scale, so they are the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
-    /// `[N, K]`. Where one is not finite, which no forward pass takes, the gradient of X that depends on it is not
-    /// either.
+    /// `[N, K]`. Where a value is not finite, which no forward pass accepts, the elements of dX that depend on it are
+    /// not finite either.
     pub values: &'a [f32],
     /// `[N]`, as [`crate::Weights::scale`] is.
     pub scale: &'a [f32],
@@ -66,9 +65,9 @@ pub struct Inputs<'a> {
     pub shape: (usize, usize, usize),
     /// dY `[M, N]`.
     pub dy: &'a [f32],
-    /// X, which dW is made of.
+    /// X, from which dW is computed.
     pub x: Option<Factor<'a>>,
-    /// W, which dX is made of.
+    /// W, from which dX is computed.
     pub weight: Option<Weight<'a>>,
     /// As in [`crate::saved::Saved`].
     pub adc_mask: Option<&'a [u8]>,
@@ -87,10 +86,10 @@ pub struct Outputs<'a> {
     pub bias: Option<&'a mut [f32]>,
 }
 
-/// How exact the products are at least, as `torch.set_float32_matmul_precision` names it.
+/// The least exactness required of the products, named as in `torch.set_float32_matmul_precision`.
 ///
 /// With T terms g s c in an element's sum (g: dY where the ADC did not saturate; s: a row's or a channel's step; c: a
-/// code, or an analog value) the element is off the exact sum by at most
+/// code, or an analog value), the element is off the exact sum by at most
 ///
 /// ```text
 /// (r + (T + 2) 2^-23) sum |g s c|  +  T 2^-125 (1 + max |c|)
@@ -102,19 +101,19 @@ pub enum Precision {
     /// Float32 in the contract's order, the same bits on every tier. r = 0.
     #[default]
     Highest,
-    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does: it would take as long as float32, which is
-    /// used.
+    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does so: it would take as long as float32, which is
+    /// used instead.
     High,
-    /// r = 2^-8: g s may be rounded to bf16. It is where [`Tier::multiplies_bf16`] and c is a code of up to 8 bits; a
-    /// g s below 2^-126, and a sum, then becomes 0. Everything else is as at [`Precision::Highest`].
+    /// r = 2^-8: g s may be rounded to bf16. That is done if [`Tier::multiplies_bf16`] and c is a code of up to 8 bits;
+    /// a g s or a sum below 2^-126 then becomes 0. Everything else is as at [`Precision::Highest`].
     Medium,
 }
 
 impl Precision {
-    /// The precision of that name.
+    /// The precision called `name`.
     ///
     /// # Errors
-    /// There is none.
+    /// No precision has that name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "highest" => Ok(Precision::Highest),
@@ -165,12 +164,12 @@ pub fn backward(
     let call = Call { tier, precision, inputs, threads: threads_for(executor, work_ns), unmasked_bias };
     let for_x = call.tasks(Side::X, m, for_x, None);
     let for_weight = call.tasks(Side::Weight, n, for_weight, db);
-    // In turn, since the first tasks of a strip pack it and the others wait for that.
+    // Interleaved, since the first tasks of a strip pack it while its other tasks would wait.
     run_each(executor, work_ns, interleave(for_x, for_weight), |task| task.run());
     Ok(())
 }
 
-/// What makes codes of each row of W; nothing where it takes none.
+/// The quantiser of each row of W; empty where W is analog or has one bit.
 fn quantizers(bits: u32, scale: &[f32]) -> Vec<Quantizer> {
     let _environment = FloatEnv::canonical();
     let scale = if bits > 1 { scale } else { &[] };

@@ -1,12 +1,12 @@
-//! About how long the parts of a call take one thread, in nanoseconds: what is worth other threads, and letting go of
-//! an interpreter meanwhile, is decided by it. Results do not depend on it.
+//! Estimates of how long the parts of a call take on one thread, in nanoseconds. They decide whether work is handed to
+//! other threads, and whether an interpreter is released meanwhile. Results do not depend on them.
 
 use crate::microkernel::Tier;
 use crate::params::Params;
 
-/// Bytes of weights that a core reads from its caches in a nanosecond.
+/// Bytes of weights that a core reads from its caches per nanosecond.
 const BYTES_PER_NS: usize = 100;
-/// Products of a gradient in a nanosecond.
+/// Products of a gradient per nanosecond.
 const GRADIENT_PRODUCTS_PER_NS: usize = 64;
 
 #[inline]
@@ -19,7 +19,8 @@ pub fn weights_ns(n: usize, k: usize) -> u64 {
     (product(&[n, k]) / 5) as u64
 }
 
-/// A forward pass with weights that take `weight_bytes`: a few rows wait for these to come from the caches.
+/// A forward pass over weights of `weight_bytes` bytes. With few rows, reading these from the caches takes longer than
+/// the products.
 #[inline]
 pub fn forward_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize), weight_bytes: usize) -> u64 {
     let (of_codes, of_floats) = tier.products_per_ns(m);
@@ -44,7 +45,7 @@ pub fn noise_ns(count: usize) -> u64 {
     (count / 2) as u64
 }
 
-/// A backward pass of which `products` of the two products are asked for; the bias's gradient alone reads dY too.
+/// A backward pass that computes `products` of its two products. The bias's gradient alone still reads dY.
 pub fn backward_ns(products: usize, (m, n, k): (usize, usize, usize)) -> u64 {
     let products = product(&[products, m, n, k]) / GRADIENT_PRODUCTS_PER_NS;
     products.saturating_add(product(&[m, n])) as u64

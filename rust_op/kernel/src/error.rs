@@ -1,4 +1,4 @@
-//! Errors: one variant a cause, a sentence that names the argument, what came and what is allowed.
+//! Errors: one variant per cause. A message names the argument, what it was given and what is allowed.
 
 use std::any::Any;
 use std::fmt;
@@ -11,7 +11,7 @@ pub enum Error {
     Value {
         /// The argument.
         name: &'static str,
-        /// The value that came.
+        /// The value it was given.
         value: String,
         /// What would have been allowed.
         allowed: String,
@@ -20,7 +20,7 @@ pub enum Error {
     Length {
         /// The argument.
         name: &'static str,
-        /// How many elements came.
+        /// How many elements it has.
         length: usize,
         /// How many are allowed, and why.
         allowed: String,
@@ -29,21 +29,21 @@ pub enum Error {
     Element {
         /// The array.
         name: &'static str,
-        /// The position of the element, one index a dimension.
+        /// The position of the element, one index per dimension.
         index: Vec<usize>,
         /// The element.
         value: String,
         /// What would have been allowed.
         allowed: &'static str,
     },
-    /// A row of an array was another when it was looked at again.
+    /// A row of an array changed between two reads of it.
     Changed {
         /// The array.
         name: &'static str,
         /// The row.
         row: usize,
     },
-    /// A parameter is set that the others make meaningless.
+    /// A parameter is set although others make it meaningless.
     Ignored {
         /// The parameter.
         name: &'static str,
@@ -52,9 +52,9 @@ pub enum Error {
         /// Why nothing would read it.
         because: &'static str,
     },
-    /// The instruction set asked for cannot be had.
+    /// The requested instruction set is not available.
     Tier {
-        /// Its name, or what came in its place.
+        /// Its name, or whatever was given instead of one.
         name: String,
         /// What this processor has.
         available: String,
@@ -111,7 +111,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What a user is told of a panic, which is a fault of ours.
+/// The message for a user when the library panics, which is always its own fault.
 pub fn of_panic(panic: &(dyn Any + Send)) -> String {
     let reason = panic
         .downcast_ref::<&str>()

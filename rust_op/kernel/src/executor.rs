@@ -14,7 +14,7 @@ pub trait Executor: Sync {
     /// returned.
     fn run(&self, at_most: usize, work: &(dyn Fn() + Sync));
 
-    /// The threads that there are, about: a call is cut so that all of them have something to do.
+    /// The approximate number of threads: a call is cut so that all of them have something to do.
     fn threads(&self) -> usize;
 
     /// How much work, in nanoseconds of one thread, is worth handing to other threads.
@@ -22,8 +22,8 @@ pub trait Executor: Sync {
         0
     }
 
-    /// The order in which `count` tasks are taken, where it is not the first to the last. With it tests show that
-    /// results do not depend on the order.
+    /// The order in which `count` tasks are taken; `None` is first to last. Tests use it to show that results do not
+    /// depend on the order.
     #[doc(hidden)]
     fn order(&self, _count: usize) -> Option<Vec<usize>> {
         None
@@ -44,13 +44,13 @@ impl Executor for Serial {
     }
 }
 
-/// The threads that work of about `work_ns` nanoseconds is handed to.
+/// The number of threads for work of about `work_ns` nanoseconds.
 pub(crate) fn threads_for(executor: &dyn Executor, work_ns: u64) -> usize {
     if work_ns < executor.worthwhile_ns() { 1 } else { executor.threads().max(1) }
 }
 
-/// Runs `task` once on each of `items`, work of about `work_ns` nanoseconds together. Whichever thread is free takes
-/// the next item, so that nothing is allocated for them.
+/// Runs `task` once on each of `items`, about `work_ns` nanoseconds of work in total. Whichever thread is free takes
+/// the next item, so no list of items is allocated.
 pub(crate) fn run_each<I>(executor: &dyn Executor, work_ns: u64, items: I, task: impl Fn(I::Item) + Sync)
 where
     I: IntoIterator<Item: Send, IntoIter: ExactSizeIterator + Send>,
@@ -83,7 +83,7 @@ fn share<T: Send>(
     let items = Mutex::new(items);
     executor.run(count, &|| {
         let _environment = FloatEnv::canonical();
-        // No task runs with the lock.
+        // The block releases the lock before the task runs.
         while let Some(item) = { items.lock().unwrap_or_else(PoisonError::into_inner).next() } {
             task(item);
         }
@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    /// Two threads, worth 1000 ns; runs each call's tasks on a thread of their own and counts the calls.
+    /// Two threads, worthwhile from 1000 ns of work on; runs a call's tasks on a new thread and counts the calls.
     #[derive(Default)]
     struct Counting(AtomicUsize);
 
@@ -152,7 +152,7 @@ mod tests {
         run_each(&Alone, u64::MAX, 0..8, |_| ());
     }
 
-    /// However often an executor calls, side by side or in turn, each task runs once.
+    /// However often an executor calls `work`, concurrently or one call after another, each task runs once.
     #[test]
     fn each_task_runs_once() {
         struct Eager(usize);

@@ -1,14 +1,14 @@
 //! The floating-point environment of a task: round to nearest even, denormals kept.
 //!
-//! Hosts change it (`torch.set_flush_denormal`, ONNX Runtime's `session.set_denormal_as_zero`), each for
-//! some threads only; results must not depend on the thread that a task lands on.
-#![allow(unsafe_code, reason = "the fence: the control register is read and written here and nowhere else")]
+//! Hosts change it (`torch.set_flush_denormal`, ONNX Runtime's `session.set_denormal_as_zero`), each on some threads
+//! only, but results must not depend on the thread that a task runs on.
+#![allow(unsafe_code, reason = "the floating-point control register is read and written here and nowhere else")]
 
-/// Sets the environment of the calling thread until it is dropped, then restores the caller's.
+/// Sets the calling thread's environment; dropping the guard restores the previous one.
 pub(crate) struct FloatEnv {
     #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     previous: Option<Word>,
-    // The register belongs to the thread: the guard must be dropped where it was made.
+    // The register belongs to the thread: the guard must be dropped on the thread that made it.
     _thread: std::marker::PhantomData<*const ()>,
 }
 
@@ -29,7 +29,7 @@ mod register {
     }
 
     pub fn write(word: Word) {
-        // SAFETY: only control bits read before, or with CONTROL cleared, are written; no exception is unmasked.
+        // SAFETY: `word` was read from this register, with or without CONTROL cleared; no exception is unmasked.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags)) };
     }
 
@@ -55,7 +55,7 @@ mod register {
     }
 
     pub fn write(word: Word) {
-        // SAFETY: only control bits read before, or with CONTROL cleared, are written; no exception is unmasked.
+        // SAFETY: `word` was read from this register, with or without CONTROL cleared; no exception is unmasked.
         unsafe { asm!("msr fpcr, {}", in(reg) word, options(nomem, nostack, preserves_flags)) };
     }
 
@@ -66,7 +66,7 @@ mod register {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod register {
-    /// No register is known: the language's environment is taken as given.
+    /// No control register is known here, so Rust's default environment is assumed.
     pub type Word = ();
     pub fn read() -> Word {}
     pub fn write(_word: Word) {}

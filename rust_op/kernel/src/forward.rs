@@ -1,5 +1,4 @@
-//! The fused forward pass: [`dac`] -> [`product`] -> [`epilogue`] (noise and ADC), as [`cut`] divides a call into
-//! tasks.
+//! The fused forward pass: [`dac`] -> [`product`] -> [`epilogue`] (noise and ADC). [`cut`] divides a call into tasks.
 
 mod cut;
 mod dac;
@@ -26,16 +25,16 @@ use epilogue::{Epilogue, padded};
 #[derive(Clone, Debug)]
 pub struct Layer {
     weights: Weights,
-    /// The analog bias, filled up to whole panels; zeros where there is none.
+    /// The analog bias, padded to whole panels; zeros where there is none.
     product_bias: Vec<f32>,
     epilogue: Epilogue,
 }
 
 impl Layer {
-    /// Puts a layer together.
+    /// Combines weights and a bias.
     ///
     /// # Errors
-    /// A bias that has not N finite elements.
+    /// A bias that does not have N finite elements.
     pub fn new(weights: Weights, bias: Option<&[f32]>) -> Result<Self, Error> {
         let _environment = FloatEnv::canonical();
         let (params, n) = (weights.params(), weights.n());
@@ -63,7 +62,7 @@ impl Layer {
         &self.weights
     }
 
-    /// About how long [`Layer::forward`] takes one thread for `m` rows, in nanoseconds.
+    /// About how long [`Layer::forward`] takes on one thread for `m` rows, in nanoseconds.
     #[inline]
     pub fn forward_ns(&self, m: usize) -> u64 {
         let weights = &self.weights;
@@ -73,7 +72,7 @@ impl Layer {
     /// `y = ADC(DAC(x) . W + b + noise)`, X `[M, K]`, Y `[M, N]`, row-major.
     ///
     /// # Errors
-    /// An `x` that is no whole number of rows, a `y` or memory in `saved` of another size.
+    /// An `x` that is not a whole number of rows, or a `y` or memory in `saved` of the wrong size.
     pub fn forward(
         &self,
         executor: &dyn Executor,
@@ -146,10 +145,10 @@ pub fn fill_noise_row(tier: Tier, call_key: u64, row: u64, out: &mut [f32]) {
     tier.vectorize(Fill { call_key, row, out });
 }
 
-/// Normals of a task of [`fill_noise`], at least: some microseconds of work.
+/// Normals per task of [`fill_noise`], rounded up to whole rows: some microseconds of work.
 const NORMALS_PER_TASK: usize = 32_768;
 
-/// The normals that a call with this key adds to rows of `columns`, from its first row on.
+/// The normals that a call with this key draws for its rows of `columns` columns, from its first row on.
 pub fn fill_noise(tier: Tier, executor: &dyn Executor, key: NoiseKey, columns: usize, out: &mut [f32]) {
     let (call_key, rows_per_task) = (rng::call_key(key), NORMALS_PER_TASK.div_ceil(columns));
     let work_ns = cost::noise_ns(out.len());

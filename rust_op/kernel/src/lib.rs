@@ -1,12 +1,13 @@
 //! The kernel of the `OpticalLinear` operator: `y = ADC(DAC(x) . W + b + noise)`.
 //!
-//! Modules use those above them alone (`tests/layers.rs` checks it):
+//! A module uses only those above it in this list (`tests/layers.rs` checks that):
 //!
-//! - [`schema`] (names, bounds), [`rng`], [`error`], [`quantize`], [`pack`], [`params`] (checked), [`noise`] say what is
-//!   computed, and [`reference`](mod@reference) computes it one scalar at a time: all that follows must equal it bit for bit.
+//! - [`schema`] (names, bounds), [`rng`], [`error`], [`quantize`], [`pack`], [`params`] (checked) and [`noise`] define
+//!   what is computed; [`reference`](mod@reference) computes it one scalar at a time, and everything below must equal
+//!   it bit for bit.
 //! - [`executor`]: who runs the tasks of a call. No thread is started here.
-//! - [`saved`]: what goes from a forward to a backward pass, and its layout.
-//! - `microkernel`: the tiers, and the loops over their vectors. [`cost`]: how long a call takes, about.
+//! - [`saved`]: what a forward pass hands to a backward pass, and its layout.
+//! - `microkernel`: the tiers, and the loops over their vectors. [`cost`]: estimates of how long a call takes.
 //! - [`weights`], laid out for a tier; then [`forward`] and [`backward`](mod@backward), side by side.
 
 pub mod backward;

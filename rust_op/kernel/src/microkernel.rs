@@ -2,7 +2,7 @@
 //!
 //! A loop is written once, generic over [`isa::Isa`], and compiled once for each tier: [`Tier::vectorize`] enters a
 //! function with the tier's instructions switched on, into which everything that it calls is inlined.
-#![allow(unsafe_code, reason = "the fence: vector instructions and shared memory are used here and nowhere else")]
+#![allow(unsafe_code, reason = "vector instructions and shared memory are used here and nowhere else")]
 #![allow(clippy::needless_range_loop, reason = "lanes and rows index several arrays at once")]
 #![allow(clippy::wrong_self_convention, reason = "self is the permission to use an instruction set, not an operand")]
 

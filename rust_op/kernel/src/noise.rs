@@ -1,5 +1,5 @@
-//! Standard normals by Box and Muller (Ann. Math. Statist. 29, 1958, doi:10.1214/aoms/1177706645), in
-//! operations that IEEE 754 defines exactly: +, *, fma, sqrt and conversions, no library function.
+//! Standard normals by Box and Muller's method (Ann. Math. Statist. 29, 1958, doi:10.1214/aoms/1177706645), using only
+//! operations that IEEE 754 defines exactly (+, *, fma, sqrt and conversions) and no library function.
 //!
 //! Columns come in groups of [`GROUP`]. For each, every lane of the block draws two words: A, then B.
 //! As 16 words of 32 bits each, word e gives column e of the group `r cos` and column 16 + e `r sin`:
@@ -11,10 +11,10 @@
 //! - `s = x * S(x^2)`, `c = C(x^2)` with the polynomials [`SIN`] and [`COS`];
 //! - bit 31 of B flips the sign of c, bit 30 exchanges c and s: the four quarters of the circle.
 //!
-//! The largest |eps| is sqrt(64 ln 2) = 6.66. Against Box and Muller's normals in exact arithmetic
-//! (`tests/noise.rs`), each is within 5 units in the last place of the one from the same u (4.6 measured over
-//! 2^28 pairs of words), and within 2.5e-4 of the one from u = ((A >> 1) + 1/2) / 2^31 before its rounding, which
-//! matters next to u = 1 alone.
+//! The largest |eps| is sqrt(64 ln 2) = 6.66. Compared with Box and Muller's method in exact arithmetic
+//! (`tests/noise.rs`), each normal is within 5 units in the last place of the exact one for the same u (4.6 measured
+//! over 2^28 pairs of words), and within 2.5e-4 of the exact one for the unrounded u = ((A >> 1) + 1/2) / 2^31, whose
+//! rounding matters only near u = 1.
 
 use crate::rng::{self, BLOCK};
 
@@ -45,7 +45,7 @@ pub const ANGLE_STEP: f32 = std::f32::consts::FRAC_PI_4 / 2_147_483_648.0;
 pub const UNIFORM_STEP: f32 = 1.0 / 2_147_483_648.0;
 /// 2^-32.
 pub const UNIFORM_OFFSET: f32 = 1.0 / 4_294_967_296.0;
-/// The bits of sqrt(1/2), where a mantissa starts.
+/// The bits of sqrt(1/2), the lower end of the interval of m.
 pub const SQRT_HALF_BITS: i32 = 0x3F35_04F3;
 
 fn horner(coefficients: &[f32], x: f32) -> f32 {
@@ -67,7 +67,7 @@ pub fn box_muller(a: u32, b: u32) -> (f32, f32) {
     if b & 0x4000_0000 == 0 { (r * cos, r * sin) } else { (r * sin, r * cos) }
 }
 
-/// eps of one row: `out[n]` at column n, from the call's key.
+/// eps of one row, from the call's key: `out[n]` is eps at column n.
 pub fn fill_row(call_key: u64, row: u64, out: &mut [f32]) {
     for (block, columns) in out.chunks_mut(BLOCK).enumerate() {
         let mut lanes = rng::lanes(rng::block_key(call_key, row, block as u64));

@@ -3,15 +3,15 @@
 use crate::error::Error;
 use crate::quantize::levels;
 
-/// Bits whose codes are packed several to a byte.
+/// Numbers of bits whose codes are packed several to a byte.
 pub const PACKED_BITS: [u32; 3] = [1, 2, 4];
 
-/// Bytes of one row of `k` codes of 1, 2 or 4 bits, for any `k`: it may come from a file.
+/// Bytes of one row of `k` codes of 1, 2 or 4 bits. Any `k` is valid, since it may come from a file.
 pub const fn packed_row_bytes(bits: u32, k: usize) -> usize {
     k.div_ceil(8 / bits as usize)
 }
 
-/// The stored form of `code`: c + 2^(b-1), with one bit 0 for -1 and 1 for +1.
+/// The stored form of `code`: c + 2^(b-1); with one bit, 0 for -1 and 1 for +1.
 fn stored(bits: u32, code: i8) -> u8 {
     if bits == 1 { (code > 0) as u8 } else { (i32::from(code) + (1 << (bits - 1))) as u8 }
 }
@@ -50,7 +50,8 @@ pub fn unpack_row(bits: u32, row: usize, packed: &[u8], codes: &mut [i8]) -> Res
     if valid { Ok(()) } else { Err(not_allowed(bits, row, packed, codes.len())) }
 }
 
-/// Unpacks a row; false where something in it is not allowed. Compiled with the instructions of whoever calls it.
+/// Unpacks a row; false if something in it is not allowed. It is inlined, so that it is compiled for its caller's
+/// instruction set.
 #[inline(always)]
 fn unpack<const BITS: u32, const PER_BYTE: usize>(packed: &[u8], codes: &mut [i8]) -> bool {
     let mask = ((1u16 << BITS) - 1) as u8;
@@ -73,7 +74,7 @@ fn unpack<const BITS: u32, const PER_BYTE: usize>(packed: &[u8], codes: &mut [i8
     unread == 0 && (BITS == 1 || lowest > 0)
 }
 
-/// What the first thing is that is not allowed in a row of `k` codes.
+/// The error for a row of `k` codes that [`unpack`] did not allow: its first bad code or padding bit.
 #[cold]
 fn not_allowed(bits: u32, row: usize, packed: &[u8], k: usize) -> Error {
     let per_byte = 8 / bits as usize;
@@ -90,7 +91,7 @@ fn not_allowed(bits: u32, row: usize, packed: &[u8], k: usize) -> Error {
     }
 }
 
-/// Checks that int8 codes of row `row` are within -L..L of `bits` bits, with one bit -1 or +1.
+/// Checks that the int8 codes of row `row` are within -L..L of `bits` bits; with one bit, that they are -1 or +1.
 #[inline(always)]
 pub fn check_codes(bits: u32, row: usize, codes: &[i8]) -> Result<(), Error> {
     let levels = levels(bits);
@@ -105,7 +106,7 @@ pub fn check_codes(bits: u32, row: usize, codes: &[i8]) -> Result<(), Error> {
     Err(code_not_allowed(bits, row, codes))
 }
 
-/// What the first code is that is not allowed in a row that was seen to hold one.
+/// The error for a row in which a code that is not allowed was seen: the first such code.
 #[cold]
 fn code_not_allowed(bits: u32, row: usize, codes: &[i8]) -> Error {
     let bad = |code: i8| i32::from(code).abs() > levels(bits) || (bits == 1 && code == 0);
@@ -124,13 +125,13 @@ fn code_not_allowed(bits: u32, row: usize, codes: &[i8]) -> Error {
 mod tests {
     use super::*;
 
-    /// Another thread may write over what was seen before it is looked for.
+    /// Another thread may overwrite a bad code after it was seen and before it is located.
     #[test]
     fn rows_that_change_between_two_looks() {
         let changed = "weight[2] changed while it was read: allowed is memory that nobody writes to during the call";
         for bits in PACKED_BITS {
             assert_eq!(code_not_allowed(bits, 2, &[1, -1, 1]).to_string(), changed);
-            // Three codes fill a byte partly, eight wholly.
+            // Three codes end within a byte, eight at the end of one.
             for k in [3, 8] {
                 let packed = pack_codes(bits, k, &vec![1; k]);
                 assert_eq!(not_allowed(bits, 2, &packed, k).to_string(), changed, "{bits} bits, {k} codes");

@@ -37,7 +37,7 @@ impl BiasStage {
     }
 }
 
-/// Parameters as they come: unchecked, with the defaults of the schema.
+/// Unchecked parameters. The defaults are those of the schema.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the fields are the rows of schema::PARAMETERS")]
 pub struct Spec {
@@ -176,10 +176,10 @@ impl Params {
     /// Checks `spec`.
     ///
     /// # Errors
-    /// A value outside its bounds, or a parameter that the others would make meaningless. What
-    /// depends on the layer's shape is checked by [`Params::check_shape`].
+    /// A value outside its bounds, or a parameter that the others make meaningless.
+    /// [`Params::check_shape`] checks what depends on the layer's shape.
     pub fn new(spec: &Spec) -> Result<Self, Error> {
-        // A denormal range is no 0, even where the caller's processor takes it for one.
+        // A denormal range is not 0, even if the caller's thread treats denormals as zeros.
         let _environment = FloatEnv::canonical();
         let params = Params {
             input_bits: bits("input_bits", spec.input_bits, Some(1))?,
@@ -209,7 +209,7 @@ impl Params {
     /// Checks what depends on the shape: N outputs, K inputs.
     ///
     /// # Errors
-    /// K or N of 0, an `output_range` that has neither 1 nor N elements, or a K too large for an
+    /// K or N of 0, an `output_range` with neither 1 nor N elements, or a K too large for an
     /// exact integer product.
     pub fn check_shape(&self, n: usize, k: usize) -> Result<(), Error> {
         if n == 0 {
@@ -250,17 +250,17 @@ impl Params {
         (self.input_bits > 0).then(|| levels(self.input_bits))
     }
 
-    /// Whether some row's own maximum of |z| is R: a law reads R and no range is given.
+    /// Whether R is each row's own maximum of |z|: a law reads R and the range is dynamic.
     pub fn noise_needs_row_maximum(&self) -> bool {
         self.noise.reads_range() && self.output_range.is_dynamic()
     }
 
-    /// Whether some row's own maximum of |v| is the ADC's full scale.
+    /// Whether the ADC's full scale is each row's own maximum of |v|.
     pub fn adc_needs_row_maximum(&self) -> bool {
         self.output_bits > 0 && self.output_range.is_dynamic()
     }
 
-    /// Whether an output can saturate: an ADC with a fixed full scale.
+    /// Whether an output can saturate: there is an ADC, and its full scale is static.
     pub fn adc_can_saturate(&self) -> bool {
         self.output_bits > 0 && !self.output_range.is_dynamic()
     }

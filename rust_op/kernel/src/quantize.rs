@@ -7,15 +7,15 @@ pub const fn levels(bits: u32) -> i32 {
     if bits == 1 { 1 } else { (1 << (bits - 1)) - 1 }
 }
 
-/// `q(v) = step * rne(clamp(v * inv, -L, L))` of one full scale.
+/// `q(v) = step * rne(clamp(v * inv, -L, L))` for one full scale.
 ///
-/// Where `inv` is not finite (a full scale of 0, or tiny) every code is 0: `inv` and `limit` are
-/// then 0, so that loops without a branch give that as well.
+/// Where `inv` is not finite (a full scale of 0, or a tiny one) every code is 0: `inv` and `limit` are
+/// then 0, so that branchless loops give 0 as well.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantizer {
-    /// Codes a unit of signal: L / range.
+    /// Codes per unit of signal: L / range.
     pub inv: f32,
-    /// Signal a code: range / L.
+    /// Signal per code: range / L.
     pub step: f32,
     /// L, or 0 where every code is 0.
     pub limit: f32,
@@ -29,7 +29,7 @@ impl Quantizer {
         if inv.is_finite() { Quantizer { inv, step, limit } } else { Quantizer { inv: 0.0, step, limit: 0.0 } }
     }
 
-    /// The code of `v`, which is not NaN.
+    /// The code of `v`, which must not be NaN.
     pub fn code(&self, v: f32) -> i32 {
         if self.limit == 0.0 {
             return 0;
@@ -38,11 +38,11 @@ impl Quantizer {
     }
 }
 
-/// Lanes of the canonical order of the sum behind the 1-bit scale.
+/// Lanes in which the contract sums |w| for the 1-bit scale.
 const MEAN_LANES: usize = 16;
 
-/// The default `weight_scale` of one output channel `w` of K weights: max|w| / L, with one bit
-/// mean|w| summed in 16 lanes (lane j adds k = j, j+16, ... ascending; then lanes j and j+8, j+4,
+/// The default `weight_scale` of one output channel `w` of K weights: max|w| / L, or with one bit
+/// mean|w|, summed in 16 lanes (lane j adds k = j, j+16, ... ascending; then lanes j and j+8, j+4,
 /// j+2, j+1 are added, and the sum is divided by K).
 pub fn default_scale(w: &[f32], bits: u32) -> f32 {
     if bits == 1 {
@@ -67,7 +67,7 @@ pub fn weight_quantizer(bits: u32, scale: f32) -> Quantizer {
     Quantizer::new(levels, scale * levels as f32)
 }
 
-/// The code of one weight; with one bit its sign.
+/// The code of one weight; with one bit, its sign.
 pub fn weight_code(bits: u32, quantizer: &Quantizer, w: f32) -> i32 {
     match bits {
         1 if w >= 0.0 => 1,
@@ -78,12 +78,12 @@ pub fn weight_code(bits: u32, quantizer: &Quantizer, w: f32) -> i32 {
 
 const SCALE_ALLOWED: &str = "a finite number >= 0 whose full scale (weight_scale * L) is finite in 32 bits";
 
-/// Whether the full scale of a channel with step `scale` is a number.
+/// Whether `scale` is at least 0 and gives its channel a finite full scale.
 fn scale_is_allowed(scale: f32, levels: i32) -> bool {
     scale >= 0.0 && (scale * levels as f32).is_finite()
 }
 
-/// Checks `weight_scale`: 1 or N finite numbers >= 0, whose full scale is finite.
+/// Checks `weight_scale`: 1 or N numbers >= 0 whose full scales are finite.
 pub fn check_scale(scale: &[f32], n: usize, levels: i32) -> Result<(), Error> {
     if scale.len() != 1 && scale.len() != n {
         return Err(Error::Length {
@@ -98,7 +98,7 @@ pub fn check_scale(scale: &[f32], n: usize, levels: i32) -> Result<(), Error> {
     }
 }
 
-/// Checks the default scale of channel `row`: weights close to the largest float leave no full scale.
+/// Checks the default scale of channel `row`: with weights close to the largest float, its full scale may overflow.
 pub fn check_default_scale(bits: u32, row: usize, scale: f32) -> Result<(), Error> {
     if scale_is_allowed(scale, levels(bits)) {
         Ok(())

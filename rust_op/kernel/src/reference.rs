@@ -1,10 +1,10 @@
 //! The operator, one scalar at a time: the definition that every kernel must equal bit for bit.
 //!
-//! It is written to be read, not to be fast, and it allocates freely. What the contract leaves to an
-//! implementation is settled here:
+//! It is written to be read, not to be fast, and it allocates freely. It settles what the contract leaves to an
+//! implementation:
 //!
-//! - The noise of column n of row m is [`noise::fill_row`]'s: its module has the Gaussian's exact order
-//!   of operations, [`crate::rng`] the keys and the layout.
+//! - [`noise::fill_row`] gives the noise of column n of row m: its module defines the Gaussian's exact order of
+//!   operations, [`crate::rng`] the keys and the layout.
 //! - A row is NaN throughout where its X holds a NaN, or an infinity without a static `input_range`, and
 //!   where a maximum that it needs (of |z| for R, of |v| for the ADC) is not finite.
 //! - R of a row without a static range is max|z| of the row, taken only where a law reads R.
@@ -18,7 +18,7 @@ use crate::params::{BiasStage, NoiseLevels, Params};
 use crate::quantize::{Quantizer, default_scale, levels, weight_code, weight_quantizer};
 use crate::rng::{self, NoiseKey};
 
-/// The NaN of every NaN result.
+/// The NaN whose bits every NaN result has.
 pub const NAN: f32 = f32::from_bits(0x7FC0_0000);
 
 /// A weight as the product sees it.
@@ -30,7 +30,7 @@ pub struct Weight {
     pub scale: Vec<f32>,
 }
 
-/// Quantises W `[N, K]`, which is finite, with `scale` of 1 or N elements or the default one.
+/// Quantises W `[N, K]`, which must be finite, with a `scale` of 1 or N elements, or with the default scale.
 pub fn quantize_weight(bits: u32, k: usize, w: &[f32], scale: Option<&[f32]>) -> Weight {
     let n = w.len() / k;
     if bits == 0 {
@@ -89,7 +89,7 @@ fn dot(params: &Params, a: &[f32], c: &[f32]) -> f32 {
     }
 }
 
-/// sigma at signal `z` and full scale `range` (which no law reads where it is not known).
+/// sigma at signal `z` and full scale `range`, which may be NaN or infinite if no law reads it.
 fn sigma(levels: &NoiseLevels, z: f32, range: f32) -> f32 {
     let relative = levels.relative * z.abs();
     let additive = levels.additive * range;
@@ -111,7 +111,7 @@ fn canonical(value: f32) -> f32 {
     if value.is_nan() { NAN } else { value }
 }
 
-/// What a forward pass gives, with all that a backward pass may ask for.
+/// The result of a forward pass, with everything that a backward pass may need.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Forward {
     /// `[M, N]`.
@@ -213,8 +213,8 @@ pub struct Gradients {
     pub bias: Vec<f32>,
 }
 
-/// The straight-through gradient of dY `[M, N]`: clipped where a static range saturated, each product one
-/// chain of fused multiply-adds from 0 (n ascending for X, m for W), codes entering unscaled.
+/// The straight-through gradient of dY `[M, N]`, clipped where a static range saturated. Each element is one chain of
+/// fused multiply-adds from 0 (n ascending for X, m ascending for W), which codes enter unscaled.
 pub fn backward(params: &Params, weight: &Weight, forward: &Forward, dy: &[f32], k: usize) -> Gradients {
     let n = weight.scale.len();
     let m = forward.x_step.len();

@@ -1,4 +1,4 @@
-//! The noise generator's keys and lanes, in words: xoshiro256++ seeded through SplitMix64.
+//! The noise generator: its keys, lanes and words. xoshiro256++, seeded through SplitMix64.
 //!
 //! A *block* is up to [`BLOCK`] columns of one row. Its key is
 //! `h = mix(mix(mix(mix(seed) ^ stream) ^ row) ^ block)`, where `mix(x)` is the first output of
@@ -13,7 +13,7 @@ use rand_xoshiro::{SplitMix64, Xoshiro256PlusPlus};
 
 /// Columns of a row that share one key.
 pub const BLOCK: usize = 1024;
-/// Generators of a block, each of 64 bits a draw.
+/// Generators of a block; each draw of a generator is 64 bits.
 pub const LANES: usize = 8;
 /// The increment of SplitMix64.
 pub const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -49,7 +49,7 @@ pub fn lanes(key: u64) -> [Xoshiro256PlusPlus; LANES] {
     })
 }
 
-/// One draw of every lane as 16 words of 32 bits: word 2i is the low half of lane i's, 2i+1 the high.
+/// One draw of every lane as 16 words of 32 bits: word 2i is the low half of lane i's draw, word 2i+1 the high half.
 pub fn draw(lanes: &mut [Xoshiro256PlusPlus; LANES]) -> [u32; 2 * LANES] {
     let mut words = [0; 2 * LANES];
     for (pair, lane) in words.chunks_exact_mut(2).zip(lanes) {

@@ -1,4 +1,4 @@
-//! What a forward pass saves for a backward pass, and how it lies in memory.
+//! What a forward pass saves for a backward pass, and its layout in memory.
 
 use crate::error::Error;
 
@@ -7,16 +7,16 @@ pub const fn mask_stride(columns: usize) -> usize {
     columns.div_ceil(16) * 2
 }
 
-/// Elements from one row of codes to the next, for rows of `k`: a multiple of 4, the padding 0; for long
-/// rows an odd multiple of a cache line, so that rows do not all fall into the same cache sets.
+/// Elements from one row of `k` codes to the next: a multiple of 4, with padding of 0. For long rows it is an odd
+/// multiple of 64 (a cache line of 8-bit codes), so that rows do not all fall into the same cache sets.
 pub const fn code_stride(k: usize) -> usize {
     if k < 512 { k.next_multiple_of(4) } else { k.div_ceil(64) / 2 * 128 + 64 }
 }
 
-/// What a backward pass needs of a forward pass, in memory of the caller's.
+/// What a backward pass needs from a forward pass, in the caller's memory.
 #[derive(Debug, Default)]
 pub struct Saved<'a> {
-    /// `[M, code_stride(K)]`: DAC codes (i8 to 8 bits, i16 above); `None` where X is analog, or nothing
+    /// `[M, code_stride(K)]`: DAC codes (i8 up to 8 bits, i16 above); `None` where X is analog, or nothing
     /// needs them.
     pub x_codes: Option<CodesMut<'a>>,
     /// `[M]`: s_x, NaN in rows that are NaN throughout; `None` where nothing needs it.
@@ -29,7 +29,7 @@ pub struct Saved<'a> {
 }
 
 impl<'a> Saved<'a> {
-    /// Takes the first `count` rows off, of `n` outputs and `k` inputs, or all where there are fewer.
+    /// Splits off the first `count` rows, of `n` outputs and `k` inputs, or all rows if there are fewer.
     pub(crate) fn take_rows(&mut self, count: usize, n: usize, k: usize) -> Saved<'a> {
         Saved {
             x_codes: self.x_codes.as_mut().map(|codes| codes.take_rows(count, k)),
@@ -50,7 +50,7 @@ pub enum CodesMut<'a> {
 }
 
 impl<'a> CodesMut<'a> {
-    /// Checks that this is the memory for `rows` rows of `k` codes of `bits` bits.
+    /// Checks that this is memory for `rows` rows of `k` codes of `bits` bits.
     pub(crate) fn check(&self, name: &'static str, rows: usize, k: usize, bits: u32) -> Result<(), Error> {
         let (fits, length) = match self {
             CodesMut::I8(codes) => ((1..=8).contains(&bits), codes.len()),
@@ -69,7 +69,7 @@ impl<'a> CodesMut<'a> {
         Ok(())
     }
 
-    /// Takes the first `rows` rows of `k` off, or all where there are fewer.
+    /// Splits off the first `rows` rows of `k` codes, or all rows if there are fewer.
     pub(crate) fn take_rows(&mut self, rows: usize, k: usize) -> CodesMut<'a> {
         let length = rows * code_stride(k);
         match self {
@@ -78,7 +78,7 @@ impl<'a> CodesMut<'a> {
         }
     }
 
-    /// Row `row` of rows of `k`.
+    /// Row `row`, where a row has `k` codes.
     #[inline(always)]
     pub(crate) fn row(&mut self, row: usize, k: usize) -> CodesMut<'_> {
         let stride = code_stride(k);
@@ -102,13 +102,13 @@ pub(crate) fn mask_row(mask: &mut [u8], row: usize, columns: usize) -> &mut [u8]
     &mut mask[row * stride..(row + 1) * stride]
 }
 
-/// Takes the first `count` elements off `rest`, or all where there are fewer.
+/// Splits the first `count` elements off `rest`, or all if there are fewer.
 pub(crate) fn take_first<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
     let count = count.min(rest.len());
     rest.split_off_mut(..count).expect("no more than there are")
 }
 
-/// Checks that the array called `name` has as many elements as expected.
+/// Checks that the array called `name` has the expected number of elements.
 pub(crate) fn check_length(name: &'static str, length: usize, expected: usize) -> Result<(), Error> {
     if length == expected { Ok(()) } else { Err(Error::Length { name, length, allowed: expected.to_string() }) }
 }

@@ -1,8 +1,8 @@
-//! The operator's parameters: name, type, default, bounds and meaning, typed once.
+//! The operator's parameters: name, type, default, bounds and meaning, written once.
 //!
-//! Everything that names a parameter reads this table: [`crate::params`] checks against it, the ONNX
-//! Runtime op walks it to read a node's attributes, Python asks for it, the documentation is
-//! generated from it. It is append-only: a changed meaning is a new operator version.
+//! Everything that names a parameter reads this table: [`crate::params`] checks values against it, the ONNX Runtime
+//! operator walks it to read a node's attributes, Python queries it, and the documentation is generated from it. It is
+//! append-only: a changed meaning is a new version of the operator.
 
 /// The ONNX domain of the operator.
 pub const DOMAIN: &str = "lumina";
@@ -10,8 +10,8 @@ pub const DOMAIN: &str = "lumina";
 pub const OPERATOR: &str = "OpticalLinear";
 /// The version of the operator that this crate implements.
 pub const VERSION: i32 = 1;
-/// The attribute in which a node says the version that it was made for; one without it is of version 1. It is no
-/// parameter: hosts do not tell an operator the version of its domain that a model asks for.
+/// The attribute that holds the version of the operator a node was made for; a node without it has version 1. It is not
+/// a parameter. It exists because hosts do not tell an operator which version of its domain a model asks for.
 pub const VERSION_ATTRIBUTE: &str = "op_version";
 
 /// The type of a parameter, as ONNX names it.
@@ -23,7 +23,7 @@ pub enum Kind {
     Float,
     /// A list of 32-bit floats.
     Floats,
-    /// A string out of [`Parameter::choices`].
+    /// One of the strings in [`Parameter::choices`].
     String,
 }
 
@@ -46,7 +46,7 @@ pub enum Place {
     Attribute,
     /// An input of the node.
     Input,
-    /// Not stored in a model: a fact of each call.
+    /// Not stored in a model: it belongs to each call.
     Call,
 }
 
@@ -64,7 +64,7 @@ impl Place {
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameter {
-    /// The name, in Python, in Rust and in ONNX.
+    /// Its name in Python, in Rust and in ONNX.
     pub name: &'static str,
     /// Its type.
     pub kind: Kind,
@@ -72,7 +72,7 @@ pub struct Parameter {
     pub place: Place,
     /// The default, in the notation of the table; empty where there is none.
     pub default: &'static str,
-    /// What values are allowed, in words.
+    /// The allowed values, in words.
     pub allowed: &'static str,
     /// The smallest allowed number.
     pub minimum: Option<f64>,
@@ -194,7 +194,7 @@ pub const PARAMETERS: &[Parameter] = &[
 /// The row of the table called `name`.
 ///
 /// # Panics
-/// If there is none: the names are fixed at compile time.
+/// If there is no such row: the names are fixed at compile time.
 pub fn parameter(name: &str) -> &'static Parameter {
     PARAMETERS
         .iter()

@@ -20,7 +20,7 @@ use lay_out::{LayOutChannels, PanelSink};
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightSource<'a> {
-    /// `[N, K]`: quantised here (or used as they are with weight_bits 0).
+    /// `[N, K]`: quantised here, or used as they are with weight_bits 0.
     F32(&'a [f32]),
     /// `[N, K]`: codes of 1..8 bits.
     Codes(&'a [i8]),
@@ -38,28 +38,27 @@ pub(crate) enum Panels {
 /// The weights of a layer.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// What they are laid out for.
     tier: Tier,
     params: Params,
     n: usize,
     k: usize,
-    /// `[N]`, filled up with zeros to whole panels.
+    /// `[N]`, padded with zeros to whole panels.
     scale: Vec<f32>,
     panels: Panels,
 }
 
-/// Weights that a task lays out, at least.
+/// Weights that a task lays out, rounded down to whole panels, but at least one panel.
 const WEIGHTS_PER_TASK: usize = 16_384;
 
 impl Weights {
     /// Quantises (or unpacks), checks and lays out W `[n, k]` for a layer with these parameters.
     ///
-    /// `scale` has 1 or N elements; without it weights in f32 take the default scale, codes need one,
-    /// analog weights have none. `codes` receives the codes, if asked for.
+    /// `scale` has 1 or N elements. Without it f32 weights take the default scale; codes require one, and
+    /// analog weights must not have one. `codes`, if given, receives the codes.
     ///
     /// # Errors
     /// A shape or parameter that does not fit, a weight or scale that is not finite, a code out of range.
-    #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
+    #[allow(clippy::too_many_arguments, reason = "the arguments are independent of each other")]
     pub fn new(
         tier: Tier,
         executor: &dyn Executor,
@@ -79,7 +78,7 @@ impl Weights {
         let mut scales = vec![0.0; count * PANEL];
         let mut panels = if params.is_integer() {
             let storage = Storage::of(params.weight_bits, tier.signed_codes());
-            // Matrix tiles read on behind the last panel.
+            // Matrix tiles read past the end of the last panel.
             let behind = tier.tiles().map_or(0, |_| bytes_behind(k.div_ceil(4)));
             Panels::Int { storage, bytes: Buffer::new(count * storage.panel_bytes(k) + behind) }
         } else {
@@ -121,12 +120,12 @@ impl Weights {
         }
     }
 
-    /// The tier that they are laid out for, and that multiplies with them.
+    /// The tier that they are laid out for and that multiplies with them.
     pub fn tier(&self) -> Tier {
         self.tier
     }
 
-    /// The parameters of the layer that they are for.
+    /// The parameters of their layer.
     pub fn params(&self) -> &Params {
         &self.params
     }

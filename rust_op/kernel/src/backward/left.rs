@@ -10,10 +10,10 @@ use crate::microkernel::tile::gradient::{tile_height, tile_stride};
 use crate::reference::NAN;
 use crate::saved::mask_stride;
 
-/// Rows of dY that are fetched ahead of their use where its columns are read a strip at a time.
+/// How many rows ahead of their use rows are prefetched where a matrix is read a strip of columns at a time.
 pub(super) const ROWS_AHEAD: usize = 8;
 
-/// Bits `column..column + 16` of a row of mask bits; those behind its end are 0.
+/// Bits `column..column + 16` of a row of mask bits; bits past its end are 0.
 #[inline(always)]
 fn mask_word(row: &[u8], column: usize) -> u16 {
     let bytes = &row[column / 8..];
@@ -28,7 +28,7 @@ fn mask_word(row: &[u8], column: usize) -> u16 {
     (word >> (column % 8)) as u16
 }
 
-/// A row of dY, and which of its elements the ADC stops.
+/// A row of dY, and the mask of the elements where the ADC saturated.
 #[derive(Clone, Copy)]
 struct GradientRow<'a> {
     dy: &'a [f32],
@@ -44,7 +44,7 @@ impl<'a> GradientRow<'a> {
         GradientRow { dy: &inputs.dy[row * n..(row + 1) * n], mask }
     }
 
-    /// g of 16 elements from `column` on; zeros behind the row's end.
+    /// g of 16 elements from `column` on; zeros past the row's end.
     #[inline(always)]
     fn passed<S: Isa>(&self, isa: S, column: usize) -> S::F {
         let dy = match self.dy[column..].first_chunk::<LANES>() {
@@ -58,7 +58,7 @@ impl<'a> GradientRow<'a> {
     }
 }
 
-/// Packs g * `scale`: rows `rows` of g are rows, columns `terms` the terms of sums.
+/// Packs g * `scale`: rows `rows` of g become rows, its columns `terms` the terms of the sums.
 #[inline(always)]
 pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     isa: S,
@@ -106,7 +106,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
 /// The bias's gradient in some columns.
 pub(super) struct Bias<'a> {
     pub(super) sums: &'a mut [f32],
-    /// Whether it passes where the ADC saturated.
+    /// Whether dY counts even where the ADC saturated.
     pub(super) unmasked: bool,
 }
 
@@ -126,8 +126,8 @@ impl Bias<'_> {
     }
 }
 
-/// Packs g * s_x, where there is memory for it beside s_x: columns `rows` of g are rows, rows `terms` the terms of
-/// sums. Adds g to the bias's gradient.
+/// Packs g * s_x, if `packed` holds memory for it (and s_x): columns `rows` of g become rows, its rows `terms` the
+/// terms of the sums. Adds g to the bias's gradient, if there is one.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
 pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
@@ -174,7 +174,8 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     }
 }
 
-/// Stores one lane of each row of a tile. What exceeds the tile's rows is overwritten by the next ones.
+/// Stores one lane of each row of a tile. Lanes beyond the tile's rows are overwritten by the next store, or lie in the
+/// slack behind the tile.
 #[inline(always)]
 fn set_lanes<S: Isa>(isa: S, packed: &mut [f32], at: usize, lanes: S::F) {
     const SLACK: &str = "each tile has slack behind it";

@@ -12,14 +12,14 @@ use crate::microkernel::row_ops::{Coder, VectorQuantizer, load_vector};
 use crate::quantize::Quantizer;
 use crate::saved::code_stride;
 
-/// What g is multiplied with.
+/// What g is multiplied by.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Right<'a> {
-    /// Rows as they are: X's, or those of analog weights.
+    /// Rows as they are: those of X, or of analog weights.
     Rows(Operand<'a>),
     /// Weights of one bit, `[N, K]`.
     Signs(&'a [f32]),
-    /// Weights `[N, K]` of more bits, and what makes codes of each row.
+    /// Weights `[N, K]` of more bits, and the quantiser of each row.
     Quantized { values: &'a [f32], bits: u32, quantizers: &'a [Quantizer] },
 }
 
@@ -33,8 +33,8 @@ impl Right<'_> {
         }
     }
 
-    /// Columns `column..column + PANEL` (those that there are) of rows `terms`, as a panel. What stands elsewhere means
-    /// nothing.
+    /// Writes columns `column..column + PANEL` of rows `terms`, as far as there are such columns, as a panel. The rest
+    /// of the panel has no meaning.
     #[inline(always)]
     pub(super) fn widen<S: Isa, F: Form<S>>(
         &self,
@@ -85,14 +85,14 @@ impl Right<'_> {
     }
 }
 
-/// A panel's columns of values, filled up with zeros.
+/// A panel's columns of values, padded with zeros.
 #[inline(always)]
 fn halves<S: Isa>(isa: S, values: &[f32]) -> [S::F; 2] {
     [load_vector(isa, values, 0), if values.len() > LANES { load_vector(isa, values, 1) } else { isa.splat(0.0) }]
 }
 
-/// The codes of the first `count` of `values`, which is a panel's columns in a row of `k`; NaN where a value is not
-/// finite. Meanwhile a row further down is fetched, which lies on another page.
+/// The codes of the first `count` of `values`, which are a panel's columns in a row of `k`; NaN where a value is not
+/// finite. Also prefetches a row further down, which lies on another page.
 #[inline(always)]
 fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Coder<S>) -> [S::F; 2] {
     for line in (0..PANEL).step_by(LANES) {
@@ -101,14 +101,14 @@ fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Cod
     let values = halves(isa, &values[..count]);
     let mut codes = values;
     for (code, value) in codes.iter_mut().zip(values) {
-        // 0 * value is NaN where value is not finite, and else adds nothing.
+        // 0 * value is NaN where value is not finite, and adds nothing elsewhere.
         *code = isa.fma(isa.splat(0.0), value, isa.to_float(coder.code(isa, value)));
     }
     codes
 }
 
-/// The halves of the first `count` of `codes`, which are a panel's columns in a row of `stride`. Meanwhile a row
-/// further down is fetched.
+/// The two halves of the first `count` of `codes`, which are a panel's columns in a row of `stride`. Also prefetches a
+/// row further down.
 #[inline(always)]
 fn fetched<S: Isa, T>(isa: S, codes: &[T], stride: usize, count: usize) -> [&[T]; 2] {
     isa.prefetch(codes.as_ptr().wrapping_add(ROWS_AHEAD * stride));

@@ -1,5 +1,5 @@
-//! How the backward pass is cut: strips of rows of a gradient, which share a packed left operand, and tasks of panels.
-//! A strip's left operand is packed in parts, which several tasks do together.
+//! How the backward pass is cut: a gradient into strips of rows, and a strip into tasks of some panels each. The tasks
+//! of a strip share its packed left operand, whose parts they pack between them.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,17 +17,17 @@ use crate::microkernel::tier::Bf16;
 use crate::microkernel::tile::gradient::{Finish, PackedRows, gradient_panels, tile_stride};
 use crate::saved::mask_stride;
 
-/// Rows of a strip at most. Each strip widens every panel again.
+/// Maximum rows of a strip. Each strip widens every panel again.
 const STRIP_ROWS: usize = 768;
-/// Lanes of a packed strip at most, unless it has no more rows than a part: 8 MiB.
+/// Maximum lanes of a packed strip (8 MiB), unless it has no more rows than a part.
 const STRIP_LANES: usize = 1 << 21;
-/// Rows of a part of a strip at most.
+/// Maximum rows of a part of a strip.
 const PART_ROWS: usize = 192;
-/// Whole tiles of 4, 6 or 12 rows, whole vectors.
+/// A whole number of tiles of 4, 6 or 12 rows, and of vectors.
 const ROW_UNIT: usize = 48;
-/// Tasks of a gradient for each thread, at least about.
+/// The approximate minimum number of tasks of a gradient per thread.
 const TASKS: usize = 8;
-/// Lanes of a sum's terms that are packed at a time: two panels of them stay in the second-level cache.
+/// Lanes of terms that are packed at a time: two panels of them stay in the second-level cache.
 const BLOCK_LANES: usize = 1024;
 /// Lanes of panels that a task widens at a time: they stay in the second-level cache.
 const PANEL_LANES: usize = 1 << 16;
@@ -38,11 +38,11 @@ fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
     rows.clone().step_by(rows_per_range).map(move |first| first..rows.end.min(first + rows_per_range))
 }
 
-/// Strips of `rows` rows of a gradient with `panels` panels and sums of `depth` terms, of which `tasks` tasks can be
-/// made.
+/// The number of strips for `rows` rows of a gradient with `panels` panels and sums of `depth` terms: enough for
+/// `tasks` tasks, as far as there are rows for them.
 fn strips(rows: usize, panels: usize, depth: usize, tasks: usize) -> usize {
     let for_tasks = tasks.div_ceil(panels).min(rows.div_ceil(PART_ROWS));
-    // Where sums are short, storing them is most of the work: tasks are better wide than high.
+    // Where sums are short, most of the work is storing them, and wide tasks are better than tall ones.
     let strip_rows = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
     rows.div_ceil(strip_rows).max(for_tasks)
 }
@@ -64,7 +64,7 @@ pub(super) fn interleave<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
 /// How a product is computed.
 #[derive(Clone, Copy, Debug)]
 enum Arithmetic {
-    /// As the contract has it.
+    /// As the contract defines it.
     Floats(Tier),
     /// The left operand rounded to bf16, in which codes of up to 8 bits are exact.
     Bf16(Tier, Bf16),
@@ -78,7 +78,7 @@ impl Arithmetic {
         }
     }
 
-    /// Terms of a sum in a lane.
+    /// Terms of a sum per lane.
     fn terms(self) -> usize {
         match self {
             Arithmetic::Floats(_) => 1,
@@ -113,14 +113,14 @@ impl<V: Formed> Vectorized for InFloats<V> {
     }
 }
 
-/// What a gradient is the product of: g, times the scale of each of its terms, and the right operand.
+/// The operands of a gradient's product: g times the scale of each term, and the right operand.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a> {
     pub(super) right: Right<'a>,
     pub(super) left_scale: &'a [f32],
 }
 
-/// Which gradient.
+/// Which gradient is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Side {
     X,
@@ -135,7 +135,7 @@ pub(super) struct Call<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     /// Threads that share the work.
     pub(super) threads: usize,
-    /// Whether the bias's gradient passes where the ADC saturated.
+    /// Whether the bias's gradient counts dY even where the ADC saturated.
     pub(super) unmasked_bias: bool,
 }
 
@@ -146,7 +146,7 @@ impl<'a> Call<'a> {
         if side == Side::X { n } else { m }
     }
 
-    /// The tasks of the gradient of `side`, which has so many rows; in `bias` that of the bias.
+    /// The tasks that compute the gradient of `side`, which has `rows` rows, and the bias's gradient into `bias`.
     pub(super) fn tasks(
         self,
         side: Side,
@@ -184,13 +184,13 @@ impl<'a> Call<'a> {
         tasks
     }
 
-    /// Tasks of a gradient, at least about.
+    /// The approximate minimum number of tasks of a gradient.
     fn tasks_wanted(&self) -> usize {
         self.threads.saturating_mul(TASKS)
     }
 
-    /// Panels of a task of a strip: some 64 microseconds of work, or less where that leaves too few tasks; at least
-    /// one.
+    /// Panels per task of a strip: some 64 microseconds of work, or less where that would leave too few tasks, but at
+    /// least one.
     fn panels_per_task(&self, rows: usize, depth: usize) -> usize {
         let (m, n, k) = self.inputs.shape;
         let task = (m * n * k / self.tasks_wanted()).clamp(1 << 20, 1 << 23);
@@ -198,15 +198,15 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand: whoever
-/// needs it first packs it, part by part and block by block, and the last one frees it.
+/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand:
+/// whichever task first needs a block of a part packs it, and the last task to use it frees it.
 struct Strip<'a> {
     call: Call<'a>,
     side: Side,
-    /// Without them the strip is of the bias's gradient alone.
+    /// `None` if the strip computes the bias's gradient alone.
     operands: Option<Operands<'a>>,
     arithmetic: Arithmetic,
-    /// Tasks of this strip.
+    /// The number of tasks of this strip.
     users: usize,
     parts: Vec<Part<'a>>,
 }
@@ -223,7 +223,7 @@ struct Part<'a> {
 #[derive(Default)]
 struct Block {
     packed: Option<Arc<Buffer<f32>>>,
-    /// Tasks that are through with it.
+    /// Tasks that are done with it.
     released: usize,
 }
 
@@ -249,13 +249,13 @@ impl<'a> Strip<'a> {
         strip
     }
 
-    /// The terms of each block; of an empty one where there are none.
+    /// The terms of each block; one empty block if there are no terms.
     fn terms(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (depth, block_terms) = (self.call.depth(self.side), BLOCK_LANES * self.arithmetic.terms());
         (0..depth.max(1)).step_by(block_terms).map(move |start| start..depth.min(start + block_terms))
     }
 
-    /// The packed left operand of the block `index`, of `terms`, for each part: g times `scale`.
+    /// The packed left operand, g times `scale`, of block `index` (which covers `terms`), for each part.
     fn acquire(&self, index: usize, terms: &Range<usize>, scale: &[f32]) -> Vec<Arc<Buffer<f32>>> {
         let packed = |part: &Part<'a>, mut block: MutexGuard<'_, Block>| {
             let packed = block.packed.get_or_insert_with(|| {
@@ -267,7 +267,7 @@ impl<'a> Strip<'a> {
             });
             packed.clone()
         };
-        // A part that another task is packing is left to it while there are others to pack.
+        // A part that another task is packing is skipped while there are others to pack.
         let parts: Vec<_> = (self.parts.iter())
             .map(|part| part.blocks[index].try_lock().ok().map(|block| packed(part, block)))
             .collect();
@@ -276,7 +276,7 @@ impl<'a> Strip<'a> {
             .collect()
     }
 
-    /// Counts a task that is through with the block `index`.
+    /// Counts a task that is done with block `index`; the last one frees the block.
     fn release(&self, index: usize) {
         for part in &self.parts {
             let mut block = lock(&part.blocks[index]);
@@ -288,13 +288,13 @@ impl<'a> Strip<'a> {
     }
 }
 
-/// A lock that a panic poisoned guards nothing half done that would be read: the call as a whole panics.
+/// Locks `mutex` even if a panic has poisoned it: the whole call panics then, so nothing half done is read.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs a block of a part, g times the scale of its terms, and adds g to the bias's gradient; without memory for it
-/// the latter alone.
+/// Packs a block of a part, g times the scale of its terms, and adds g to the bias's gradient; if `packed` is `None`,
+/// only the latter.
 struct PackLeft<'s, 'a> {
     strip: &'s Strip<'a>,
     part: &'s Part<'a>,
@@ -351,7 +351,7 @@ impl GradientTask<'_> {
 /// One block of the sums of a [`GradientTask`].
 struct MultiplyBlock<'s, 'a> {
     strip: &'s Strip<'a>,
-    /// Of each part.
+    /// The packed left operand of each part.
     left: &'s [Arc<Buffer<f32>>],
     right: Right<'a>,
     terms: Range<usize>,

@@ -1,8 +1,9 @@
 //! How a call is cut into tasks.
 //!
 //! Large batches are cut by rows: a task converts its rows, multiplies them with all panels and finishes them while
-//! they sit in the cache. Small batches with much work are cut by columns instead, in three steps: DAC, products, and
-//! the epilogue once whole rows are there. How a call is cut depends on its shape, the tier and the threads alone.
+//! they sit in the cache. Small batches with a lot of work are cut by columns instead, in three steps: the DAC, the
+//! products, and the epilogue once rows are complete. The cut depends on the layer, the number of rows and the executor
+//! alone.
 
 use super::epilogue::Epilogue;
 use super::product::Product;
@@ -15,54 +16,56 @@ use crate::microkernel::panels::PANEL;
 use crate::saved::{Saved, mask_stride, take_first};
 use crate::weights::Weights;
 
-/// Rows of a task at most.
+/// Maximum rows of a task.
 const TASK_ROWS: usize = CODE_ROWS;
 /// Batches up to this many rows are cut by columns.
 const COLUMN_CUT_ROWS: usize = 64;
-/// Multiply-adds from which on that is worth its steps.
+/// Multiply-adds from which cutting by columns is worth its three steps.
 const COLUMN_CUT_WORK: usize = 1 << 19;
-/// Tasks that columns are cut into, at most.
+/// Maximum number of tasks that columns are cut into.
 const COLUMN_TASKS: usize = 16;
-/// Rows of a task of the steps before and after the columns.
+/// Rows of a task in the steps before and after the products.
 const STEP_ROWS: usize = 8;
 
-/// Rows of a task, and about what a row costs in tasks of so many, since each task reads the weights anew.
+/// The numbers of rows that a task may have, each with the approximate relative cost of one row in such a task. They
+/// differ because each task reads the weights anew.
 type RowCosts = [(usize, usize)];
-/// Tiles of 12 rows are the fastest.
+/// The costs of all other products. Tiles of 12 rows are the fastest.
 const ROW_COSTS: &RowCosts = &[(32, 100), (24, 102), (16, 108), (12, 106), (8, 118)];
-/// Products of floats in tiles one vector wide, which read twice as much of the weights for each operation.
+/// Products of floats in tiles one vector wide, which read twice as much of the weights per operation.
 const ROW_COSTS_OF_NARROW_FLOATS: &RowCosts = &[(96, 100), (48, 108), (24, 118), (12, 130), (6, 145)];
 /// Products on matrix tiles.
 const ROW_COSTS_OF_TILES: &RowCosts = &[(32, 100), (16, 150)];
-/// The same with weights that a core's own caches do not hold: they come so slowly that they are better read for many rows.
+/// Products on matrix tiles with weights that do not fit a core's own caches: reading them is so slow that each read
+/// should serve many rows.
 const ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS: &RowCosts = &[(128, 100), (96, 110), (64, 122), (32, 153), (16, 250)];
-/// Bytes of weights from which on they are far.
+/// Bytes from which weights do not fit a core's own caches.
 const FAR_BYTES: usize = 3 << 19;
 
 const _: () = assert!(TASK_ROWS >= ROW_COSTS_OF_NARROW_FLOATS[0].0 && COLUMN_CUT_ROWS <= CODE_ROWS);
 
-/// Rows of a task of a call of `m` rows: those with which the thread that has most to do is through soonest.
+/// Rows of a task in a call of `m` rows: the choice with which the busiest thread finishes soonest.
 fn rows_per_task(m: usize, threads: usize, costs: &RowCosts) -> usize {
     let slowest = |(rows, cost): &(usize, usize)| m.div_ceil(*rows).div_ceil(threads) * rows * cost;
     costs.iter().min_by_key(|choice| slowest(choice)).map_or(costs[0].0, |(rows, _)| *rows)
 }
 
-/// A forward pass: what its tasks have in common.
+/// What the tasks of a forward pass have in common.
 pub(super) struct Call<'a> {
     pub(super) weights: &'a Weights,
-    /// Filled up to whole panels; zeros where the bias is digital or absent.
+    /// Padded to whole panels; zeros where the bias is digital or absent.
     pub(super) product_bias: &'a [f32],
     pub(super) epilogue: &'a Epilogue,
     pub(super) call_key: u64,
-    /// Of one thread.
+    /// The estimated time of the whole call on one thread.
     pub(super) work_ns: u64,
-    /// Whether panels are read from the last to the first: every other call with a single row, which waits for the
-    /// weights.
+    /// Whether panels are read from last to first, as every other single-row call does: reading the weights is what
+    /// such a call waits for ([`Product::backwards`]).
     pub(super) backwards: bool,
 }
 
 impl Call<'_> {
-    /// Runs it on arguments that fit the layer.
+    /// Runs the pass on arguments that have been checked against the layer.
     pub(super) fn run(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], saved: Saved<'_>) {
         let (n, k) = (self.weights.n(), self.weights.k());
         let m = x.len() / k;

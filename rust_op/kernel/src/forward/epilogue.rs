@@ -18,14 +18,14 @@ use crate::saved::mask_row;
 use adc::{Convert, StaticRanges};
 use noise::{AddNoise, Law};
 
-/// Rows that have had their noise before the first of them is converted, at most.
+/// Maximum rows that get their noise before the first of them is converted.
 const ROWS_AT_ONCE: usize = 8;
-/// Elements of them at most, where they are several: they stay in the first-level cache.
+/// Maximum elements of such rows if there are several: they stay in the first-level cache.
 const NEAR_ELEMENTS: usize = 1 << 12;
 /// Columns that a pass takes at a time.
 const GROUP: usize = 2 * LANES;
 
-/// What the epilogue of a layer needs, worked out once.
+/// What the epilogue of a layer needs, computed once.
 #[derive(Clone, Debug)]
 pub(super) struct Epilogue {
     noise: NoiseLevels,
@@ -37,7 +37,7 @@ pub(super) struct Epilogue {
     adc_needs_row_maximum: bool,
 }
 
-/// `values` filled up to whole groups with `filler`.
+/// `values`, padded to whole groups with `filler`.
 pub(super) fn padded(values: impl ExactSizeIterator<Item = f32>, filler: f32) -> Vec<f32> {
     let count = values.len().next_multiple_of(GROUP);
     values.chain(std::iter::repeat(filler)).take(count).collect()
@@ -55,7 +55,7 @@ trait Pass<S: Isa> {
     fn group(&mut self, isa: S, column: usize, values: [S::F; 2]) -> [S::F; 2];
 }
 
-/// Replaces each group of `row` by what `pass` makes of it and returns the bits of the largest magnitude.
+/// Replaces each group of `row` by the result of `pass` and returns the bits of the largest magnitude.
 #[inline(always)]
 fn run_pass<S: Isa>(isa: S, row: &mut [f32], pass: &mut impl Pass<S>) -> i32 {
     let mut largest = isa.splat_i(0);
@@ -79,7 +79,7 @@ fn run_pass<S: Isa>(isa: S, row: &mut [f32], pass: &mut impl Pass<S>) -> i32 {
     isa.largest(largest)
 }
 
-/// The number of these bits, which are of no negative number, where it is finite.
+/// The non-negative number that has these bits, if it is finite.
 #[inline(always)]
 fn finite(bits: i32) -> Option<f32> {
     (bits < INFINITY_BITS).then_some(f32::from_bits(bits as u32))
@@ -100,11 +100,11 @@ impl Epilogue {
         }
     }
 
-    /// Finishes rows of `n` from row `first_row` on, which hold z; those whose step is NaN become NaN. `mask` receives
-    /// the ADC's saturation bits.
+    /// Finishes rows of `n` elements that hold z, of which `first_row` is the first; rows whose step is NaN become NaN.
+    /// `mask` receives the ADC's saturation bits.
     ///
-    /// Pass 3 waits for a row's maximum, so it begins when some more rows, up to [`ROWS_AT_ONCE`], are through the
-    /// passes before it.
+    /// Pass 3 depends on a row's maximum. So that it need not wait for that, up to [`ROWS_AT_ONCE`] rows go through the
+    /// earlier passes before it starts.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
     pub(super) fn finish_rows<S: Isa>(

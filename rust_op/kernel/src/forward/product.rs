@@ -1,4 +1,4 @@
-//! Rows times panels: which tiles run on what, and where their results go.
+//! Rows times panels: which tiles multiply them, and where the results go.
 
 use crate::executor::{Executor, run_each};
 use crate::microkernel::amx::{ConfiguredTiles, TILE_ROWS, Tiles, bytes_behind};
@@ -12,7 +12,8 @@ use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, 
 use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
-/// Bytes of weights that a core's own caches hold, about. To fetch what is there already costs more than it saves.
+/// Approximately how many bytes of weights a core's own caches hold. Prefetching what is already there costs more than
+/// it saves.
 const NEAR_BYTES: usize = 3 << 19;
 
 /// Rows of X as the product reads them.
@@ -25,18 +26,18 @@ pub(super) enum StagedRows<'a> {
 /// One product: rows of X, weights, bias.
 pub(super) struct Product<'a> {
     pub(super) weights: &'a Weights,
-    /// Filled up to whole panels; zeros where the bias is digital or absent.
+    /// Padded to whole panels; zeros where the bias is digital or absent.
     pub(super) bias: &'a [f32],
     pub(super) rows: StagedRows<'a>,
     /// s_x of each row.
     pub(super) x_step: &'a [f32],
-    /// Whether the panels are taken from the last to the first. Calls that take turns at it find in the cache what the
-    /// one before has read last; in one order each would find the beginning gone.
+    /// Whether panels are read from last to first. Calls that alternate between the two orders find in the cache what
+    /// the previous call read last; in a fixed order, each call would find the first panels evicted.
     pub(super) backwards: bool,
 }
 
 impl Product<'_> {
-    /// z of all rows in the columns of panel `panel`, which are those of `output`.
+    /// z of all rows in the columns of panel `panel`, which are the columns of `output`.
     #[inline(always)]
     fn panel<S: Isa>(
         &self,
@@ -68,7 +69,7 @@ impl Product<'_> {
                 } else {
                     from_here
                 };
-                // Next is the panel at higher addresses, or at lower ones.
+                // The next panel is the one after this in memory, or the one before it.
                 let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
                 let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
                 match tiles {
@@ -84,7 +85,7 @@ impl Product<'_> {
         }
     }
 
-    /// The permission to use matrix tiles, where there are rows enough for one.
+    /// The permission to use matrix tiles, if there are enough rows for one.
     fn tiles(&self) -> Option<Tiles> {
         let is_large = matches!(self.rows, StagedRows::Int(_)) && self.x_step.len() >= TILE_ROWS;
         self.weights.tier().tiles().filter(|_| is_large)
@@ -119,7 +120,7 @@ impl Product<'_> {
     }
 }
 
-/// All rows of a product in the columns of `z`, which begin with those of a panel.
+/// All rows of a product in the columns of `z`, the first of which is the first of a panel.
 struct MultiplyPanels<'a> {
     product: &'a Product<'a>,
     first_panel: usize,

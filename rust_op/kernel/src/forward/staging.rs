@@ -1,4 +1,4 @@
-//! Rows of X on their way to the product: where their codes or values stand, and how they come there.
+//! Rows of X staged for the product: the memory for their codes or values, and how it is filled.
 
 use super::dac::{CodeSink, convert_row};
 use super::product::StagedRows;
@@ -12,18 +12,18 @@ use crate::params::Params;
 use crate::saved::{CodesMut, Saved, code_stride, mask_row, take_first};
 use crate::weights::Weights;
 
-/// Rows of codes at most.
+/// Maximum rows of codes.
 pub(super) const CODE_ROWS: usize = 128;
 
-/// Memory for rows as the product reads them; of codes up to [`CODE_ROWS`].
+/// Memory for rows as the product reads them; for at most [`CODE_ROWS`] rows if they are codes.
 pub(super) struct Staging {
     values: Values,
     sums: [i32; CODE_ROWS],
 }
 
 enum Values {
-    /// Codes, or where the product needs those ([`Isa::SIGNS`]) their signs, and behind all of them their magnitudes
-    /// where it needs them.
+    /// The codes of all rows, followed by their magnitudes where the product needs them. With magnitudes and
+    /// [`Isa::SIGNS`], signs take the place of the codes.
     Int {
         codes: Buffer<i8>,
         magnitudes: bool,
@@ -45,7 +45,7 @@ impl Staging {
         let k = weights.k();
         let values = if weights.params().is_integer() {
             let magnitudes = weights.needs_magnitudes();
-            // Matrix tiles read whole ones.
+            // Matrix tiles read whole tiles of rows.
             let (rows, stride) = match weights.tier().tiles() {
                 Some(_) => (rows.next_multiple_of(TILE_ROWS), tile_stride(k)),
                 None => (rows, code_stride(k)),
@@ -58,7 +58,7 @@ impl Staging {
         Staging { values, sums: [0; CODE_ROWS] }
     }
 
-    /// All of it, to be filled.
+    /// All of the memory, to be filled.
     pub(super) fn all(&mut self) -> StagingMut<'_> {
         match &mut self.values {
             Values::Int { codes, magnitudes, stride } => {
@@ -71,7 +71,7 @@ impl Staging {
         }
     }
 
-    /// Its rows, to be multiplied.
+    /// The first `rows` rows, to be multiplied.
     pub(super) fn rows(&self, rows: usize) -> StagedRows<'_> {
         match &self.values {
             Values::Int { codes, magnitudes, stride } => {
@@ -93,7 +93,7 @@ pub(super) enum StagingMut<'a> {
 }
 
 impl StagingMut<'_> {
-    /// Takes the first `count` rows off, or all where there are fewer.
+    /// Splits off the first `count` rows, or all if there are fewer.
     pub(super) fn take_rows(&mut self, count: usize) -> Self {
         match self {
             StagingMut::Int { codes, magnitudes, stride, sums } => StagingMut::Int {
@@ -109,7 +109,7 @@ impl StagingMut<'_> {
     }
 }
 
-/// Converts rows of X into `staged`, and into what is saved.
+/// Converts rows of X into `staged`, and into what `saved` asks for.
 pub(super) struct ConvertRows<'a> {
     pub(super) params: &'a Params,
     pub(super) k: usize,

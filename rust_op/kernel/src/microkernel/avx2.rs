@@ -28,7 +28,7 @@ pub(crate) struct F(__m256, __m256);
 /// 16 x i32, 8 x u64, or a mask in the top bits of 16 lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct I(__m256i, __m256i);
-/// 4 codes a of a row, for each column of a register, and \|a\|.
+/// 4 codes a of a row, repeated for each column of a register, and \|a\|.
 #[derive(Clone, Copy)]
 pub(crate) struct A {
     code: __m256i,
@@ -109,8 +109,8 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn load_first(self, source: &[f32]) -> Self::F {
         let count = source.len().min(LANES) as i32;
-        // SAFETY: `self` proves the instructions, which read nothing where the mask's lane has no top bit: the second
-        // half's address, which may lie behind the slice, is only formed.
+        // SAFETY: `self` proves the instructions, which read nothing in lanes where the mask's top bit is clear: the
+        // second half's address may lie past the end of the slice, but is then only formed.
         unsafe {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let low = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
@@ -321,7 +321,7 @@ impl Isa for Avx2 {
     fn transpose(self, rows: [Self::I; LANES]) -> [Self::I; LANES] {
         let mut columns = rows;
         for half in 0..2 {
-            // Columns 8 * half .. 8 * half + 7: the rows' register of that number.
+            // Columns 8 * half .. 8 * half + 7 are register `half` of each row.
             let mut top = [rows[0].0; 8];
             let mut bottom = top;
             for i in 0..8 {

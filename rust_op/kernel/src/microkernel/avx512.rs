@@ -2,9 +2,9 @@
 //!
 //! | step | instructions |
 //! |---|---|
-//! | dot with VNNI | `vpdpbusd` zmm: u8 codes c + z times i8 activations, four products a lane |
-//! | dot without it | `vpxor`, `vpmaddubsw` on \|a\| and c ^ s, `vpmaddwd` with ones: exact, since 2 * 127 * 128 < 2^15 |
-//! | dot of up to 4 bits without it | as on AVX2 |
+//! | dot with VNNI | `vpdpbusd` zmm: u8 codes c + z times i8 activations, four products per lane |
+//! | dot without | `vpxor`, `vpmaddubsw` on \|a\| and c ^ s, `vpmaddwd` with ones: exact, since 2 * 127 * 128 < 2^15 |
+//! | dot of up to 4 bits without VNNI | as on AVX2 |
 //! | mask | k registers |
 //! | 64-bit product | `vpmullq` (AVX-512DQ) |
 
@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 
 use super::isa::{Isa, LANES, Vectorized, first_bits};
 
-/// Permission to use AVX-512 F, BW, DQ and VL, and where `VNNI`, that too.
+/// Permission to use AVX-512 F, BW, DQ and VL, and with `VNNI` also VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512<const VNNI: bool>(());
 
@@ -32,7 +32,7 @@ unsafe fn trampoline_vnni<const VNNI: bool, V: Vectorized>(isa: Avx512<VNNI>, op
     op.run(isa)
 }
 
-/// 4 codes a of a row or their signs, for each column, and \|a\| where that is needed.
+/// 4 codes a of a row, or their signs, repeated for each column, and \|a\| where that is needed.
 #[derive(Clone, Copy)]
 pub(crate) struct A {
     code: __m512i,
@@ -321,7 +321,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     #[inline(always)]
     fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
         let A { code, magnitude } = activations;
-        // SAFETY: `self` proves the instructions, that of VNNI where it says so.
+        // SAFETY: `self` proves the instructions, including that of VNNI if `VNNI` is true.
         unsafe {
             if VNNI {
                 return _mm512_dpbusd_epi32(sum, stored, code);

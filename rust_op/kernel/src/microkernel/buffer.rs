@@ -26,16 +26,16 @@ pub(crate) struct Buffer<T> {
     _element: PhantomData<T>,
 }
 
-/// Buffers that were given back, oldest first: at most [`KEPT_BUFFERS`] of [`KEPT_BYTES`] together.
+/// Buffers that were given back, oldest first: at most [`KEPT_BUFFERS`], with at most [`KEPT_BYTES`] in total.
 static KEPT: Mutex<VecDeque<Vec<Line>>> = Mutex::new(VecDeque::new());
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 64 << 20;
 
-/// Attempts to get at the kept buffers, each some cycles apart: far more than a holder of the lock takes.
+/// Attempts to lock the kept buffers, some cycles apart: far longer in total than a holder keeps the lock.
 const ATTEMPTS: usize = 1000;
 
-/// The kept buffers; `None` where they cannot be had soon. In the child of a fork they never can if another thread
-/// of the parent's was just at them: that thread is not in the child.
+/// The kept buffers; `None` if the lock is not free soon. In the child of a fork it is never free if another thread of
+/// the parent held it at the fork: that thread does not exist in the child.
 fn kept() -> Option<MutexGuard<'static, VecDeque<Vec<Line>>>> {
     for _ in 0..ATTEMPTS {
         match KEPT.try_lock() {
@@ -52,7 +52,7 @@ impl<T: Plain> Buffer<T> {
     pub(crate) fn new(len: usize) -> Self {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's bytes can be counted");
         let count = bytes.div_ceil(size_of::<Line>());
-        // Panels live as long as their layer, so that what a buffer has too much stays taken.
+        // Panels live as long as their layer, and the excess of an oversized buffer would be wasted that long.
         let fits = |lines: &Vec<Line>| (count..=count + count / 8 + 64).contains(&lines.len());
         let found = kept().and_then(|mut kept| kept.iter().rposition(fits).and_then(|index| kept.remove(index)));
         let lines = found.unwrap_or_else(|| vec![Line([0; 64]); count]);
@@ -60,7 +60,8 @@ impl<T: Plain> Buffer<T> {
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: the lines hold at least `len` elements of a type that any bits are a value of, aligned to 64.
+        // SAFETY: the lines are initialised, aligned to 64 and hold at least `len` elements of a type for which any
+        // bits are a value.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 
@@ -117,7 +118,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_the_limits_say() {
-        // Small and many, large and few, all at once and one after another; 65 MiB by itself is too large to be kept.
+        // Many small buffers, few large ones, and all sizes in between; one of 65 MiB alone is too large to be kept.
         let sizes = [vec![4096; 100], vec![2 << 20; 40], (1..200).map(|i| i * 5000).collect(), vec![65 << 20]].concat();
         let mut alive = Vec::new();
         for (index, &bytes) in sizes.iter().enumerate() {

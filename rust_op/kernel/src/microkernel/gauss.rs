@@ -10,7 +10,7 @@ pub(crate) struct Gauss<S: Isa> {
     state: [S::U; 4],
 }
 
-/// What SplitMix64 adds to its start before the output that seeds word `word` of each lane.
+/// What SplitMix64 has added to its start when it outputs word `word` of each lane's state.
 const fn increments(word: usize) -> [u64; rng::LANES] {
     let mut out = [0; rng::LANES];
     let mut lane = 0;

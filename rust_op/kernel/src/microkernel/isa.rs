@@ -1,20 +1,20 @@
-//! What the loops ask of an instruction set. A tier's file holds these methods and nothing else.
+//! What the loops need from an instruction set. A tier's file holds these methods and nothing else.
 //!
-//! All vectors have 16 lanes of 32 bits, whatever the registers' width, so that a loop reads the same on
+//! All vectors have 16 lanes of 32 bits, whatever the width of the registers, so that a loop reads the same on
 //! every tier and the canonical orders (noise, mean) need no special cases. A value of an implementing
-//! type is the permission to use its instructions: it is made only where the processor has them.
+//! type is the permission to use its instructions: it can be made only if the processor has them.
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
-/// The first `count` of 16 bits.
+/// 16 bits, of which the first `count` are set.
 #[inline(always)]
 pub(crate) const fn first_bits(count: usize) -> u16 {
     if count < LANES { (1 << count) - 1 } else { u16::MAX }
 }
 
-/// Copies up to 16 elements, as many as there are on both sides, in pieces of fixed sizes: a call of the C library's
-/// would take longer.
+/// Copies up to 16 elements, as many as both sides have, in pieces of fixed sizes: a call into the C library would take
+/// longer.
 #[inline(always)]
 fn copy_first<T: Copy>(source: &[T], target: &mut [T]) {
     #[inline(always)]
@@ -32,7 +32,7 @@ fn copy_first<T: Copy>(source: &[T], target: &mut [T]) {
     piece::<T, 1>(source, target, &mut at, count);
 }
 
-/// The first 16 elements; zeros behind the end.
+/// The first 16 elements; zeros past the end.
 #[inline(always)]
 fn filled<T: Copy + Default>(source: &[T]) -> [T; LANES] {
     if let Some(whole) = source.first_chunk() {
@@ -53,7 +53,7 @@ pub(crate) trait Vectorized {
 
 /// One instruction set.
 ///
-/// Floating-point methods are the IEEE operation of that name; `min(a, b)` and `max(a, b)` are b where
+/// Floating-point methods are the IEEE operations of the same name; `min(a, b)` and `max(a, b)` are b where
 /// either is NaN. Integers wrap.
 pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// 16 x f32.
@@ -64,26 +64,27 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     type M: Copy;
     /// 8 x u64.
     type U: Copy;
-    /// 4 codes of a row of X for each column, ready for [`Isa::dot`].
+    /// 4 codes of a row of X, repeated for each column, ready for [`Isa::dot`].
     type A: Copy;
 
     /// The tier's name.
     const NAME: &'static str;
-    /// Multiply-adds that a core does in a nanosecond, about: of codes, and of floats.
+    /// Approximate multiply-adds per nanosecond on one core: of codes, and of floats.
     const PRODUCTS_PER_NS: (u64, u64);
-    /// Whether [`Isa::dot`] multiplies signed bytes, so that panels of 8 bits hold the codes as they are; else unsigned
-    /// ones. It then takes the magnitudes of X's codes too.
+    /// Whether the stored codes that [`Isa::dot`] multiplies are signed bytes, so that panels of 8 bits hold the codes
+    /// as they are; otherwise they are unsigned. With signed bytes it also takes the magnitudes of X's codes.
     const SIGNED_CODES: bool;
-    /// Whether it then takes signs s of X's codes a, 0 or -1, in place of the codes, and sums |a| (c ^ s). That is |a|
-    /// c, or -|a| c - |a| where a is negative: the sum of these |a| is the caller's to add.
+    /// Whether [`Isa::dot`], with [`Isa::SIGNED_CODES`], takes the signs s of X's codes a (0 or -1) instead of the
+    /// codes, and sums |a| (c ^ s). That is |a| c, or -|a| c - |a| where a is negative: the caller has to add the sum
+    /// of these |a|.
     const SIGNS: bool;
-    /// Whether [`Isa::dot_small`] sums in 16 bits, which small codes leave room for.
+    /// Whether [`Isa::dot_small`] sums in 16 bits, which have room for the products of small codes.
     const SMALL_SUMS: bool;
-    /// Whether a sum is ready for the next [`Isa::dot`] at once, so that one chain is as fast as several.
+    /// Whether a sum is ready in time for the next [`Isa::dot`], so that one chain is as fast as several.
     const ONE_CHAIN: bool;
     /// Rows of an integer tile, and how many vectors wide it is.
     const INT_TILE: (usize, usize);
-    /// The same of a float tile.
+    /// The same for a float tile.
     const FLOAT_TILE: (usize, usize);
 
     /// The permission, if this processor has the instructions.
@@ -114,7 +115,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn is_nan(self, a: Self::F) -> Self::M;
     fn greater(self, a: Self::F, b: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
-    /// Bit n is lane n.
+    /// Lane n as bit n.
     fn mask_bits(self, mask: Self::M) -> u16;
     /// The lanes whose bits are set.
     fn mask(self, bits: u16) -> Self::M;
@@ -149,21 +150,21 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Rows become columns.
     fn transpose(self, rows: [Self::I; LANES]) -> [Self::I; LANES];
 
-    /// 4 codes of a row of X, or their signs ([`Isa::SIGNS`]), and where they are asked for their magnitudes.
+    /// 4 codes of a row of X, or their signs ([`Isa::SIGNS`]), and their magnitudes where [`Isa::dot`] takes them.
     ///
     /// # Safety
-    /// `codes` is valid for reads of 4 bytes and, with [`Isa::SIGNED_CODES`], `magnitudes` too.
+    /// `codes` is valid for reads of 4 bytes; with [`Isa::SIGNED_CODES`], so is `magnitudes`.
     unsafe fn activations(self, codes: *const i8, magnitudes: *const i8) -> Self::A;
-    /// Adds to each column the product of its 4 stored codes with the 4 of `activations`, but for what
-    /// [`Isa::SIGNS`] says.
+    /// Adds to each column the product of its 4 stored codes with the 4 of `activations`; with [`Isa::SIGNS`], less
+    /// what that leaves to the caller.
     fn dot(self, sum: Self::I, stored: Self::I, activations: Self::A) -> Self::I;
-    /// The same for unsigned codes of up to 4 bits, into sums that [`Isa::widen`] ends: with [`Isa::SMALL_SUMS`] 32
-    /// sums of 16 bits, which are the caller's to keep from overflowing.
+    /// The same for unsigned codes of up to 4 bits, into sums for [`Isa::widen`]: with [`Isa::SMALL_SUMS`] 32 sums of
+    /// 16 bits, which the caller has to keep from overflowing.
     #[inline(always)]
     fn dot_small(self, sums: Self::I, stored: Self::I, activations: Self::A) -> Self::I {
         self.dot(sums, stored, activations)
     }
-    /// Adds the sums of [`Isa::dot_small`].
+    /// Adds the sums of [`Isa::dot_small`] to sums of 32 bits.
     #[inline(always)]
     fn widen(self, sum: Self::I, small: Self::I) -> Self::I {
         self.add_i(sum, small)
@@ -193,7 +194,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         unsafe { self.store_ptr(target.as_mut_ptr(), value) }
     }
 
-    /// The first 16 elements; zeros behind the end.
+    /// The first 16 elements; zeros past the end.
     #[inline(always)]
     fn load_first(self, source: &[f32]) -> Self::F {
         self.load(&filled(source))
@@ -207,19 +208,19 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         copy_first(&lanes, target);
     }
 
-    /// Widens the first 16 codes; zeros behind the end.
+    /// Widens the first 16 codes; zeros past the end.
     #[inline(always)]
     fn load_i8_first(self, source: &[i8]) -> Self::I {
         self.load_i8(&filled(source))
     }
 
-    /// Widens the first 16 codes; zeros behind the end.
+    /// Widens the first 16 codes; zeros past the end.
     #[inline(always)]
     fn load_i16_first(self, source: &[i16]) -> Self::I {
         self.load_i16(&filled(source))
     }
 
-    /// Narrows lanes that fit to the first 16 codes, or as many as there are.
+    /// Narrows lanes that fit into the first 16 codes, or as many as there are.
     #[inline(always)]
     fn store_i8_first(self, target: &mut [i8], value: Self::I) {
         let mut lanes = [0; LANES];
@@ -227,7 +228,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         copy_first(&lanes, target);
     }
 
-    /// Narrows lanes that fit to the first 16 codes, or as many as there are.
+    /// Narrows lanes that fit into the first 16 codes, or as many as there are.
     #[inline(always)]
     fn store_i16_first(self, target: &mut [i16], value: Self::I) {
         let mut lanes = [0; LANES];
@@ -235,7 +236,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         copy_first(&lanes, target);
     }
 
-    /// The first `count` lanes; zeros behind them.
+    /// The first `count` lanes; zeros in the others.
     #[inline(always)]
     fn first(self, value: Self::F, count: usize) -> Self::F {
         self.select(self.mask(first_bits(count)), value, self.splat(0.0))
@@ -249,11 +250,11 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         lanes
     }
 
-    /// Asks for the cache line at `address`, which may be any: nothing is read.
+    /// Prefetches the cache line at `address`, which may be any address: nothing is read.
     #[inline(always)]
     fn prefetch<T>(self, address: *const T) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: an instruction of SSE, which x86-64 has; it faults at no address.
+        // SAFETY: an SSE instruction, which every x86-64 processor has; it does not fault at any address.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
         }
@@ -267,7 +268,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         self.splat_i(i32::from_ne_bytes([byte; 4]))
     }
 
-    /// |a| as the integer of its bits: ordered as the numbers are, infinity above them, NaN above that.
+    /// The bits of |a| as an integer, in the order of the numbers: infinity is above them, and NaN above that.
     #[inline(always)]
     fn magnitude(self, a: Self::F) -> Self::I {
         self.and(self.bits(a), self.splat_i(0x7FFF_FFFF))

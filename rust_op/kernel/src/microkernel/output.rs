@@ -6,25 +6,25 @@ use std::ops::Range;
 use super::isa::{Isa, LANES};
 use super::panels::PANEL;
 
-/// A rectangle of a row-major matrix, which belongs to whoever holds the value: what is split off is a rectangle of its
+/// A rectangle of a row-major matrix, which belongs to the holder of the value. What is split off is a rectangle of its
 /// own, so that tasks share a matrix but no element.
 #[derive(Debug)]
 pub(crate) struct OutputBlock<'a> {
     pointer: *mut f32,
-    /// From one row to the next.
+    /// Elements from one row to the next.
     stride: usize,
     rows: usize,
     columns: usize,
     _borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it stands for `&mut` to its elements, which no other block has.
+// SAFETY: a block acts as a `&mut` to its elements, which are in no other block.
 unsafe impl Send for OutputBlock<'_> {}
-// SAFETY: a shared reference gives nothing but numbers.
+// SAFETY: a shared reference only gives the numbers of rows and columns.
 unsafe impl Sync for OutputBlock<'_> {}
 
 impl<'a> OutputBlock<'a> {
-    /// All of a matrix.
+    /// A whole matrix.
     pub(crate) fn new(memory: &'a mut [f32], (rows, columns): (usize, usize)) -> Self {
         assert!(rows.checked_mul(columns) == Some(memory.len()), "as many elements");
         OutputBlock { pointer: memory.as_mut_ptr(), stride: columns, rows, columns, _borrowed: PhantomData }
@@ -43,12 +43,12 @@ impl<'a> OutputBlock<'a> {
     pub(crate) fn part(&mut self, rows: Range<usize>, columns: Range<usize>) -> OutputBlock<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows that there are");
         assert!(columns.start <= columns.end && columns.end <= self.columns, "columns that there are");
-        // Formed, not read: it may be that of an empty rectangle behind the last element.
+        // The pointer is only formed: it may be that of an empty rectangle past the last element.
         let pointer = self.pointer.wrapping_add(rows.start * self.stride + columns.start);
         OutputBlock { pointer, stride: self.stride, rows: rows.len(), columns: columns.len(), _borrowed: PhantomData }
     }
 
-    /// Takes the first `count` rows off.
+    /// Splits off the first `count` rows.
     pub(crate) fn take_rows(&mut self, count: usize) -> OutputBlock<'a> {
         let OutputBlock { pointer, .. } = self.part(0..count, 0..self.columns);
         let taken = OutputBlock { pointer, rows: count, ..*self };
@@ -57,7 +57,7 @@ impl<'a> OutputBlock<'a> {
         taken
     }
 
-    /// Takes the first `count` columns off.
+    /// Splits off the first `count` columns.
     pub(crate) fn take_columns(&mut self, count: usize) -> OutputBlock<'a> {
         let OutputBlock { pointer, .. } = self.part(0..self.rows, 0..count);
         let taken = OutputBlock { pointer, columns: count, ..*self };
@@ -66,17 +66,17 @@ impl<'a> OutputBlock<'a> {
         taken
     }
 
-    /// Takes the columns from `first` on off.
+    /// Splits off the columns from `first` on.
     pub(crate) fn take_columns_from(&mut self, first: usize) -> OutputBlock<'a> {
         let mut before = self.take_columns(first);
         std::mem::swap(self, &mut before);
         before
     }
 
-    /// The first columns, a panel of them or as many as there are.
+    /// The first columns: a panel of them, or as many as there are.
     ///
     /// # Safety
-    /// The block stays borrowed, and is not used otherwise, while the tile is used.
+    /// The block stays borrowed, and is used for nothing else, while the tile is in use.
     #[inline(always)]
     pub(super) unsafe fn tile(&mut self) -> OutputTile {
         OutputTile { pointer: self.pointer, stride: self.stride, columns: self.columns.min(PANEL) }
@@ -92,14 +92,14 @@ pub(super) struct OutputTile {
 }
 
 impl OutputTile {
-    /// Elements of row `row` in `vector`, and where they start.
+    /// Where the elements of row `row` in vector `vector` start, and their number.
     #[inline(always)]
     fn at(&self, row: usize, vector: usize) -> (*mut f32, usize) {
         let pointer = self.pointer.wrapping_add(row * self.stride).wrapping_add(vector * LANES);
         (pointer, self.columns.saturating_sub(vector * LANES).min(LANES))
     }
 
-    /// Asks for the memory, which the rows that lie one below the other have each on another page.
+    /// Prefetches the memory of a vector: each of the rows below one another lies on another page.
     #[inline(always)]
     pub(super) fn prefetch<S: Isa>(&self, isa: S, row: usize, vector: usize) {
         isa.prefetch(self.at(row, vector).0);
@@ -110,7 +110,7 @@ impl OutputTile {
     #[inline(always)]
     pub(super) unsafe fn store<S: Isa>(&self, isa: S, row: usize, vector: usize, value: S::F) {
         let (pointer, count) = self.at(row, vector);
-        // SAFETY: `count` elements of a row of the block, which is borrowed for this tile.
+        // SAFETY: these are `count` elements of a row of the block, which is borrowed for this tile.
         unsafe {
             if count == LANES {
                 isa.store_ptr(pointer, value);
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::microkernel::portable::Portable;
 
-    /// Writes its number into each element of a block of up to two vectors' columns.
+    /// Writes `number` into each element of a block that is up to two vectors wide.
     fn fill(mut block: OutputBlock<'_>, number: f32) {
         // SAFETY: the block is used for nothing else, and the rows are its own.
         unsafe {

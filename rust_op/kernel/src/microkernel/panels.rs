@@ -1,12 +1,12 @@
 //! Panels of [`PANEL`] columns: how the right operand of a product is laid out, and how rows of weights become panels.
 //!
 //! An integer panel is `[blocks][PANEL][4]` bytes: four consecutive k of a column side by side (a *group*),
-//! as a four-way dot product wants them, and in each byte the stored codes c + z of 8/b consecutive groups,
+//! as a four-way dot product expects them, and in each byte the stored codes c + z of 8/b consecutive groups,
 //! low bits first. Stored codes are unsigned, so that one rule serves all widths and `vpdpbusd`:
 //! sum a c = sum a (c + z) - z sum a. Where a tier's dot multiplies signed bytes, z is 0 at 8 bits.
 //!
-//! A float panel is `[K][PANEL]`, or where float tiles are one vector wide two halves of `[K][LANES]`, so that what a
-//! tile reads lies side by side ([`panel_lane`]).
+//! A float panel is `[K][PANEL]` or, where float tiles are one vector wide, two halves of `[K][LANES]`, so that what a
+//! tile reads is contiguous ([`panel_lane`]).
 
 use super::isa::{Isa, LANES};
 
@@ -20,12 +20,12 @@ pub(crate) const BLOCK_BYTES: usize = PANEL * 4;
 pub(crate) struct Storage {
     /// 1, 2, 4 or 8.
     pub(crate) bits: u32,
-    /// z. Bits are stored for the codes of a single bit, and unpacked to {0, 2}.
+    /// z. Codes of a single bit are stored as bits, and unpacked to {0, 2}.
     pub(crate) zero: i32,
 }
 
 impl Storage {
-    /// The narrowest storage of codes of `bits` bits, at 8 bits as they are where they are `signed`.
+    /// The narrowest storage for codes of `bits` bits. With 8 bits and `signed`, the codes are stored as they are.
     pub(crate) const fn of(bits: u32, signed: bool) -> Self {
         let bits = if bits <= 2 { bits } else { bits.next_power_of_two() };
         let zero = match bits {
@@ -41,7 +41,7 @@ impl Storage {
         8 / self.bits as usize
     }
 
-    /// Bytes of a panel of rows of `k`.
+    /// Bytes of a panel of columns of `k` codes.
     pub(crate) const fn panel_bytes(self, k: usize) -> usize {
         k.div_ceil(4).div_ceil(self.groups()) * BLOCK_BYTES
     }
@@ -58,7 +58,7 @@ pub(crate) const fn staged_stride(k: usize) -> usize {
     k.next_multiple_of(4 * LANES)
 }
 
-/// Packs [`PANEL`] rows of codes, [`staged_stride`] apart and filled up with zeros, into an integer panel.
+/// Packs [`PANEL`] rows of codes, [`staged_stride`] apart and padded with zeros, into an integer panel.
 #[inline(always)]
 pub(crate) fn pack_int<S: Isa>(isa: S, storage: Storage, k: usize, codes: &[i8], panel: &mut [u8]) {
     match storage.bits {
@@ -93,13 +93,13 @@ fn pack_int_of<S: Isa, const BITS: u32>(isa: S, k: usize, codes: &[i8], panel: &
     }
 }
 
-/// One block of consecutive groups of codes.
+/// One vector of a block, from consecutive groups of codes.
 #[inline(always)]
 fn combine<S: Isa, const BITS: u32>(isa: S, groups: &[S::I]) -> S::I {
     if BITS == 8 {
         return if S::SIGNED_CODES { groups[0] } else { isa.xor(groups[0], isa.splat_byte(0x80)) };
     }
-    // Pairs of neighbours are merged until one is left.
+    // Neighbours are merged in pairs until one vector is left.
     let mut merged = [groups[0]; 8];
     for (merged, group) in merged.iter_mut().zip(groups) {
         *merged = narrow::<S, BITS>(isa, *group);
@@ -117,8 +117,8 @@ fn combine<S: Isa, const BITS: u32>(isa: S, groups: &[S::I]) -> S::I {
     isa.or(merged[0], isa.shl::<4>(merged[1]))
 }
 
-/// The stored form of codes in their low bits: c + 2^(b-1) modulo 2^b flips the top one of b bits; of the codes -1 and
-/// +1, bit 1 tells.
+/// The stored form of codes, in the low bits of each byte: c + 2^(b-1) modulo 2^b flips the top one of b bits; the
+/// codes -1 and +1 differ in bit 1.
 #[inline(always)]
 fn narrow<S: Isa, const BITS: u32>(isa: S, group: S::I) -> S::I {
     match BITS {
@@ -128,8 +128,8 @@ fn narrow<S: Isa, const BITS: u32>(isa: S, group: S::I) -> S::I {
     }
 }
 
-/// Packs [`PANEL`] rows of floats, `stride` (whole vectors) apart and filled up with zeros, into a float panel of
-/// `depth` rows.
+/// Packs [`PANEL`] rows of floats, `stride` (whole vectors) apart and padded with zeros, into a float panel of `depth`
+/// rows.
 #[inline(always)]
 pub(crate) fn pack_float<S: Isa>(isa: S, depth: usize, stride: usize, rows: &[f32], panel: &mut [f32]) {
     for half in 0..2 {

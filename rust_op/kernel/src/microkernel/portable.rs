@@ -1,5 +1,5 @@
 //! The portable tier: plain Rust. On a processor without fused multiply-add, `mul_add` is a call into
-//! the C library for every lane: correct, and slow.
+//! the C library for every lane: correct, but slow.
 
 use super::isa::{Isa, LANES, Vectorized};
 

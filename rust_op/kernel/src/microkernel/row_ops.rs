@@ -1,15 +1,16 @@
 //! Loops over one row: its maximum, its codes.
 //!
-//! Nothing here takes a closure: a closure is compiled without the tier's instructions unless it happens to be inlined.
+//! Nothing here takes a closure, which would be compiled without the tier's instructions unless it happened to be
+//! inlined.
 
 use super::isa::{Isa, LANES};
 use crate::quantize::Quantizer;
 use crate::saved::CodesMut;
 
-/// The bits of infinity: a magnitude that is not finite has bits of this value or more.
+/// The bits of infinity: the bits of a magnitude that is not finite have this value or a greater one.
 pub(crate) const INFINITY_BITS: i32 = 0x7F80_0000;
 
-/// Vector `index` of `row`, the last one filled up with zeros.
+/// Vector `index` of `row`, the last one padded with zeros.
 #[inline(always)]
 pub(crate) fn load_vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
     let (chunks, tail) = row.as_chunks::<LANES>();
@@ -19,7 +20,7 @@ pub(crate) fn load_vector<S: Isa>(isa: S, row: &[f32], index: usize) -> S::F {
     }
 }
 
-/// Writes as much of vector `index` as there is of `row`.
+/// Writes vector `index` of `row`, the last one as far as the row goes.
 #[inline(always)]
 pub(crate) fn store_vector<S: Isa>(isa: S, row: &mut [f32], index: usize, value: S::F) {
     let (chunks, tail) = row.as_chunks_mut::<LANES>();
@@ -29,7 +30,7 @@ pub(crate) fn store_vector<S: Isa>(isa: S, row: &mut [f32], index: usize, value:
     }
 }
 
-/// The bits of the largest magnitude: of infinity or above where an element is not finite.
+/// The bits of the largest magnitude: [`INFINITY_BITS`] or more if an element is not finite.
 #[inline(always)]
 pub(crate) fn largest_magnitude<S: Isa>(isa: S, row: &[f32]) -> i32 {
     let (chunks, tail) = row.as_chunks::<{ 4 * LANES }>();
@@ -47,7 +48,7 @@ pub(crate) fn largest_magnitude<S: Isa>(isa: S, row: &[f32]) -> i32 {
     isa.largest(isa.max_i(isa.max_i(a, b), isa.max_i(c, d)))
 }
 
-/// Sum of magnitudes in the canonical order of the 1-bit scale.
+/// The sum of magnitudes in the canonical order of the 1-bit scale.
 #[inline(always)]
 pub(crate) fn sum_magnitudes<S: Isa>(isa: S, row: &[f32]) -> f32 {
     let mut sum = isa.splat(0.0);
@@ -85,11 +86,11 @@ impl<S: Isa> VectorQuantizer<S> {
         VectorQuantizer { isa, inv, limit, step }
     }
 
-    /// The codes of `v`; some code where v is NaN.
+    /// The codes of `v`; an unspecified code where v is NaN.
     #[inline(always)]
     pub(crate) fn code(&self, v: S::F) -> S::I {
         let isa = self.isa;
-        // Both operands' order matters: NaN, from 0 * infinity where every code is 0, becomes the limit.
+        // The order of the operands matters: NaN, from 0 * infinity where every code is 0, becomes the limit.
         let high = isa.min(isa.mul(v, self.inv), self.limit);
         isa.round(isa.max(high, isa.sub(isa.splat(0.0), self.limit)))
     }
@@ -108,7 +109,7 @@ pub(crate) enum Coder<S: Isa> {
     Quantizer(VectorQuantizer<S>),
     /// The sign: weights of one bit.
     Sign,
-    /// The values are codes.
+    /// Nothing: the values are codes already.
     Narrow,
 }
 
@@ -126,8 +127,8 @@ impl<S: Isa> Coder<S> {
     }
 }
 
-/// Writes codes of up to 8 bits, zeros to the end of `out`, and returns their sum. Meanwhile the row after `x` is
-/// fetched, of which the hardware's prefetchers know nothing until it is read.
+/// Writes codes of up to 8 bits, then zeros to the end of `out`, and returns the sum of the codes. Also prefetches the
+/// row after `x`, which the hardware's prefetchers do not recognise until it is read.
 #[inline(always)]
 pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<S>) -> i32 {
     let mut sum = isa.splat_i(0);
@@ -144,7 +145,7 @@ pub(crate) fn codes_i8<S: Isa>(isa: S, x: &[f32], out: &mut [i8], coder: &Coder<
     if !x_tail.is_empty() {
         let codes = coder.code(isa, isa.load_first(x_tail));
         isa.store_i8_first(out_tail, codes);
-        // The sign of no weight at all is a code too.
+        // Lanes past the end have codes too (a sign is never 0), which must not count.
         sum = isa.add_i(sum, isa.bits(isa.first(isa.from_bits(codes), x_tail.len())));
     }
     isa.total(sum)
@@ -158,8 +159,8 @@ pub(crate) fn magnitudes(codes: &[i8], out: &mut [i8]) {
     }
 }
 
-/// Replaces codes by their signs, 0 or -1 where a code is negative. Returns the sum of the magnitudes of the negative
-/// ones, which [`Isa::dot`] leaves out.
+/// Replaces codes by their signs: -1 where a code is negative, else 0. Returns the sum of the magnitudes of the
+/// negative codes, which [`Isa::dot`] leaves out.
 #[inline(always)]
 pub(crate) fn signs(codes: &mut [i8], magnitudes: &[i8]) -> i32 {
     let mut negative = 0;
@@ -170,7 +171,7 @@ pub(crate) fn signs(codes: &mut [i8], magnitudes: &[i8]) -> i32 {
     negative
 }
 
-/// Writes codes that stand as floats into a row for saved ones, zeros to its end.
+/// Writes codes that are held as floats into a row of saved codes, then zeros to the end of the row.
 #[inline(always)]
 pub(crate) fn narrow<S: Isa>(isa: S, codes: &[f32], out: CodesMut<'_>) {
     match out {
@@ -181,7 +182,7 @@ pub(crate) fn narrow<S: Isa>(isa: S, codes: &[f32], out: CodesMut<'_>) {
     }
 }
 
-/// Writes codes of up to 16 bits that stand as floats, zeros to the end of `out`.
+/// Writes codes of up to 16 bits that are held as floats, then zeros to the end of `out`.
 #[inline(always)]
 fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
     let (out, padding) = out.split_at_mut(codes.len());
@@ -196,7 +197,7 @@ fn narrow_i16<S: Isa>(isa: S, codes: &[f32], out: &mut [i16]) {
     }
 }
 
-/// Writes codes as floats, zeros to the end of `out`.
+/// Writes codes as floats, then zeros to the end of `out`.
 #[inline(always)]
 pub(crate) fn codes_f32<S: Isa>(isa: S, x: &[f32], out: &mut [f32], coder: &Coder<S>) {
     let (out, padding) = out.split_at_mut(x.len());
@@ -206,7 +207,7 @@ pub(crate) fn codes_f32<S: Isa>(isa: S, x: &[f32], out: &mut [f32], coder: &Code
     }
 }
 
-/// Bit k of `mask` is set where |x\[k\]| > `range`; further bits are cleared.
+/// Sets bit k of `mask` where |x\[k\]| > `range` and clears all other bits.
 #[inline(always)]
 pub(crate) fn saturation_mask<S: Isa>(isa: S, x: &[f32], range: f32, mask: &mut [u8]) {
     let range = isa.splat(range);

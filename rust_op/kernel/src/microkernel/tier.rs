@@ -1,4 +1,4 @@
-//! The list of tiers, and what the rest of the crate asks of one.
+//! The list of tiers, and what the rest of the crate needs from one.
 
 use super::amx::{TILE_ROWS, Tiles};
 #[cfg(target_arch = "x86_64")]
@@ -17,14 +17,14 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tier {
     token: Token,
-    /// Of the tier `amx`, which in all else is `avx512`.
+    /// `Some` for the tier `amx`, which is `avx512` in everything else.
     tiles: Option<Tiles>,
 }
 
-/// Multiply-adds of codes that a core does on matrix tiles in a nanosecond, about.
+/// Approximate multiply-adds of codes per nanosecond on the matrix tiles of one core.
 const TILE_PRODUCTS_PER_NS: u64 = 1200;
 
-/// What a tier's [`Isa`] says of itself.
+/// What a tier's [`Isa`] says about itself.
 struct Facts {
     name: &'static str,
     products_per_ns: (u64, u64),
@@ -91,7 +91,7 @@ tiers! {
 }
 
 impl Tier {
-    /// The fastest one, or the one that the environment variable `LUMINA_ISA` names.
+    /// The fastest tier, or the one that the environment variable `LUMINA_ISA` names.
     ///
     /// # Errors
     /// `LUMINA_ISA` names a tier that this processor lacks.
@@ -111,7 +111,7 @@ impl Tier {
         if self.tiles.is_some() { "amx" } else { self.facts().name }
     }
 
-    /// Whether the tier multiplies bf16, on this processor faster than floats.
+    /// Whether the tier multiplies bf16, and on this processor does so faster than floats.
     pub fn multiplies_bf16(self) -> bool {
         self.bf16().is_some()
     }
@@ -125,7 +125,7 @@ impl Tier {
         }
     }
 
-    /// Whether its vector code is what matrix tiles go with.
+    /// Whether its vector code is the one that matrix tiles are used with.
     fn can_have_tiles(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return matches!(self.token, Token::Avx512(_));
@@ -138,7 +138,7 @@ impl Tier {
         self.tiles
     }
 
-    /// [`Isa::PRODUCTS_PER_NS`] of a call of `m` rows.
+    /// [`Isa::PRODUCTS_PER_NS`] in a call of `m` rows.
     pub(crate) fn products_per_ns(self, m: usize) -> (u64, u64) {
         let (of_codes, of_floats) = self.facts().products_per_ns;
         (if self.tiles.is_some() && m >= TILE_ROWS { TILE_PRODUCTS_PER_NS } else { of_codes }, of_floats)
@@ -155,7 +155,7 @@ impl Tier {
     }
 }
 
-/// The form of a processor that has no other than floats.
+/// The bf16 form, which other processors do not have: there is no value of this type.
 #[cfg(not(target_arch = "x86_64"))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bf16 {}

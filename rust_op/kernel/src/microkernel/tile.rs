@@ -1,4 +1,5 @@
-//! Products of a few rows with a panel of columns: [`int`], [`matrix`] and [`float`] of a forward pass, [`gradient`].
+//! Products of a few rows with a panel of columns: [`int`], [`matrix`] and [`float`] for the forward pass, [`gradient`]
+//! for the backward pass.
 
 pub(crate) mod float;
 pub(crate) mod gradient;

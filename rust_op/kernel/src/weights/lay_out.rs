@@ -1,4 +1,4 @@
-//! Channels of W become panels: quantised or unpacked a row at a time, 32 rows at a time packed.
+//! Lays channels of W out in panels: quantises or unpacks one row at a time, then packs 32 rows at a time.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::pack;
 use crate::quantize::{self, levels, weight_quantizer};
 use crate::saved::CodesMut;
 
-/// What is said of row `row`, `w`, in which a number was seen that is not finite.
+/// The error for row `row`, `w`, in which a number that is not finite was seen.
 #[cold]
 fn not_finite(row: usize, w: &[f32]) -> Error {
     match w.iter().copied().enumerate().find(|(_, value)| !value.is_finite()) {
@@ -21,7 +21,7 @@ fn not_finite(row: usize, w: &[f32]) -> Error {
     }
 }
 
-/// Where the panels of some channels go.
+/// Where the panels of a task's channels go.
 pub(super) enum PanelSink<'a> {
     Int(Storage, &'a mut [u8]),
     Float(&'a mut [f32]),
@@ -80,17 +80,17 @@ impl Vectorized for IntoPanels<'_> {
 }
 
 impl<'a> LayOutChannels<'a> {
-    /// The computation that lays them out in the panels of `sink`.
+    /// The computation that lays the channels out in the panels of `sink`.
     pub(super) fn into(self, sink: PanelSink<'a>) -> impl Vectorized<Output = Result<(), Error>> + use<'a> {
         IntoPanels { channels: self, sink }
     }
 
-    /// The row of W at `offset` from the first, if there is one.
+    /// The row of W at `offset` from the first of these channels, if there is one.
     fn row(&self, offset: usize) -> Option<usize> {
         Some(self.rows.start + offset).filter(|row| *row < self.rows.end)
     }
 
-    /// Sets the scale of a channel given in f32 and returns what codes it, `None` where it is analog.
+    /// Sets the scale of a channel of f32 weights and returns its coder, `None` where it is analog.
     #[inline(always)]
     fn coder<S: Isa>(&mut self, isa: S, offset: usize, row: usize, w: &[f32]) -> Result<Option<Coder<S>>, Error> {
         let largest = row_ops::largest_magnitude(isa, w);
@@ -108,7 +108,7 @@ impl<'a> LayOutChannels<'a> {
             None => f32::from_bits(largest as u32) / levels(self.bits) as f32,
         };
         if self.scale.is_none() {
-            // The sum of numbers that were finite when their maximum was looked for.
+            // Only weights that changed after their maximum was found to be finite can sum to NaN.
             if scale.is_nan() {
                 return Err(Error::Changed { name: "weight", row });
             }
@@ -121,13 +121,13 @@ impl<'a> LayOutChannels<'a> {
         }))
     }
 
-    /// Codes of the channel at `offset`, from codes; sets its scale.
+    /// Reads the stored codes of the channel at `offset` and sets its scale.
     #[inline(always)]
     fn stored_codes(&mut self, offset: usize, row: usize, out: &mut [i8]) -> Result<(), Error> {
         let (bits, k) = (self.bits, self.k);
         match self.source {
             WeightSource::Codes(codes) => {
-                // What is checked is what is used, should somebody write to them meanwhile.
+                // Copied first: what is checked is what is used, even if another thread writes to `codes`.
                 out.copy_from_slice(&codes[row * k..(row + 1) * k]);
                 pack::check_codes(bits, row, out)?;
             }
@@ -201,7 +201,7 @@ impl<'a> LayOutChannels<'a> {
 mod tests {
     use super::*;
 
-    /// Another thread may write a number over the NaN that a maximum has shown, before it is looked for.
+    /// Another thread may overwrite a NaN after the maximum has shown it and before it is located.
     #[test]
     fn a_row_that_changes_between_two_looks() {
         let message = |w: &[f32]| not_finite(3, w).to_string();

@@ -1,4 +1,4 @@
-//! The ADC, and what else is done to an output last.
+//! The ADC, and the other last steps on an output.
 #![allow(clippy::needless_range_loop, reason = "halves index several arrays at once")]
 
 use super::{GROUP, Pass, padded, pair};
@@ -8,7 +8,7 @@ use crate::params::{OutputRange, Params};
 use crate::quantize::{Quantizer, levels};
 use crate::reference::NAN;
 
-/// Static full scales and their quantisers, one entry a column, filled up to whole groups.
+/// Static full scales and their quantisers, one entry per column, padded to whole groups.
 #[derive(Clone, Debug)]
 pub(super) struct StaticRanges {
     pub(super) range: Vec<f32>,
@@ -18,7 +18,7 @@ pub(super) struct StaticRanges {
 }
 
 impl StaticRanges {
-    /// Those of `n` columns; `None` where each row takes its own maximum.
+    /// The full scales of `n` columns; `None` where each row takes its own maximum.
     pub(super) fn new(params: &Params, n: usize) -> Option<Self> {
         let range: Vec<f32> = match &params.output_range {
             OutputRange::Dynamic => return None,
@@ -38,7 +38,7 @@ impl StaticRanges {
 
 /// Pass 3: ADC, digital bias, NaN made canonical, saturation mask.
 pub(super) struct Convert<'a, S: Isa> {
-    /// The ADC, if there is one; with static full scales, those of a column take its place.
+    /// The ADC, if there is one; with static full scales, each column's own quantiser takes its place.
     pub(super) quantizer: Option<VectorQuantizer<S>>,
     pub(super) columns: Option<&'a StaticRanges>,
     pub(super) digital_bias: Option<&'a [f32]>,

@@ -1,4 +1,4 @@
-//! The noise laws: sigma of each, as `reference.rs` has it, times a normal.
+//! The noise laws: the sigma of each, as in `reference.rs`, times a normal.
 
 use super::{Pass, pair};
 use crate::microkernel::gauss::Gauss;

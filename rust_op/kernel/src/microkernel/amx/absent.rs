@@ -1,4 +1,4 @@
-//! Other processors than x86-64 have no such tiles: there is no value of these types.
+//! Processors other than x86-64 have no such tiles: there is no value of these types.
 
 use super::Sums;
 
@@ -16,7 +16,7 @@ impl Tiles {
     }
 }
 
-/// The calling thread's tiles, set up.
+/// The calling thread's tiles, configured.
 pub(crate) enum ConfiguredTiles {}
 
 impl ConfiguredTiles {

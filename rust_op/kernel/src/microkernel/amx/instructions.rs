@@ -1,8 +1,8 @@
-//! The instructions, in assembly, since their intrinsics are unstable in Rust. Compiled code uses no tile of its own accord.
+//! The instructions, in assembly, since their intrinsics are unstable in Rust. The compiler itself never uses tiles.
 //!
 //! | tiles | hold |
 //! |---|---|
-//! | 0, 1, 2, 3 | sums: rows 0..16 of columns 0..16, of columns 16..32, and rows 16..32 of the same |
+//! | 0, 1, 2, 3 | sums: rows 0..16 of columns 0..16 and of columns 16..32, then rows 16..32 of the same |
 //! | 4, 5 | codes of rows 0..16, of rows 16..32 |
 //! | 6, 7 | codes of columns 0..16, of columns 16..32 |
 
@@ -19,13 +19,13 @@ use super::{Sums, TILE_CODES, TILE_ROWS};
 pub(crate) struct Tiles(());
 
 impl Tiles {
-    /// The permission, asked for once in a process.
+    /// The permission, requested once per process.
     pub(crate) fn detect() -> Option<Self> {
         static GRANTED: OnceLock<bool> = OnceLock::new();
         GRANTED.get_or_init(|| has_tiles() && ask_permission()).then_some(Tiles(()))
     }
 
-    /// Sets the tiles of the calling thread up, until the value is dropped: a task does so once.
+    /// Configures the calling thread's tiles until the value is dropped. A task does so once.
     pub(crate) fn configure(self) -> ConfiguredTiles {
         static CONFIGURATION: Configuration = Configuration::whole();
         // SAFETY: `self` proves the instruction; the configuration is 64 bytes that palette 1 allows.
@@ -41,20 +41,20 @@ fn has_tiles() -> bool {
     const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
     const PALETTE_LEAF: u32 = 0x1D;
     #[allow(unused_unsafe, reason = "safe functions in newer releases of Rust")]
-    // SAFETY: every x86-64 processor has the instruction; leaves are read that leaf 0 says are there.
+    // SAFETY: every x86-64 processor has the instruction; only leaves that leaf 0 reports are read.
     unsafe {
         let last = __cpuid(0).eax;
         if last < PALETTE_LEAF || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
             return false;
         }
-        // Palette 1: EBX is tiles and bytes a row, ECX rows.
+        // Palette 1: EBX holds the number of tiles and the bytes per row, ECX the number of rows.
         let palette = __cpuid_count(PALETTE_LEAF, 1);
         palette.ebx >> 16 >= 8 && palette.ebx & 0xFFFF >= 64 && palette.ecx & 0xFFFF >= 16
     }
 }
 
-/// Asks Linux for the use of tiles, which makes the frames of signals larger. It refuses where a thread has an alternate
-/// signal stack that is too small for that, and in releases before 5.16.
+/// Asks Linux for permission to use tiles, which makes signal frames larger. Linux refuses if a thread has an alternate
+/// signal stack that is too small for them, and in releases before 5.16.
 #[cfg(target_os = "linux")]
 fn ask_permission() -> bool {
     const ARCH_PRCTL: i64 = 158;
@@ -105,11 +105,12 @@ impl Configuration {
     }
 }
 
-/// The calling thread's tiles, set up. Not to be sent to another thread.
+/// The calling thread's tiles, configured. The value cannot be sent to another thread.
 pub(crate) struct ConfiguredTiles(PhantomData<*const ()>);
 
 impl ConfiguredTiles {
-    /// Sums of 16 rows of signed codes, or of 32, with a panel of unsigned ones: rows of `sums`, wrapping.
+    /// Writes the sums of 16 rows of signed codes, or of 32 if `two`, with a panel of unsigned codes into the rows of
+    /// `sums`. Sums wrap.
     ///
     /// # Safety
     /// `codes` is valid for reads of `64 * steps` codes of each of the 16 or 32 rows, `stride` apart, and `panel` of
@@ -125,8 +126,8 @@ impl ConfiguredTiles {
         sums: &mut Sums,
     ) {
         debug_assert!(steps > 0);
-        // SAFETY: `self` proves the instructions; what they read is valid by contract; 32 rows of 128 bytes are written
-        // to `sums`, or 16.
+        // SAFETY: `self` proves the instructions; what they read is valid by this method's contract; they write 16 or
+        // 32 rows of 128 bytes to `sums`, which has 32.
         unsafe {
             if two {
                 asm!(
@@ -192,7 +193,7 @@ impl ConfiguredTiles {
 
 impl Drop for ConfiguredTiles {
     fn drop(&mut self) {
-        // SAFETY: whoever made the value had the permission.
+        // SAFETY: the value was made with the permission to use tiles.
         unsafe {
             asm!("tilerelease", options(nostack, nomem));
         }

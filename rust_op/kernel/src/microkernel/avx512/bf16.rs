@@ -7,16 +7,16 @@ use super::Avx512;
 use crate::microkernel::form::{Form, Formed};
 use crate::microkernel::isa::{Isa, LANES};
 
-/// Permission to use AVX-512 BF16 besides: lanes are pairs of bf16, rounded to nearest, ties to even. Denormals become
-/// zeros, operands and sums alike: these instructions do so whatever the floating-point environment is.
+/// Permission to use AVX-512 BF16 as well: lanes are pairs of bf16, rounded to nearest, ties to even. Denormal operands
+/// and sums become zeros: these instructions ignore the floating-point environment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bf16(Avx512<true>);
 
 impl Bf16 {
     /// The permission, if this processor has the instructions and is faster with them than with floats.
     ///
-    /// That was measured: AMD's Zen 5 does twice the work with `vdpbf16ps` that it does with `vfmadd231ps` in the same
-    /// time, Intel's Sapphire Rapids half of it.
+    /// Measured: in the same time, `vdpbf16ps` does twice the work of `vfmadd231ps` on AMD's Zen 5, and half of it on
+    /// Intel's Sapphire Rapids.
     pub(crate) fn detect(isa: Avx512<true>) -> Option<Self> {
         static FAST: OnceLock<bool> = OnceLock::new();
         let fast = *FAST.get_or_init(|| is_x86_feature_detected!("avx512bf16") && is_zen_5_or_later());
@@ -35,7 +35,7 @@ fn is_zen_5_or_later() -> bool {
     // SAFETY: every x86-64 processor has the instruction and these two leaves.
     let (vendor, version) = unsafe { (__cpuid(0), __cpuid(1)) };
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    // The extended family counts on from the base family's end.
+    // The extended family is added to the base family.
     let family = (version.eax >> 8 & 0xF) + (version.eax >> 20 & 0xFF);
     name.as_flattened() == b"AuthenticAMD" && family >= 0x1A
 }
@@ -63,12 +63,12 @@ impl Form<Avx512<true>> for Bf16 {
     }
     #[inline(always)]
     fn join(self, isa: Avx512<true>, first: __m512, second: __m512) -> __m512 {
-        // SAFETY: `self` proves the instruction; the types have the same size and any bits are a value of theirs.
+        // SAFETY: `self` proves the instruction; both types have the same size, and any bits are a value of either.
         unsafe { isa.from_bits(std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))) }
     }
     #[inline(always)]
     fn multiply_add(self, isa: Avx512<true>, left: __m512, right: __m512, sum: __m512) -> __m512 {
-        // SAFETY: `self` proves the instruction; the types have the same size and any bits are a value of theirs.
+        // SAFETY: `self` proves the instruction; both types have the same size, and any bits are a value of either.
         unsafe {
             let left = std::mem::transmute::<__m512i, __m512bh>(isa.bits(left));
             let right = std::mem::transmute::<__m512i, __m512bh>(isa.bits(right));

@@ -1,4 +1,4 @@
-//! Float tiles: one chain of fused multiply-adds an output.
+//! Float tiles: one chain of fused multiply-adds per output.
 
 use super::Scaling;
 use crate::microkernel::isa::{Isa, LANES};
@@ -12,7 +12,7 @@ pub(crate) struct FloatRows<'a> {
     pub(crate) stride: usize,
 }
 
-/// z of `scaling.x_step.len()` rows of floats with one float panel of `depth` k, into the first rows of `output`.
+/// z of `scaling.x_step.len()` rows of floats with one float panel of `depth` rows, into the first rows of `output`.
 #[inline(always)]
 pub(crate) fn float_panel<S: Isa>(
     isa: S,
@@ -28,7 +28,7 @@ pub(crate) fn float_panel<S: Isa>(
     assert!(count == 0 || rows.values.len() >= (count - 1) * rows.stride + depth);
     let (tile_rows, _) = S::FLOAT_TILE;
     let mut row = 0;
-    // SAFETY: the slices hold `count` rows and the panel, and the output as many rows, as asserted above;
+    // SAFETY: the slices hold `count` rows and the panel, and the output has as many rows, as asserted above;
     // `row + MR <= count` at each call.
     unsafe {
         let output = output.tile();
@@ -63,7 +63,7 @@ unsafe fn float_rows<S: Isa, const MR: usize>(
     output: OutputTile,
     row: usize,
 ) -> usize {
-    // SAFETY: passed on.
+    // SAFETY: this function's contract is that of the calls.
     unsafe {
         match S::FLOAT_TILE.1 {
             2 => float_vectors::<S, MR, 2>(isa, rows, panel, depth, scaling, output, row, 0),
@@ -90,7 +90,7 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
     row: usize,
     vector: usize,
 ) {
-    // SAFETY: by contract.
+    // SAFETY: by this function's contract.
     unsafe {
         let values = rows.values.as_ptr().add(row * rows.stride);
         let panel = panel.as_ptr().add(panel_lane::<S>(depth, 0, vector));
@@ -107,7 +107,7 @@ unsafe fn float_vectors<S: Isa, const MR: usize, const NV: usize>(
 ///
 /// # Safety
 /// `rows` is valid for `depth` elements of MR rows, `stride` apart; `panel` for NV vectors of each of `depth` rows,
-/// where [`panel_lane`] has them.
+/// where [`panel_lane`] places them.
 #[inline(always)]
 unsafe fn float_tile<S: Isa, const MR: usize, const NV: usize>(
     isa: S,

@@ -1,7 +1,7 @@
-//! Tiles of a gradient: both operands packed, one chain of fused multiply-adds an output.
+//! Tiles of a gradient: both operands packed, one chain of fused multiply-adds per output.
 //!
-//! The terms of a sum lie in lanes of 32 bits ([`Form`] says what a lane holds), `depth` of them. The left operand lies
-//! in tiles of [`PackedRows`], `[depth][rows]` each; the right one in float panels of the same depth.
+//! The terms of a sum are in `depth` lanes of 32 bits ([`Form`] says what a lane holds). The left operand is in the
+//! tiles of [`PackedRows`], `[depth][rows]` each; the right one is in float panels of the same depth.
 
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
@@ -17,7 +17,7 @@ pub(crate) struct PackedRows<'a> {
     pub(crate) depth: usize,
 }
 
-/// Lanes behind each tile of the left operand: packing stores whole vectors, or halves of them.
+/// Lanes behind each tile of the left operand, since packing stores whole vectors, or halves of them.
 const SLACK: usize = LANES;
 
 /// Lanes from one tile of `tile_rows` rows of the left operand to the next.
@@ -25,8 +25,8 @@ pub(crate) const fn tile_stride(tile_rows: usize, depth: usize) -> usize {
     tile_rows * depth + SLACK
 }
 
-/// Rows of the next tile where `remaining` rows are to come and tiles have at most `tile_rows`: the smallest tile for
-/// the last rows, whose absent ones are zeros.
+/// Rows of the next tile where `remaining` rows are left and tiles have at most `tile_rows` rows. The last rows get the
+/// smallest tile that holds them, padded with rows of zeros.
 pub(crate) const fn tile_height(tile_rows: usize, remaining: usize) -> usize {
     if remaining >= tile_rows || remaining > 8 {
         tile_rows
@@ -36,12 +36,12 @@ pub(crate) const fn tile_height(tile_rows: usize, remaining: usize) -> usize {
     }
 }
 
-/// What becomes of a gradient's sums.
+/// What is done with a gradient's sums.
 #[derive(Clone, Copy)]
 pub(crate) struct Finish<'a> {
-    /// The output holds the sums of the terms before.
+    /// The output holds the sums of the preceding terms.
     pub(crate) continued: bool,
-    /// All terms are in the sum: NaN becomes canonical, masked elements 0.
+    /// The sums are complete: NaN becomes canonical, and masked elements become 0.
     pub(crate) last: bool,
     /// Bit k of row r is in byte `r * mask_stride + k / 8`.
     pub(crate) mask: Option<&'a [u8]>,
@@ -60,7 +60,7 @@ impl Finish<'_> {
         let value = isa.select(isa.is_nan(sum), isa.splat(NAN), sum);
         let Some(mask) = self.mask else { return value };
         let at = (self.origin.0 + row) * self.mask_stride + column / 8;
-        // The panel's last vector may have no column at all.
+        // The panel's last vector may have no columns at all.
         match mask[at..].first_chunk::<2>() {
             Some(bits) => isa.select(isa.mask(u16::from_le_bytes(*bits)), isa.splat(0.0), value),
             None => value,
@@ -88,7 +88,7 @@ pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
         let height = tile_height(tile_rows, left.rows - row);
         for column in (0..columns).step_by(PANEL) {
             let mut block = output.part(0..left.rows, column..columns);
-            // SAFETY: the block is used for nothing else; the tile has its rows, as asserted above.
+            // SAFETY: the block is used for nothing else; both operands hold what the tile reads, as asserted above.
             unsafe {
                 let panel = panels.as_ptr().add(column * left.depth);
                 let tile = Tile { left, panel, finish, output: block.tile(), row, column };
@@ -118,10 +118,11 @@ struct Tile<'a> {
 
 impl Tile<'_> {
     /// # Safety
-    /// The left operand holds a tile of MR rows at `row`, the panel its depth, the output the rows that there are.
+    /// The left operand holds a tile of MR rows at `row`, the panel is of the left operand's depth, and the output has
+    /// every row of the tile that the left operand has.
     #[inline(always)]
     unsafe fn run<S: Isa, F: Form<S>, const MR: usize>(&self, isa: S, form: F) {
-        // SAFETY: passed on.
+        // SAFETY: this method's contract is that of the calls.
         unsafe {
             if S::FLOAT_TILE.1 == 2 {
                 self.vectors::<S, F, MR, 2>(isa, form, 0);
@@ -139,7 +140,7 @@ impl Tile<'_> {
         let (tile_rows, _) = S::FLOAT_TILE;
         let rows = MR.min(self.left.rows - self.row);
         let mut sums = [[isa.splat(0.0); NV]; MR];
-        // SAFETY: rows and lanes that there are, by contract.
+        // SAFETY: only rows and lanes that exist by this method's contract are used.
         unsafe {
             let left = self.left.values.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, self.left.depth));
             let panel = self.panel.add(panel_lane::<S>(self.left.depth, 0, vector));
@@ -167,11 +168,11 @@ impl Tile<'_> {
     }
 }
 
-/// The sums of MR rows with NV vectors of columns, which continue `sums`.
+/// `sums` plus the products of MR rows with NV vectors of columns.
 ///
 /// # Safety
-/// `left` is valid for `depth` times MR lanes, `panel` for NV vectors of each of `depth` rows, where [`panel_lane`] has
-/// them.
+/// `left` is valid for `depth` times MR lanes, `panel` for NV vectors of each of `depth` rows, where [`panel_lane`]
+/// places them.
 #[inline(always)]
 unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
     isa: S,

@@ -1,16 +1,18 @@
-//! Integer tiles: exact products of codes. (16 rows and more have [`super::matrix`] where a processor has matrix tiles.)
+//! Integer tiles: exact products of codes. (Where a processor has matrix tiles, [`super::matrix`] multiplies 16 rows or
+//! more.)
 //!
 //! | codes of a panel | tier | rows of a tile | algorithm | why |
 //! |---|---|---|---|---|
-//! | 8 bits | all | any | [`wide`] | each code is a byte, each product a sum of 32 bits |
-//! | 1, 2, 4 bits | small sums | any, but for the next row | [`small`] | two instructions a product in place of four |
+//! | 8 bits | all | any | [`wide`] | each code is a byte, each product goes into a sum of 32 bits |
+//! | 1, 2, 4 bits | small sums | any, except for the next line | [`small`] | two instructions per product, not four |
 //! | 1, 2 bits, packed | small sums | 1 | [`in_place::nibble_tile`] | no shifts, and two places fit 16 bits |
 //! | 1, 2, 4 bits, packed | others | up to 1, 2, 4 | [`in_place::slot_tile`] | no shifts |
-//! | 1, 2, 4 bits, packed | others | more | [`wide`] | registers hold no chain for each place |
-//! | 1, 2, 4 bits, unpacked | others | any | [`wide`] | as 8 bits |
+//! | 1, 2, 4 bits, packed | others | more | [`wide`] | too few registers for a chain per place |
+//! | 1, 2, 4 bits, unpacked | others | any | [`wide`] | as with 8 bits |
 //!
-//! "Small sums" are tiers with [`Isa::SMALL_SUMS`], where sums of up to 4 bits have 16 bits for a while. [`mod@choice`]
-//! decides. Panels are unpacked, once for all their rows, where there are more than [`stay_packed`] rows.
+//! "Small sums" are tiers with [`Isa::SMALL_SUMS`], which sum the products of codes of up to 4 bits in 16 bits for a
+//! while. [`mod@choice`] decides. Where there are more than [`stay_packed`] rows, a panel is unpacked once for all of
+//! them.
 
 mod blocks;
 mod choice;
@@ -29,12 +31,13 @@ use crate::microkernel::panels::{BLOCK_BYTES, Storage};
 /// Rows of DAC codes.
 #[derive(Clone, Copy)]
 pub(crate) struct CodeRows<'a> {
-    /// Them, or beside weights of 8 bits their signs where the tier's dot reads those ([`Isa::SIGNS`]).
+    /// The codes. With weights stored in 8 bits, and where the tier's dot reads signs ([`Isa::SIGNS`]), their signs
+    /// instead.
     pub(crate) codes: &'a [i8],
-    /// Their magnitudes, in rows as theirs, where the tier's dot reads them ([`Isa::SIGNED_CODES`]).
+    /// The magnitudes of the codes, in rows like theirs, where the tier's dot reads them ([`Isa::SIGNED_CODES`]).
     pub(crate) magnitudes: &'a [i8],
     pub(crate) stride: usize,
-    /// Sum of the codes of each row; beside signs, of the magnitudes of the negative codes.
+    /// The sum of the codes of each row; with signs, the sum of the magnitudes of its negative codes.
     pub(crate) sums: &'a [i32],
 }
 
@@ -42,18 +45,18 @@ pub(crate) struct CodeRows<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct IntPanel<'a> {
     pub(crate) storage: Storage,
-    /// Whether codes of fewer than 8 bits have a byte each ([`unpack_panel`]).
+    /// Whether codes of fewer than 8 bits take a byte each ([`unpack_panel`]).
     pub(crate) unpacked: bool,
     pub(crate) bytes: &'a [u8],
     pub(crate) groups: usize,
-    /// Whether these weights are too many for a core's own caches, so that panels are fetched ahead.
+    /// Whether the weights do not fit a core's own caches, so that panels are prefetched.
     pub(crate) fetch: bool,
-    /// Where the next panel begins as it is stored. It is never read, only fetched.
+    /// Where the next panel begins in its stored form. It is only prefetched, never read.
     pub(crate) next: *const u8,
 }
 
-/// Rows up to which packed panels are read as they are. For more, unpacking once pays; it pays earlier where sums of 16
-/// bits make the products cheap.
+/// Rows up to which packed panels are read as they are. With more rows, unpacking a panel once pays; it pays earlier
+/// where sums of 16 bits make the products cheap.
 pub(crate) const fn stay_packed<S: Isa>() -> usize {
     if S::SMALL_SUMS { 8 } else { 24 }
 }
@@ -73,8 +76,8 @@ pub(crate) fn int_panel<S: Isa>(
     assert!(panel.bytes.len() >= panel.groups.div_ceil(codes_per_byte) * BLOCK_BYTES);
     assert!(count == 0 || rows.codes.len() >= (count - 1) * rows.stride + 4 * panel.groups);
     assert!(!S::SIGNED_CODES || panel.storage.bits < 8 || rows.magnitudes.len() == rows.codes.len());
-    // SAFETY: the slices hold the panel and `count` rows, with magnitudes where they are read, and the output as many rows, as
-    // asserted above.
+    // SAFETY: the slices hold the panel and `count` rows, with magnitudes where they are read, and the output has as
+    // many rows, as asserted above.
     unsafe {
         let output = output.tile();
         match (panel.storage.bits, panel.unpacked) {
@@ -90,16 +93,16 @@ pub(crate) fn int_panel<S: Isa>(
     }
 }
 
-/// [`Choice`] of codes of `bits` bits that take `size` bits each.
+/// The [`Choice`] for codes of `bits` bits that take `size` bits each.
 const fn choice<S: Isa>(bits: u32, size: u32) -> Choice {
     Choice { tile_rows: S::INT_TILE.0, small_sums: S::SMALL_SUMS, bits, size }
 }
 
-/// [`int_panel`] of codes of `BITS` bits that take `SIZE` bits each.
+/// [`int_panel`] for codes of `BITS` bits that take `SIZE` bits each.
 ///
 /// # Safety
-/// `rows` and `output` hold `scaling.x_step.len()` rows of `panel.groups` groups, `rows` their magnitudes too where the
-/// tier reads them beside so many bits, and `panel.bytes` as many groups.
+/// `rows` and `output` hold `scaling.x_step.len()` rows of `panel.groups` groups; `rows` also holds their magnitudes if
+/// the tier reads those with codes of `BITS` bits; `panel.bytes` holds `panel.groups` groups.
 #[inline(always)]
 unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
     isa: S,
@@ -112,7 +115,7 @@ unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
     let mut row = 0;
     while row < count {
         let height = const { choice::<S>(BITS, SIZE) }.rows(count - row);
-        // SAFETY: passed on; `row + height <= count`.
+        // SAFETY: by this function's contract, since `row + height <= count`.
         unsafe {
             if const { choice::<S>(BITS, SIZE).has(12) } && height == 12 {
                 tile_rows::<S, BITS, SIZE, 12, 1>(isa, rows, panel, scaling, output, row);
@@ -132,10 +135,10 @@ unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
     }
 }
 
-/// Rows `row..row + MR` of a panel, with `CHAINS` sums of each output where the tier needs several.
+/// Rows `row..row + MR` with a panel, in `CHAINS` sums per output where the tier needs several.
 ///
 /// # Safety
-/// As [`panel_of`]; these rows are among them.
+/// As for [`panel_of`], whose rows include these.
 #[inline(always)]
 unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const CHAINS: usize>(
     isa: S,
@@ -145,9 +148,9 @@ unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, c
     output: OutputTile,
     row: usize,
 ) {
-    // SAFETY: passed on.
+    // SAFETY: this function's contract is that of the calls.
     unsafe {
-        // A panel is read from its beginning to its end where its sums fit the registers.
+        // A panel is read once from beginning to end if the sums of both its vectors fit the registers.
         if const { S::INT_TILE.1 == 2 || (MR <= 2 && BITS > 2) } {
             tile_vectors::<S, BITS, SIZE, MR, 2, CHAINS>(isa, rows, panel, scaling, output, row, 0);
         } else {
@@ -157,11 +160,11 @@ unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, c
     }
 }
 
-/// Where a tile of some rows and vectors begins: the algorithms' operands.
+/// Where a tile of some rows and vectors begins: the operands of the algorithms.
 ///
-/// Their contract: from `codes` on lie as many rows as the tile has, `stride` apart, of `4 * groups` codes each, and
-/// from `magnitudes` on as many for a tier and storage that read them; from `panel` on, in blocks [`BLOCK_BYTES`]
-/// apart, as many vectors as the tile has of each block of `groups` groups.
+/// The contract of the algorithms: `codes` points to as many rows as the tile has, `stride` apart, of `4 * groups`
+/// codes each, and so does `magnitudes` for a tier and storage that read them; `panel` points to blocks [`BLOCK_BYTES`]
+/// apart that hold `groups` groups, and of each block to as many vectors as the tile has.
 #[derive(Clone, Copy)]
 struct TileOrigin {
     codes: *const i8,
@@ -170,20 +173,20 @@ struct TileOrigin {
     panel: *const u8,
     groups: usize,
     fetch: bool,
-    /// What is fetched at the first block.
+    /// What is prefetched at the first block.
     ahead: *const u8,
 }
 
-/// How far ahead of its use a panel is fetched. Panels follow one another.
+/// How far ahead of its use a panel is prefetched. Panels follow one another in memory.
 const PREFETCH_BYTES: usize = 2048;
 
-/// Bytes that `vectors` vectors of a block of codes of `bits` bits that take `size` bits each fetch with it.
+/// Bytes to prefetch per block by a tile of `vectors` vectors, for codes of `bits` bits that take `size` bits each.
 const fn fetched_bytes(bits: u32, size: u32, vectors: usize) -> usize {
     if bits < size { BLOCK_BYTES * bits as usize / size as usize * vectors / 2 } else { BLOCK_BYTES }
 }
 
 impl TileOrigin {
-    /// Fetches what is due at block `index`, where these weights are fetched.
+    /// Prefetches what is due at block `index`, if these weights are prefetched.
     #[inline(always)]
     fn prefetch<S: Isa, const BITS: u32, const SIZE: u32, const NV: usize>(&self, isa: S, index: usize) {
         if !self.fetch {
@@ -196,10 +199,10 @@ impl TileOrigin {
     }
 }
 
-/// NV vectors of columns from `vector` on of rows `row..row + MR`.
+/// NV vectors of columns, from `vector` on, of rows `row..row + MR`.
 ///
 /// # Safety
-/// As [`tile_rows`].
+/// As for [`tile_rows`].
 #[inline(always)]
 unsafe fn tile_vectors<
     S: Isa,
@@ -222,15 +225,16 @@ unsafe fn tile_vectors<
     for (start, sum) in start.iter_mut().zip(&rows.sums[row..row + MR]) {
         *start = if S::SIGNS && BITS == 8 { *sum } else { -panel.storage.zero * sum };
     }
-    // SAFETY: rows, panel and output hold what this function's contract says; so the origin is as the algorithms ask.
+    // SAFETY: rows, panel and output hold what this function's contract says, so the origin is as the algorithms need.
     unsafe {
         let codes = rows.codes.as_ptr().add(row * rows.stride);
-        // Sums of small codes do without magnitudes.
+        // Codes of fewer than 8 bits are multiplied without magnitudes.
         let magnitudes =
             if S::SIGNED_CODES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
         let bytes = panel.bytes.as_ptr();
-        // An unpacked panel is at hand. While the first rows take it, each of their two vectors of columns fetches half
-        // of what is to be unpacked next, or both together all of it. Tiles of 12 rows fetch nothing.
+        // An unpacked panel is in the cache already. While the first rows use it, what is to be unpacked next is
+        // prefetched: half of it with each of the two vectors of columns, or all of it with both at once. Stored panels
+        // are prefetched by tiles of up to 8 rows, not by those of 12.
         let (fetch, ahead) = if BITS < SIZE {
             let part = groups * fetched_bytes(BITS, SIZE, NV);
             (panel.fetch && row == 0, panel.next.wrapping_add(vector * part))

@@ -1,4 +1,4 @@
-//! Integer tiles on a processor's matrix tiles ([`crate::microkernel::amx`]), of 16 rows and more.
+//! Integer products on a processor's matrix tiles ([`crate::microkernel::amx`]), for 16 rows or more.
 
 use super::Scaling;
 use super::int::{CodeRows, IntPanel};
@@ -7,10 +7,10 @@ use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::output::OutputBlock;
 use crate::microkernel::panels::{BLOCK_BYTES, PANEL};
 
-/// z of `scaling.x_step.len()` rows of codes with one integer panel, whose codes have a byte each, into the first rows of
-/// `output`.
+/// z of `scaling.x_step.len()` rows of codes with one integer panel, whose codes take a byte each, into the first rows
+/// of `output`.
 ///
-/// Tiles read whole ones: codes of rows up to the next multiple of 16, and of a panel [`bytes_behind`] its end.
+/// Whole tiles are read: codes of rows up to the next multiple of 16, and [`bytes_behind`] past the end of a panel.
 #[inline(always)]
 pub(crate) fn matrix_panel<S: Isa>(
     isa: S,
@@ -30,14 +30,14 @@ pub(crate) fn matrix_panel<S: Isa>(
     for first in (0..count).step_by(SUM_ROWS) {
         let height = (count - first).min(SUM_ROWS);
         let codes = rows.codes[first * rows.stride..].as_ptr();
-        // SAFETY: rows of codes, up to a multiple of 16, and the panel are as long as asserted above.
+        // SAFETY: there are rows of codes up to a multiple of 16, and they and the panel are as long as asserted above.
         unsafe { tiles.sums(codes, rows.stride, height > TILE_ROWS, panel.bytes.as_ptr(), steps, &mut sums) };
         // SAFETY: the output is used for nothing else meanwhile.
         let tile = unsafe { output.tile() };
         for (row, sums) in (first..first + height).zip(&sums.0) {
             let start = isa.splat_i(-panel.storage.zero * rows.sums[row]);
             for vector in 0..PANEL / LANES {
-                // SAFETY: the sums have as many vectors; the output has the row, as asserted above.
+                // SAFETY: a row of sums has `PANEL / LANES` vectors; the output has the row, as asserted above.
                 unsafe {
                     let sum = isa.add_i(isa.load_i_ptr(sums[vector * LANES..].as_ptr().cast()), start);
                     tile.store(isa, row, vector, scaling.z(isa, row, vector, isa.to_float(sum)));

@@ -1,10 +1,10 @@
-//! What the algorithms share: blocks of a panel and the codes in them, and a group's products.
+//! What the algorithms share: the blocks of a panel, the codes in them, and the products of a group.
 
 use super::TileOrigin;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::panels::{BLOCK_BYTES, Storage};
 
-/// The stored codes of group `slot` of a block, one a byte.
+/// The stored codes of group `slot` of a block, one per byte.
 #[inline(always)]
 fn slot<S: Isa, const BITS: u32>(isa: S, block: S::I, slot: usize) -> S::I {
     match BITS {
@@ -64,10 +64,10 @@ pub(super) unsafe fn load_block<S: Isa, const NV: usize>(isa: S, block: *const u
     vectors
 }
 
-/// Adds the products of one group of stored codes to sums of 32 bits, or those of `SMALL` codes to ones of 16.
+/// Adds the products of one group of stored codes to sums of 32 bits or, if `SMALL`, to the sums of [`Isa::dot_small`].
 ///
 /// # Safety
-/// `offset` is that of 4 codes of each of MR rows.
+/// Each of the MR rows of `origin` has 4 codes at `offset`.
 #[inline(always)]
 pub(super) unsafe fn dot_group<S: Isa, const SMALL: bool, const MR: usize, const NV: usize>(
     isa: S,
@@ -78,7 +78,7 @@ pub(super) unsafe fn dot_group<S: Isa, const SMALL: bool, const MR: usize, const
 ) {
     for (row, sums) in sums.iter_mut().enumerate() {
         let at = row * origin.stride + offset;
-        // SAFETY: 4 codes of one of the rows.
+        // SAFETY: one of the rows has 4 codes there, by this function's contract.
         let a = unsafe { isa.activations(origin.codes.add(at), origin.magnitudes.add(at)) };
         for v in 0..NV {
             sums[v] = if SMALL { isa.dot_small(sums[v], stored[v], a) } else { isa.dot(sums[v], stored[v], a) };
@@ -86,7 +86,7 @@ pub(super) unsafe fn dot_group<S: Isa, const SMALL: bool, const MR: usize, const
     }
 }
 
-/// Unpacks a panel of fewer bits into one of 8 bits, whose codes keep their z.
+/// Unpacks a panel of fewer than 8 bits into one with a byte per code. The codes keep their z.
 #[inline(always)]
 pub(crate) fn unpack_panel<S: Isa>(isa: S, storage: Storage, packed: &[u8], groups: usize, unpacked: &mut [u8]) {
     match storage.bits {
@@ -102,7 +102,7 @@ fn unpack_panel_of<S: Isa, const BITS: u32>(isa: S, packed: &[u8], groups: usize
     let (blocks, _) = packed.as_chunks::<BLOCK_BYTES>();
     let (targets, _) = unpacked.as_chunks_mut::<BLOCK_BYTES>();
     let (whole, last) = targets[..groups].split_at_mut(groups / slots * slots);
-    // A number of slots that varied would choose the shift of each anew.
+    // The number of slots is constant here: if it varied, the shift of each slot would be chosen at run time.
     for (block, targets) in blocks.iter().zip(whole.chunks_exact_mut(slots)) {
         for slot in 0..slots {
             unpack_slot::<S, BITS>(isa, block, slot, &mut targets[slot]);
@@ -123,7 +123,7 @@ fn unpack_slot<S: Isa, const BITS: u32>(
 ) {
     for half in 0..2 {
         let at = half * 4 * LANES;
-        // SAFETY: each has two halves of 64 bytes.
+        // SAFETY: `block` and `target` have two halves of 64 bytes each.
         unsafe {
             let bytes = isa.load_i_ptr(block.as_ptr().add(at));
             isa.store_i_ptr(target.as_mut_ptr().add(at), slot::<S, BITS>(isa, bytes, index));

@@ -1,7 +1,7 @@
-//! Which tiles and which algorithm serve a number of rows and a storage of codes: everything that was chosen by
-//! measuring.
+//! Which tiles and which algorithm to use for a number of rows and a storage of codes: all the choices that were made
+//! by measuring.
 
-/// Codes as a panel holds them, and what the tier's tiles can do.
+/// How a panel holds its codes, and what the tier's tiles can do.
 #[derive(Clone, Copy)]
 pub(super) struct Choice {
     /// Rows of the tier's largest tile, [`crate::microkernel::isa::Isa::INT_TILE`].
@@ -10,7 +10,7 @@ pub(super) struct Choice {
     pub(super) small_sums: bool,
     /// Bits of a code.
     pub(super) bits: u32,
-    /// Bits that it takes: 8 where it is unpacked.
+    /// Bits that a code takes: 8 where it is unpacked.
     pub(super) size: u32,
 }
 
@@ -29,20 +29,20 @@ impl Choice {
         self.small_sums && self.bits < 8
     }
 
-    /// Whether a tile may have that many rows.
+    /// Whether a tile may have `rows` rows.
     pub(super) const fn has(self, rows: usize) -> bool {
         match rows {
-            // Unpacking takes registers that 12 rows, or 6 of sums of 16 bits, do not leave.
+            // Unpacking needs registers that tiles of 12 rows, or of 6 rows with sums of 16 bits, do not leave free.
             12 => self.tile_rows >= 12 && self.size == 8,
             6 => self.is_small() && self.size == 8,
-            // Of sums of 16 bits of single bits twice 4 rows are faster.
+            // With codes of a single bit and sums of 16 bits, two tiles of 4 rows are faster.
             8 => self.tile_rows >= 8 && !(self.is_small() && self.bits == 1),
             1 | 2 | 4 => true,
             _ => false,
         }
     }
 
-    /// Rows of the next tile where `remaining` are to come.
+    /// Rows of the next tile where `remaining` rows are left.
     pub(super) const fn rows(self, remaining: usize) -> usize {
         if self.has(12) && remaining >= 12 {
             12
@@ -59,8 +59,8 @@ impl Choice {
         }
     }
 
-    /// How a tile of `rows` rows is computed. [`Algorithm::Slot`] has a longest row; [`Algorithm::Wide`] takes its
-    /// place.
+    /// How a tile of `rows` rows is computed. [`Algorithm::Slot`] has a maximum length of rows; for longer ones,
+    /// [`Algorithm::Wide`] takes its place.
     pub(super) const fn algorithm(self, rows: usize) -> Algorithm {
         if self.is_small() && self.size <= 2 && rows == 1 {
             Algorithm::Nibble
@@ -73,7 +73,7 @@ impl Choice {
         }
     }
 
-    /// Whether a tile of `rows` rows is computed so.
+    /// Whether a tile of `rows` rows is computed with `algorithm`.
     pub(super) const fn is(self, algorithm: Algorithm, rows: usize) -> bool {
         self.algorithm(rows) as u8 == algorithm as u8
     }
@@ -84,7 +84,7 @@ mod tests {
     use super::Algorithm::{Nibble, Slot, Small, Wide};
     use super::*;
 
-    /// Tiles and algorithms of `count` rows.
+    /// The tiles of `count` rows, and their algorithms.
     fn tiles(choice: Choice, count: usize) -> Vec<(usize, Algorithm)> {
         let (mut tiles, mut row) = (Vec::new(), 0);
         while row < count {

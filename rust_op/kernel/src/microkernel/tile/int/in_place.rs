@@ -1,5 +1,5 @@
-//! Packed codes multiplied where they are in their bytes, times a power of two, which is taken out of the sums at the
-//! end: for a few rows the shifts that unpacking takes would be as much work as the products.
+//! Packed codes are multiplied where they are in their bytes, which multiplies each by a power of two; the sums are
+//! divided by it at the end. For a few rows, the shifts of unpacking would be as much work as the products.
 
 use super::TileOrigin;
 use super::blocks::{dot_group, load_block};
@@ -7,8 +7,8 @@ use super::small::{small_groups, widen_all};
 use crate::microkernel::isa::Isa;
 use crate::microkernel::panels::BLOCK_BYTES;
 
-/// [`super::small::small_tile`] for a single row of codes of 1 or 2 bits: each place in a half byte has sums of its
-/// own, of 16 bits.
+/// [`super::small::small_tile`] for a single row and codes of 1 or 2 bits: each place in a half byte has its own sums
+/// of 16 bits.
 ///
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
@@ -20,7 +20,7 @@ pub(super) unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const
 ) -> [[S::I; NV]; MR] {
     let groups = origin.groups;
     let (slots, places) = (8 / BITS as usize, 4 / BITS as usize);
-    // A place gets two groups of each block.
+    // A place holds two groups of each block.
     let blocks_at_once = small_groups(((1 << BITS) - 1) << (4 - BITS)) / 2;
     let mut sums = [[[isa.splat_i(0); NV]; MR]; 4];
     let blocks = groups.div_ceil(slots);
@@ -41,7 +41,7 @@ pub(super) unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const
                 let at = 4 * index * slots;
                 let remaining = groups - index * slots;
                 for s in 0..slots {
-                    // The last block may have fewer. An end that varies would keep the sums in memory.
+                    // The last block may have fewer slots. A variable end of the loop would keep the sums in memory.
                     if s < remaining {
                         let stored = masked::<S, BITS, NV>(isa, if s < places { &low } else { &high }, s % places);
                         dot_group::<S, true, MR, NV>(isa, &mut small[s % places], &stored, origin, at + 4 * s);
@@ -60,7 +60,7 @@ pub(super) unsafe fn nibble_tile<S: Isa, const BITS: u32, const MR: usize, const
 /// Groups up to which [`slot_tile`]'s sums fit: 255 * 127 * 4 * 2^14 < 2^31.
 pub(super) const SLOT_CHAIN_GROUPS: usize = 1 << 14;
 
-/// [`super::wide::wide_tile`] for few rows: each place in a byte has a chain of its own.
+/// [`super::wide::wide_tile`] for few rows: each place in a byte has its own chain.
 ///
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
@@ -72,7 +72,7 @@ pub(super) unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const N
 ) -> [[S::I; NV]; MR] {
     let groups = origin.groups;
     let slots = 8 / BITS as usize;
-    // Chains enough to hide the latency of a product.
+    // Enough chains to hide the latency of a product.
     let phases = if slots * MR < 4 { 2 } else { 1 };
     let mut chains = [[[isa.splat_i(0); NV]; MR]; 8];
 
@@ -103,7 +103,7 @@ pub(super) unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const N
     joined::<S, BITS, MR, NV>(isa, &chains[..phases * slots], slots, start)
 }
 
-/// The sums of chains of codes times 2^(BITS * place), the chain's number modulo `places`.
+/// The sums of chains whose codes are multiplied by 2^(BITS * place); a chain's place is its index modulo `places`.
 #[inline(always)]
 fn joined<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
     isa: S,

@@ -1,4 +1,4 @@
-//! Sums of 16 bits, which small codes leave room for.
+//! Sums of 16 bits, which have room for some products of small codes.
 
 use super::TileOrigin;
 use super::blocks::{dot_group, load_block, slots_of};
@@ -22,13 +22,13 @@ pub(super) fn widen_all<S: Isa, const MR: usize, const NV: usize>(
 /// The largest magnitude of a DAC code.
 const LARGEST_CODE: i32 = 127;
 
-/// Groups of stored codes of up to `largest` that a sum of 16 bits, which takes two products of each, has room for.
+/// How many groups of stored codes of up to `largest` a sum of 16 bits has room for: it takes two products of each.
 pub(super) const fn small_groups(largest: i32) -> usize {
     (i16::MAX as i32 / (2 * largest * LARGEST_CODE)) as usize
 }
 
-/// [`super::wide::wide_tile`] of codes of fewer than 8 bits in sums of 16 bits, which become ones of 32 before they
-/// could overflow.
+/// [`super::wide::wide_tile`] for codes of fewer than 8 bits, in sums of 16 bits, which are added to sums of 32 bits
+/// before they can overflow.
 ///
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
