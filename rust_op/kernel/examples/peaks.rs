@@ -1,18 +1,18 @@
-//! What this processor can do at most, as a C library for the benchmarks to load: a benchmark's ratio to a peak means
-//! something only where both are measured in one process, in turn.
+//! The peak rates of this processor, as a C library for the benchmarks to load: a benchmark's ratio to a peak means
+//! something only if both are measured in one process, alternately.
 //!
-//! - [`lumina_peak`]: one instruction of a product, again and again on registers, enough of them independent of each
-//!   other to hide its latency.
-//! - [`lumina_read`]: loads of whole vectors from memory that is already there.
+//! - [`lumina_peak`]: one instruction of a product, repeated on registers, with enough independent ones to hide its
+//!   latency.
+//! - [`lumina_read`]: loads of whole vectors from memory that already exists.
 //!
-//! Neither takes the time: the caller does, as it does for everything else.
+//! Neither measures time: the caller does, as for everything else.
 #![allow(unsafe_code, reason = "instructions by name, and memory by pointer")]
 
 use std::ffi::{CStr, c_char};
 use std::hint::black_box;
 
-/// Operations (a multiplication and an addition are two) that `rounds` rounds of the instruction called `name` do, which
-/// this call runs; 0 where this processor has no such instruction, or nothing here is called so.
+/// Runs `rounds` rounds of the instruction called `name` and returns the number of operations in them (a multiplication
+/// and an addition are two); 0 if this processor has no such instruction, or nothing here has that name.
 ///
 /// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `tdpbsud`, `vpdpbusd.512`,
 /// `vpmaddwd.512`, `vpmaddwd.256`.
@@ -33,19 +33,19 @@ pub unsafe extern "C" fn lumina_peak(name: *const c_char, rounds: u64) -> u64 {
     operations * rounds
 }
 
-/// Reads `count` vectors of 64 bytes, in order, `times` times; the result depends on all of them.
+/// Reads `count` vectors of 64 bytes in order, `times` times; the result depends on all of them.
 ///
 /// # Safety
 /// `source` is valid for reads of `64 * count` bytes and aligned to 64.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lumina_read(source: *const [u64; 8], count: usize, times: u64) -> u64 {
-    // SAFETY: readable and aligned, by this function's contract; so it stays behind the black box, which makes the
-    // compiler read anew.
+    // SAFETY: readable and aligned by this function's contract; the black box, which makes the compiler read anew each
+    // time, returns the same pointer.
     (0..times).fold(0, |result, _| result ^ unsafe { read(black_box(source), count) })
 }
 
 /// # Safety
-/// As [`lumina_read`].
+/// As for [`lumina_read`].
 unsafe fn read(source: *const [u64; 8], count: usize) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -69,7 +69,8 @@ unsafe fn read(source: *const [u64; 8], count: usize) -> u64 {
     sums.iter().fold(0, |a, b| a ^ b)
 }
 
-/// Independent sums: more than any processor needs to hide four or five cycles of latency at two a cycle.
+/// Independent sums: more than any processor needs to hide four or five cycles of latency at two instructions per
+/// cycle.
 #[cfg(target_arch = "x86_64")]
 const SUMS: usize = 12;
 
@@ -81,7 +82,7 @@ mod x86 {
 
     use super::SUMS;
 
-    /// Runs rounds of the instruction `name`, where it is there; operations of one round.
+    /// Runs rounds of the instruction `name`, if the processor has it, and returns the number of operations per round.
     pub fn peak(name: &[u8], rounds: u64) -> u64 {
         match name {
             b"fma.512" if is_x86_feature_detected!("avx512f") => {
@@ -183,11 +184,12 @@ mod x86 {
     /// Whether the processor has matrix tiles with products of bytes, and the system lets this process use them.
     fn may_use_tiles() -> bool {
         #[allow(unused_unsafe, reason = "safe functions in newer releases of Rust")]
-        // SAFETY: every x86-64 processor has the instruction; leaf 7 is read where leaf 0 says that it is there.
+        // SAFETY: every x86-64 processor has the instruction; leaf 7 is read only if leaf 0 reports it.
         let has = unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 24 & 3 == 3 };
         let mut result: i64 = -1;
         if has && cfg!(target_os = "linux") {
-            // SAFETY: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) touches no memory; rcx and r11 are overwritten.
+            // SAFETY: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) touches no memory; the kernel overwrites rcx
+            // and r11.
             unsafe {
                 asm!("syscall", inlateout("rax") 158i64 => result, in("rdi") 0x1023, in("rsi") 18,
                     lateout("rcx") _, lateout("r11") _, options(nostack));
@@ -208,7 +210,7 @@ mod x86 {
             configuration.0[16 + 2 * tile] = 64;
             configuration.0[48 + tile] = 16;
         }
-        // SAFETY: by this function's contract; the configuration, which makes all tiles zeros, is one of palette 1.
+        // SAFETY: by this function's contract; the configuration, which zeroes all tiles, is valid in palette 1.
         unsafe {
             asm!(
                 "ldtilecfg [{configuration}]",
@@ -227,7 +229,7 @@ mod x86 {
         }
     }
 
-    /// The product alone: what is added to it costs another unit's time.
+    /// The product alone: additions would take time in another unit.
     ///
     /// # Safety
     /// The processor has AVX-512 F and BW.

@@ -23,7 +23,7 @@ fn hex_codes(values: impl Iterator<Item = i64>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(" ")
 }
 
-/// Uniform numbers of a fixed sequence; nothing depends on which.
+/// Uniform numbers of a fixed sequence; any sequence would do.
 struct Source(u64);
 
 impl Source {
@@ -187,7 +187,7 @@ fn spec(input_bits: i64, weight_bits: i64, output_bits: i64) -> Spec {
     Spec { input_bits, weight_bits, output_bits, ..Spec::default() }
 }
 
-/// Rows that stand at a corner of the contract.
+/// Rows at the corners of the contract.
 fn special(source: &mut Source) -> Vec<Case> {
     let (nan, inf, max, tiny) = (f32::NAN, f32::INFINITY, f32::MAX, f32::from_bits(1));
     let (n, k) = (3, 4);
@@ -366,7 +366,7 @@ fn noise_json() -> Value {
     json!({ "box_muller": pairs, "rows": rows })
 }
 
-/// One element a line.
+/// One element per line.
 fn lines(values: &[Value]) -> String {
     let lines: Vec<String> = values.iter().map(|value| format!("  {value}")).collect();
     format!("[\n{}\n]", lines.join(",\n"))
@@ -401,7 +401,7 @@ pub fn files() -> Vec<(&'static str, String)> {
     ]
 }
 
-#[allow(dead_code, reason = "unused where the tests include this file")]
+#[allow(dead_code, reason = "unused when the tests include this file")]
 fn main() -> std::io::Result<()> {
     for (name, content) in files() {
         let path = folder().join(name);

@@ -44,7 +44,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 4, ..ProptestConfig::default() })]
 
-    /// Sums cut into several blocks, several tasks of rows.
+    /// Sums are cut into several blocks, and rows into several tasks.
     #[test]
     fn long_sums_continue_their_chains(
         case in prop_oneof![
@@ -53,7 +53,7 @@ proptest! {
             case(1100, 400, 3, true),
             case(1024, 7, 40, false),
             case(5, 2048, 33, false),
-            // Several tasks that share a strip, one row left over.
+            // Several tasks share a strip, and one row is left over.
             case(193, 390, 70, true),
             case(26, 33, 1700, false),
         ],
@@ -63,7 +63,7 @@ proptest! {
     }
 }
 
-/// Says that it has two threads.
+/// An executor that claims to have two threads.
 struct SaysTwo<E>(E);
 
 impl<E: Executor> Executor for SaysTwo<E> {
@@ -80,8 +80,8 @@ impl<E: Executor> Executor for SaysTwo<E> {
     }
 }
 
-/// Enough rows and terms for a strip of two parts of two blocks, enough columns that two threads leave it whole: once of
-/// dW, with the bias's gradient, once of dX. Both masks, in each part.
+/// Enough rows and terms for a strip of two parts of two blocks, and enough columns that two threads do not cut it
+/// further: once for dW, with the bias's gradient, and once for dX. Both masks have bits set in each part.
 #[test]
 fn strips_of_several_parts() {
     for (m, n, k) in [(2049, 193, 481), (193, 2049, 481)] {
@@ -123,7 +123,7 @@ fn strips_of_several_parts() {
     }
 }
 
-/// No forward pass takes such weights: they were written after it.
+/// No forward pass accepts such weights: they were written after it.
 #[test]
 fn weights_that_are_not_finite_give_nan() {
     let (m, n, k) = (3, 5, 70);
@@ -160,7 +160,8 @@ fn weights_that_are_not_finite_give_nan() {
     }
 }
 
-/// A product's exact elements, the sums of their terms' magnitudes, their terms, and the largest right operand.
+/// A product's exact elements, the sums of the magnitudes of their terms, the number of terms, and the largest
+/// magnitude in the right operand.
 struct Exact {
     sums: Vec<f64>,
     magnitudes: Vec<f64>,
@@ -176,7 +177,7 @@ fn exact(left: impl Fn(usize, usize) -> f64, right: &[f32], (terms, rows, k): (u
             for column in 0..k {
                 let product = left(term, row) * f64::from(right[term * k + column]);
                 sums[row * k + column] += product;
-                // An overflow reaches the sum even where the code is 0.
+                // An overflow reaches the sum even if the code is 0.
                 let overflows = left(term, row).abs() > 1e38;
                 magnitudes[row * k + column] += if overflows { f64::INFINITY } else { product.abs() };
             }
@@ -187,8 +188,8 @@ fn exact(left: impl Fn(usize, usize) -> f64, right: &[f32], (terms, rows, k): (u
 }
 
 impl Exact {
-    /// Asserts that `got` is within the bound of `Precision`'s documentation, of relative error `r`, and returns the largest
-    /// error relative to the terms' magnitudes.
+    /// Asserts that `got` is within the bound in the documentation of `Precision` for `r`, and returns the largest
+    /// error relative to the magnitudes of the terms.
     fn check(&self, name: &str, got: &[f32], masked: &[bool], r: f64) -> f64 {
         let (t, epsilon) = (self.terms as f64, 2f64.powi(-23));
         let mut worst = 0.0f64;
@@ -226,7 +227,7 @@ fn check_precisions(case: &Case, dy: &[f32], tier: Tier, executors: &[&dyn Execu
         pass.assert_same("dw alone", &Gradients { weight: alone.weight, ..medium.clone() }, &medium);
     }
     let mut expected = medium.clone();
-    // Codes of more than 8 bits, analog values, and what is no product, are computed as ever.
+    // Products of codes of more than 8 bits or of analog values, and the bias's gradient, are as at "highest".
     let rounds = |bits: u32| tier.multiplies_bf16() && (1..=8).contains(&bits);
     expected.bias.clone_from(&highest.bias);
     if !rounds(pass.params.weight_bits) {
@@ -254,7 +255,7 @@ fn check_precisions(case: &Case, dy: &[f32], tier: Tier, executors: &[&dyn Execu
     ]
 }
 
-/// dY: ordinary numbers, and others strewn in.
+/// dY: ordinary numbers, with others scattered among them.
 fn gradient(length: usize) -> impl Strategy<Value = Vec<f32>> {
     let value = prop_oneof![
         60 => -1.0f32..1.0,
@@ -300,7 +301,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 4, ..ProptestConfig::default() })]
 
-    /// Sums cut into several blocks, of an odd number of terms; several tasks of a strip.
+    /// Sums are cut into several blocks, some with an odd number of terms; a strip has several tasks.
     #[test]
     fn long_sums_keep_their_bound(
         case in prop_oneof![case(2051, 20, 40, false), case(193, 390, 70, false), case(26, 2100, 65, false)],
@@ -313,7 +314,7 @@ proptest! {
         }
     }
 
-    /// Where bf16 is multiplied it is indeed what "medium" does.
+    /// "medium" does round where the tier multiplies bf16.
     #[test]
     fn medium_rounds_where_that_is_faster(dy_seed in any::<u64>()) {
         let (m, n, k) = (5, 6, 32);

@@ -38,13 +38,13 @@ fn value(special: bool) -> BoxedStrategy<f32> {
     prop_oneof![60 => finite, 1 => select(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY][..])].boxed()
 }
 
-/// Weights whose channels have a size of their own; none so large that it leaves no full scale.
+/// Weights whose channels differ in size; none is so large that its full scale overflows.
 fn weights(n: usize, k: usize) -> impl Strategy<Value = Vec<f32>> {
     let channel = (select(&[1.0f32, 1.0, 1e-44, 1e-38, 1e-20, 1e20, 1e34][..]), any::<bool>());
     let channels = proptest::collection::vec((channel, proptest::collection::vec(-1.0f32..1.0, k)), n);
     channels.prop_map(|channels| {
         let scaled = |((size, halves), w): ((f32, bool), Vec<f32>)| {
-            // Multiples of an eighth meet the ties of the quantiser.
+            // Multiples of an eighth hit the ties of the quantiser.
             w.into_iter().map(move |w| size * if halves { (w * 8.0).round() / 8.0 } else { w })
         };
         channels.into_iter().flat_map(scaled).collect()
@@ -122,7 +122,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 20, ..ProptestConfig::default() })]
 
-    /// Rows of codes change their stride at 512 and then every 128; noise its key every 1024 columns.
+    /// The stride of rows of codes changes at 512 and then every 128; the key of the noise changes every 1024 columns.
     #[test]
     fn ends_of_blocks(
         case in (select(&[1usize, 2, 5][..]), select(&[(33usize, 511usize), (3, 512), (31, 513), (17, 576), (33, 577), (2, 640), (3, 641), (1023, 7), (1024, 5), (1025, 4), (2049, 3)][..]))
@@ -134,7 +134,7 @@ proptest! {
     }
 }
 
-/// A sample's result does not depend on the rows beside it, nor on how many there are: the noise goes with the row.
+/// A sample's result does not depend on the other rows or their number: the noise depends on the row's own index.
 #[test]
 fn a_batch_begins_as_a_shorter_one() {
     let (n, k) = (1100, 600);
@@ -173,7 +173,7 @@ fn a_denormal_range_is_a_range_where_the_caller_flushes_denormals() {
     assert_eq!(params.output_range, OutputRange::Layer(1e-41));
 }
 
-/// The weights' full scale of 5e-39 is a number, and so are their codes.
+/// The weights' full scale of 5e-39 is denormal but not 0, so their codes are not all 0.
 #[test]
 fn denormal_weights_have_codes_in_the_gradient_where_the_caller_flushes_denormals() {
     let (m, n, k) = (3, 4, 20);
@@ -200,13 +200,13 @@ fn denormal_weights_have_codes_in_the_gradient_where_the_caller_flushes_denormal
     }
 }
 
-#[allow(unsafe_code, reason = "no safe way sets the register")]
+#[allow(unsafe_code, reason = "there is no safe way to set the register")]
 fn flush_denormals(on: bool) {
     use std::arch::asm;
     #[cfg(target_arch = "x86_64")]
     {
         let word: u32 = if on { 0x1F80 | 0x8000 | 0x40 } else { 0x1F80 };
-        // SAFETY: only flush bits differ from the default.
+        // SAFETY: only the flush bits differ from the default.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags)) };
     }
     #[cfg(target_arch = "aarch64")]

@@ -1,4 +1,4 @@
-//! What is refused, by its message; what an executor may not do.
+//! What is refused, checked by its message.
 
 mod common;
 
@@ -127,7 +127,7 @@ fn weights() {
         build(4, WeightSource::F32(&w), Some(&[f32::NAN])),
         &format!("weight_scale[0] = NaN: allowed is {scale_allowed}"),
     );
-    // Finite, but the full scale is not.
+    // The scale is finite, but its full scale is not.
     refused(
         build(8, WeightSource::F32(&w), Some(&[1e37])),
         &format!("weight_scale[0] = 10000000000000000000000000000000000000: allowed is {scale_allowed}"),
@@ -177,7 +177,7 @@ fn weights() {
     }
 }
 
-/// The first of several bad channels is named, whichever task finds one first.
+/// The error names the first of several bad channels, whichever task finds one first.
 #[test]
 fn the_first_bad_weight_is_named() {
     let params = Params::new(&spec()).expect("valid");
@@ -245,7 +245,7 @@ fn what_is_saved() {
     refused(save(&fixed, None, 2, None, None), "x_step has 2 elements: allowed is 1");
     refused(save(&fixed, None, 1, Some(1), None), "adc_mask has 1 elements: allowed is 2");
     refused(save(&fixed, None, 1, None, Some(3)), "dac_mask has 3 elements: allowed is 2");
-    // A mask that nothing would fill.
+    // Masks that nothing would fill.
     let adc = "adc_mask = 2 bytes: allowed is none where the ADC cannot saturate";
     refused(save(&spec(), None, 1, Some(2), None), adc);
     refused(save(&Spec { output_bits: 0, ..fixed.clone() }, None, 1, Some(2), None), adc);

@@ -1,4 +1,4 @@
-//! Every tier, every way of cutting a call, equals the scalar reference bit for bit.
+//! Every tier and every way of cutting a call equals the scalar reference bit for bit.
 
 mod common;
 
@@ -9,7 +9,7 @@ use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::{NoiseKey, Spec, Tier};
 use proptest::prelude::*;
 
-/// Below, at and above the tiles (1, 2, 4, 6, 8, 12, 16, 32 rows; 16, 32 columns; 4, 8, 16, 32, 64 k).
+/// Below, at and above the sizes of tiles (1, 2, 4, 6, 8, 12, 16, 32 rows; 16, 32 columns; 4, 8, 16, 32, 64 k).
 const ROWS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 31, 32, 33, 45, 130];
 const COLUMNS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100];
 const DEPTHS: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129];
@@ -35,7 +35,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 20, ..ProptestConfig::default() })]
 
-    /// Work enough to be cut by columns, rows enough for several tasks.
+    /// Enough work to be cut by columns, or enough rows for several tasks.
     #[test]
     fn large_calls_equal_the_reference(
         case in prop_oneof![case(1, 1100, 600, false), case(5, 300, 520, true), case(33, 200, 129, false), case(100, 90, 70, true)],
@@ -52,7 +52,7 @@ proptest! {
 #[test]
 fn all_codes_at_their_largest() {
     let signs = [(1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)];
-    // The longest rows, then rows enough for every tile: sums of 16 bits come to their limit in either.
+    // The longest rows, then enough rows for every tile: both take sums of 16 bits to their limit.
     for (m, k, bits) in [(5, 131_072, &[1, 2, 4, 8][..]), (13, 1100, &[1, 2, 3, 4, 7, 8][..])] {
         for (x_sign, w_sign) in signs {
             for weight_bits in bits.iter().copied() {
@@ -73,7 +73,8 @@ fn all_codes_at_their_largest() {
     }
 }
 
-/// So many weights that a processor with matrix tiles reads them for more rows at a time, then a rest of less than a tile.
+/// So many weights that a processor with matrix tiles reads them for more rows at a time; less than a tile of rows is
+/// left over.
 #[test]
 fn many_weights_and_many_rows() {
     let mut random = small_random(7);
@@ -128,7 +129,8 @@ fn threads_change_nothing() {
     }
 }
 
-/// Runs tasks in turn, on threads that are worth 20 microseconds, and counts how often it is asked.
+/// Runs tasks one after another, says that its threads are worthwhile from 20 microseconds of work on, and counts how
+/// often it is called.
 #[derive(Default)]
 struct Worthwhile(AtomicUsize);
 
@@ -170,11 +172,11 @@ fn only_large_calls_are_handed_to_other_threads() {
     }
 }
 
-/// Whether the system lets this process use matrix tiles: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA.
+/// Whether the operating system lets this process use matrix tiles: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn may_use_tiles() -> bool {
     #[allow(unsafe_code, reason = "a system call")]
-    // SAFETY: it touches no memory of the process.
+    // SAFETY: the call touches no memory of the process.
     unsafe {
         libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0
     }
@@ -207,7 +209,7 @@ fn a_tier_that_the_processor_has_was_tested() {
 fn the_callers_floating_point_environment_changes_nothing() {
     use std::arch::asm;
     let set = |word: u32| {
-        #[allow(unsafe_code, reason = "no safe way sets the register")]
+        #[allow(unsafe_code, reason = "there is no safe way to set the register")]
         // SAFETY: only rounding and flush bits change, and they are restored below.
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags));

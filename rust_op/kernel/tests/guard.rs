@@ -1,4 +1,4 @@
-//! Nothing beyond an array is read or written: every array of a call ends, or begins, at a page that may not be
+//! Nothing beyond an array is read or written: every array of a call ends, or begins, at a page that must not be
 //! touched.
 
 mod common;
@@ -13,7 +13,7 @@ use lumina_kernel::{Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-/// Around the tiles' sizes, and between them.
+/// Around the sizes of tiles, and between them.
 const SIZES: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 23, 31, 32, 33, 37, 48, 63, 64, 65, 70];
 
 const GUARDED: [Place; 2] = [Place::BeforeGuard, Place::AfterGuard];
@@ -24,7 +24,7 @@ fn any_case() -> impl Strategy<Value = Case> {
     (rows, select(SIZES), select(SIZES), any::<bool>()).prop_flat_map(|(m, n, k, special)| case(m, n, k, special))
 }
 
-/// Shapes that are cut by columns, and rows that are cut into several tasks.
+/// Shapes that are cut by columns, and shapes whose rows are cut into several tasks.
 fn large_case() -> impl Strategy<Value = Case> {
     prop_oneof![case(1, 1100, 601, false), case(5, 301, 523, true), case(33, 201, 129, false), case(101, 91, 71, true)]
 }
@@ -45,7 +45,7 @@ fn check(case: &Case, executor: &dyn Executor) {
     }
 }
 
-/// The same cases each time: a process that is no more reports none.
+/// The same cases each time: a process that has crashed cannot report its case.
 fn config(cases: u32) -> ProptestConfig {
     let rng_seed = RngSeed::Fixed(7);
     ProptestConfig { cases, rng_seed, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() }
@@ -82,7 +82,7 @@ fn the_noise_alone() {
     }
 }
 
-/// The bias alone: a layer of a single output and input.
+/// A layer of a single output and input, whose bias is one element.
 #[test]
 fn the_smallest_arrays() {
     for tier in Tier::available() {
@@ -100,7 +100,7 @@ fn the_smallest_arrays() {
     }
 }
 
-/// The guard pages are there, on the side they should be, and only there.
+/// The guard pages are there, on the side where they should be, and only there.
 #[test]
 fn a_step_beyond_ends_the_process() {
     for (place, beyond) in [(Place::BeforeGuard, 5), (Place::AfterGuard, -1)] {
@@ -108,7 +108,7 @@ fn a_step_beyond_ends_the_process() {
         let first = array.as_ptr();
         let read = |offset: isize| {
             #[allow(unsafe_code, reason = "reads where nothing may be read")]
-            // SAFETY: within the array, or in a child process that ends with it.
+            // SAFETY: reads within the array, or in a child process that the read ends.
             signal_of(|| unsafe {
                 std::hint::black_box(first.wrapping_offset(offset).read_volatile());
             })

@@ -1,11 +1,11 @@
-//! Everything points one way: a module of the crate uses those of the layers above it in this list alone, and no module
-//! of its own layer.
+//! Dependencies point one way: a module of the crate uses only modules of the layers above it in this list, and none of
+//! its own layer.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The modules of the crate, and within `microkernel`, `forward` and `backward` theirs, from the first that uses none.
+/// The modules of the crate, and those within `microkernel`, `forward` and `backward`; the first ones use no others.
 const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "",
@@ -33,10 +33,10 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     ("backward", &[&["left"], &["right"], &["strip"]]),
 ];
 
-/// Names of the crate's own that are no modules.
+/// Names in the crate that are not modules.
 const ITEMS: &[&str] = &["VERSION"];
 
-/// Source of the files of a module.
+/// The source of all files of a module.
 fn source(folder: &Path, module: &str) -> String {
     let mut paths = vec![folder.join(format!("{module}.rs")), folder.join(module)];
     let mut text = String::new();
@@ -51,12 +51,12 @@ fn source(folder: &Path, module: &str) -> String {
     text
 }
 
-/// The code of a file: without comments.
+/// The code of a file, without comments.
 fn code(text: &str) -> String {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
 }
 
-/// What follows each `prefix` in `text`, up to the name's end; of `{a, b::c}` the names that stand in it.
+/// The name that follows each `prefix` in `text`; for `{a, b::c}`, the first name of each path in the list.
 fn names_after<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
     let name = |text: &'a str| text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
     let mut names = Vec::new();
@@ -93,7 +93,7 @@ fn modules_use_those_above_them() {
         let prefixes = if parent.is_empty() {
             vec!["crate::".to_owned()]
         } else {
-            // `super::` in a folder below is the module itself.
+            // In the folder of a module, `super::` is the module itself.
             vec![format!("crate::{parent}::")]
         };
         for (module, own_level) in &level {

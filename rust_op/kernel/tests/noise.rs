@@ -1,7 +1,7 @@
-//! The noise: its words against `rand_xoshiro`, its normals against Box-Muller in f64, its statistics.
+//! The noise: its words against `rand_xoshiro`, its normals against Box and Muller's method in f64, and its statistics.
 //!
-//! Everything is drawn from fixed seeds, so a test either always passes or always fails. A statistic is
-//! allowed five standard errors, which a sound generator exceeds once in 1.7 million.
+//! Everything is drawn from fixed seeds, so a test either always passes or always fails. A statistic may be off by
+//! five standard errors, which a sound generator exceeds once in 1.7 million.
 
 use std::f64::consts::{LN_2, PI, SQRT_2};
 
@@ -22,7 +22,7 @@ fn first_output(x: u64) -> u64 {
     SplitMix64::from_seed(x.to_le_bytes()).next_u64()
 }
 
-/// The lanes of a block as the module's documentation puts it: 32 outputs of SplitMix64, four a lane.
+/// The lanes of a block as the documentation of `rng` describes them: 32 outputs of SplitMix64, four per lane.
 fn documented_lanes(key: NoiseKey, row: u64, block: u64) -> Vec<Xoshiro256PlusPlus> {
     let hash = first_output(first_output(first_output(first_output(key.seed) ^ key.stream) ^ row) ^ block);
     let mut outputs = SplitMix64::from_seed(hash.to_le_bytes());
@@ -55,7 +55,7 @@ fn lanes_are_those_of_rand_xoshiro() {
     }
 }
 
-/// eps of a row, put together from the documented lanes.
+/// eps of a row, assembled from the documented lanes.
 fn documented_row(key: NoiseKey, row: u64, columns: usize) -> Vec<f32> {
     let mut eps = Vec::new();
     for block in 0..columns.div_ceil(1024) as u64 {
@@ -103,10 +103,10 @@ fn kernels_draw_the_documented_noise() {
     }
 }
 
-/// Largest errors of the Gaussian on `pairs` of words.
+/// The largest errors of the Gaussian on pairs of words.
 #[derive(Debug, Default)]
 struct Errors {
-    /// Against f64 from the same u in f32, in units of the last place of the result.
+    /// Against f64 from the same u in f32, in units in the last place of the result.
     ulp: f64,
     /// Against f64 from u = ((A >> 1) + 1/2) / 2^31, absolute.
     absolute: f64,
@@ -136,7 +136,7 @@ fn errors(pairs: impl Iterator<Item = (u32, u32)>) -> Errors {
     worst
 }
 
-/// Words of a fixed sequence.
+/// Pairs of words of a fixed sequence.
 fn random_pairs(count: u64) -> impl Iterator<Item = (u32, u32)> {
     let mut source = SplitMix64::from_seed(9u64.to_le_bytes());
     (0..count).map(move |_| source.next_u64()).map(|word| (word as u32, (word >> 32) as u32))
@@ -251,7 +251,8 @@ fn rows_and_columns_are_independent() {
     let differing = |(i, _): &(usize, &f32)| i / columns != i % columns;
     let left: Vec<f32> = flat.iter().enumerate().filter(differing).map(|(_, x)| *x).collect();
     let right: Vec<f32> = transposed.iter().enumerate().filter(differing).map(|(_, x)| *x).collect();
-    // Each pair (m, n), (n, m) occurs twice, so the standard error is sqrt(2) larger: half will do.
+    // Each pair (m, n), (n, m) occurs twice, which makes the standard error sqrt(2) times as large; half the pairs are
+    // enough.
     assert_independent("row and column exchanged", &left[..left.len() / 2], &right[..right.len() / 2]);
     let blocks: Vec<f32> = (0..256).flat_map(|m| row(11, 3, m, 2048)).collect();
     let left: Vec<f32> = blocks.chunks(2048).flat_map(|row| &row[..1024]).copied().collect();

@@ -182,7 +182,7 @@ fn forward() {
     }
 }
 
-/// Codes that a kernel fills: rows of [`code_stride`] in the width of `bits`; none where `bits` is 0.
+/// Memory for codes that a kernel writes: rows of [`code_stride`] in the width for `bits`; none if `bits` is 0.
 enum Codes {
     None,
     I8(Vec<i8>),

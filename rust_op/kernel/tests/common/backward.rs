@@ -1,4 +1,4 @@
-//! A backward pass: what the reference makes of it and what a tier does.
+//! A backward pass: the result of the reference, and that of a tier.
 
 use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
 use lumina_kernel::reference::{self, Gradients};
@@ -8,7 +8,7 @@ use lumina_kernel::{Executor, Params, Tier};
 use super::memory::Place;
 use super::{Case, assert_same, bits, small_random};
 
-/// A backward pass: what the forward pass of a case leaves, laid out as the kernel saves it, and dY.
+/// A backward pass: what the forward pass of a case saves, laid out as the kernel does it, and dY.
 pub struct Backward {
     pub case: Case,
     pub params: Params,
@@ -52,7 +52,7 @@ impl Backward {
         }
     }
 
-    /// With a dY of ordinary numbers.
+    /// A backward pass with a dY of ordinary numbers.
     pub fn seeded(case: &Case, dy_seed: u64) -> Self {
         let mut random = small_random(dy_seed);
         let dy: Vec<f32> = (0..case.m * case.n).map(|_| random()).collect();
@@ -68,7 +68,7 @@ impl Backward {
         self.run_at(Place::Heap, tier, executor, precision, wanted)
     }
 
-    /// The same, with all that is read and written at a place.
+    /// The same, with everything that is read and written at `place`.
     pub fn run_at(
         &self,
         place: Place,
@@ -106,7 +106,7 @@ impl Backward {
         Gradients { x: dx.to_vec(), weight: dw.to_vec(), bias: db.to_vec() }
     }
 
-    /// Asserts that two outcomes are the same, bit for bit.
+    /// Asserts that two results are the same, bit for bit.
     pub fn assert_same(&self, what: &str, got: &Gradients, expected: &Gradients) {
         let Case { m, n, k, spec, .. } = &self.case;
         let place = || format!("{what} {m}x{k}x{n} {spec:?}");

@@ -1,4 +1,4 @@
-//! Executors that the product has none like.
+//! Executors unlike any in the product.
 
 use lumina_kernel::Executor;
 use rayon::prelude::*;
@@ -21,7 +21,7 @@ impl Executor for Reversed {
     }
 }
 
-/// Runs tasks in an order of its own for each seed and each number of them, on a single thread.
+/// Runs tasks on a single thread, in an order that depends on the seed and the number of tasks.
 pub struct Shuffled(pub u64);
 
 impl Executor for Shuffled {

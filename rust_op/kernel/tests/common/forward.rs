@@ -1,4 +1,4 @@
-//! A forward pass: a case, what the reference makes of it and what a tier does.
+//! A forward pass: a case, the result of the reference, and that of a tier.
 
 use lumina_kernel::saved::{CodesMut, Saved, code_stride, mask_bits, mask_stride};
 use lumina_kernel::{Executor, Layer, NoiseKey, Params, Serial, Spec, Tier, WeightSource, Weights, pack, reference};
@@ -6,7 +6,7 @@ use lumina_kernel::{Executor, Layer, NoiseKey, Params, Serial, Spec, Tier, Weigh
 use super::memory::Place;
 use super::{assert_same, bits};
 
-/// How weights reach the kernel.
+/// The form in which weights reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
     F32,
@@ -28,7 +28,7 @@ pub struct Case {
     pub key: NoiseKey,
 }
 
-/// Everything a forward pass leaves behind.
+/// Everything that a forward pass writes.
 #[derive(Debug, Default, PartialEq)]
 pub struct Outcome {
     pub y: Vec<u32>,
@@ -80,7 +80,7 @@ impl Case {
         self.run_at(Place::Heap, tier, executor)
     }
 
-    /// The same, with all that is read and written at a place.
+    /// The same, with everything that is read and written at `place`.
     pub fn run_at(&self, place: Place, tier: Tier, executor: &dyn Executor) -> Outcome {
         let params = self.params();
         let (m, n, k) = (self.m, self.n, self.k);
@@ -166,7 +166,7 @@ impl Case {
         self.assert_same(tier, &self.run(tier, executor), &self.expected().0);
     }
 
-    /// Asserts that what a tier gave is what the reference gives.
+    /// Asserts that the result of a tier is that of the reference.
     pub fn assert_same(&self, tier: Tier, got: &Outcome, expected: &Outcome) {
         let place = || format!("{} {}x{}x{} {:?} {:?}", tier.name(), self.m, self.k, self.n, self.storage, self.spec);
         if got.y != expected.y {

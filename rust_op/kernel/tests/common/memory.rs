@@ -1,4 +1,4 @@
-//! Memory beside pages that nobody may touch: a read or write beyond an array ends the process, and says in which case.
+//! Memory next to pages that must not be touched: an access beyond an array ends the process and reports the case.
 #![allow(unsafe_code, reason = "pages come from the operating system")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -7,14 +7,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
-/// Where the arrays of a case lie.
+/// Where the arrays of a case are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Wherever.
+    /// Anywhere on the heap.
     Heap,
-    /// Their last byte is the last one before a page that may not be touched.
+    /// Their last byte is the last one before a page that must not be touched.
     BeforeGuard,
-    /// Their first byte is the first one behind such a page.
+    /// Their first byte is the first one after such a page.
     AfterGuard,
 }
 
@@ -25,17 +25,18 @@ pub enum Array<T> {
 }
 
 impl Place {
-    /// `values`, there.
+    /// A copy of `values` at this place.
     pub fn put<T: Copy>(self, values: &[T]) -> Array<T> {
         if self == Place::Heap {
             return Array::Heap(values.to_vec());
         }
-        // SAFETY: has no precondition.
+        // SAFETY: the function has no precondition.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
         let size = size_of_val(values);
         let inside = size.next_multiple_of(page);
         let bytes = inside + 2 * page;
-        // SAFETY: new pages, of which those inside are made writable, and as many elements as they hold are written.
+        // SAFETY: these are new pages; the inner ones are made writable, and no more elements are written than they
+        // hold.
         unsafe {
             let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let pages = libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, anonymous, -1, 0);
@@ -54,7 +55,7 @@ impl Place {
         }
     }
 
-    /// `length` times `value`, there.
+    /// `length` copies of `value` at this place.
     pub fn filled<T: Copy>(self, value: T, length: usize) -> Array<T> {
         self.put(&vec![value; length])
     }
@@ -66,7 +67,7 @@ impl<T> Deref for Array<T> {
     fn deref(&self) -> &[T] {
         match self {
             Array::Heap(values) => values,
-            // SAFETY: `put` has written that many elements, which lie there until the array is dropped.
+            // SAFETY: `put` has written that many elements, which stay there until the array is dropped.
             Array::Guarded { first, length, .. } => unsafe { std::slice::from_raw_parts(*first, *length) },
         }
     }
@@ -85,7 +86,7 @@ impl<T> DerefMut for Array<T> {
 impl<T> Drop for Array<T> {
     fn drop(&mut self) {
         if let Array::Guarded { pages, bytes, .. } = self {
-            // SAFETY: the pages of `put`, to which nothing refers any more.
+            // SAFETY: the pages are from `put`, and nothing refers to them any more.
             unsafe { libc::munmap(*pages, *bytes) };
         }
     }
@@ -95,8 +96,8 @@ static CASE: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
 
 extern "C" fn say_case(signal: c_int) {
     let case = CASE.load(Ordering::Acquire);
-    // SAFETY: these functions may be called in a handler of a signal; `case` is NULL or a string that is never freed. The
-    // instruction that was at fault runs again, and ends the process.
+    // SAFETY: these functions may be called in a signal handler; `case` is NULL or a string that is never freed. The
+    // faulting instruction runs again and ends the process.
     unsafe {
         if !case.is_null() {
             libc::write(2, case.cast(), libc::strlen(case));
@@ -105,25 +106,25 @@ extern "C" fn say_case(signal: c_int) {
     }
 }
 
-/// Has a touched page say what `case` it was: the test's own output is lost with the process.
+/// Reports `case` if a guard page is touched: the test's own output is lost with the process.
 pub fn on_fault_say(case: String) {
     static HANDLERS: Once = Once::new();
     static CASES: Mutex<Vec<CString>> = Mutex::new(Vec::new());
     HANDLERS.call_once(|| {
         for signal in [libc::SIGSEGV, libc::SIGBUS] {
-            // SAFETY: a handler that keeps to what one may do.
+            // SAFETY: the handler calls only functions that a signal handler may call.
             unsafe { libc::signal(signal, say_case as *const () as libc::sighandler_t) };
         }
     });
     let case = CString::new(format!("memory beyond an array was touched: {case}\n")).expect("no NUL");
     CASE.store(case.as_ptr().cast_mut(), Ordering::Release);
-    // Another thread's fault may read any of them.
+    // A fault in another thread may read any of the strings, so none is freed.
     CASES.lock().unwrap_or_else(PoisonError::into_inner).push(case);
 }
 
-/// The signal that ends a child process in which `touch` runs; `None` where it returns.
+/// The signal that ends a child process in which `touch` runs; `None` if `touch` returns.
 pub fn signal_of(touch: impl FnOnce()) -> Option<c_int> {
-    // SAFETY: the child does nothing but touch memory, and leaves without running anything of its parent's.
+    // SAFETY: the child only touches memory, and exits without running any code of its parent's.
     unsafe {
         let child = libc::fork();
         assert_ne!(child, -1, "a child process");

@@ -1,5 +1,5 @@
 //! Cases, executors and comparisons that the equality tests share.
-#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses only a part")]
 
 mod backward;
 mod executors;
@@ -16,7 +16,7 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Asserts that two arrays are equal, naming the first element that is not.
+/// Asserts that two arrays are equal, naming the first element that differs.
 pub fn assert_same<T: PartialEq + std::fmt::Debug>(name: &str, got: &[T], expected: &[T], place: &dyn Fn() -> String) {
     assert_eq!(got.len(), expected.len(), "length of {name}: {}", place());
     if let Some(bad) = got.iter().zip(expected).position(|(a, b)| a != b) {

@@ -1,11 +1,11 @@
-//! Cases at random.
+//! Random cases.
 
 use lumina_kernel::{NoiseKey, Spec};
 use proptest::prelude::*;
 
 use super::{Case, Storage, small_random};
 
-/// Values of X: ordinary ones, with special ones strewn in.
+/// Values of X: ordinary ones, with special ones scattered among them.
 fn x_value() -> impl Strategy<Value = f32> {
     prop_oneof![
         200 => -3.0f32..3.0,
@@ -44,7 +44,7 @@ fn weights(n: usize, k: usize) -> impl Strategy<Value = Vec<f32>> {
     })
 }
 
-/// Any parameters; `x_bits` and `w_bits` as given.
+/// Any parameters, with the given `input_bits` and `weight_bits`.
 pub fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Spec> {
     let output_bits = prop_oneof![Just(0i64), 2i64..=16, Just(8)];
     let input_range =
@@ -72,7 +72,7 @@ pub fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value 
     )
 }
 
-/// Bits of a product in i32, or in f32.
+/// Bits of both sides, for a product in i32 or in f32.
 pub fn any_bits() -> impl Strategy<Value = (i64, i64)> {
     let input = prop_oneof![Just(0i64), 2i64..=16, 2i64..=8];
     let weight = prop_oneof![Just(0i64), 1i64..=16, prop_oneof![Just(1i64), Just(2), Just(4), Just(8)]];
