@@ -1,4 +1,4 @@
-//! Keeps the library in the process: a host closes it with its last session, while session options still point to its tables.
+//! Keeps the library loaded: a host closes it with its last session, while session options still point to its tables.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

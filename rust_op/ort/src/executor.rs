@@ -1,4 +1,4 @@
-//! The kernel's tasks on the threads of the session, and on threads for the moment where a session is only being made.
+//! Runs the kernel's tasks on the session's threads, or on threads of its own while a session is being created.
 
 use std::num::NonZero;
 use std::sync::{Mutex, OnceLock};
@@ -9,13 +9,13 @@ use lumina_kernel::Executor;
 use crate::guard::{Failure, guard};
 use crate::sys::KernelContext;
 
-/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. Its idle threads
-/// spin, so that is soon: on two cores of an AMD Zen 5 a session with one row of 1,024 inputs to as many outputs took
-/// 11.7 us on one thread and 7.5 on two at 8 bits, 5.4 and 6.1 at 4 bits; with the other core taken two threads cost 1
-/// us more.
+/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. That is little,
+/// since the pool's idle threads spin. On two cores of an AMD Zen 5, one row of 1,024 inputs and as many outputs took a
+/// session 11.7 us on one thread and 7.5 us on two with 8 bits, 5.4 us and 6.1 us with 4 bits; with the other core
+/// busy, two threads cost 1 us more.
 const WORTHWHILE_NS: u64 = 9_000;
 
-/// The pool of the session that a run belongs to: its `intra_op_num_threads`, no threads of our own.
+/// The pool of the session that a run belongs to: its `intra_op_num_threads`, and no other threads.
 pub(crate) struct SessionPool<'a> {
     context: &'a KernelContext<'a>,
     failure: Mutex<Option<Failure>>,
@@ -26,7 +26,7 @@ impl<'a> SessionPool<'a> {
         SessionPool { context, failure: Mutex::new(None) }
     }
 
-    /// Whether all tasks were run, and returned.
+    /// The first failure, unless all tasks ran and returned.
     pub(crate) fn finish(self) -> Result<(), Failure> {
         self.failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
     }
@@ -50,7 +50,7 @@ impl Executor for SessionPool<'_> {
         self.note(self.context.parallel_for(at_most.min(self.threads()), &guarded));
     }
 
-    /// ONNX Runtime does not tell how many threads its pool has: unless it is asked for fewer, one for each core.
+    /// ONNX Runtime does not say how many threads its pool has: one per core, unless it is asked for fewer.
     fn threads(&self) -> usize {
         cores()
     }
@@ -60,25 +60,25 @@ impl Executor for SessionPool<'_> {
     }
 }
 
-/// The cores that this process may use; asked once, since the answer takes a look at files.
+/// The number of cores that this process may use, determined once, since that reads files.
 fn cores() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// Threads that a node's weights are laid out on, at most: a few are as fast as memory.
+/// Maximum threads that lay out a node's weights: a few are as fast as memory allows.
 const CREATION_THREADS: usize = 8;
 /// Work, in nanoseconds of one thread, below which starting threads costs more than it gains.
 const WORTH_STARTING_NS: u64 = 500_000;
 
-/// Threads for the making of a node's kernel, which end with it: the pool of the session is there for runs alone.
+/// Threads that create a node's kernel and then end: the session's pool is available to runs only.
 pub(crate) struct Creation;
 
 impl Executor for Creation {
     fn run(&self, at_most: usize, work: &(dyn Fn() + Sync)) {
         thread::scope(|scope| {
             for _ in 1..self.threads().min(at_most) {
-                // Where no more threads can be had, fewer do it.
+                // If no more threads can be started, fewer do the work.
                 if thread::Builder::new().name("lumina-create".into()).spawn_scoped(scope, work).is_err() {
                     break;
                 }

@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use lumina_kernel::error::of_panic;
 use ort_sys::OrtErrorCode;
 
-/// Why a call of ONNX Runtime's failed; turned into an `OrtStatus` on the way out.
+/// Why a call from ONNX Runtime failed; turned into an `OrtStatus` on the way out.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Failure {
     /// The class of the error, which hosts map to an exception.
     pub(crate) code: OrtErrorCode,
-    /// The sentence the user reads.
+    /// The sentence that the user reads.
     pub(crate) message: String,
 }
 
@@ -20,18 +20,18 @@ impl Failure {
         Failure { code: OrtErrorCode::ORT_INVALID_ARGUMENT, message: message.into() }
     }
 
-    /// Something went wrong that is no fault of the model.
+    /// Something went wrong that is not the model's fault.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Failure { code: OrtErrorCode::ORT_FAIL, message: message.into() }
     }
 
-    /// The same failure, its message after `context`.
+    /// The same failure, with `context` before its message.
     pub(crate) fn within(self, context: &str) -> Self {
         Failure { message: format!("{context}{}", self.message), ..self }
     }
 }
 
-/// Runs `body`; a panic in it is a failure, for none may cross into a C++ caller.
+/// Runs `body` and turns a panic in it into a failure, since none may unwind into a C++ caller.
 pub(crate) fn guard<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Failure::internal(of_panic(&*panic))))
 }

@@ -1,18 +1,18 @@
 //! The operator `lumina::OpticalLinear`, version 1.
 //!
 //! Inputs, in this order: `X` f32 `[..., K]`; then initializers: `W`, f32 `[N, K]`, int8 codes `[N, K]`
-//! or uint8 `[N, ceil(K*b/8)]` with b = 1, 2 or 4 bits a code; `W_scale` f32 `[N]`, ones where W is analog;
+//! or uint8 `[N, ceil(K*b/8)]` with b = 1, 2 or 4 bits per code; `W_scale` f32 `[N]`, ones where W is analog;
 //! and `B` f32 `[N]`, which may be left out. Output: `Y` f32 `[..., N]`. Attributes are the rows of
 //! [`lumina_kernel::schema::PARAMETERS`] whose place is a node's attribute.
 //!
-//! All of a node is checked when its session is created. What cannot be: ONNX Runtime does not tell a
-//! custom operator which attributes a node has, so one with a name that is not in the table is not seen;
-//! nor which version of the domain a model asks for, so nodes say theirs in an attribute. And up to 1.23
-//! it crashes on an input with an empty name: a bias is left out by leaving out the input.
+//! A node is checked when its session is created, except for what ONNX Runtime does not tell a custom operator. It does
+//! not say which attributes a node has, so an attribute whose name is not in the table goes unnoticed; nor which
+//! version of the domain a model asks for, so nodes state theirs in an attribute. Up to 1.23, ONNX Runtime crashes on
+//! an input with an empty name, so a bias is left out by leaving out the input.
 //!
-//! Noise: the attribute `seed` and, as the stream, the number of runs of this node in this session before
-//! this one. A fresh session therefore repeats its sequence. Runs at the same time take the streams in
-//! the order in which they reach the node.
+//! The noise is keyed by the attribute `seed` and, as the stream, the number of earlier runs of this node in this
+//! session. A fresh session therefore repeats its sequence. Concurrent runs take the streams in the order in which they
+//! reach the node.
 
 mod attributes;
 mod inputs;
@@ -33,7 +33,7 @@ const B: usize = 3;
 /// The kernel of one node.
 #[derive(Debug)]
 pub(crate) struct OpticalLinear {
-    /// What its messages begin with: operator and node.
+    /// The start of its messages: operator and node.
     node: String,
     layer: Layer,
     seed: u64,
@@ -49,7 +49,7 @@ impl CustomOp for OpticalLinear {
     fn infer_shape(context: &ShapeContext<'_>) -> Result<(), Failure> {
         let (mut shape, weight) = (context.input(X)?, context.input(W)?);
         // A dimension without a number or a name cannot be passed on: hosts would take the -1 that stands
-        // for it as a number, and fold it.
+        // for it to be a number, and fold it.
         if shape.iter().rev().skip(1).any(|dim| *dim == Dimension::Unknown) {
             return Ok(());
         }
@@ -70,7 +70,7 @@ impl CustomOp for OpticalLinear {
     }
 }
 
-/// The operator and the node, as a message begins.
+/// The operator and the node, as the start of a message.
 fn describe(info: &KernelInfo<'_>) -> Result<String, Failure> {
     let operator = format!("{}::{} node", schema::DOMAIN, schema::OPERATOR);
     let name = info.node_name()?;
@@ -129,7 +129,7 @@ mod tests {
         OpticalLinear { node: "a node: ".into(), layer, seed: 1, invocations: AtomicU64::new(0) }
     }
 
-    /// By columns and by rows, in one task and in several, packed, unpacked and in floats.
+    /// Covers calls cut by columns and by rows, into one task and several, with weights packed, unpacked and in floats.
     #[test]
     fn a_run_allocates_nothing() {
         for (m, n, k) in [(1, 256, 256), (1, 1024, 1024), (16, 300, 200), (40, 1024, 768), (300, 65, 33)] {

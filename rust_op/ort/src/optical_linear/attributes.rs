@@ -14,7 +14,7 @@ pub(super) struct Attributes {
     pub(super) in_features: Option<usize>,
 }
 
-/// The attributes as they come.
+/// The attributes, unchecked.
 #[derive(Default)]
 struct Raw {
     spec: Spec,
@@ -31,7 +31,7 @@ enum Value {
 }
 
 impl Raw {
-    /// Takes the value of the attribute called `name`; false if there is none of that name and kind.
+    /// Sets the attribute called `name`; false if there is none of that name and kind.
     fn set(&mut self, name: &str, value: Value) -> bool {
         let spec = &mut self.spec;
         match (name, value) {
@@ -88,7 +88,7 @@ fn mistyped(name: &str, kind: Kind, allowed: &str, failure: &Failure) -> Failure
     Failure::invalid(format!("attribute {name} is not of type {}: allowed is {allowed} ({message})", kind.name()))
 }
 
-/// Refuses a node of a version that this library does not have; its other attributes may mean anything.
+/// Refuses a node for a version that this library does not have, since its other attributes may mean anything.
 fn check_version(version: Option<i64>) -> Result<(), Failure> {
     match version {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! The inputs of a node: which there must be, of which type and shape.
+//! The inputs of a node: which are required, and their types and shapes.
 
 use lumina_kernel::schema::{PARAMETERS, Place};
 use lumina_kernel::{Error, Layer, Tier, WeightSource, Weights, pack};
@@ -25,7 +25,7 @@ pub(super) fn failure(error: Error) -> Failure {
     })
 }
 
-/// Checks what is known of X: its type, that there is a last dimension, and that this is K.
+/// Checks what is known about X: its type, that it has a last dimension, and that this is K.
 pub(super) fn check_x(element: ElementType, dims: &[i64], k: usize) -> Result<(), Failure> {
     let what = match dims.last() {
         _ if element != ElementType::FLOAT => format!("type {element}"),
@@ -36,10 +36,10 @@ pub(super) fn check_x(element: ElementType, dims: &[i64], k: usize) -> Result<()
     Err(Failure::invalid(format!("input X has {what}: allowed is float32 [..., K] with K = {k}")))
 }
 
-/// Checks what the model tells of X.
+/// Checks what the model says about X.
 fn check_x_type(info: &KernelInfo<'_>, k: usize) -> Result<(), Failure> {
     match info.input_type(X)? {
-        // A shape that is not known has no dimensions, as a scalar has: the first run tells them apart.
+        // An unknown shape has no dimensions, like that of a scalar: the first run tells them apart.
         Some(x) if x.dims.is_empty() => check_x(x.element, &[-1], k),
         Some(x) => check_x(x.element, &x.dims, k),
         None => Err(Failure::invalid(format!("input X is no tensor: allowed is float32 [..., K] with K = {k}"))),
@@ -76,7 +76,7 @@ pub(super) fn read(info: &KernelInfo<'_>, attributes: &Attributes, tier: Tier) -
     Layer::new(weights, bias.as_deref()).map_err(failure)
 }
 
-/// N and K, from how W is stored.
+/// N and K, from the stored form of W.
 fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result<(usize, usize), Failure> {
     let [n, columns] = **w.dims() else {
         return Err(Failure::invalid(format!(
@@ -122,7 +122,7 @@ fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result
     }
 }
 
-/// Input `index`, which the model fixes.
+/// Input `index`, which must be a constant of the model.
 fn constant<'a>(info: &KernelInfo<'a>, index: usize, name: &str) -> Result<Tensor<'a>, Failure> {
     info.constant_input(index)?.ok_or_else(|| {
         Failure::invalid(format!(
@@ -144,7 +144,7 @@ fn vector(info: &KernelInfo<'_>, index: usize, name: &str, n: usize) -> Result<V
     }
 }
 
-/// A shape as models are printed: `[?, 3]`.
+/// A shape in the usual notation: `[?, 3]`.
 fn shape(dims: &[i64]) -> String {
     let dims: Vec<String> = dims.iter().map(|dim| if *dim < 0 { "?".to_owned() } else { dim.to_string() }).collect();
     format!("[{}]", dims.join(", "))

@@ -10,15 +10,15 @@ use super::tensor::{Tensor, element_count};
 use super::{Api, call};
 use crate::guard::Failure;
 
-/// A run that is under way.
+/// A run in progress.
 pub(crate) struct KernelContext<'a> {
     api: Api,
     context: *mut OrtKernelContext,
     alive: PhantomData<&'a OrtKernelContext>,
 }
 
-// SAFETY: `parallel_for`, the one method for threads other than the caller's, is never called by them; the
-// pointer goes along because the executor that holds it is shared with the tasks.
+// SAFETY: the executor that holds a reference to this value is shared with the tasks on other threads, but
+// these call none of its methods: `parallel_for` is called on the run's own thread.
 unsafe impl Sync for KernelContext<'_> {}
 
 impl<'a> KernelContext<'a> {
@@ -31,15 +31,15 @@ impl<'a> KernelContext<'a> {
     /// Input `index`; `None` if it is left out.
     pub(crate) fn input(&self, index: usize) -> Result<Option<Tensor<'a>>, Failure> {
         let mut value = std::ptr::null();
-        // SAFETY: the context is alive; its inputs are tensors in the processor's memory.
+        // SAFETY: the context is alive; its inputs are tensors in the CPU's memory.
         unsafe {
             call!(self.api, KernelContext_GetInput(self.context, index, &mut value))?;
             if value.is_null() { Ok(None) } else { Tensor::new(self.api, value).map(Some) }
         }
     }
 
-    /// Makes output 0 with dimensions `dims` and lets `fill` write it, in place. Its memory may be the
-    /// user's own; `inputs` are the slices that are read meanwhile.
+    /// Creates output 0 with dimensions `dims` and lets `fill` write it in place. Its memory may be the
+    /// user's own; `inputs` are the slices that `fill` reads.
     ///
     /// # Errors
     /// Memory that is not aligned, or that overlaps an input.
@@ -69,12 +69,12 @@ impl<'a> KernelContext<'a> {
         {
             return Err(Failure::invalid("output Y: its memory overlaps that of input X"));
         }
-        // SAFETY: `length` elements, aligned, not a part of any slice that is read (checked above); the host
+        // SAFETY: `length` elements, aligned and disjoint from every slice that is read (checked above); the host
         // gives the output of a run to this call alone.
         fill(self, unsafe { std::slice::from_raw_parts_mut(data, length) })
     }
 
-    /// Calls `task(0)` .. `task(count - 1)` on the threads of the session, which has the caller among them.
+    /// Calls `task(0)` .. `task(count - 1)` on the session's threads, which include the caller's.
     /// `task` must not panic.
     pub(crate) fn parallel_for(&self, count: usize, task: &(dyn Fn(usize) + Sync)) -> Result<(), Failure> {
         unsafe extern "system" fn trampoline(task: *mut c_void, index: usize) {
@@ -82,8 +82,8 @@ impl<'a> KernelContext<'a> {
             (unsafe { *task.cast::<&(dyn Fn(usize) + Sync)>() })(index);
         }
         let mut task = task;
-        // SAFETY: the context is alive; the host returns when all tasks have. As many batches as tasks:
-        // a thread that is done takes the next one.
+        // SAFETY: the context is alive; the host returns when all tasks have returned. There are as many
+        // batches as tasks, so that a thread that is done takes the next task.
         unsafe {
             call!(self.api, KernelContext_ParallelFor(self.context, trampoline, count, count, (&raw mut task).cast()))
         }

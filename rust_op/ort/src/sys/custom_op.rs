@@ -11,13 +11,13 @@ use ort_sys::{
 use super::{API_VERSION, Api, KernelContext, KernelInfo, ShapeContext, c_string};
 use crate::guard::{Failure, guard};
 
-/// An input of an operator; its type is the operator's to check.
+/// An input of an operator, which checks the input's type itself.
 pub(crate) struct Input {
-    /// Whether a node may leave it out. Such inputs are the last ones.
+    /// Whether a node may leave it out; such inputs come last.
     pub(crate) optional: bool,
 }
 
-/// A kernel of an operator with one output, of f32. A value belongs to one node of one session.
+/// A kernel of an operator with one output of f32. A value belongs to one node of one session.
 pub(crate) trait CustomOp: Sized + Send + Sync + 'static {
     /// The operator's name in its domain.
     const NAME: &'static str;
@@ -26,18 +26,18 @@ pub(crate) trait CustomOp: Sized + Send + Sync + 'static {
     /// Its inputs.
     const INPUTS: &'static [Input];
 
-    /// Tells the shape of the output, as far as it can be known. A failure is ignored by the host:
-    /// what is wrong is said by [`CustomOp::create`].
+    /// Sets the shape of the output, as far as it is known. The host ignores a failure here;
+    /// [`CustomOp::create`] reports what is wrong.
     fn infer_shape(context: &ShapeContext<'_>) -> Result<(), Failure>;
 
-    /// Makes the kernel of a node.
+    /// Creates the kernel of a node.
     fn create(info: &KernelInfo<'_>) -> Result<Self, Failure>;
 
-    /// Runs it; several threads may at once.
+    /// Runs the kernel; several threads may do so at once.
     fn compute(&self, context: KernelContext<'_>) -> Result<(), Failure>;
 }
 
-/// What the host holds of an operator, its table first.
+/// What the host holds of an operator; the table of functions comes first.
 #[repr(C)]
 pub(super) struct Table {
     op: OrtCustomOp,
@@ -88,7 +88,7 @@ impl Table {
 /// # Safety
 /// - `op` is the first field of a living [`Table`].
 unsafe fn table<'a>(op: *const OrtCustomOp) -> &'a Table {
-    // SAFETY: the caller's promise; the layout is C's.
+    // SAFETY: by this function's contract; the layout is C's.
     unsafe { &*op.cast::<Table>() }
 }
 
@@ -97,12 +97,12 @@ unsafe extern "system" fn get_name(op: *const OrtCustomOp) -> *const c_char {
     unsafe { table(op) }.name.as_ptr()
 }
 
-/// NULL: the processor.
+/// NULL: the CPU.
 unsafe extern "system" fn get_execution_provider_type(_: *const OrtCustomOp) -> *const c_char {
     ptr::null()
 }
 
-/// Any type: the kernel checks it, in words of its own.
+/// Any type: the kernel checks it, with a message of its own.
 unsafe extern "system" fn get_input_type(_: *const OrtCustomOp, _: usize) -> Onnx {
     Onnx::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED
 }
@@ -154,7 +154,7 @@ unsafe extern "system" fn create_kernel<K: CustomOp>(
         // SAFETY: `info` lives during this call.
         let info = unsafe { KernelInfo::new(api, info) };
         let made = Box::new(Kernel { api, kernel: K::create(&info)? });
-        // SAFETY: the host's place for the kernel, which `kernel_destroy` takes back.
+        // SAFETY: `kernel` is the host's place for the pointer; `kernel_destroy` takes the box back.
         unsafe { kernel.write(Box::into_raw(made).cast()) };
         Ok(())
     });
@@ -165,17 +165,17 @@ unsafe extern "system" fn kernel_compute<K: CustomOp>(
     kernel: *mut c_void,
     context: *mut OrtKernelContext,
 ) -> OrtStatusPtr {
-    // SAFETY: a kernel of `create_kernel`, alive, and shared between threads as `&`.
+    // SAFETY: a living kernel from `create_kernel`, shared between threads as `&`.
     let Kernel { api, kernel } = unsafe { &*kernel.cast::<Kernel<K>>() };
     // SAFETY: `context` lives during this call.
     api.status(guard(|| kernel.compute(unsafe { KernelContext::new(*api, context) })))
 }
 
 unsafe extern "system" fn kernel_destroy<K: CustomOp>(kernel: *mut c_void) {
-    // There is nobody to tell of a panic in a destructor.
+    // There is nobody to whom a panic in a destructor could be reported.
     let _ = guard(|| {
         if !kernel.is_null() {
-            // SAFETY: a kernel of `create_kernel`; the host destroys it once, when no run is under way.
+            // SAFETY: a kernel from `create_kernel`; the host destroys it once, when no run is in progress.
             drop(unsafe { Box::from_raw(kernel.cast::<Kernel<K>>()) });
         }
         Ok(())

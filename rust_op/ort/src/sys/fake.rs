@@ -1,5 +1,5 @@
-//! A host for tests: it makes statuses and runs a kernel, has no other functions, and allocates nothing while a kernel
-//! runs. So what the test's thread allocates meanwhile is the kernel's own.
+//! A host for tests. It can create statuses and run a kernel, and nothing else. It allocates nothing while a kernel
+//! runs, so whatever the test's thread allocates in that time is the kernel's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,7 +14,7 @@ use ort_sys::{
 
 use super::{Api, CustomOp, KernelContext};
 
-/// What a status of this host is.
+/// A status of this host.
 type Status = (OrtErrorCode, String);
 
 const SUCCESS: OrtStatusPtr = OrtStatusPtr(ptr::null_mut());
@@ -25,13 +25,13 @@ unsafe extern "system" fn create_status(code: OrtErrorCode, message: *const c_ch
     OrtStatusPtr(Box::into_raw(Box::<Status>::new((code, message))).cast())
 }
 
-/// A tensor of f32; this host's values and its infos of types and shapes are pointers to such.
+/// A tensor of f32. This host's values, and its infos on types and shapes, are pointers to one.
 struct Tensor<'a> {
     dims: &'a [i64],
     data: *mut f32,
 }
 
-/// What is this host's context.
+/// A run; this host's context is a pointer to one.
 struct Run<'a> {
     x: Tensor<'a>,
     y: Tensor<'a>,
@@ -110,13 +110,13 @@ unsafe extern "system" fn parallel_for(
     data: *mut c_void,
 ) -> OrtStatusPtr {
     for index in 0..total {
-        // SAFETY: what the caller handed over for this.
+        // SAFETY: the caller passed `task` and `data` for each other.
         unsafe { task(data, index) };
     }
     SUCCESS
 }
 
-/// Its table, of which only these entries may be read.
+/// The host's table, of which only these entries may be read.
 pub(super) fn table() -> *const OrtApi {
     let table = Box::leak(Box::new(MaybeUninit::<OrtApi>::uninit())).as_mut_ptr();
     // SAFETY: entries of the table are written, without a reference to the rest.
@@ -135,20 +135,20 @@ pub(super) fn table() -> *const OrtApi {
     table
 }
 
-/// What a status says; `None` for NULL.
+/// The contents of a status; `None` for NULL.
 pub(super) fn take(status: OrtStatusPtr) -> Option<Status> {
     // SAFETY: a status that is not NULL is the box that `create_status` made.
     (!status.0.is_null()).then(|| *unsafe { Box::from_raw(status.0.cast::<Status>()) })
 }
 
-/// Runs `kernel` on X with dimensions `x_dims` and returns Y, and how often this thread allocated meanwhile.
+/// Runs `kernel` on X with dimensions `x_dims`; returns Y and how many allocations this thread made meanwhile.
 pub(crate) fn run<K: CustomOp>(kernel: &K, x_dims: &[i64], x: &mut [f32], y_dims: &[i64]) -> (Vec<f32>, usize) {
     let size = |dims: &[i64]| dims.iter().product::<i64>() as usize;
     assert_eq!(x.len(), size(x_dims));
     let mut y = vec![0.0; size(y_dims)];
     let mut run =
         Run { x: Tensor { dims: x_dims, data: x.as_mut_ptr() }, y: Tensor { dims: y_dims, data: y.as_mut_ptr() } };
-    // SAFETY: a table with the functions that a run needs; the context outlives it.
+    // SAFETY: the table has the functions that a run needs; `run` outlives the context.
     let context = unsafe { KernelContext::new(Api::new(table()), (&raw mut run).cast()) };
     let before = ALLOCATIONS.get();
     let result = kernel.compute(context);
@@ -161,34 +161,34 @@ thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The system's allocator, which counts.
+/// The system's allocator, with a counter.
 struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: everything is the system allocator's; counting does not allocate.
+// SAFETY: every call goes to the system's allocator; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: passed on.
+        // SAFETY: by the contract of this method, which is the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: passed on.
+        // SAFETY: by the contract of this method, which is the same.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: passed on.
+        // SAFETY: by the contract of this method, which is the same.
         unsafe { System.realloc(memory, layout, size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: by the contract of this method, which is the same.
         unsafe { System.dealloc(memory, layout) }
     }
 }

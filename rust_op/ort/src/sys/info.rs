@@ -1,4 +1,4 @@
-//! What a node is: its name, its attributes and its inputs, when a session is created.
+//! A node when its session is created: its name, its attributes and its inputs.
 
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
@@ -9,14 +9,14 @@ use super::tensor::{Tensor, TensorType};
 use super::{Api, c_string, call, read_string};
 use crate::guard::Failure;
 
-/// A node for which a kernel is made.
+/// A node for which a kernel is being created.
 pub(crate) struct KernelInfo<'a> {
     api: Api,
     info: *const OrtKernelInfo,
     alive: PhantomData<&'a OrtKernelInfo>,
 }
 
-/// A function of the table that writes a string, or says how long it is.
+/// A function of the table that writes a string, or reports its length.
 type ReadString =
     unsafe extern "system" fn(*const OrtKernelInfo, usize, *mut c_char, *mut usize) -> ort_sys::OrtStatusPtr;
 
@@ -58,8 +58,8 @@ impl<'a> KernelInfo<'a> {
         read_string(|out, size| self.api.check(unsafe { read(self.info, index, out, size) }))
     }
 
-    /// The type of input `index`, as far as the model tells; no dimensions where it tells none.
-    /// `None` if it is no tensor.
+    /// The type of input `index`, as far as the model states it; no dimensions where it states none.
+    /// `None` if it is not a tensor.
     pub(crate) fn input_type(&self, index: usize) -> Result<Option<TensorType>, Failure> {
         let mut ty = std::ptr::null_mut();
         let mut tensor = std::ptr::null();
@@ -73,11 +73,11 @@ impl<'a> KernelInfo<'a> {
         }
     }
 
-    /// Input `index`, if the model fixes it for good (an initializer that no graph input overrides).
+    /// Input `index`, if it is a constant of the model (an initializer that no graph input overrides).
     pub(crate) fn constant_input(&self, index: usize) -> Result<Option<Tensor<'a>>, Failure> {
         let (mut constant, mut value) = (0, std::ptr::null());
-        // SAFETY: `info` is alive; a constant is a tensor in the processor's memory that lives, unchanged,
-        // as long as the node's kernel is being made.
+        // SAFETY: `info` is alive; a constant is a tensor in the CPU's memory that stays alive and unchanged
+        // while the node's kernel is being created.
         unsafe {
             call!(self.api, KernelInfoGetConstantInput_tensor(self.info, index, &mut constant, &mut value))?;
             if constant == 0 || value.is_null() { Ok(None) } else { Tensor::new(self.api, value).map(Some) }
@@ -107,7 +107,7 @@ impl<'a> KernelInfo<'a> {
         })
     }
 
-    /// As [`KernelInfo::int`]; an empty list is an error, for the host takes an attribute of another type for one.
+    /// As [`KernelInfo::int`]; an empty list is an error, since the host reports an attribute of another type as one.
     pub(crate) fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, Failure> {
         self.attribute(name, |name| {
             let mut size = 0;
@@ -137,9 +137,9 @@ impl<'a> KernelInfo<'a> {
         })
     }
 
-    /// Tells an attribute that is not there from one of another type. Both make `read` fail, so the
-    /// message is compared with the one for a name that no node has: whatever the host's wording is,
-    /// only the name differs where the attribute is not there.
+    /// Distinguishes a missing attribute from one of another type. Both make `read` fail, so the message is
+    /// compared with the one for a name that no node has: whatever the host's wording, only the name differs
+    /// if the attribute is missing.
     fn attribute<T>(&self, name: &str, read: impl Fn(&CStr) -> Result<T, Failure>) -> Result<Option<T>, Failure> {
         const NOBODY: &str = "lumina-attribute-that-no-node-has";
         match read(&c_string(name)) {

@@ -2,7 +2,7 @@
 //!
 //! The table of functions is read through a raw pointer, one entry at a time: an older host's table is
 //! shorter than the struct, so no reference to the whole of it may exist. Enums that come from a host
-//! are read as the integers they are: a newer one may know more of them.
+//! are read as integers, since a newer host may have more variants.
 
 mod context;
 mod custom_op;
@@ -27,7 +27,7 @@ pub(crate) use tensor::{ElementType, Tensor};
 
 use crate::guard::Failure;
 
-/// Version of the C API that is asked for: that of ONNX Runtime 1.17, which all newer ones serve.
+/// The version of the C API to request: that of ONNX Runtime 1.17, which all newer releases serve.
 pub(crate) const API_VERSION: u32 = ort_sys::ORT_API_VERSION;
 const _: () = assert!(API_VERSION == 17);
 
@@ -40,8 +40,8 @@ unsafe impl Send for Api {}
 // SAFETY: as above.
 unsafe impl Sync for Api {}
 
-/// Calls a function of the table that returns a status: `call!(api, Name(arguments))?`. To be used
-/// inside `unsafe`: the arguments are what the function's documentation asks for.
+/// Calls a function of the table that returns a status: `call!(api, Name(arguments))?`. It must be used
+/// inside `unsafe`: the arguments have to be what the function's documentation requires.
 macro_rules! call {
     ($api:expr, $name:ident($($argument:expr),* $(,)?)) => {{
         let api: $crate::sys::Api = $api;
@@ -61,13 +61,13 @@ impl Api {
         self.0
     }
 
-    /// Takes a status apart and releases it.
+    /// Turns a status into a result and releases it.
     fn check(self, status: OrtStatusPtr) -> Result<(), Failure> {
         if status.0.is_null() {
             return Ok(());
         }
-        // SAFETY: the status is not NULL, was made by this host a moment ago, and is released once,
-        // after its message was copied.
+        // SAFETY: the status is not NULL, was just created by this host, and is released once, after its
+        // message has been copied.
         let message = unsafe {
             let message = string(((*self.0).GetErrorMessage)(status.0));
             ((*self.0).ReleaseStatus)(status.0);
@@ -76,7 +76,7 @@ impl Api {
         Err(Failure::internal(message))
     }
 
-    /// What a host gets to see: NULL for success.
+    /// The status that the host receives: NULL for success.
     fn status(self, result: Result<(), Failure>) -> OrtStatusPtr {
         match result {
             Ok(()) => OrtStatusPtr::default(),
@@ -89,7 +89,7 @@ impl Api {
     }
 }
 
-/// A C string; a NUL inside is written as `\0`.
+/// A C string; a NUL inside `text` is written as `\0`.
 fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "\\0")).expect("NULs were replaced")
 }
@@ -102,13 +102,13 @@ unsafe fn string(text: *const c_char) -> String {
     if text.is_null() {
         String::new()
     } else {
-        // SAFETY: the caller's promise.
+        // SAFETY: by this function's contract.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     }
 }
 
-/// A string from a function that, given NULL, says how many bytes it needs, the NUL behind it among them. It may hold NULs
-/// of its own.
+/// A string from a function that, given NULL, reports how many bytes it needs, including the final NUL. The string may
+/// contain other NULs.
 fn read_string(read: impl Fn(*mut c_char, *mut usize) -> Result<(), Failure>) -> Result<String, Failure> {
     let mut size = 0;
     read(std::ptr::null_mut(), &mut size)?;
@@ -128,7 +128,7 @@ mod tests {
     use crate::guard::guard;
 
     fn through_a_host(result: Result<(), Failure>) -> Option<(OrtErrorCode, String)> {
-        // SAFETY: a table whose CreateStatus is there.
+        // SAFETY: the table has CreateStatus.
         fake::take(unsafe { Api::new(fake::table()) }.status(result))
     }
 

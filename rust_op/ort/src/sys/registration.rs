@@ -10,28 +10,28 @@ use super::custom_op::{CustomOp, Table};
 use super::{API_VERSION, Api, c_string, call, read_string, string};
 use crate::guard::{Failure, guard};
 
-/// An entry of the session options that tells that they have our operators: a host accepts a domain
-/// twice and fails when a session is created, so the second time nothing is added. Its value is the
-/// options' address, which tells a clone from what it was cloned from.
+/// An entry of the session options that marks them as having these operators. A host accepts a domain
+/// twice and fails when a session is created, so the second registration adds nothing. The value of the
+/// entry is the options' address, which distinguishes a clone from its original.
 const REGISTERED: &CStr = c"lumina.custom_ops_registered";
 
-/// The first minor version of ONNX Runtime 1 whose `CloneSessionOptions` copies the domains (tried);
-/// earlier ones copy the entries alone.
+/// The first minor version of ONNX Runtime 1 whose `CloneSessionOptions` copies the domains (determined by
+/// trial); earlier ones copy only the entries.
 const CLONES_KEEP_DOMAINS: u32 = 22;
 
-/// Adds the operators of this library to `options`; nothing if they are there already. Returns NULL, or
+/// Adds the operators of this library to `options`, unless they are there already. Returns NULL, or
 /// a status that the host releases.
 ///
 /// # Safety
-/// - `options` and `base` are those of one ONNX Runtime, alive during the call. Hosts call this for the
-///   user, who names the library to `RegisterCustomOpsLibrary`.
+/// - `options` and `base` belong to one ONNX Runtime and are alive during the call. Hosts call this for the
+///   user, who passes the library to `RegisterCustomOpsLibrary`.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case, reason = "the name that ONNX Runtime looks for")]
 pub unsafe extern "C" fn RegisterCustomOps(options: *mut OrtSessionOptions, base: *const OrtApiBase) -> OrtStatusPtr {
     if base.is_null() {
         return OrtStatusPtr(ptr::null_mut());
     }
-    // SAFETY: the host's base; GetApi gives NULL for a version that it does not serve, and serves 1 always.
+    // SAFETY: the host's base; GetApi returns NULL for a version that it does not serve, and always serves 1.
     let (api, oldest, version) = unsafe {
         let base = &*base;
         ((base.GetApi)(API_VERSION), (base.GetApi)(1), string((base.GetVersionString)()))
@@ -71,7 +71,7 @@ pub(crate) struct Registration<'a> {
     version: &'a str,
 }
 
-/// A domain of a host that lives as long as the process: sessions point to it, and one serves all.
+/// A host's domain, which lives as long as the process: sessions point to it, and all of them share one.
 struct Domain {
     api: Api,
     version: String,
@@ -79,7 +79,7 @@ struct Domain {
     domain: *mut OrtCustomOpDomain,
 }
 
-// SAFETY: the domain is not changed after it was made, and hosts only read it.
+// SAFETY: the domain is not changed after its creation, and hosts only read it.
 unsafe impl Send for Domain {}
 
 static DOMAINS: Mutex<Vec<Domain>> = Mutex::new(Vec::new());
@@ -88,7 +88,7 @@ impl Registration<'_> {
     /// Adds `K` as the operator of the domain called `name`.
     pub(crate) fn add<K: CustomOp>(&self, name: &'static str) -> Result<(), Failure> {
         let domain = self.domain::<K>(name)?;
-        // SAFETY: options and domain are alive, the domain for good.
+        // SAFETY: the options are alive, and the domain lives as long as the process.
         unsafe { call!(self.api, AddCustomOpDomain(self.options, domain)) }
     }
 
@@ -116,8 +116,8 @@ impl Registration<'_> {
         format!("{:p}", self.options)
     }
 
-    /// The domain of this host, made when first asked for. A process can hold several ONNX Runtimes,
-    /// each with functions and a layout of its own.
+    /// The domain of this host, created on first use. A process can hold several ONNX Runtimes, each with
+    /// its own functions and layout.
     fn domain<K: CustomOp>(&self, name: &'static str) -> Result<*mut OrtCustomOpDomain, Failure> {
         let mut domains = DOMAINS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(known) = domains.iter().find(|d| d.api == self.api && d.version == self.version && d.name == name) {
@@ -125,8 +125,8 @@ impl Registration<'_> {
         }
         let mut domain = ptr::null_mut();
         let c_name = c_string(name);
-        // SAFETY: the name is copied; the table is leaked, for the host points to it from then on; a domain
-        // that could not be filled is released, and nobody knows of it.
+        // SAFETY: the name is copied; the table is leaked, since the host points to it from then on; a domain
+        // that could not be filled is released before anything else refers to it.
         unsafe {
             call!(self.api, CreateCustomOpDomain(c_name.as_ptr(), &mut domain))?;
             let table: &'static Table = Box::leak(Box::new(Table::new::<K>(self.api)));
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_host_that_is_too_old_is_told_so() {
         let base = OrtApiBase { GetApi: only_version_one, GetVersionString: version_string };
-        // SAFETY: the options are not looked at.
+        // SAFETY: the options are not read.
         let status = fake::take(unsafe { RegisterCustomOps(ptr::null_mut(), &base) });
         let message = format!(
             "LuminaKernel {} needs ONNX Runtime 1.17 or newer; this process loaded 1.16.3",

@@ -9,18 +9,18 @@ use super::tensor::TensorType;
 use super::{Api, c_string, call, string};
 use crate::guard::Failure;
 
-/// A dimension of a shape that is not all known.
+/// A dimension of a shape that may be partly unknown.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Dimension {
     /// A number.
     Known(i64),
-    /// A name: the same name is the same number.
+    /// A name; the same name stands for the same number.
     Named(String),
     /// Nothing is known.
     Unknown,
 }
 
-/// A node whose output shape is asked for.
+/// A node whose output shape is being inferred.
 pub(crate) struct ShapeContext<'a> {
     api: Api,
     context: *const OrtShapeInferContext,
@@ -37,7 +37,7 @@ impl ShapeContext<'_> {
     /// The dimensions of input `index`; none for a scalar, and where nothing is known.
     pub(crate) fn input(&self, index: usize) -> Result<Vec<Dimension>, Failure> {
         let mut info = std::ptr::null_mut();
-        // SAFETY: the context is alive and keeps `info` and the names in it.
+        // SAFETY: the context is alive, and keeps `info` and the names in it alive.
         unsafe {
             call!(self.api, ShapeInferContext_GetInputTypeShape(self.context, index, &mut info))?;
             let dims = TensorType::read(self.api, info)?.dims;
@@ -62,7 +62,7 @@ impl ShapeContext<'_> {
             dims.iter().map(|dim| if let Dimension::Named(name) = dim { c_string(name) } else { c"".into() }).collect();
         let mut names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect::<Vec<_>>();
         let mut info = std::ptr::null_mut();
-        // SAFETY: `info` is made, filled, given to the host, which copies it, and released once.
+        // SAFETY: `info` is created, filled, passed to the host, which copies it, and released once.
         unsafe {
             call!(self.api, CreateTensorTypeAndShapeInfo(&mut info))?;
             let set = call!(

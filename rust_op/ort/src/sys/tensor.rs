@@ -10,7 +10,7 @@ use ort_sys::{ONNXTensorElementDataType as Onnx, OrtTensorTypeAndShapeInfo, OrtV
 use super::{Api, call};
 use crate::guard::Failure;
 
-/// The type of a tensor's elements, by ONNX's number for it.
+/// The type of a tensor's elements, as ONNX's number for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ElementType(i32);
 
@@ -54,7 +54,7 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// Dimensions up to which a shape is not on the heap.
+/// Number of dimensions up to which a shape needs no heap memory.
 const USUAL_RANK: usize = 8;
 
 /// The dimensions of a tensor, read in every run.
@@ -62,12 +62,12 @@ const USUAL_RANK: usize = 8;
 pub(crate) struct Dims {
     rank: usize,
     usual: [i64; USUAL_RANK],
-    /// All of them where they are more than usual, else empty.
+    /// All dimensions if there are more than [`USUAL_RANK`], else empty.
     many: Vec<i64>,
 }
 
 impl Dims {
-    /// As many zeros.
+    /// `rank` zeros.
     fn zeros(rank: usize) -> Self {
         Dims { rank, usual: [0; USUAL_RANK], many: if rank > USUAL_RANK { vec![0; rank] } else { Vec::new() } }
     }
@@ -87,7 +87,7 @@ impl DerefMut for Dims {
     }
 }
 
-/// Element type and dimensions, -1 where one is not known.
+/// Element type and dimensions; an unknown dimension is -1.
 pub(crate) struct TensorType {
     pub(crate) element: ElementType,
     pub(crate) dims: Dims,
@@ -110,7 +110,7 @@ impl TensorType {
 }
 
 mod sealed {
-    /// Elements that any bits are a value of.
+    /// Elements for which any bits are a value.
     pub(crate) trait Element: Copy {
         const TYPE: super::ElementType;
     }
@@ -126,7 +126,7 @@ mod sealed {
 }
 use sealed::Element;
 
-/// A tensor that is there as long as `'a`.
+/// A tensor that lives during `'a`.
 pub(crate) struct Tensor<'a> {
     api: Api,
     value: *const OrtValue,
@@ -136,10 +136,10 @@ pub(crate) struct Tensor<'a> {
 
 impl<'a> Tensor<'a> {
     /// # Safety
-    /// - `value` is a tensor in the processor's memory, and nobody writes to it during `'a`.
+    /// - `value` is a tensor in the CPU's memory, and nothing writes to it during `'a`.
     pub(super) unsafe fn new(api: Api, value: *const OrtValue) -> Result<Self, Failure> {
         let mut info = std::ptr::null_mut();
-        // SAFETY: `value` is a tensor; `info` is released once, after it was read.
+        // SAFETY: `value` is a tensor; `info` is released once, after it has been read.
         let ty = unsafe {
             call!(api, GetTensorTypeAndShape(value, &mut info))?;
             let ty = TensorType::read(api, info);
@@ -157,24 +157,24 @@ impl<'a> Tensor<'a> {
         &self.ty.dims
     }
 
-    /// The elements in row-major order, if they are of type `T`. They are copied where the host's memory
-    /// is not aligned, as that of a model's external file need not be.
+    /// The elements in row-major order, if they are of type `T`. They are copied if the host's memory is not
+    /// aligned; that of a model's external file need not be.
     pub(crate) fn data<T: Element>(&self) -> Result<Option<Cow<'a, [T]>>, Failure> {
         if self.ty.element != T::TYPE {
             return Ok(None);
         }
         let length = element_count(&self.ty.dims)?;
         let mut data = std::ptr::null_mut();
-        // SAFETY: the value is a tensor; the host takes it as mutable, nothing is written here.
+        // SAFETY: the value is a tensor; the host's function takes it as mutable, but nothing is written here.
         unsafe { call!(self.api, GetTensorMutableData(self.value.cast_mut(), &mut data))? };
         let data = data.cast_const().cast::<T>();
         Ok(Some(if length == 0 || data.is_null() {
             Cow::Borrowed(&[])
         } else if data.is_aligned() {
-            // SAFETY: `length` elements of this type, aligned, unchanged during 'a (the promise of `new`).
+            // SAFETY: `length` elements of this type, aligned, and unchanged during 'a by the contract of `new`.
             Cow::Borrowed(unsafe { std::slice::from_raw_parts(data, length) })
         } else {
-            // SAFETY: as above, read one by one wherever they lie.
+            // SAFETY: as above, but read one by one, whatever their alignment.
             Cow::Owned((0..length).map(|index| unsafe { data.add(index).read_unaligned() }).collect())
         }))
     }
