@@ -69,7 +69,7 @@ OP_NAME: str
 OP_VERSION: int
 """The operator's version."""
 OP_VERSION_ATTRIBUTE: str
-"""The attribute in which a node says the version that it was made for."""
+"""The attribute that holds the version of the operator a node was made for."""
 
 def optical_linear_forward(
     input: _ArrayT,
@@ -95,7 +95,7 @@ def optical_linear_forward(
     Without `seed` every call draws fresh noise (`manual_seed` restarts it); with `seed` the call repeats bit for bit.
 
     Args:
-        input: X, [..., K]. With no row (M = 0) the result is empty.
+        input: X, [..., K]. With no rows (M = 0) the result is empty.
         weight: W, [N, K]; quantised here where weight_bits > 0.
         bias: [N], or None.
         noise_std: sigma as a fraction of the signal (noise_relative).
@@ -103,17 +103,17 @@ def optical_linear_forward(
         input_bits: DAC resolution, 0 (analog) or 2..16.
         weight_bits: modulator resolution, 0 (analog) or 1..16.
         input_range: DAC full scale; 0 = the row's own maximum.
-        output_range: ADC full scale, one number or one for each output; 0 = the row's own maximum.
-        weight_scale: step of one weight code, one number or one for each output.
+        output_range: ADC full scale, one number or one per output; 0 = the row's own maximum.
+        weight_scale: step of one weight code, one number or one per output.
         noise_additive: sigma as a fraction of the full scale.
         noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
         bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
         seed: 0..2^63-1, key of the noise.
-        stream: 0..2^63-1, counts the draws under one seed; 0 where only the seed is given.
-        out: [..., N] to write the result into; shares no memory with the inputs.
+        stream: 0..2^63-1, counts the draws under one seed; 0 if only the seed is given.
+        out: [..., N] to write the result into; must not share memory with the inputs.
 
     Returns:
-        Y, [..., N], of the kind of `input`; `out` where that is given.
+        Y, [..., N], of the kind of `input`; this is `out`, if given.
 
     Raises:
         TypeError: An argument of another kind or dtype.
@@ -122,31 +122,31 @@ def optical_linear_forward(
     """
 
 def manual_seed(seed: SupportsIndex) -> None:
-    """Restarts the noise of calls without a seed: after it the same calls draw the same noise.
+    """Restarts the noise of calls without a seed: after it, the same calls draw the same noise.
 
-    Until the first call of this function the seed comes from the operating system.
+    Until this function is first called, the seed comes from the operating system.
     """
 
 def noise(
     seed: SupportsIndex, stream: SupportsIndex, rows: SupportsIndex, columns: SupportsIndex, out: _Array | None = None
 ) -> Any:
-    """The standard normals eps [M, N] that a call with this seed and stream adds, as a numpy array.
+    """The standard normals eps [M, N] that a call with this seed and stream draws, as a numpy array.
 
     The value at (m, n) depends on seed, stream, m and n alone.
 
     Args:
         seed: 0..2^63-1.
         stream: 0..2^63-1.
-        rows: M, may be 0.
-        columns: N, may be 0.
-        out: [M, N] to write the result into, and to return.
+        rows: M; may be 0.
+        columns: N; may be 0.
+        out: [M, N] to write the result into; it is returned.
     """
 
 def schema() -> list[_Parameter]:
     """The operator's parameters, one dict each, in the order of the documentation."""
 
 def isa() -> str:
-    """The instruction-set tier that runs: the fastest that this processor has, or LUMINA_ISA's.
+    """The instruction-set tier in use: the fastest that this processor has, or the one that LUMINA_ISA names.
 
     Raises:
         ValueError: LUMINA_ISA names a tier that this processor lacks.
@@ -156,17 +156,17 @@ def available_isas() -> list[str]:
     """The instruction-set tiers of this processor, slowest first."""
 
 def num_threads() -> int:
-    """The threads that a call uses at most."""
+    """The maximum number of threads that a call uses."""
 
 def set_num_threads(n: SupportsIndex) -> None:
-    """Sets the threads that a call uses at most, 1..4096. Results do not depend on it."""
+    """Sets the maximum number of threads that a call uses, 1..4096. Results do not depend on it."""
 
 @final
 class Params:
     """The parameters of an optical linear layer, checked. Immutable; floats are kept in 32 bits.
 
     Raises:
-        ValueError: A value that is not allowed, or that the others would make meaningless.
+        ValueError: A value that is not allowed, or that the others make meaningless.
     """
 
     def __new__(
@@ -213,14 +213,14 @@ class PreparedLayer:
         params: The layer's parameters.
         weight: [N, K].
         bias: [N], or None.
-        weight_scale: Step of one weight code, one number or one for each output; the default where None.
+        weight_scale: Step of one weight code, one number or one per output; None for the default.
     """
 
     def __new__(
         cls, params: Params, weight: _Array, bias: _Array | None = None, weight_scale: _Numbers | None = None
     ) -> Self: ...
     def forward(self, x: _ArrayT, seed: SupportsIndex, stream: SupportsIndex, out: _ArrayT | None = None) -> _ArrayT:
-        """Y [..., N] of X [..., K], as `optical_linear_forward`."""
+        """Y [..., N] for X [..., K], as from `optical_linear_forward`."""
 
     @property
     def n(self) -> int:
@@ -237,31 +237,31 @@ class PreparedLayer:
 def quantize_weight(
     weight: _Array, bits: SupportsIndex, weight_scale: _Numbers | None = None
 ) -> tuple[npt.NDArray[np.int8] | npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-    """The codes [N, K] of weights [N, K] at 1..16 bits (int8, from 9 bits int16), and the scale [N]."""
+    """The codes [N, K] of weights [N, K] at 1..16 bits (int8; from 9 bits on int16), and the scale [N]."""
 
 def pack_weight(codes: _Array, bits: SupportsIndex) -> npt.NDArray[np.uint8]:
-    """Packs int8 codes [N, K] of 1, 2 or 4 bits several to a byte: uint8 [N, ceil(K * bits / 8)].
+    """Packs int8 codes [N, K] of 1, 2 or 4 bits, several to a byte: uint8 [N, ceil(K * bits / 8)].
 
-    A code is stored as c + 2^(bits-1) (with 1 bit 0 for -1 and 1 for +1), low bits first, rows padded with zero bits.
+    A code is stored as c + 2^(bits-1) (with 1 bit: 0 for -1 and 1 for +1), low bits first, rows padded with zero bits.
     """
 
 def unpack_weight(packed: _Array, bits: SupportsIndex, in_features: SupportsIndex) -> npt.NDArray[np.int8]:
-    """Undoes `pack_weight`: int8 [N, K].
+    """The inverse of `pack_weight`: int8 [N, K].
 
     Raises:
-        ValueError: Also a code of -2^(bits-1), which no quantiser gives, and padding bits that are not 0.
+        ValueError: Also for a code of -2^(bits-1), which no quantiser gives, and for padding bits that are not 0.
     """
 
 @final
 class Saved:
     """What `forward_train` saved for the gradient.
 
-    It refers to the weights, and to an analog x: they are to be as they were when `backward` is called.
+    It refers to the weights, and to x if that is analog: they must be unchanged when `backward` is called.
     """
 
     @property
     def x_codes(self) -> npt.NDArray[np.int8] | npt.NDArray[np.int16] | None:
-        """The codes of X [M, K]; None where it is analog."""
+        """The codes of X [M, K]; None where X is analog."""
 
     @property
     def x_step(self) -> npt.NDArray[np.float32]:
@@ -284,13 +284,13 @@ class Saved:
 
         Args:
             dy: [M, N].
-            precision: How exact dx and dw are at least, as torch.set_float32_matmul_precision names it. "highest" is
+            precision: The least exactness required of dx and dw, as in torch.set_float32_matmul_precision. "highest" is
                 float32 in a fixed order: the same bits on every processor. "medium" rounds g s to bf16 where the
-                processor multiplies that faster than floats (AMD's from Zen 5 on) and the codes have up to 8 bits,
-                and is "highest" elsewhere. "high" allows a sum of two bf16, which nowhere pays: it is "highest".
+                processor multiplies that faster than floats (AMD's from Zen 5 on) and the codes have up to 8 bits;
+                elsewhere it is "highest". "high" allows a sum of two bf16, which pays nowhere, so it is "highest".
 
-        An element of dx or dw is a sum of T terms g s c: g is dy where the ADC did not saturate, s an element of
-        weight_scale or x_step, c a code (a value where that side is analog). It is off the exact sum by at most
+        An element of dx or dw is a sum of T terms g s c: g is dy where the ADC did not saturate, s is an element of
+        weight_scale or x_step, c is a code (a value where that side is analog). It is off the exact sum by at most
 
             (r + (T + 2) 2^-23) sum |g s c|  +  T 2^-125 (1 + max |c|)
 
@@ -299,7 +299,7 @@ class Saved:
 
         Raises:
             TypeError: An argument of another kind or dtype.
-            ValueError: A shape or value that is not allowed, or weights of another shape by now.
+            ValueError: A shape or value that is not allowed, or weights whose shape has changed since.
         """
 
 def forward_train(
@@ -310,7 +310,7 @@ def forward_train(
     seed: SupportsIndex,
     stream: SupportsIndex,
 ) -> tuple[_ArrayT, Saved]:
-    """The forward pass, and what its gradient needs: Y [M, N], and what `backward` is a method of.
+    """The forward pass, and what its gradient needs: Y [M, N], and a `Saved`, whose method is `backward`.
 
     Args:
         params: The layer's parameters.
@@ -321,14 +321,14 @@ def forward_train(
         stream: 0..2^63-1.
     """
 
-# What follows is for `lumina_onnx.nn` alone.
+# Everything below is for `lumina_onnx.nn` only.
 
 def _saved_bytes(params: Params, n: SupportsIndex, k: SupportsIndex, for_x: bool, for_weight: bool) -> tuple[int, int]:
-    """Bytes that a forward pass saves for its gradient, and bytes more for each row of X."""
+    """The bytes that a forward pass saves for its gradient: a number per call, and a number per row of X."""
 
 @final
 class _Tensors:
-    """The passes on torch's tensors, which torch's own C functions (DLPack's) describe.
+    """The passes on torch's tensors, as torch's own C functions (DLPack's) describe them.
 
     Args:
         tensor: torch.Tensor.
@@ -340,10 +340,10 @@ class _Tensors:
 
     def __new__(cls, tensor: type, parameter: type) -> Self: ...
     def is_float(self, tensor: object) -> bool:
-        """Whether this is a float32 tensor in the CPU's memory, of no subclass but `parameter`, and no wrapper."""
+        """Whether this is a float32 tensor in the CPU's memory, of no subclass but `parameter`, and not a wrapper."""
 
     def are_call(self, x: object, weight: object, bias: object) -> bool:
-        """Whether these are such an input [..., K], weight [N, K] and bias [N] or None; N and K are at least 1."""
+        """Whether these are such an input [..., K], weight [N, K], and bias [N] or None, with N and K at least 1."""
 
     def prepare(self, params: Params, weight: Any, bias: Any, threads: int) -> PreparedLayer:
         """A `PreparedLayer`."""
@@ -365,9 +365,9 @@ class _Tensors:
     ) -> bool:
         """The forward pass, unless a tensor is not dense or of another type or size: False, and nothing was done.
 
-        Where there is a `layer`, its weights serve, and of `weight` and `bias` only the shape is read. `saved`, uint8,
-        receives what the gradients of X and of W need, unless it is None. `threads` are torch's; later calls use
-        as many.
+        If there is a `layer`, its weights are used, and only the shapes of `weight` and `bias` are read. `saved`,
+        uint8, receives what the gradients of X and of W need, unless it is None. `threads` is torch's number of
+        threads; later calls use as many.
         """
 
     def backward(
@@ -386,4 +386,4 @@ class _Tensors:
         for_weight: bool,
         threads: int,
     ) -> bool:
-        """As `Saved.backward`, with False as from `forward`; weight is read for dx, and x for dw where it is analog."""
+        """As `Saved.backward`, with False as from `forward`; weight is read for dx, and an analog x for dw."""

@@ -1,5 +1,5 @@
 //! Keeps the library mapped until the process ends: its worker threads may outlive the last handle that
-//! `dlclose` sees. A link argument from here survives a `RUSTFLAGS` variable and the source distribution.
+//! `dlclose` sees. A link argument set here survives a `RUSTFLAGS` variable, and is part of the source distribution.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

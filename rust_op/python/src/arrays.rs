@@ -1,6 +1,6 @@
-//! Arrays as arguments: numpy arrays, and torch tensors through the numpy view that they offer of
-//! themselves. Nothing is copied or converted; what cannot be read in place is an error that names the
-//! argument, what came and what is allowed.
+//! Arrays as arguments: numpy arrays, and torch tensors through their numpy view. Nothing is copied or
+//! converted; what cannot be read in place is an error that names the argument, what was given and what is
+//! allowed.
 
 use std::ops::Range;
 
@@ -49,7 +49,7 @@ pub fn is_tensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
-/// The numpy array that `object` is or offers.
+/// The numpy array that `object` is, or its numpy view.
 fn untyped<'py>(name: &str, wanted: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
     if let Ok(array) = object.cast::<PyUntypedArray>() {
         return Ok(array.clone());
@@ -78,7 +78,7 @@ fn untyped<'py>(name: &str, wanted: &str, object: &Bound<'py, PyAny>) -> PyResul
     Ok(array)
 }
 
-/// Refuses a tensor whose storage was freed or cut: torch makes a view of it all the same.
+/// Refuses a tensor whose storage was freed or shrunk: torch makes a view even of that.
 fn check_stored(name: &str, tensor: &Bound<'_, PyAny>, view: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
     let py = tensor.py();
     let storage: usize =
@@ -121,8 +121,8 @@ fn typed<'py, T: Dtype>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Boun
 
 /// The arrays of one call. Those that are written share no memory with any other.
 ///
-/// numpy's own bookkeeping of borrows sees base objects alone, and two tensors can share memory without
-/// sharing one.
+/// numpy's own tracking of borrows only sees base objects, and two tensors can share memory without sharing
+/// a base object.
 #[derive(Default)]
 pub struct Arguments {
     read: Vec<(&'static str, Range<usize>)>,
@@ -230,7 +230,7 @@ fn check_shape(name: &str, shape: &[usize], expected: &[usize], meaning: &str) -
     Err(PyValueError::new_err(format!("{name} has shape {}: allowed is {meaning} = {}", Shape(shape), Shape(expected))))
 }
 
-/// The two dimensions of the array called `name`, `meaning` in words.
+/// The two dimensions of the array called `name`, which are `meaning` in words.
 pub fn two_dimensions(name: &str, shape: &[usize], meaning: &str) -> PyResult<(usize, usize)> {
     match shape {
         [rows, columns] => Ok((*rows, *columns)),
@@ -238,8 +238,9 @@ pub fn two_dimensions(name: &str, shape: &[usize], meaning: &str) -> PyResult<(u
     }
 }
 
-/// A new `shape` of float32 of the kind of `like`: a tensor beside a tensor, else a numpy array. What does not fit
-/// into memory is Python's error, for which numpy is asked in Python: its C API would have to be unwrapped.
+/// A new float32 array of `shape`, of the kind of `like`: a tensor if that is one, else a numpy array. numpy is called
+/// through Python, so that an array that does not fit into memory raises Python's error; a result of its C API would
+/// have to be unwrapped.
 pub fn new_like<'py>(like: &Bound<'py, PyAny>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
     if is_tensor(like)? {
         return like.call_method1("new_empty", (PyTuple::new(like.py(), shape)?,));

@@ -1,10 +1,10 @@
-//! What torch's tensors are and where: by DLPack's table of C functions, which `torch.Tensor` carries.
+//! The types, shapes and addresses of torch's tensors, from DLPack's table of C functions that `torch.Tensor` carries.
 //!
-//! A numpy view of a tensor costs torch some 0.7 microseconds and each pass has six, as much as all the arithmetic of a
-//! small layer. What these functions cannot say is whether a tensor stands for its negative: `lumina_onnx.nn` asks for
-//! that, and makes every tensor that is written to.
+//! A numpy view of a tensor costs torch some 0.7 microseconds, and each pass has six tensors: as much as all the
+//! arithmetic of a small layer. These functions cannot say whether a tensor stands for its negative (`is_neg`):
+//! `lumina_onnx.nn` checks that, and creates every tensor that is written to.
 
-#![allow(unsafe_code, reason = "the fence: memory by address is read and written here and nowhere else")]
+#![allow(unsafe_code, reason = "memory is read and written by address here and nowhere else")]
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -16,7 +16,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
 
-/// A tensor as DLPack describes it: the fields of `DLTensor`, in its order.
+/// A tensor as DLPack describes it: the fields of `DLTensor`, in the same order.
 #[repr(C)]
 pub struct Described {
     data: *const c_void,
@@ -36,23 +36,23 @@ const ON_CPU: i32 = 1;
 pub const FLOAT32: (u8, u8) = (2, 32);
 pub const UINT8: (u8, u8) = (1, 8);
 
-/// An address from here on is one of memory. Below, it may be what torch says of a tensor whose storage has none: its
-/// offset in the storage.
+/// An address from here on is in memory. A lower one may be what torch reports for a tensor whose storage has no
+/// memory: its offset in the storage.
 const MEMORY: usize = 1 << 36;
 
 impl Described {
-    /// Sizes of the dimensions, where this is a tensor of that type in the CPU's memory.
+    /// The sizes of the dimensions, if this is a tensor of type `element` in the CPU's memory.
     pub fn sizes(&self, element: (u8, u8)) -> Option<&[i64]> {
-        // SAFETY: as many sizes as dimensions lie there while the tensor lives.
+        // SAFETY: there are as many sizes as dimensions while the tensor lives.
         let sizes = unsafe { counts(self.shape, self.dimensions) };
         let fits = (self.code, self.bits) == element && self.lanes == 1 && self.device_type == ON_CPU;
         (fits && (!self.data.is_null() || sizes.contains(&0))).then_some(sizes)
     }
 
-    /// The same, where in addition its elements stand one after another.
+    /// The same, if its elements are also contiguous.
     pub fn dense(&self, element: (u8, u8)) -> Option<&[i64]> {
         let sizes = self.sizes(element)?;
-        // SAFETY: as many strides as sizes.
+        // SAFETY: there are as many strides as sizes.
         let strides = unsafe { counts(self.strides, self.dimensions) };
         let mut expected = 1;
         for (size, stride) in sizes.iter().zip(strides).rev() {
@@ -64,14 +64,14 @@ impl Described {
         Some(sizes)
     }
 
-    /// Where its elements are.
+    /// The address of its elements.
     pub fn address(&self) -> usize {
         self.data.addr().wrapping_add(self.byte_offset as usize)
     }
 
-    /// The bytes from its first element to behind its last.
+    /// The bytes from the start of its first element to the end of its last.
     fn extent(&self) -> usize {
-        // SAFETY: as many sizes and strides as dimensions lie there while the tensor lives.
+        // SAFETY: there are as many sizes and strides as dimensions while the tensor lives.
         let (sizes, strides) = unsafe { (counts(self.shape, self.dimensions), counts(self.strides, self.dimensions)) };
         if sizes.contains(&0) {
             return 0;
@@ -84,8 +84,7 @@ impl Described {
     }
 }
 
-/// The address of `tensor`, where it has `count` elements of that type, one after another; 0 where it is absent and
-/// `None` where it is another.
+/// The address of `tensor` if it has `count` contiguous elements of type `element`, else `None`; 0 if it is absent.
 pub fn address(tensor: &Option<Described>, element: (u8, u8), count: usize) -> Option<usize> {
     match tensor {
         None => Some(0),
@@ -93,8 +92,8 @@ pub fn address(tensor: &Option<Described>, element: (u8, u8), count: usize) -> O
     }
 }
 
-/// Whether the elements of a tensor lie in its storage: those of a `FakeTensor`, or of one whose storage was freed, lie
-/// nowhere.
+/// Whether the elements of a tensor are in its storage: those of a `FakeTensor`, or of a tensor whose storage was
+/// freed, are nowhere.
 fn is_stored(tensor: &Bound<'_, PyAny>, described: &Described) -> bool {
     let memory = || -> PyResult<(usize, usize)> {
         let storage = tensor.call_method0(intern!(tensor.py(), "untyped_storage"))?;
@@ -116,16 +115,16 @@ pub fn elements(sizes: &[i64]) -> usize {
 }
 
 /// # Safety
-/// `count` numbers lie at `first`, and stay there while the slice lives.
+/// `first` points to `count` numbers, which stay there while the slice lives.
 unsafe fn counts<'a>(first: *const i64, count: i32) -> &'a [i64] {
     match usize::try_from(count) {
-        // SAFETY: the caller's.
+        // SAFETY: by this function's contract.
         Ok(count) if count > 0 && !first.is_null() => unsafe { slice::from_raw_parts(first, count) },
         _ => &[],
     }
 }
 
-/// Checks that there may be `count` elements of `T` at `address`: whether they are more than none.
+/// Checks that `count` elements of `T` may be at `address`; returns whether there are any.
 fn check_memory<T>(name: &str, address: usize, count: usize) -> PyResult<bool> {
     let fits = count.checked_mul(size_of::<T>()).and_then(|bytes| address.checked_add(bytes)).is_some();
     if fits && (count == 0 || (address != 0 && address.is_multiple_of(align_of::<T>()))) {
@@ -137,27 +136,28 @@ fn check_memory<T>(name: &str, address: usize, count: usize) -> PyResult<bool> {
     )))
 }
 
-/// The `count` elements at `address` of the tensor called `name`, to be read. No address has no element.
+/// The `count` elements at `address` of the tensor called `name`, to be read. An address of 0 is allowed only for a
+/// `count` of 0.
 ///
 /// # Safety
-/// They are initialised, and stay as they are while the slice lives.
+/// The elements are initialised, and do not change while the slice lives.
 pub unsafe fn read<'a, T>(name: &str, address: usize, count: usize) -> PyResult<&'a [T]> {
     if !check_memory::<T>(name, address, count)? {
         return Ok(&[]);
     }
-    // SAFETY: not null and aligned, as checked; the rest is the caller's.
+    // SAFETY: not null and aligned, as checked; the rest holds by this function's contract.
     Ok(unsafe { slice::from_raw_parts(address as *const T, count) })
 }
 
 /// The same, to be written.
 ///
 /// # Safety
-/// Any bytes are a `T`, and nobody else reads or writes these while the slice lives.
+/// Any bytes are a valid `T`, and nothing else reads or writes the elements while the slice lives.
 pub unsafe fn write<'a, T>(name: &str, address: usize, count: usize) -> PyResult<&'a mut [T]> {
     if !check_memory::<T>(name, address, count)? {
         return Ok(&mut []);
     }
-    // SAFETY: not null and aligned, as checked; the rest is the caller's.
+    // SAFETY: not null and aligned, as checked; the rest holds by this function's contract.
     Ok(unsafe { slice::from_raw_parts_mut(address as *mut T, count) })
 }
 
@@ -168,11 +168,11 @@ struct ExchangeApi {
     minor: u32,
     older: *const c_void,
     unused: [*const c_void; 3],
-    /// Describes a tensor; not 0, with a Python exception set, where it cannot.
+    /// Describes a tensor. Where it cannot, it returns a value other than 0 and sets a Python exception.
     describe: Option<unsafe extern "C" fn(*mut ffi::PyObject, *mut Described) -> c_int>,
 }
 
-/// Major version of DLPack that [`ExchangeApi`] is of.
+/// The major version of DLPack that [`ExchangeApi`] belongs to.
 const DLPACK: u32 = 1;
 
 /// Reads tensors.
@@ -183,7 +183,7 @@ pub struct TensorReader {
 }
 
 impl TensorReader {
-    /// That of these classes, `torch.Tensor` and `torch.nn.Parameter`.
+    /// The reader for these classes, `torch.Tensor` and `torch.nn.Parameter`.
     pub fn new(tensor: Bound<'_, PyType>, parameter: Bound<'_, PyType>) -> PyResult<Self> {
         let capsule =
             tensor.getattr("__dlpack_c_exchange_api__").ok().and_then(|table| table.cast_into::<PyCapsule>().ok());
@@ -205,11 +205,11 @@ impl TensorReader {
         Ok(TensorReader { tensor: tensor.unbind(), parameter: parameter.unbind(), describe })
     }
 
-    /// What a tensor is; `None` where it cannot be said, as of a wrapper, and where its memory is not there.
+    /// Describes a tensor; `None` if it cannot be described, such as a wrapper, or if its memory is not there.
     pub fn described(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
         let mut described = MaybeUninit::<Described>::uninit();
-        // SAFETY: an object, of which the function itself finds out whether it is a tensor; it has filled in all fields where
-        // it returns 0.
+        // SAFETY: the function takes any object and checks itself whether it is a tensor; if it returns 0, it has
+        // filled in all fields.
         let described = unsafe {
             if (self.describe)(tensor.as_ptr(), described.as_mut_ptr()) != 0 {
                 drop(PyErr::take(tensor.py()));
@@ -217,18 +217,18 @@ impl TensorReader {
             }
             described.assume_init()
         };
-        // What has no address at all is told by `Described::sizes`.
+        // `Described::sizes` deals with a tensor that has no address at all.
         let certain = described.data.is_null() || (described.address() >= MEMORY && self.is_plain(tensor));
         (certain || is_stored(tensor, &described)).then_some(described)
     }
 
-    /// Whether this is a tensor of no subclass but `torch.nn.Parameter`.
+    /// Whether this is a tensor, and of no subclass but `torch.nn.Parameter`.
     fn is_plain(&self, tensor: &Bound<'_, PyAny>) -> bool {
         let class = tensor.get_type_ptr();
         class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast()
     }
 
-    /// The same where there is a tensor.
+    /// [`TensorReader::described`] for a tensor that may be absent.
     pub fn optional(&self, tensor: Option<&Bound<'_, PyAny>>) -> Option<Option<Described>> {
         match tensor {
             None => Some(None),
@@ -236,7 +236,7 @@ impl TensorReader {
         }
     }
 
-    /// The same of a tensor that is of no subclass but `torch.nn.Parameter`.
+    /// [`TensorReader::described`] for a tensor of no subclass but `torch.nn.Parameter`; `None` for others.
     pub fn plain(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
         if self.is_plain(tensor) { self.described(tensor) } else { None }
     }

@@ -1,15 +1,15 @@
-//! The kernel's errors as Python exceptions: every one of them is a wrong value.
+//! The kernel's errors as Python exceptions: each of them is about a wrong value.
 
 use lumina_kernel::Error;
 use pyo3::PyErr;
 use pyo3::exceptions::PyValueError;
 
-/// A `ValueError` with the kernel's sentence.
+/// A `ValueError` with the kernel's message.
 pub fn to_python(error: Error) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-/// The same, where Python calls the argument `python` what the kernel calls `kernel`.
+/// The same, with the argument renamed by `names`: pairs of the kernel's name and Python's.
 pub fn renamed(mut error: Error, names: &[(&str, &'static str)]) -> PyErr {
     if let Error::Value { name, .. }
     | Error::Length { name, .. }

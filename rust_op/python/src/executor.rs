@@ -1,9 +1,9 @@
-//! The threads under a call from Python: torch's own where torch is loaded, else a pool that is made when a call first
-//! needs it.
+//! The threads that run a call from Python: torch's own where torch is loaded, else a pool that is created when a call
+//! first needs it.
 //!
-//! The state is locked only by a thread that is attached to the interpreter and never across a release, so
-//! no other thread can hold the lock while Python forks. A child of a fork has none of its parent's threads:
-//! it forgets the pool and makes another.
+//! The state is locked only by a thread that is attached to the interpreter, and the lock is never held across
+//! a release of the interpreter, so no other thread can hold it while Python forks. A child of a fork has none
+//! of its parent's threads: it forgets the pool and creates another.
 
 use std::mem;
 use std::num::NonZero;
@@ -21,28 +21,28 @@ use crate::openmp::OpenMp;
 
 /// Work, in nanoseconds of one thread, below which handing it to a worker gains nothing.
 const WORTHWHILE_NS: u64 = 20_000;
-/// How long a caller without work waits awake for the workers' last tasks.
+/// How long a caller that has no work left spins while workers finish their last tasks.
 const PATIENCE: Duration = Duration::from_micros(200);
-/// More threads than this is taken for a slip.
+/// A larger number of threads is taken to be a mistake.
 const MAX_THREADS: usize = 4096;
 
 struct State {
-    /// 0 until something asks.
+    /// 0 until first used.
     threads: usize,
-    /// `threads - 1` workers: the caller is the last.
+    /// `threads - 1` workers: the caller is the last thread.
     pool: Option<Arc<ThreadPool>>,
     /// The process that owns `pool`, and may use `torch`.
     pid: u32,
     /// The OpenMP runtime of torch, once torch is loaded.
     torch: Option<OpenMp>,
-    /// Whether this process is a child of a fork: the runtime's threads stayed with the parent, and it would wait for
-    /// them for ever.
+    /// Whether this process is a child of a fork: the threads of torch's runtime stayed with the parent, and the
+    /// runtime would wait for them for ever.
     forked: bool,
 }
 
 static STATE: Mutex<State> = Mutex::new(State { threads: 0, pool: None, pid: 0, torch: None, forked: false });
 
-/// Remembers the process: what is called in another one was forked from it.
+/// Remembers the process: another process in which the module is called was forked from this one.
 pub fn loaded(py: Python<'_>) {
     drop(state(py));
 }
@@ -51,10 +51,10 @@ fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     let pid = std::process::id();
     if state.pid != pid {
-        // Its threads are not in this process: to drop it would wait for locks that they may have held.
+        // The pool's threads are not in this process: dropping it would wait for locks that they may have held.
         mem::forget(state.pool.take());
-        // Loaded by a child, the module has not seen its parent, which may have used the torch that the child has from
-        // it.
+        // A module that was loaded by a forked child has not seen the parent, which may have used the torch that the
+        // child inherited.
         state.forked = state.pid != 0 || (is_fork() && OpenMp::of_torch().is_some());
         state.pid = pid;
     }
@@ -64,11 +64,11 @@ fn state(_attached: Python<'_>) -> MutexGuard<'static, State> {
     state
 }
 
-/// Whether this process was forked, and runs no program of its own since.
+/// Whether this process was forked and has not executed a program since.
 #[cfg(target_os = "linux")]
 fn is_fork() -> bool {
-    // proc(5): after the program's name in brackets come state, ppid, pgrp, session, tty_nr, tpgid and flags, of which
-    // PF_FORKNOEXEC (include/linux/sched.h) is one.
+    // proc(5): the program's name in parentheses is followed by state, ppid, pgrp, session, tty_nr, tpgid and flags;
+    // PF_FORKNOEXEC (include/linux/sched.h) is one of the flags.
     const FORKNOEXEC: u32 = 0x40;
     let stat = std::fs::read("/proc/self/stat").unwrap_or_default();
     let stat = String::from_utf8_lossy(&stat);
@@ -76,13 +76,14 @@ fn is_fork() -> bool {
     flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & FORKNOEXEC != 0)
 }
 
-/// Whether this process was forked, and runs no program of its own since: where torch is not found, nothing asks.
+/// Whether this process was forked and has not executed a program since; the answer is irrelevant if torch is never
+/// found.
 #[cfg(not(target_os = "linux"))]
 fn is_fork() -> bool {
     false
 }
 
-/// `OMP_NUM_THREADS` (its first number, where it is a list), else the cores this process may use.
+/// `OMP_NUM_THREADS` (its first number, if it is a list), else the number of cores that this process may use.
 fn default_threads() -> usize {
     std::env::var("OMP_NUM_THREADS")
         .ok()
@@ -91,13 +92,13 @@ fn default_threads() -> usize {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// The threads that a call uses at most.
+/// The maximum number of threads that a call uses.
 #[pyfunction]
 pub fn num_threads(py: Python<'_>) -> usize {
     state(py).threads
 }
 
-/// Sets the threads that a call uses at most. Results do not depend on it.
+/// Sets the maximum number of threads that a call uses. Results do not depend on it.
 ///
 /// Args:
 ///     n: 1..4096.
@@ -121,11 +122,11 @@ impl State {
 
 /// The threads of one call.
 pub enum Threads {
-    /// The caller's alone.
+    /// The caller's thread alone.
     One,
-    /// torch's.
+    /// torch's threads.
     Torch(OpenMp),
-    /// Our own workers, and the caller.
+    /// The module's own workers, and the caller.
     Pool(Arc<ThreadPool>),
 }
 
@@ -135,7 +136,7 @@ impl Threads {
         Threads::new(&mut state(py))
     }
 
-    /// The executor for one call on torch's tensors, from which on calls use as many threads as torch, `threads`.
+    /// The executor for one call on torch's tensors. From then on, calls use as many threads as torch: `threads`.
     pub fn of_torch(py: Python<'_>, threads: usize) -> PyResult<Self> {
         let mut state = state(py);
         state.set_threads(threads.clamp(1, MAX_THREADS));
@@ -174,7 +175,7 @@ impl Executor for Threads {
             Threads::Torch(torch) => return torch.run(at_most, work),
             Threads::Pool(pool) => pool,
         };
-        // Workers that are at work.
+        // The number of workers that are running tasks.
         let busy = AtomicUsize::new(0);
         pool.in_place_scope(|scope| {
             for _ in 0..pool.current_num_threads().min(at_most.saturating_sub(1)) {
@@ -185,8 +186,8 @@ impl Executor for Threads {
                 });
             }
             work();
-            // The scope would put this thread to sleep until the others are done, and to be woken costs more than most
-            // of these waits last.
+            // The scope would put this thread to sleep until the others are done, and waking up takes longer than most
+            // of these waits.
             let patience = Instant::now();
             while busy.load(Ordering::Relaxed) > 0 && patience.elapsed() < PATIENCE {
                 std::hint::spin_loop();

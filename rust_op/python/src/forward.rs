@@ -18,16 +18,16 @@ use crate::schema::tier;
 /// Names in [`optical_linear_forward`] that differ from the kernel's.
 const NAMES: &[(&str, &str)] = &[("noise_relative", "noise_std"), ("output_bits", "bits")];
 
-/// Work beyond which others may run Python meanwhile: letting go of the interpreter and taking it back has
-/// a price of its own.
+/// Work, in nanoseconds, beyond which other threads may run Python meanwhile: releasing the interpreter and
+/// taking it back has a cost of its own.
 const DETACH_NS: u64 = 20_000;
 
-/// About how long a forward call takes in which the weights are quantised.
+/// About how long a forward call takes that quantises the weights, in nanoseconds.
 pub fn fresh_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize)) -> u64 {
     cost::weights_ns(n, k).saturating_add(cost::forward_ns(tier, params, (m, n, k), 0))
 }
 
-/// Weights and a bias that a layer is made of.
+/// The weights and the bias of a layer.
 pub struct Source<'a> {
     /// N and K.
     pub shape: (usize, usize),
@@ -37,7 +37,7 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The layer.
+    /// Builds the layer.
     pub fn prepare(&self, tier: Tier, threads: &Threads, params: &Params) -> Result<Layer, Error> {
         let source = WeightSource::F32(self.weight);
         let weights = Weights::new(tier, threads, params, self.shape, source, self.scale, None)?;
@@ -45,12 +45,12 @@ impl Source<'_> {
     }
 }
 
-/// What a forward pass reads and writes beside its weights.
+/// What a forward pass reads and writes besides its weights.
 pub struct ForwardPass<'a> {
     pub x: &'a [f32],
     pub key: NoiseKey,
     pub y: &'a mut [f32],
-    /// The scale of W, if that is saved, and the rest.
+    /// Where the scale of W (empty if it is not saved) and the rest are saved.
     pub saved: Option<(&'a mut [f32], Saved<'a>)>,
 }
 
@@ -66,10 +66,10 @@ impl ForwardPass<'_> {
     }
 }
 
-/// Runs `work`, detached from the interpreter where so many nanoseconds are worth it.
+/// Runs `work`, detached from the interpreter if `work_ns` nanoseconds are worth it.
 ///
 /// # Errors
-/// A panic. pyo3 would hand it on as one of Python's exceptions that are no `Exception`.
+/// A panic. pyo3 would raise it as an exception that is not an `Exception`.
 pub fn run<T: Send>(py: Python<'_>, work_ns: u64, work: impl FnOnce() -> T + Send) -> PyResult<T> {
     let work = || catch_unwind(AssertUnwindSafe(work));
     let outcome = if work_ns > DETACH_NS { py.detach(work) } else { work() };
@@ -91,8 +91,8 @@ fn rows_and_output(name: &str, shape: &[usize], n: usize, k: usize) -> PyResult<
     }
 }
 
-/// One forward call on the array `x`: checks it and `out`, makes the output and hands `work` both. `work_ns` says
-/// how long that takes for so many rows.
+/// One forward call on the array `object`: checks it and `out`, creates the output and passes both to `work`. `work_ns`
+/// gives the time that `work` takes for a number of rows.
 pub fn call<'py>(
     arguments: &mut Arguments,
     (name, object): (&'static str, &Bound<'py, PyAny>),
@@ -119,7 +119,7 @@ pub fn call<'py>(
 /// repeats bit for bit.
 ///
 /// Args:
-///     input: X, [..., K]. With no row (M = 0) the result is empty.
+///     input: X, [..., K]. With no rows (M = 0) the result is empty.
 ///     weight: W, [N, K]; quantised here where weight_bits > 0.
 ///     bias: [N], or None.
 ///     noise_std: sigma as a fraction of the signal (noise_relative).
@@ -127,17 +127,17 @@ pub fn call<'py>(
 ///     input_bits: DAC resolution, 0 (analog) or 2..16.
 ///     weight_bits: modulator resolution, 0 (analog) or 1..16.
 ///     input_range: DAC full scale; 0 = the row's own maximum.
-///     output_range: ADC full scale, one number or one for each output; 0 = the row's own maximum.
-///     weight_scale: step of one weight code, one number or one for each output.
+///     output_range: ADC full scale, one number or one per output; 0 = the row's own maximum.
+///     weight_scale: step of one weight code, one number or one per output.
 ///     noise_additive: sigma as a fraction of the full scale.
 ///     noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
 ///     bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
 ///     seed: 0..2^63-1, key of the noise.
-///     stream: 0..2^63-1, counts the draws under one seed; 0 where only the seed is given.
-///     out: float32 [..., N] to write the result into; shares no memory with the inputs.
+///     stream: 0..2^63-1, counts the draws under one seed; 0 if only the seed is given.
+///     out: float32 [..., N] to write the result into; must not share memory with the inputs.
 ///
 /// Returns:
-///     Y, float32 [..., N]; `out` where that is given.
+///     Y, float32 [..., N]; this is `out`, if given.
 ///
 /// Raises:
 ///     TypeError: an argument of another kind or dtype.
@@ -153,7 +153,7 @@ pub fn call<'py>(
     ),
     text_signature = "(input, weight, bias, noise_std, bits, *, input_bits=0, weight_bits=0, input_range=0.0, output_range=0.0, weight_scale=None, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\", seed=None, stream=None, out=None)"
 )]
-#[allow(clippy::too_many_arguments, reason = "the rows of the operator's table")]
+#[allow(clippy::too_many_arguments, reason = "the arguments are rows of the operator's table")]
 pub fn optical_linear_forward<'py>(
     py: Python<'py>,
     input: &Bound<'py, PyAny>,
@@ -190,7 +190,7 @@ pub fn optical_linear_forward<'py>(
     let mut arguments = Arguments::default();
     let weight = arguments.read::<f32>("weight", weight)?;
     let (n, k) = arrays::two_dimensions("weight", weight.shape(), "[N, K]")?;
-    // Before the other arrays are held against it.
+    // Checked first, since the other arrays are checked against it.
     params.check_shape(n, k).map_err(|error| renamed(error, NAMES))?;
     let bias = bias.map(|bias| arguments.read_shaped::<f32>("bias", bias, &[n], "(N,)")).transpose()?;
     let weight = weight.as_slice()?;

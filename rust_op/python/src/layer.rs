@@ -22,10 +22,10 @@ use crate::training::without_padding;
 ///     params: the layer's parameters.
 ///     weight: float32 [N, K].
 ///     bias: float32 [N], or None.
-///     weight_scale: step of one weight code, one number or one for each output; the default where None.
+///     weight_scale: step of one weight code, one number or one per output; None for the default.
 ///
 /// Raises:
-///     TypeError, ValueError: as optical_linear_forward; also a weight or bias that is not finite.
+///     TypeError, ValueError: as optical_linear_forward; also for a weight or bias that is not finite.
 #[pyclass(frozen, name = "PreparedLayer", module = "lumina_kernel")]
 pub struct PyPreparedLayer(pub(crate) Layer);
 
@@ -60,7 +60,7 @@ impl PyPreparedLayer {
         run(py, cost::weights_ns(n, k), build)?.map(PyPreparedLayer).map_err(to_python)
     }
 
-    /// Y [..., N] of X [..., K], as optical_linear_forward.
+    /// Y [..., N] for X [..., K], as from optical_linear_forward.
     #[pyo3(signature = (x, seed, stream, out=None))]
     fn forward<'py>(
         &self,
@@ -105,11 +105,11 @@ impl PyPreparedLayer {
 /// Args:
 ///     weight: float32 [N, K].
 ///     bits: 1..16.
-///     weight_scale: step of one code, one number or one for each output; where None max|w_n| / L, with 1 bit
+///     weight_scale: step of one code, one number or one per output; None for max|w_n| / L, or with 1 bit
 ///         mean|w_n|.
 ///
 /// Returns:
-///     The codes [N, K] (int8, from 9 bits int16) and the scale, float32 [N].
+///     The codes [N, K] (int8; from 9 bits on int16) and the scale, float32 [N].
 #[pyfunction]
 #[pyo3(signature = (weight, bits, weight_scale=None))]
 pub fn quantize_weight<'py>(
@@ -148,11 +148,11 @@ fn packed_bits(bits: &Int) -> PyResult<u32> {
     bits.checked("bits", "1, 2 or 4", |bits| u32::try_from(bits).ok().filter(|bits| PACKED_BITS.contains(bits)))
 }
 
-/// Packs codes several to a byte, as a model file stores them: c + 2^(bits-1) (with 1 bit 0 for -1 and 1 for
-/// +1), low bits first, rows padded with zero bits.
+/// Packs several codes to a byte, as a model file stores them: c + 2^(bits-1) (with 1 bit: 0 for -1 and 1
+/// for +1), low bits first, rows padded with zero bits.
 ///
 /// Args:
-///     codes: int8 [N, K], each within -L..L (with 1 bit -1 or +1).
+///     codes: int8 [N, K], each within -L..L (with 1 bit: -1 or +1).
 ///     bits: 1, 2 or 4.
 ///
 /// Returns:
@@ -173,7 +173,7 @@ pub fn pack_weight<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, bits: Int) -
     PyArray1::from_vec(py, pack::pack_codes(bits, k, &codes)).reshape([n, packed_row_bytes(bits, k)])
 }
 
-/// Undoes pack_weight.
+/// The inverse of pack_weight.
 ///
 /// Args:
 ///     packed: uint8 [N, ceil(K * bits / 8)].
@@ -184,7 +184,7 @@ pub fn pack_weight<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, bits: Int) -
 ///     The codes, int8 [N, K].
 ///
 /// Raises:
-///     ValueError: also a code of -2^(bits-1), which no quantiser gives, and padding bits that are not 0.
+///     ValueError: also for a code of -2^(bits-1), which no quantiser gives, and for padding bits that are not 0.
 #[pyfunction]
 pub fn unpack_weight<'py>(
     py: Python<'py>,

@@ -1,4 +1,4 @@
-//! The Python module `lumina_kernel`: checks arguments, finds threads, and calls the kernel.
+//! The Python module `lumina_kernel`: checks arguments, chooses threads, and calls the kernel.
 
 mod arrays;
 mod dlpack;
@@ -15,7 +15,7 @@ mod schema;
 mod tensors;
 mod training;
 
-// Named so that it is linked: the module exports `RegisterCustomOps` too.
+// Imported so that it is linked: the module also exports `RegisterCustomOps`.
 use lumina_ort as _;
 use pyo3::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The noise by itself, and that of calls that give no seed: a process-wide seed and a counter of calls.
+//! The noise alone, and the keys of calls without a seed: a process-wide seed and a counter of calls.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ const LARGEST: u64 = i64::MAX as u64;
 
 enum Source {
     Unset,
-    /// From the operating system, for the process `pid`: a child of a fork draws its own.
+    /// From the operating system, for the process `pid`: a child of a fork draws its own seed.
     System {
         pid: u32,
     },
@@ -31,9 +31,9 @@ struct State {
 
 static STATE: Mutex<State> = Mutex::new(State { source: Source::Unset, key: NoiseKey { seed: 0, stream: 0 } });
 
-/// Restarts the noise of calls without a seed: after it the same calls draw the same noise.
+/// Restarts the noise of calls without a seed: after it, the same calls draw the same noise.
 ///
-/// Until the first call of this function the seed comes from the operating system.
+/// Until this function is first called, the seed comes from the operating system.
 ///
 /// Args:
 ///     seed: 0..2^63-1.
@@ -46,7 +46,7 @@ pub fn manual_seed(seed: Int) -> PyResult<()> {
     Ok(())
 }
 
-/// The key of a call's noise. Without a seed it is a fresh one.
+/// The key of a call's noise; a fresh one if there is no seed.
 pub fn key(seed: Option<&Int>, stream: Option<&Int>) -> PyResult<NoiseKey> {
     match (seed, stream) {
         (Some(seed), stream) => Ok(NoiseKey {
@@ -78,9 +78,9 @@ fn fresh() -> PyResult<NoiseKey> {
     Ok(key)
 }
 
-/// The standard normals that a call with this seed and stream adds.
+/// The standard normals that a call with this seed and stream draws.
 ///
-/// The value at (m, n) depends on seed, stream, m and n alone: not on the tier, the threads or the shape.
+/// The value at (m, n) depends on seed, stream, m and n alone, not on the tier, the threads or the shape.
 ///
 /// Args:
 ///     seed: 0..2^63-1.
@@ -90,7 +90,7 @@ fn fresh() -> PyResult<NoiseKey> {
 ///     out: float32 [M, N] to write the result into.
 ///
 /// Returns:
-///     eps, float32 [M, N]; `out` where that is given.
+///     eps, float32 [M, N]; this is `out`, if given.
 #[pyfunction]
 #[pyo3(signature = (seed, stream, rows, columns, out=None))]
 pub fn noise<'py>(
@@ -106,7 +106,7 @@ pub fn noise<'py>(
     let shape = [size("rows", &rows)?, size("columns", &columns)?];
     let result = match out {
         Some(out) => out.clone(),
-        // numpy itself says when there is not the memory.
+        // numpy raises its own error if there is not enough memory.
         None => py.import("numpy")?.call_method1("empty", ((shape[0], shape[1]), "float32"))?,
     };
     let mut eps = Arguments::default().write_shaped::<f32>("out", &result, &shape, "(rows, columns)")?;

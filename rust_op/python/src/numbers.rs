@@ -1,5 +1,5 @@
-//! Python scalars as arguments. What does not fit is kept as it came until the argument's name is known, so
-//! that the error can say both.
+//! Python scalars as arguments. A value that does not fit is kept until the argument's name is known, so
+//! that the error can state both.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt};
 
-/// Why an object is no `T`.
+/// Why an object is not a `T`.
 enum Problem {
     /// A number that `T` cannot hold, as text.
     TooLarge(String),
@@ -16,7 +16,7 @@ enum Problem {
     Type(String),
 }
 
-/// A scalar as it came.
+/// A scalar argument, or why it is not one.
 pub struct Scalar<T>(Result<T, Problem>);
 
 /// An integer.
@@ -55,7 +55,7 @@ impl<T: fmt::Display> fmt::Display for Scalar<T> {
 }
 
 impl<T: Clone + fmt::Display> Scalar<T> {
-    /// The value, where it passes `check`.
+    /// The value, if it passes `check`.
     pub fn checked<U>(&self, name: &str, allowed: &str, check: impl FnOnce(T) -> Option<U>) -> PyResult<U> {
         match &self.0 {
             Ok(value) => check(value.clone()).ok_or_else(|| not_allowed(name, self, allowed)),
@@ -73,7 +73,7 @@ impl Int {
         self.get_as(name, name)
     }
 
-    /// The same, where the operator's table calls the argument `parameter`.
+    /// The same for an argument that the operator's table calls `parameter`.
     pub fn get_as(&self, name: &str, parameter: &str) -> PyResult<i64> {
         self.checked(name, allowed(parameter), Some)
     }
@@ -138,7 +138,7 @@ impl<'py> FromPyObject<'_, 'py> for Floats {
         if let Ok(array) = object.extract::<PyReadonlyArray1<'_, f32>>() {
             return Ok(many(array.as_array().iter().map(|value| f64::from(*value).into()).collect()));
         }
-        // Arrays and tensors without a dimension have an iterator that refuses to begin.
+        // Iterating over an array or tensor without dimensions fails, so it is taken as a scalar.
         let is_scalar = object.is_instance_of::<PyFloat>() || object.is_instance_of::<PyInt>();
         match object.try_iter() {
             Ok(items) if !is_scalar => items.map(|item| item?.extract()).collect::<PyResult<_>>().map(many),

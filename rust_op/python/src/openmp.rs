@@ -1,8 +1,8 @@
 //! torch's own threads.
 //!
-//! torch runs its operators on the OpenMP runtime that its libraries bring along, and after each the threads of that
-//! runtime stay awake for some milliseconds, waiting for the next. Threads of ours would fight with them for the cores.
-//! So where torch is loaded, its runtime runs our tasks too: the module's one place that calls C functions.
+//! torch runs its operators on the OpenMP runtime that comes with its libraries. After each operator, the threads of
+//! that runtime stay awake for some milliseconds, waiting for the next one, and other threads would compete with them
+//! for the cores. So where torch is loaded, its runtime also runs the kernel's tasks.
 #![allow(unsafe_code, reason = "calls the OpenMP runtime that torch has loaded")]
 
 use std::any::Any;
@@ -16,7 +16,8 @@ use std::sync::{Mutex, PoisonError};
 
 use lumina_kernel::Executor;
 
-/// The library that torch's operators are in, on Linux. The runtime is found through it, since it may have any name.
+/// The library that holds torch's operators, on Linux. The runtime is found through it, since the runtime's own library
+/// may have any name.
 #[cfg(target_os = "linux")]
 const TORCH: &CStr = c"libtorch_cpu.so";
 
@@ -29,7 +30,7 @@ type MaxThreads = unsafe extern "C" fn() -> c_int;
 pub struct OpenMp {
     /// Runs a function on every thread of a team, and returns when all have returned.
     parallel: Parallel,
-    /// How many threads the next team of this thread has.
+    /// How many threads the next team of this thread will have.
     max_threads: MaxThreads,
 }
 
@@ -43,13 +44,14 @@ impl OpenMp {
     /// The runtime of a torch that this process has loaded, if there is one.
     #[cfg(target_os = "linux")]
     pub fn of_torch() -> Option<Self> {
-        // SAFETY: a string with its end; NOLOAD runs no initialiser.
+        // SAFETY: a string that ends in a NUL; with NOLOAD no initialiser runs.
         let torch = unsafe { libc::dlopen(TORCH.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
         if torch.is_null() {
             return None;
         }
-        // As torch's own calls are bound: a runtime that everything shares (`LD_PRELOAD`) before the one that it depends on.
-        // torch is never unloaded, so the handle is kept. SAFETY: a scope that dlsym knows, or a handle of dlopen's.
+        // In the order in which torch's own calls are bound: a global runtime (`LD_PRELOAD`) before the one that torch
+        // depends on. torch is never unloaded, so the handle is kept. SAFETY: `scope` is a pseudo-handle of dlsym or a
+        // handle from dlopen.
         let find_in =
             |scope, name: &CStr| Some(unsafe { libc::dlsym(scope, name.as_ptr()) }).filter(|at| !at.is_null());
         let find = |name: &CStr| find_in(libc::RTLD_DEFAULT, name).or_else(|| find_in(torch, name));
@@ -73,7 +75,7 @@ struct Shared<'a> {
 /// # Safety
 /// `data` is a [`Shared`] that outlives the call.
 unsafe extern "C" fn region(data: *mut c_void) {
-    // SAFETY: by contract.
+    // SAFETY: by this function's contract.
     let shared = unsafe { &*data.cast::<Shared<'_>>() };
     // A panic must not unwind through the runtime's frames.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(shared.work)) {
@@ -84,7 +86,7 @@ unsafe extern "C" fn region(data: *mut c_void) {
 impl Executor for OpenMp {
     fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
         let mut shared = Shared { work, panic: Mutex::new(None) };
-        // As many threads as the runtime would take by itself (0): a team of another size is made anew each time.
+        // 0 threads: as many as the runtime takes by default. A team of another size would be created anew each time.
         // SAFETY: `region` gets a `Shared`, which lives until all threads of the team have returned from it.
         unsafe { (self.parallel)(region, (&raw mut shared).cast(), 0, 0) };
         if let Some(panic) = shared.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -92,9 +94,9 @@ impl Executor for OpenMp {
         }
     }
 
-    /// Those that a team started by this thread has.
+    /// The number of threads in a team that this thread starts.
     fn threads(&self) -> usize {
-        // SAFETY: has no precondition.
+        // SAFETY: the function has no precondition.
         usize::try_from(unsafe { (self.max_threads)() }).unwrap_or(1)
     }
 }

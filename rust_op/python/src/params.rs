@@ -19,14 +19,14 @@ use crate::numbers::{Float, Floats, Int, Text};
 ///     weight_bits: modulator resolution, 0 (analog) or 1..16.
 ///     output_bits: ADC resolution, 0 (no ADC) or 2..16.
 ///     input_range: DAC full scale; 0 = the row's own maximum.
-///     output_range: ADC full scale, one number or one for each output; 0 = the row's own maximum.
+///     output_range: ADC full scale, one number or one per output; 0 = the row's own maximum.
 ///     noise_relative: sigma as a fraction of the signal.
 ///     noise_additive: sigma as a fraction of the full scale.
 ///     noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
 ///     bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
 ///
 /// Raises:
-///     ValueError: a value that is not allowed, or that the others would make meaningless.
+///     ValueError: a value that is not allowed, or that the others make meaningless.
 #[pyclass(frozen, eq, name = "Params", module = "lumina_kernel")]
 #[derive(PartialEq)]
 pub struct PyParams(Params);
@@ -77,7 +77,7 @@ impl PyParams {
         ),
         text_signature = "(*, input_bits=0, weight_bits=0, output_bits=8, input_range=0.0, output_range=0.0, noise_relative=0.0, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\")"
     )]
-    #[allow(clippy::too_many_arguments, reason = "the rows of the operator's table")]
+    #[allow(clippy::too_many_arguments, reason = "the arguments are rows of the operator's table")]
     fn new(
         input_bits: Int,
         weight_bits: Int,
@@ -123,7 +123,7 @@ impl PyParams {
         self.0.input_range.unwrap_or(0.0)
     }
 
-    /// A number, or a tuple of one number for each output.
+    /// A number, or a tuple of one number per output.
     #[getter]
     fn output_range<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         match self.ranges()[..] {
@@ -178,7 +178,7 @@ impl PyParams {
         let mut hasher = DefaultHasher::new();
         (self.input_bits(), self.weight_bits(), self.output_bits(), self.bias_stage()).hash(&mut hasher);
         let levels = [self.input_range(), self.noise_relative(), self.noise_additive(), self.noise_shot()];
-        // -0.0 equals 0.0: the sum makes their bits equal too.
+        // -0.0 equals 0.0: adding 0.0 makes their bits equal, too.
         levels.iter().chain(&self.ranges()).for_each(|value| (value + 0.0).to_bits().hash(&mut hasher));
         hasher.finish()
     }

@@ -1,6 +1,6 @@
-//! How what a forward pass saves for its gradient lies in one piece of memory.
+//! The layout of what a forward pass saves for its gradient, in one piece of memory.
 
-#![allow(unsafe_code, reason = "the fence: bytes are cut into numbers")]
+#![allow(unsafe_code, reason = "bytes are reinterpreted as numbers")]
 
 use lumina_kernel::Params;
 use lumina_kernel::Saved;
@@ -32,22 +32,22 @@ fn misplaced<T>(address: usize, count: usize) -> PyErr {
     ))
 }
 
-/// Takes `count` elements off.
+/// Splits off `count` elements.
 fn take<'a, T: Plain>(rest: &mut &'a [u8], count: usize) -> PyResult<&'a [T]> {
     let address = rest.as_ptr().addr();
     let bytes = count.checked_mul(size_of::<T>()).and_then(|bytes| rest.split_off(..bytes));
-    // SAFETY: any bytes are a `T`.
+    // SAFETY: any bytes are a valid `T`.
     match bytes.map(|bytes| unsafe { bytes.align_to::<T>() }) {
         Some(([], elements, [])) => Ok(elements),
         _ => Err(misplaced::<T>(address, count)),
     }
 }
 
-/// Takes `count` elements off, to be written.
+/// Splits off `count` elements, to be written.
 fn take_mut<'a, T: Plain>(rest: &mut &'a mut [u8], count: usize) -> PyResult<&'a mut [T]> {
     let address = rest.as_ptr().addr();
     let bytes = count.checked_mul(size_of::<T>()).and_then(|bytes| rest.split_off_mut(..bytes));
-    // SAFETY: any bytes are a `T`, and the other way round.
+    // SAFETY: any bytes are a valid `T`, and any `T` is valid bytes.
     match bytes.map(|bytes| unsafe { bytes.align_to_mut::<T>() }) {
         Some(([], elements, [])) => Ok(elements),
         _ => Err(misplaced::<T>(address, count)),
@@ -63,18 +63,18 @@ fn code_bytes(bits: u32, k: usize) -> usize {
     }
 }
 
-/// What a forward pass saves for the gradients that will be asked for, one after the other.
+/// The parts of what a forward pass saves for the gradients that will be asked for, one after the other.
 ///
-/// The scale of W, where X's gradient needs it, filled up to whole cache lines; all codes of X and all steps s_x, where
-/// W's does; then the masks of the ADC and, where X's needs it, of the DAC. A row of codes is a multiple of 4 bytes, so
-/// that all of it is aligned. W itself is not saved: whoever calls still has it.
+/// These are: the scale of W, if the gradient of X needs it, padded to whole cache lines; all codes of X and then all
+/// steps s_x, if the gradient of W needs them; the masks of the ADC and, if the gradient of X needs it, of the DAC. A
+/// row of codes is a multiple of 4 bytes, so that everything is aligned. W itself is not saved: the caller has it.
 #[derive(Clone, Copy)]
 pub struct SavedLayout {
     n: usize,
     k: usize,
-    /// Elements of the scale, and bytes behind them.
+    /// Elements of the scale, and bytes of padding behind them.
     scale: (usize, usize),
-    /// Bits of the codes, where they are saved.
+    /// Bits of the codes, if they are saved.
     codes: Option<u32>,
     /// Bytes of a row of the masks.
     adc: usize,
@@ -82,7 +82,8 @@ pub struct SavedLayout {
 }
 
 impl SavedLayout {
-    /// That of a layer of `n` outputs and `k` inputs whose gradients of X and of W may be asked for.
+    /// The layout for a layer of `n` outputs and `k` inputs; `for_x` and `for_weight` say whether the gradients of X
+    /// and of W may be asked for.
     pub fn new(params: &Params, n: usize, k: usize, (for_x, for_weight): (bool, bool)) -> Self {
         let mask = |saturates, columns| if saturates { mask_stride(columns) } else { 0 };
         let scale = n.saturating_mul(size_of::<f32>());
@@ -96,23 +97,23 @@ impl SavedLayout {
         }
     }
 
-    /// Bytes of the scale and what fills it up.
+    /// Bytes of the scale and its padding.
     pub fn scale_bytes(self) -> usize {
         self.scale.0.saturating_mul(size_of::<f32>()).saturating_add(self.scale.1)
     }
 
-    /// Bytes of a row of all that is saved of X and Y.
+    /// Bytes per row of all that is saved about X and Y.
     pub fn row_bytes(self) -> usize {
         let codes = self.codes.map_or(0, |bits| code_bytes(bits, self.k).saturating_add(size_of::<f32>()));
         codes.saturating_add(self.adc).saturating_add(self.dac)
     }
 
-    /// Bytes of all of it, for `m` rows.
+    /// Bytes of everything, for `m` rows.
     pub fn bytes(self, m: usize) -> usize {
         self.scale_bytes().saturating_add(m.saturating_mul(self.row_bytes()))
     }
 
-    /// `memory` as a forward pass of `m` rows fills it: the scale, and the rest.
+    /// Splits `memory` for a forward pass of `m` rows to fill: the scale, and the rest.
     ///
     /// # Errors
     /// Memory that is not aligned to 4 bytes, or too short.
@@ -134,7 +135,7 @@ impl SavedLayout {
         Ok((scale, Saved { x_codes, x_step, adc_mask: mask(self.adc)?, dac_mask: mask(self.dac)? }))
     }
 
-    /// `memory` as a forward pass of `m` rows has filled it.
+    /// Splits `memory` that a forward pass of `m` rows has filled.
     ///
     /// # Errors
     /// As [`SavedLayout::split_mut`].
@@ -169,7 +170,7 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// What the gradient is computed from; an analog `x` where that of W is asked for, `weight` where that of X is.
+    /// What the gradient is computed from. The gradient of W needs `x` if X is analog, that of X needs `weight`.
     pub fn inputs(&self, dy: &'a [f32], x: Option<&'a [f32]>, weight: Option<&'a [f32]>) -> Inputs<'a> {
         let values = self.x_codes.or(x.map(Operand::F32));
         Inputs {
@@ -183,7 +184,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Bytes of what a forward pass saves for the gradient: those that each call takes, and those for each row of X.
+/// The bytes that a forward pass saves for the gradient: a number per call, and a number per row of X.
 #[pyfunction]
 #[pyo3(name = "_saved_bytes")]
 pub fn saved_bytes(

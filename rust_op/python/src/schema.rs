@@ -16,7 +16,7 @@ pub fn tier() -> PyResult<Tier> {
     TIER.get_or_init(Tier::selected).clone().map_err(to_python)
 }
 
-/// The instruction-set tier that runs: the fastest that this processor has, or the one that the environment
+/// The instruction-set tier in use: the fastest that this processor has, or the one that the environment
 /// variable LUMINA_ISA names.
 ///
 /// Raises:

@@ -1,6 +1,6 @@
-//! The passes on torch's tensors, for `lumina_onnx.nn`. For everyone else there are the functions that take arrays.
+//! The passes on torch's tensors, for `lumina_onnx.nn`. Other callers use the functions that take arrays.
 
-#![allow(unsafe_code, reason = "the fence: tensors are read and written where they lie")]
+#![allow(unsafe_code, reason = "tensors are read and written in place")]
 
 use lumina_kernel::backward::{Outputs, PRECISIONS, Precision};
 use lumina_kernel::{NoiseKey, cost};
@@ -18,12 +18,12 @@ use crate::params::PyParams;
 use crate::saved_layout::SavedLayout;
 use crate::schema::tier;
 
-/// Weights and a bias, which has none where its address is 0, to be prepared.
+/// Weights and a bias to be prepared; a bias at address 0 is absent.
 ///
 /// # Safety
-/// As [`dlpack::read`].
+/// As for [`dlpack::read`].
 unsafe fn source<'a>(shape: (usize, usize), weight: usize, bias: usize) -> PyResult<Source<'a>> {
-    // SAFETY: the caller's.
+    // SAFETY: by this function's contract.
     unsafe {
         let weight = dlpack::read("weight", weight, shape.0.saturating_mul(shape.1))?;
         let bias = if bias == 0 { None } else { Some(dlpack::read("bias", bias, shape.0)?) };
@@ -46,12 +46,12 @@ impl Tensors {
         TensorReader::new(tensor, parameter).map(Tensors)
     }
 
-    /// Whether this is a float32 tensor in the CPU's memory, and no wrapper of one.
+    /// Whether this is a float32 tensor in the CPU's memory, and not a wrapper of one.
     fn is_float(&self, tensor: &Bound<'_, PyAny>) -> bool {
         self.0.plain(tensor).is_some_and(|tensor| tensor.sizes(FLOAT32).is_some())
     }
 
-    /// Whether these are such an input [..., K], weight [N, K] and bias [N] or None.
+    /// Whether these are such tensors: an input [..., K], a weight [N, K], and a bias [N] or None.
     fn are_call(&self, x: &Bound<'_, PyAny>, weight: &Bound<'_, PyAny>, bias: &Bound<'_, PyAny>) -> bool {
         let (Some(x), Some(weight)) = (self.0.plain(x), self.0.plain(weight)) else { return false };
         let (Some(x), Some([n, k])) = (x.sizes(FLOAT32), weight.sizes(FLOAT32)) else { return false };
@@ -59,7 +59,7 @@ impl Tensors {
         fits && (bias.is_none() || self.0.plain(bias).is_some_and(|bias| bias.sizes(FLOAT32) == Some(&[*n])))
     }
 
-    /// A `PreparedLayer` of a weight [N, K] and a bias [N] or None.
+    /// A `PreparedLayer` from a weight [N, K], and a bias [N] or None.
     fn prepare(
         &self,
         py: Python<'_>,
@@ -74,7 +74,7 @@ impl Tensors {
         let Some([n, k]) = weight.dense(FLOAT32) else { return Err(refused()) };
         let (n, k) = (*n as usize, *k as usize);
         let bias = self.0.optional(bias).and_then(|bias| address(&bias, FLOAT32, n)).ok_or_else(refused)?;
-        // SAFETY: tensors of these sizes, which whoever calls keeps and does not change for the time of the call.
+        // SAFETY: these are tensors of these sizes, which the caller keeps and does not change during the call.
         let source = unsafe { source((n, k), weight.address(), bias)? };
         let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
         run(py, cost::weights_ns(n, k), || source.prepare(tier, &threads, params))?
@@ -82,8 +82,8 @@ impl Tensors {
             .map_err(to_python)
     }
 
-    /// The forward pass. Where `layer` is a `PreparedLayer`, its weights serve and `weight` and `bias` are not read.
-    /// `saved` receives what the gradients of X (`for_x`) and of W (`for_weight`) need, unless it is None.
+    /// The forward pass. If `layer` is a `PreparedLayer`, its weights are used, and `weight` and `bias` are not read.
+    /// `saved`, unless it is None, receives what the gradients of X (`for_x`) and of W (`for_weight`) need.
     ///
     /// Returns:
     ///     Whether all tensors are dense and of the right type and size: if not, nothing was done.
@@ -126,8 +126,8 @@ impl Tensors {
             return Ok(false);
         };
         let key = NoiseKey { seed: seed.counter("seed")?, stream: stream.counter("stream")? };
-        // SAFETY: tensors of these sizes. Whoever calls keeps them for the time of the call, changes none, and has made `y`
-        // and `saved` for it.
+        // SAFETY: these are tensors of these sizes. The caller keeps them during the call, changes none, and has
+        // created `y` and `saved` for it.
         let pass = unsafe {
             let x = dlpack::read("x", x.address(), rows.saturating_mul(k))?;
             let y = dlpack::write("y", y, rows.saturating_mul(n))?;
@@ -155,8 +155,8 @@ impl Tensors {
         Ok(true)
     }
 
-    /// `backward`. `dx`, `dw` and `db` are None where they are not asked for. `weight` is read for `dx`, and `x` for
-    /// `dw` where it is analog. `for_x` and `for_weight` are those of the forward pass: they say what is in `saved`.
+    /// The backward pass. `dx`, `dw` and `db` are None if they are not asked for. `weight` is read for `dx`, and an
+    /// analog `x` for `dw`. `for_x` and `for_weight` are those of the forward pass: they say what is in `saved`.
     ///
     /// Returns:
     ///     As `forward`.
@@ -198,7 +198,7 @@ impl Tensors {
         let (of_x, of_y, of_weight) = (m.saturating_mul(k), m.saturating_mul(n), n.saturating_mul(k));
         let wanted = (floats(dx, of_x), floats(dw, of_weight), floats(db, n));
         let (Some(x_out), Some(weight_out), Some(bias_out)) = wanted else { return Ok(false) };
-        // SAFETY: as in `forward`; `dx`, `dw` and `db` were made for this call.
+        // SAFETY: as in `forward`; `dx`, `dw` and `db` were created for this call.
         let (inputs, outputs) = unsafe {
             let saved = layout.split(dlpack::read("saved", saved, bytes)?, m)?;
             let weight = if for_x && dx.is_some() { Some(dlpack::read("weight", weight, of_weight)?) } else { None };

@@ -16,7 +16,7 @@ use crate::params::PyParams;
 use crate::saved_layout::{Parts, SavedLayout};
 use crate::schema::tier;
 
-/// Bytes that begin at a multiple of 64.
+/// Bytes at an address that is a multiple of 64.
 struct Bytes {
     memory: Vec<u8>,
     offset: usize,
@@ -53,7 +53,7 @@ impl Bytes {
 ///     seed, stream: 0..2^63-1, key of the noise.
 ///
 /// Returns:
-///     Y, float32 [M, N], and what `backward` is a method of.
+///     Y, float32 [M, N], and a `Saved`, whose method is `backward`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "one for each array and number")]
 pub fn forward_train<'py>(
@@ -98,8 +98,8 @@ pub fn forward_train<'py>(
     Ok((y_object, PySaved { params: params.clone(), shape: (m, n, k), layout, bytes, x, weight }))
 }
 
-/// What `forward_train` saved for the gradient. It refers to the weights, and to an analog x: they are to be as they
-/// were when `backward` is called.
+/// What `forward_train` saved for the gradient. It refers to the weights, and to x if that is analog: they must be
+/// unchanged when `backward` is called.
 #[pyclass(frozen, name = "Saved", module = "lumina_kernel")]
 pub struct PySaved {
     params: Params,
@@ -129,7 +129,7 @@ impl PySaved {
     }
 }
 
-/// Rows of K codes out of rows of `code_stride(K)`.
+/// Rows of K codes, from rows of `code_stride(K)`.
 pub fn without_padding<'py, T: Element + Copy>(
     py: Python<'py>,
     padded: &[T],
@@ -146,13 +146,14 @@ impl PySaved {
     ///
     /// Args:
     ///     dy: float32 [M, N].
-    ///     precision: "highest", "high" or "medium", as torch.set_float32_matmul_precision names it.
+    ///     precision: "highest", "high" or "medium", as in torch.set_float32_matmul_precision.
     ///
-    /// "highest" is float32 in a fixed order: the same bits on every processor. At the others g may be rounded first;
-    /// results still do not depend on the number of threads. An element of dx or dw, a sum of T terms g s c (g: dy
-    /// where the ADC did not saturate; s: x_step or weight_scale; c: a code, or a value where that side is analog), is
-    /// off the exact one by at most (r + (T + 2) 2^-23) sum |g s c| + T 2^-125 (1 + max |c|) where nothing overflows,
-    /// with r = 0 at "highest", 2^-16 at "high", 2^-8 at "medium". db is the same at each.
+    /// "highest" is float32 in a fixed order: the same bits on every processor. The others allow g s to be rounded
+    /// first; results still do not depend on the number of threads. An element of dx or dw is a sum of T terms g s c
+    /// (g: dy where the ADC did not saturate; s: x_step or weight_scale; c: a code, or a value where that side is
+    /// analog). It is off the exact sum by at most (r + (T + 2) 2^-23) sum |g s c| + T 2^-125 (1 + max |c|) where
+    /// nothing overflows, with r = 0 at "highest", 2^-16 at "high" and 2^-8 at "medium". db is the same at each
+    /// precision.
     ///
     /// Returns:
     ///     dx [M, K], dw [N, K] and db [N].
@@ -193,7 +194,7 @@ impl PySaved {
         Ok((dx_object, dw_object, db_object))
     }
 
-    /// The codes of X [M, K], int8 or from 9 bits int16; None where it is analog.
+    /// The codes of X [M, K], int8 or, from 9 bits on, int16; None where X is analog.
     #[getter]
     fn x_codes<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let (m, _, k) = self.shape;
