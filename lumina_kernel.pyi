@@ -284,7 +284,7 @@ class Saved:
 
         Args:
             dy: [M, N].
-            precision: How exact dx and dw must at least be, as in torch.set_float32_matmul_precision. "highest" is
+            precision: The least exactness required of dx and dw, as in torch.set_float32_matmul_precision. "highest" is
                 float32 in a fixed order: the same bits on every processor. "medium" rounds g s to bf16 where the
                 processor multiplies that faster than floats (AMD's from Zen 5 on) and the codes have up to 8 bits;
                 elsewhere it is "highest". "high" allows a sum of two bf16, which pays nowhere, so it is "highest".

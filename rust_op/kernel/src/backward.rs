@@ -86,7 +86,7 @@ pub struct Outputs<'a> {
     pub bias: Option<&'a mut [f32]>,
 }
 
-/// How exact the products must at least be, under the names of `torch.set_float32_matmul_precision`.
+/// The least exactness required of the products, named as in `torch.set_float32_matmul_precision`.
 ///
 /// With T terms g s c in an element's sum (g: dY where the ADC did not saturate; s: a row's or a channel's step; c: a
 /// code, or an analog value), the element is off the exact sum by at most
@@ -104,8 +104,8 @@ pub enum Precision {
     /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does so: it would take as long as float32, which is
     /// used instead.
     High,
-    /// r = 2^-8: g s may be rounded to bf16. It is if [`Tier::multiplies_bf16`] and c is a code of up to 8 bits; a g s
-    /// or a sum below 2^-126 then becomes 0. Everything else is as at [`Precision::Highest`].
+    /// r = 2^-8: g s may be rounded to bf16. That is done if [`Tier::multiplies_bf16`] and c is a code of up to 8 bits;
+    /// a g s or a sum below 2^-126 then becomes 0. Everything else is as at [`Precision::Highest`].
     Medium,
 }
 

@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    /// Two threads, which 1000 ns of work is worth; runs the tasks of each call on a new thread and counts the calls.
+    /// Two threads, worthwhile from 1000 ns of work on; runs a call's tasks on a new thread and counts the calls.
     #[derive(Default)]
     struct Counting(AtomicUsize);
 

@@ -18,7 +18,7 @@ use crate::params::{BiasStage, NoiseLevels, Params};
 use crate::quantize::{Quantizer, default_scale, levels, weight_code, weight_quantizer};
 use crate::rng::{self, NoiseKey};
 
-/// The one NaN that every NaN result has.
+/// The NaN whose bits every NaN result has.
 pub const NAN: f32 = f32::from_bits(0x7FC0_0000);
 
 /// A weight as the product sees it.

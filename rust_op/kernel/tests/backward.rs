@@ -81,7 +81,7 @@ impl<E: Executor> Executor for SaysTwo<E> {
 }
 
 /// Enough rows and terms for a strip of two parts of two blocks, and enough columns that two threads do not cut it
-/// further: once for dW, with the bias's gradient, and once for dX. Both masks have set bits in each part.
+/// further: once for dW, with the bias's gradient, and once for dX. Both masks have bits set in each part.
 #[test]
 fn strips_of_several_parts() {
     for (m, n, k) in [(2049, 193, 481), (193, 2049, 481)] {

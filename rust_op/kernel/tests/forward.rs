@@ -129,7 +129,8 @@ fn threads_change_nothing() {
     }
 }
 
-/// Runs tasks one after another, claims threads for which 20 microseconds of work is worthwhile, and counts its calls.
+/// Runs tasks one after another, says that its threads are worthwhile from 20 microseconds of work on, and counts how
+/// often it is called.
 #[derive(Default)]
 struct Worthwhile(AtomicUsize);
 

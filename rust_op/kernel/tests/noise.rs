@@ -251,7 +251,8 @@ fn rows_and_columns_are_independent() {
     let differing = |(i, _): &(usize, &f32)| i / columns != i % columns;
     let left: Vec<f32> = flat.iter().enumerate().filter(differing).map(|(_, x)| *x).collect();
     let right: Vec<f32> = transposed.iter().enumerate().filter(differing).map(|(_, x)| *x).collect();
-    // Each pair (m, n), (n, m) occurs twice, which makes the standard error sqrt(2) times as large: half of them do.
+    // Each pair (m, n), (n, m) occurs twice, which makes the standard error sqrt(2) times as large; half the pairs are
+    // enough.
     assert_independent("row and column exchanged", &left[..left.len() / 2], &right[..right.len() / 2]);
     let blocks: Vec<f32> = (0..256).flat_map(|m| row(11, 3, m, 2048)).collect();
     let left: Vec<f32> = blocks.chunks(2048).flat_map(|row| &row[..1024]).copied().collect();

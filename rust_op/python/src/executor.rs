@@ -76,7 +76,8 @@ fn is_fork() -> bool {
     flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & FORKNOEXEC != 0)
 }
 
-/// Whether this process was forked and has not executed a program since: it does not matter where torch is never found.
+/// Whether this process was forked and has not executed a program since; the answer is irrelevant if torch is never
+/// found.
 #[cfg(not(target_os = "linux"))]
 fn is_fork() -> bool {
     false

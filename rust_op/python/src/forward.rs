@@ -37,7 +37,7 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The layer.
+    /// Builds the layer.
     pub fn prepare(&self, tier: Tier, threads: &Threads, params: &Params) -> Result<Layer, Error> {
         let source = WeightSource::F32(self.weight);
         let weights = Weights::new(tier, threads, params, self.shape, source, self.scale, None)?;

@@ -106,7 +106,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
 /// The bias's gradient in some columns.
 pub(super) struct Bias<'a> {
     pub(super) sums: &'a mut [f32],
-    /// Whether dY counts where the ADC saturated, too.
+    /// Whether dY counts even where the ADC saturated.
     pub(super) unmasked: bool,
 }
 

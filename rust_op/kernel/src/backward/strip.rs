@@ -1,5 +1,5 @@
 //! How the backward pass is cut: a gradient into strips of rows, and a strip into tasks of some panels each. The tasks
-//! of a strip share its packed left operand, and pack the parts of it together.
+//! of a strip share its packed left operand, whose parts they pack between them.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ const STRIP_LANES: usize = 1 << 21;
 const PART_ROWS: usize = 192;
 /// A whole number of tiles of 4, 6 or 12 rows, and of vectors.
 const ROW_UNIT: usize = 48;
-/// The approximate minimum of tasks of a gradient per thread.
+/// The approximate minimum number of tasks of a gradient per thread.
 const TASKS: usize = 8;
 /// Lanes of terms that are packed at a time: two panels of them stay in the second-level cache.
 const BLOCK_LANES: usize = 1024;
@@ -135,7 +135,7 @@ pub(super) struct Call<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     /// Threads that share the work.
     pub(super) threads: usize,
-    /// Whether the bias's gradient passes where the ADC saturated.
+    /// Whether the bias's gradient counts dY even where the ADC saturated.
     pub(super) unmasked_bias: bool,
 }
 
@@ -184,7 +184,7 @@ impl<'a> Call<'a> {
         tasks
     }
 
-    /// The approximate minimum of tasks of a gradient.
+    /// The approximate minimum number of tasks of a gradient.
     fn tasks_wanted(&self) -> usize {
         self.threads.saturating_mul(TASKS)
     }

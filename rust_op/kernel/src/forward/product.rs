@@ -12,6 +12,10 @@ use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, 
 use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
+/// Approximately how many bytes of weights a core's own caches hold. Prefetching what is already there costs more than
+/// it saves.
+const NEAR_BYTES: usize = 3 << 19;
+
 /// Rows of X as the product reads them.
 #[derive(Clone, Copy)]
 pub(super) enum StagedRows<'a> {
@@ -65,7 +69,7 @@ impl Product<'_> {
                 } else {
                     from_here
                 };
-                // The next panel is the one behind this in memory, or the one before it.
+                // The next panel is the one after this in memory, or the one before it.
                 let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
                 let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
                 match tiles {

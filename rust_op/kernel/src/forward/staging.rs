@@ -22,7 +22,7 @@ pub(super) struct Staging {
 }
 
 enum Values {
-    /// The codes of all rows and, where the product needs them, behind these their magnitudes. With magnitudes and
+    /// The codes of all rows, followed by their magnitudes where the product needs them. With magnitudes and
     /// [`Isa::SIGNS`], signs take the place of the codes.
     Int {
         codes: Buffer<i8>,

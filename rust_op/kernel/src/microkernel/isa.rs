@@ -69,7 +69,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     /// The tier's name.
     const NAME: &'static str;
-    /// Approximate multiply-adds of a core per nanosecond: of codes, and of floats.
+    /// Approximate multiply-adds per nanosecond on one core: of codes, and of floats.
     const PRODUCTS_PER_NS: (u64, u64);
     /// Whether the stored codes that [`Isa::dot`] multiplies are signed bytes, so that panels of 8 bits hold the codes
     /// as they are; otherwise they are unsigned. With signed bytes it also takes the magnitudes of X's codes.

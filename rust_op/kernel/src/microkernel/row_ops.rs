@@ -109,7 +109,7 @@ pub(crate) enum Coder<S: Isa> {
     Quantizer(VectorQuantizer<S>),
     /// The sign: weights of one bit.
     Sign,
-    /// None: the values are codes.
+    /// Nothing: the values are codes already.
     Narrow,
 }
 

@@ -17,11 +17,11 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tier {
     token: Token,
-    /// Those of the tier `amx`, which is `avx512` in everything else.
+    /// `Some` for the tier `amx`, which is `avx512` in everything else.
     tiles: Option<Tiles>,
 }
 
-/// Approximate multiply-adds of codes per nanosecond, of a core with matrix tiles.
+/// Approximate multiply-adds of codes per nanosecond on the matrix tiles of one core.
 const TILE_PRODUCTS_PER_NS: u64 = 1200;
 
 /// What a tier's [`Isa`] says about itself.

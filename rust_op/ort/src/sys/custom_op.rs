@@ -172,7 +172,7 @@ unsafe extern "system" fn kernel_compute<K: CustomOp>(
 }
 
 unsafe extern "system" fn kernel_destroy<K: CustomOp>(kernel: *mut c_void) {
-    // A panic in a destructor can be reported to nobody.
+    // There is nobody to whom a panic in a destructor could be reported.
     let _ = guard(|| {
         if !kernel.is_null() {
             // SAFETY: a kernel from `create_kernel`; the host destroys it once, when no run is in progress.

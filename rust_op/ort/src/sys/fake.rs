@@ -141,7 +141,7 @@ pub(super) fn take(status: OrtStatusPtr) -> Option<Status> {
     (!status.0.is_null()).then(|| *unsafe { Box::from_raw(status.0.cast::<Status>()) })
 }
 
-/// Runs `kernel` on X with dimensions `x_dims`. Returns Y and the number of allocations that this thread made in it.
+/// Runs `kernel` on X with dimensions `x_dims`; returns Y and how many allocations this thread made meanwhile.
 pub(crate) fn run<K: CustomOp>(kernel: &K, x_dims: &[i64], x: &mut [f32], y_dims: &[i64]) -> (Vec<f32>, usize) {
     let size = |dims: &[i64]| dims.iter().product::<i64>() as usize;
     assert_eq!(x.len(), size(x_dims));

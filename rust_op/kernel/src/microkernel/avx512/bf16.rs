@@ -35,7 +35,7 @@ fn is_zen_5_or_later() -> bool {
     // SAFETY: every x86-64 processor has the instruction and these two leaves.
     let (vendor, version) = unsafe { (__cpuid(0), __cpuid(1)) };
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    // The family is the sum of the base family and the extended family.
+    // The extended family is added to the base family.
     let family = (version.eax >> 8 & 0xF) + (version.eax >> 20 & 0xFF);
     name.as_flattened() == b"AuthenticAMD" && family >= 0x1A
 }
