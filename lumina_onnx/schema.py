@@ -50,12 +50,11 @@ _OF_NODE = ("seed", "in_features")
 PARAMETERS: tuple[Parameter, ...] = tuple(Parameter(**row) for row in lumina_kernel.schema())
 """Every parameter of the operator, in the order of its documentation."""
 
-
 LAYER: tuple[Parameter, ...] = tuple(row for row in PARAMETERS if row.place == "attribute" and row.name not in _OF_NODE)
 """Those that describe the hardware of a layer, in their order: the fields of an :class:`lumina_onnx.OpticalProfile`."""
 
 NOISE: tuple[str, ...] = tuple(row.name for row in LAYER if row.name.startswith("noise_"))
-"""The names of the noise levels, each 0 where there is no such noise."""
+"""The names of the noise levels, which begin so: each is 0 where there is no such noise."""
 
 
 def parameter(name: str) -> Parameter:
