@@ -1,14 +1,43 @@
-"""Text of others, such as the names in a model's file, on its way to a terminal."""
+"""Text on its way to a terminal: that of others, such as the names in a model's file, and words of our own."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 _NOT_ASCII = re.compile(r"[^ -~]")
+
+
+class Hardware(Protocol):
+    """Bits and noise, which a profile has and a layer of a file."""
+
+    @property
+    def input_bits(self) -> int: ...
+    @property
+    def weight_bits(self) -> int: ...
+    @property
+    def output_bits(self) -> int: ...
+    @property
+    def noise_relative(self) -> float: ...
+    @property
+    def noise_additive(self) -> float: ...
+    @property
+    def noise_shot(self) -> float: ...
+
+
+def bits_text(hardware: Hardware) -> str:
+    """The bits of input, weight and output as ``8/4/8``, "-" for an analog or absent stage."""
+    return "/".join(str(bits or "-") for bits in (hardware.input_bits, hardware.weight_bits, hardware.output_bits))
+
+
+def noise_text(hardware: Hardware) -> str:
+    """The laws of noise that are on, with their levels; "none" where none is."""
+    laws = ("relative", "additive", "shot")
+    levels = [f"{law} {level:g}" for law in laws if (level := getattr(hardware, f"noise_{law}"))]
+    return ", ".join(levels) or "none"
 
 
 def visible(words: str, *, keep: str = "") -> str:

@@ -15,10 +15,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lumina_onnx._patterns import Patterns, chosen
+from lumina_onnx._text import bits_text, noise_text
 from lumina_onnx.nn import _checks, _ops, _streams, functional
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
-from lumina_onnx.nn.linear import OpticalLinear, become_optical, bits_text, noise_text, range_text, recomputed
+from lumina_onnx.nn.linear import OpticalLinear, become_optical, range_text, recomputed
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)

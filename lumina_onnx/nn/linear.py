@@ -12,6 +12,7 @@ from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lumina_onnx._text import bits_text, noise_text
 from lumina_onnx.nn import _checks, _ops, _scope, _state, _streams, functional
 from lumina_onnx.profile import OpticalProfile
 
@@ -400,18 +401,6 @@ def range_text(value: float | tuple[float, ...]) -> str:
     if isinstance(value, tuple):
         return f"{min(value):.4g}..{max(value):.4g} per output"
     return f"{value:.4g}" if value else "dynamic"
-
-
-def bits_text(profile: OpticalProfile) -> str:
-    """The bits of input, weight and output as a report shows them, "-" where analog."""
-    return "/".join(str(bits or "-") for bits in (profile.input_bits, profile.weight_bits, profile.output_bits))
-
-
-def noise_text(profile: OpticalProfile) -> str:
-    """The profile's noise laws and levels in a few words."""
-    laws = ("relative", "additive", "shot")
-    levels = [f"{law} {level:g}" for law in laws if (level := getattr(profile, f"noise_{law}"))]
-    return ", ".join(levels) or "none"
 
 
 def _draw_seed() -> int:

@@ -175,7 +175,7 @@ def test_inspection_fills_in_what_a_node_omits(tmp_path: Path) -> None:
     onnx.save(model, path)
     (layer,) = inspect(path).layers
     assert (layer.name, layer.in_features, layer.out_features, layer.bits) == ("Y", 3, 2, "-/-/8")
-    assert (layer.output_range, layer.noise, layer.bias, layer.seed) == ((0.0,), "off", "", 0)
+    assert (layer.output_range, layer.noise, layer.bias, layer.seed) == ((0.0,), "none", "", 0)
 
 
 def test_a_model_without_the_operator(tmp_path: Path) -> None:
