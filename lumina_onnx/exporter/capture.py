@@ -329,7 +329,7 @@ def _translate(
     noise_shot: float,
     bias_stage: str,
 ) -> Any:
-    """`lumina::optical_linear` of torch as a node with W in float32; `packing.store_weights` stores it.
+    """`lumina::optical_linear` of torch as a node with W in float32; P08 of :mod:`.passes` stores it.
 
     The stream stays behind: in ONNX Runtime it is the node's invocation counter.
     """

@@ -38,6 +38,10 @@ def convert(
 ) -> _Model:
     """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
 
+    The model can then be trained with the noise in its loop, and :func:`lumina_onnx.exporter.export` writes it.
+    ``lumina convert`` and :func:`lumina_onnx.exporter.rewrite` do the same to a ready .onnx file, without training:
+    they take `profile`, `skip`, `overrides` and `seed` as this function does.
+
     Parameters, hooks, names and sharing stay as they are: tied weights stay tied, a module used twice stays one
     module. Each layer gets a noise seed of its own from `seed` and its name. So two models with layers of the same
     names share their noise (of a fixed stream) unless they are converted with different seeds.
