@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from rich.progress import Progress
 
@@ -23,7 +24,9 @@ from lumina_onnx import OpticalProfile, exporter
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
-from lumina_onnx.exporter import body, nodes
+from lumina_onnx.exporter import body
+from lumina_onnx.exporter.passes import run
+from lumina_onnx.exporter.passes.silence_noise import SilenceNoise
 
 MODELS = Path(__file__).parents[1] / "models"
 CARDS = MODELS / "README.md"
@@ -190,7 +193,8 @@ def wrapped(text: str) -> str:
 def accuracies(path: Path, data: classifier.Data) -> tuple[Estimate, Estimate]:
     """Accuracy on the test images in ONNX Runtime, with the file's noise and with the noise removed."""
     noisy = onnx.load(path)
-    return _accuracy(noisy, data, DRAWS), _accuracy(nodes.without_noise(noisy), data, 1)
+    quiet, _ = run(ir.from_proto(noisy), SilenceNoise())
+    return _accuracy(noisy, data, DRAWS), _accuracy(ir.to_proto(quiet), data, 1)
 
 
 def _accuracy(model: onnx.ModelProto, data: classifier.Data, draws: int) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
@@ -121,6 +122,45 @@ class Histogram:
         values = np.concatenate([[0.0], low + (high - low) * 0.25, low + (high - low) * 0.75])
         weights = np.concatenate([[1 - shares.sum()], shares / 2, shares / 2])
         return values, weights
+
+
+@dataclass(frozen=True)
+class FullScales:
+    """The ranges of a layer's converters; 0 where there is none to set, or the signal was always 0."""
+
+    input_range: float
+    output_range: float
+    silent: tuple[str, ...]
+    """Which of "input" and "output" was always 0, so that its range is dynamic."""
+
+
+def full_scales(
+    histograms: tuple[Histogram, Histogram],
+    bits: tuple[int, int],
+    noise: tuple[float, float, float],
+    method: Method,
+    fraction: float,
+) -> FullScales:
+    """The full scales that a method of calibration chooses for a layer.
+
+    Args:
+        histograms: of what its DAC and its ADC see.
+        bits: of the DAC and of the ADC.
+        noise: its relative, additive and shot noise.
+        method: of calibration.
+        fraction: of the values that the method "percentile" keeps, from 0 to 1.
+    """
+    (inputs, outputs), (input_bits, output_bits), (_, additive, shot) = histograms, bits, noise
+    silent = []
+    input_range = output_range = 0.0
+    if input_bits:
+        input_range = inputs.full_scale(method, fraction, input_bits, (0.0, 0.0, 0.0))
+        silent += [] if input_range else ["input"]
+    # Without an ADC it is for the laws of noise that scale with it.
+    if output_bits or additive or shot:
+        output_range = outputs.full_scale(method, fraction, output_bits, noise)
+        silent += [] if output_range else ["output"]
+    return FullScales(input_range, output_range, tuple(silent))
 
 
 def check_method(method: str, percentile: float) -> None:

@@ -1,14 +1,51 @@
-"""Making text from outside, such as the names in a model's file, safe to show on a terminal."""
+"""Text for a terminal: text from outside, such as the names in a model's file, made safe to show, and our own words."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from lumina_onnx.schema import NOISE
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 _NOT_ASCII = re.compile(r"[^ -~]")
+
+
+class Hardware(Protocol):
+    """Bits and noise levels, which both a profile and a layer of a file have."""
+
+    @property
+    def input_bits(self) -> int: ...
+    @property
+    def weight_bits(self) -> int: ...
+    @property
+    def output_bits(self) -> int: ...
+    @property
+    def noise_relative(self) -> float: ...
+    @property
+    def noise_additive(self) -> float: ...
+    @property
+    def noise_shot(self) -> float: ...
+
+
+def bits_text(hardware: Hardware) -> str:
+    """The bits of input, weight and output as ``8/4/8``, "-" for an analog or absent stage."""
+    return "/".join(str(bits or "-") for bits in (hardware.input_bits, hardware.weight_bits, hardware.output_bits))
+
+
+def range_text(value: float | tuple[float, ...]) -> str:
+    """A full scale, or the smallest and the largest of one per output; "dynamic" where it is each row's own."""
+    if isinstance(value, tuple):
+        return f"{min(value):.4g}..{max(value):.4g} per output"
+    return f"{value:.4g}" if value else "dynamic"
+
+
+def noise_text(hardware: Hardware) -> str:
+    """The noise laws that are on, with their levels; "none" if there are none."""
+    levels = [f"{name.removeprefix('noise_')} {level:g}" for name in NOISE if (level := getattr(hardware, name))]
+    return ", ".join(levels) or "none"
 
 
 def visible(words: str, *, keep: str = "") -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 import torch.nn.functional as F
@@ -254,7 +255,7 @@ def _committed(context: Context, path: Path, threads: int) -> Iterator[Row]:
     sides: dict[str, Call] = {
         OURS: Bound(path, x, threads),
         BODY: Bound(path, x, threads, library=False),
-        FLOAT: Bound(float_twin(path).SerializeToString(), x, threads),
+        FLOAT: Bound(ir.to_proto(float_twin(path)).SerializeToString(), x, threads),
     }
     times = interleave(sides, context.effort, own_threads=threads > 1)
     for other in (FLOAT, BODY):

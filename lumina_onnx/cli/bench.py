@@ -220,9 +220,9 @@ def _measure(
 def _sides(model: Path, folder: Path) -> tuple[list[Side], dict[str, str]]:
     """The ways to run a model, with the twin written to `folder`, and the ways left out with the reason for each."""
     left_out = {}
-    with_onnx = importlib.util.find_spec("onnx") is not None
+    missing = next((name for name in ("onnx", "onnx_ir") if importlib.util.find_spec(name) is None), "")
     size = model.stat().st_size
-    if with_onnx:
+    if not missing:
         from lumina_onnx import exporter
 
         size = exporter.inspect(model).file_bytes
@@ -232,23 +232,25 @@ def _sides(model: Path, folder: Path) -> tuple[list[Side], dict[str, str]]:
         sides.append(Side(BODY, model, False, size))
     except Failure as failure:
         left_out[BODY] = " ".join(str(failure).split())
-    if with_onnx:
+    if not missing:
         try:
             path, size = _write_twin(model, folder)
             sides.append(Side(TWIN, path, False, size))
         except ValueError as error:
             left_out[TWIN] = str(error)
     else:
-        left_out[TWIN] = "it is made with the Python package onnx, which is not installed"
+        left_out[TWIN] = f"it is made with the Python package {missing}, which is not installed"
     return sides, left_out
 
 
 def _write_twin(model: Path, folder: Path) -> tuple[Path, int]:
+    import onnx_ir as ir
+
     from lumina_onnx.exporter import files
     from lumina_onnx.exporter.twin import float_twin
 
-    twin, path = float_twin(model), folder / "twin.onnx"
-    files.write(twin, path)
+    path = folder / "twin.onnx"
+    files.write(ir.to_proto(float_twin(model)), path)
     return path, sum(file.stat().st_size for file in folder.iterdir())
 
 

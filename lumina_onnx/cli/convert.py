@@ -57,7 +57,11 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn the linear layers of an existing .onnx file into optical ones."""
+    """Turn the linear layers of an existing .onnx file into optical ones.
+
+    lumina_onnx.nn.convert does the same to a PyTorch model, which can then be trained with the noise in the loop and
+    exported. That wins back most of the accuracy.
+    """
     hardware = _profile(profile, "--profile")
     others = {}
     for entry in overrides or ():
@@ -67,7 +71,7 @@ def convert(
         others[pattern] = _profile(name, "--override")
     if method not in METHODS:
         raise typer.BadParameter(f"{method!r}: allowed is {', '.join(METHODS)}", param_hint="'--method'")
-    need("train", "onnx", "onnxscript", "onnxruntime")
+    need("train", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     from lumina_onnx import exporter
 
     report = exporter.rewrite(

@@ -25,7 +25,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random inp
 @command
 def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """List a file's optical layers: sizes, bits, full scales, noise, bytes."""
-    need("train", "onnx")
+    need("train", "onnx", "onnx_ir")
     from lumina_onnx import exporter
 
     report = exporter.inspect(model)
@@ -38,7 +38,7 @@ def verify(model: Model, source: Input = None, as_json: Json = False, debug: Deb
 
     With the operator's library every bit must be equal, noise included; without it, results must be within a tolerance.
     """
-    need("train", "onnx")
+    need("train", "onnx", "onnx_ir")
     from lumina_onnx import exporter
 
     inputs = None

@@ -11,13 +11,11 @@ from rich.console import Group
 from rich.table import Column, Table
 
 from lumina_onnx import OpticalProfile
-from lumina_onnx._text import text
+from lumina_onnx._text import bits_text, noise_text, text
 from lumina_onnx.cli.console import Debug, Json, command, show
 from lumina_onnx.profile import Preset
 
 EPILOG = "Example: lumina profiles pace"
-
-LAWS = ("relative", "additive", "shot")
 
 
 @command
@@ -39,8 +37,8 @@ def profiles(
         table.add_row(
             text(preset.name),
             text(preset.title),
-            _bits(preset.profile),
-            _noise(preset.profile),
+            bits_text(preset.profile),
+            noise_text(preset.profile),
             preset.grade,
             text(f"{source.authors.split(',')[0]}, {source.venue}, {source.year}" if source else "-"),
         )
@@ -67,12 +65,3 @@ def _page(preset: Preset) -> Group:
     ):
         grid.add_row(text(name), text(value))
     return Group(text(preset.title, style="bold"), grid, text(*preset.profile.to_json().splitlines()))
-
-
-def _bits(profile: OpticalProfile) -> str:
-    return "/".join(str(bits or "-") for bits in (profile.input_bits, profile.weight_bits, profile.output_bits))
-
-
-def _noise(profile: OpticalProfile) -> str:
-    levels = [f"{law} {level:g}" for law in LAWS if (level := getattr(profile, f"noise_{law}"))]
-    return ", ".join(levels) or "none"

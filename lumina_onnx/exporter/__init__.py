@@ -1,10 +1,12 @@
 """From a PyTorch model to one .onnx file with `lumina::OpticalLinear` nodes, and the proof that it computes the same.
 
+All of it needs onnx and onnx_ir.
+
 - :func:`export`: torch -> .onnx, weights packed at their bits (needs torch and onnxscript).
-- :func:`rewrite`: a ready .onnx file -> the same with optical layers (needs onnx, onnxscript and onnxruntime).
-- :func:`merge`: two files with optical layers -> one (needs onnx and onnxscript).
-- :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnx and onnxruntime).
-- :func:`inspect`: lists what a file holds (needs onnx).
+- :func:`rewrite`: a ready .onnx file -> the same with optical layers (needs onnxscript and onnxruntime).
+- :func:`merge`: two files with optical layers -> one (needs onnxscript).
+- :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnxruntime).
+- :func:`inspect`: lists what a file holds.
 """
 
 from __future__ import annotations

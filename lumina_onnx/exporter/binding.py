@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -57,9 +57,9 @@ class Binding:
         return cls(tree, arguments, outputs, plain)
 
     @classmethod
-    def read(cls, model: onnx.ModelProto) -> Binding | None:
+    def read(cls, model: ir.Model) -> Binding | None:
         """What a file says of the call."""
-        text = next((entry.value for entry in model.metadata_props if entry.key == METADATA), None)
+        text = model.metadata_props.get(METADATA)
         return None if text is None else cls(**json.loads(text), plain=False)
 
     def metadata(self) -> dict[str, str]:
@@ -92,7 +92,7 @@ class Binding:
 
 
 def bind(
-    model: onnx.ModelProto, reference: nn.Module, arrays: Mapping[str, NDArray[Any]]
+    model: ir.Model, reference: nn.Module, arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of the reference's forward that stand for the file's inputs.
 

@@ -2,7 +2,7 @@
 
 On its way to ONNX a program is decomposed and its branches become functions: a call keeps its arguments then, and
 nothing else for sure. So :func:`mark` numbers the calls, each carrying its number in the place of its seed, and
-:func:`restore` gives the nodes what belongs to them.
+:class:`.passes.restore_calls.RestoreCalls` gives the nodes what belongs to them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from lumina_onnx import nn as optical
 
-from . import packing
-
-__all__ = ["OPERATOR", "Call", "mark", "module_path", "restore"]
+__all__ = ["OPERATOR", "Call", "mark", "module_path"]
 
 OPERATOR = torch.ops.lumina.optical_linear.default
 
@@ -59,20 +56,6 @@ def mark(program: torch.export.ExportedProgram, model: nn.Module) -> list[Call]:
     names = {id(tensor): name for name, tensor in tensors.items()}
     _visit(program.graph_module, stored, "", _Owners(model, names), calls)
     return calls
-
-
-def restore(graph: ir.Model, calls: list[Call]) -> dict[ir.Node, str]:
-    """Gives each optical node its seed and its computed operands; returns the path of the module that calls it."""
-    modules: dict[ir.Node, str] = {}
-    for node in packing.optical_nodes(graph):
-        call = calls[node.attributes["seed"].as_int()]
-        node.attributes["seed"] = ir.AttrInt64("seed", call.seed)
-        for index, tensor in call.computed.items():
-            array = tensor.detach().contiguous().resolve_neg().numpy()
-            node.replace_input_with(index, ir.Value(const_value=ir.tensor(array)))
-        modules[node] = call.module
-    ir.passes.common.RemoveUnusedNodesPass()(graph)
-    return modules
 
 
 class _Owners:

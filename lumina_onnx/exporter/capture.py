@@ -314,7 +314,7 @@ def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None
 
 
 def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any) -> Any:
-    """`lumina::optical_linear` of torch as a node with W in float32; `packing.store_weights` stores it.
+    """`lumina::optical_linear` of torch as a node with W in float32; P08 of :mod:`.passes` stores it.
 
     The stream stays behind: in ONNX Runtime it is the node's invocation counter.
     """

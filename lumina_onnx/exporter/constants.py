@@ -16,6 +16,8 @@ import onnx.reference
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .nodes import subgraphs
+
 __all__ = ["ConstantError", "Constants"]
 
 _DRAWING = frozenset(
@@ -121,7 +123,7 @@ class Constants:
         name = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"
         if self.draws(node):
             return f"drawn anew in each run, by {name}"
-        if node.domain not in _EVALUATED or any(True for _ in _subgraphs(node)):
+        if node.domain not in _EVALUATED or subgraphs(node):
             return f"computed by {name}, which cannot be evaluated here"
         return ""
 
@@ -206,20 +208,12 @@ def _depth_first(
 def _sources(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, its subgraphs included."""
     yield from (source for source in node.inputs if source is not None)
-    for graph in _subgraphs(node):
+    for _, graph in subgraphs(node):
         within: set[Any] = {graph}
         read = [*graph.outputs]
         for inner in ir.traversal.RecursiveGraphIterator(graph, enter_graph=within.add):
             read += [source for source in inner.inputs if source is not None]
         yield from (source for source in read if source.graph not in within)
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _type(content: Any) -> onnx.TypeProto:

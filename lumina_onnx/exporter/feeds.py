@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper
 
-__all__ = ["ADVICE", "Arrays", "declared", "described", "random", "read"]
+__all__ = ["ADVICE", "Arrays", "Kind", "declared", "described", "random", "read"]
 
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of an input."""
+
+    dtype: ir.DataType
+    """UNDEFINED where it is no tensor."""
+    shape: tuple[int | str, ...] | None
+    """Sizes, and names of those that are symbolic, "" where one has none; None where nobody says how many there are."""
+
 
 ADVICE = "give inputs of yours, inputs=... or --input"
 """Where random inputs do not do."""
 
 
-def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
+def read(model: ir.Model, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
     """The arrays by input name; where there are none, random ones of the model's shapes.
 
     Raises:
         ValueError: names, dtypes or shapes that do not fit the model.
     """
     for value in _fed(model):
-        type_ = value.type.WhichOneof("value")
-        if type_ not in (None, "tensor_type"):
-            raise ValueError(
-                f"the model's input {value.name!r} is a {type_.removesuffix('_type')}; allowed are tensors"
-            )
+        if not isinstance(value.type, ir.TensorType):
+            other = "map" if value.type is None else _OTHERS[type(value.type)]
+            raise ValueError(f"the model's input {value.name!r} is a {other}; allowed are tensors")
     kinds = declared(model)
     if inputs is None:
         return random(kinds)
@@ -44,8 +53,8 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
     feeds = {}
     for name, kind in kinds.items():
         array = np.asarray(inputs[name])
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if kind.elem_type == onnx.TensorProto.STRING and array.dtype.kind == "U":
+        dtype = kind.dtype.numpy()
+        if kind.dtype == ir.DataType.STRING and array.dtype.kind == "U":
             array = array.astype(dtype)
         if array.dtype != dtype:
             raise ValueError(f"inputs[{name!r}] has dtype {array.dtype}; allowed is {dtype}")
@@ -54,14 +63,25 @@ def read(model: onnx.ModelProto, inputs: Mapping[str, Any] | Sequence[Any] | Non
     return feeds
 
 
-def declared(model: onnx.ModelProto) -> dict[str, Any]:
-    """The types of the inputs that are fed; of one that is no tensor an undefined one."""
-    return {value.name: value.type.tensor_type for value in _fed(model)}
+def declared(model: ir.Model) -> dict[str, Kind]:
+    """The types of the inputs that are fed."""
+    return {str(value.name): _kind(value) for value in _fed(model)}
 
 
-def _fed(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in stored]
+def _fed(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+_OTHERS = {ir.SequenceType: "sequence", ir.OptionalType: "optional", ir.SparseTensorType: "sparse_tensor"}
+
+
+def _kind(value: ir.Value) -> Kind:
+    """Some exporters write symbolic sizes as -1."""
+    dtype = value.type.dtype if isinstance(value.type, ir.TensorType) else ir.DataType.UNDEFINED
+    if value.shape is None or not isinstance(value.type, ir.TensorType):
+        return Kind(dtype, None)
+    sizes = ((size.value or "") if isinstance(size, ir.SymbolicDim) else max(int(size), -1) for size in value.shape)
+    return Kind(dtype, tuple("" if size == -1 else size for size in sizes))
 
 
 def described(feeds: Arrays) -> str:
@@ -69,39 +89,30 @@ def described(feeds: Arrays) -> str:
     return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items()) or "none"
 
 
-def _check_shape(name: str, shape: tuple[int, ...], kind: Any) -> None:
-    if not kind.HasField("shape"):
+def _check_shape(name: str, shape: tuple[int, ...], kind: Kind) -> None:
+    if kind.shape is None:
         return
-    dimensions = kind.shape.dim
-    fits = len(shape) == len(dimensions) and all(
-        _fixed(dim) in (None, size) for size, dim in zip(shape, dimensions, strict=True)
+    fits = len(shape) == len(kind.shape) and all(
+        isinstance(allowed, str) or allowed == size for size, allowed in zip(shape, kind.shape, strict=True)
     )
     if not fits:
-        allowed = ", ".join(dim.dim_param or "?" if (size := _fixed(dim)) is None else str(size) for dim in dimensions)
+        allowed = ", ".join(str(size) if size != "" else "?" for size in kind.shape)
         raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is [{allowed}]")
 
 
-def random(kinds: dict[str, Any], seed: int = 0) -> Arrays:
+def random(kinds: Mapping[str, Kind], seed: int = 0) -> Arrays:
     """Normal numbers, integers and strings 0 and 1; symbolic sizes become 2, 3, ..."""
     generator = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
     feeds = {}
     for name, kind in kinds.items():
-        shape = [
-            sizes.setdefault(dim.dim_param, 2 + len(sizes)) if (size := _fixed(dim)) is None else size
-            for dim in kind.shape.dim
-        ]
-        if kind.elem_type == onnx.TensorProto.STRING:
+        shape = [sizes.setdefault(size, 2 + len(sizes)) if isinstance(size, str) else size for size in kind.shape or ()]
+        if kind.dtype == ir.DataType.STRING:
             raise ValueError(f"the model's input {name!r} holds strings, for which there are no random ones: {ADVICE}")
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        dtype = kind.dtype.numpy()
         if np.issubdtype(dtype, np.floating):
             feeds[name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
         else:
             integers = np.asarray(generator.integers(0, 2, shape))
             feeds[name] = (integers.astype(str) if np.dtype(dtype).kind == "O" else integers).astype(dtype)
     return feeds
-
-
-def _fixed(dim: Any) -> int | None:
-    """A dimension's size; None where it is symbolic, which some exporters write as -1."""
-    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None

@@ -1,7 +1,11 @@
-"""A model's file and the data beside it: read, checked and written in one place, so that none has another's weights."""
+"""A model's file and the data beside it: read, checked and written in one place, so that none has another's weights.
+
+Models are onnx's messages here, since these are what a file holds; :mod:`.loading` makes models of onnx_ir of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import mmap
@@ -11,26 +15,24 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-import lumina_onnx
 from lumina_onnx._files import kind, replacing
-from lumina_onnx.runtime import silent_options
 
 __all__ = [
     "Place",
     "content",
+    "graphs",
     "load",
     "placed",
-    "plain_session",
-    "session",
     "size",
     "stored_bytes",
     "take_in",
+    "temporary",
     "tensors",
     "write",
 ]
@@ -116,6 +118,15 @@ def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
     for training in model.training_info:
         yield from _of_graph(training.initialization)
         yield from _of_graph(training.algorithm)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and those in its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for subgraph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from graphs(subgraph)
 
 
 def _of_graph(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
@@ -314,11 +325,12 @@ def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | 
     return data
 
 
-def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
-    """A session on the CPU of a model in memory, whose data are its own wherever it is made.
+@contextlib.contextmanager
+def temporary(model: onnx.ModelProto) -> Iterator[Path]:
+    """A file of a model in memory, for sessions: its data are its own wherever it is made.
 
-    For bytes of a model that refers to other files ONNX Runtime would take what lies in the current folder. The model
-    changes: some of its data may be gone with the session's files.
+    For bytes of a model that refers to other files ONNX Runtime would take what lies in the current folder. A session
+    may outlive the file. The model changes: some of its data may be gone with the file.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -327,36 +339,7 @@ def session(model: onnx.ModelProto, *, library: bool = True) -> Any:
         else:
             take_in(model)
         file.write_bytes(model.SerializeToString())
-        if library:
-            return lumina_onnx.load(file, sess_options=silent_options(), providers=_PROVIDERS)
-        return plain_session(file)
-
-
-_PROVIDERS = ["CPUExecutionProvider"]
-_CHOOSY = "HasExternalDataInMemory"
-"""In what ONNX Runtime 1.24 to 1.27 say where an `If` that they decide holds large constants."""
-
-
-def plain_session(path: str | os.PathLike[str]) -> Any:
-    """A session on the CPU that does not know the operator.
-
-    Raises:
-        RuntimeError: ONNX Runtime 1.24 to 1.27 and a file in which a branch holds large constants.
-    """
-    import onnxruntime
-
-    try:
-        return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
-    except Exception as error:
-        if _CHOOSY not in str(error):
-            raise
-        raise RuntimeError(
-            f"onnxruntime = {onnxruntime.__version__}: releases 1.24 to 1.27 do not load this file without the "
-            "operator's library, since they cannot fold more than 127 bytes of constants in a branch of an If. Either "
-            "the model has an optical layer in an If whose condition is constant, or an older lumina_onnx wrote the "
-            "file: then write it anew. Allowed is a session with the library, one without graph optimisation, or "
-            "another release of onnxruntime"
-        ) from error
+        yield file
 
 
 def _with_data(model: onnx.ModelProto) -> bytes | None:

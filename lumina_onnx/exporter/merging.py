@@ -1,4 +1,7 @@
-"""Two files with optical layers -> one, the first's outputs being inputs of the second."""
+"""Two files with optical layers -> one, the first's outputs being inputs of the second.
+
+`onnx.compose` merges onnx's messages, so that the two are such until they are one.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from collections.abc import Sequence
 
 import onnx
 import onnx.compose
-import onnx_ir as ir
 
 from lumina_onnx.schema import DOMAIN, OPERATOR
 
-from . import files, inspection, nodes, packing, writing
-from .onnx_schema import defaults
+from . import files, inspection, nodes, writing
+from .loading import deserialized
+from .passes import run
+from .passes.attach_body import AttachBody
+from .passes.order_attributes import OrderAttributes
+from .passes.separate_seeds import SeparateSeeds
+from .passes.stamp_metadata import StampMetadata
+from .passes.state_defaults import StateDefaults
 from .report import InspectReport
 
 __all__ = ["merge"]
@@ -50,8 +58,14 @@ def merge(
         ValueError: no ONNX model, models that do not fit, names that overlap, or no optical layer in either.
     """
     file = writing.destination(path)
-    models = [files.load(first, weights=False, argument="first"), files.load(second, weights=False, argument="second")]
-    for argument, source, model in zip(("first", "second"), (first, second), models, strict=True):
+    sources = {"first": first, "second": second}
+    # onnx.compose takes messages; what these hold is asked of models.
+    messages = [files.load(source, weights=False, argument=argument) for argument, source in sources.items()]
+    models = [
+        deserialized(message, f"{argument} = {str(source)!r}")
+        for message, (argument, source) in zip(messages, sources.items(), strict=True)
+    ]
+    for model, (argument, source) in zip(models, sources.items(), strict=True):
         if file.exists() and file.samefile(source):
             raise ValueError(f"path = {str(file)!r} is {argument} itself; allowed is another file")
         if nodes.renamed(model):
@@ -59,20 +73,20 @@ def merge(
     if not any(nodes.optical_nodes(model) for model in models):
         raise ValueError("first and second hold no lumina::OpticalLinear; allowed is at least one: exporter.export")
     with_body = any(nodes.body_bytes(model) for model in models)
-    merged = _merged(models, io_map, (prefix1, prefix2))
-    notes = _merge_metadata(merged, models)
-    graph = ir.serde.deserialize_model(merged)
-    for node in packing.optical_nodes(graph):
-        for name, value in defaults().items():
-            if name not in node.attributes:
-                node.attributes[name] = ir.convenience.convert_attribute(name, value)  # type: ignore[arg-type]
-    notes += packing.separate_seeds(graph)
-    writing.finish(graph)
-    if with_body:
-        writing.attach_body(graph)
-    notes += writing.save(graph, file, check=False)
+    del models
+    message = _merged(messages, io_map, (prefix1, prefix2))
+    notes = _merge_metadata(message, messages)
+    model, made = run(
+        deserialized(message, "the merged model"),
+        StateDefaults(),
+        SeparateSeeds(),
+        OrderAttributes(),
+        StampMetadata(),
+        *([AttachBody()] if with_body else []),
+    )
+    _, written = writing.save(model, file, check=False)
     report = inspection.inspect(path)
-    return dataclasses.replace(report, notes=[*report.notes, *notes])
+    return dataclasses.replace(report, notes=[*report.notes, *notes, *made, *written])
 
 
 def _merged(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lumina_onnx.schema import DOMAIN, OPERATOR
-
 from .constants import Constants
+from .nodes import is_optical
 
 __all__ = ["LEARNED", "multiplies_by_stored", "obstacle"]
 
@@ -43,7 +42,7 @@ def multiplies_by_stored(node: ir.Node, known: Constants) -> bool:
     What an operator of a domain that is not ONNX's own does is not known: there every stored tensor of two or more
     dimensions counts, but for what com.microsoft is known to do with them.
     """
-    if (node.domain, node.op_type) == (DOMAIN, OPERATOR) or not any(map(known.is_reached, node.outputs)):
+    if is_optical(node) or not any(map(known.is_reached, node.outputs)):
         return False
     inputs = list(node.inputs)
     if node.domain == "ai.onnx.ml":

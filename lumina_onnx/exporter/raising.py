@@ -1,4 +1,8 @@
-"""A model at a newer opset: by onnx's version converter, mended where that is known to err, and compared."""
+"""A model at a newer opset: by onnx's version converter, mended where that is known to err, and compared.
+
+The converter takes and gives onnx's messages, and so does what mends its results. Only the types of the inputs are read
+of the model itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from . import feeds, files, nodes
+from . import feeds, files
 from .feeds import Arrays
 
 __all__ = ["RaisingError", "raised"]
@@ -32,8 +36,10 @@ class RaisingError(ValueError):
     """Why a model cannot be raised, as the end of a sentence."""
 
 
-def raised(model: onnx.ModelProto, opset: int, example: Any = None) -> tuple[onnx.ModelProto, list[str]]:
-    """The model at a newer version of the standard operators, and notes. `model` is used up.
+def raised(
+    model: ir.Model, message: onnx.ModelProto, opset: int, example: Any = None
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The model at a newer version of the standard operators, and notes. `message`, which is the model, is used up.
 
     Both are run in ONNX Runtime, as they are, on random inputs and on `example`.
 
@@ -41,23 +47,23 @@ def raised(model: onnx.ModelProto, opset: int, example: Any = None) -> tuple[onn
         RaisingError: onnx cannot convert it, or the converted one computes something else.
         ValueError: `example` does not fit the model's inputs.
     """
-    for entry in model.opset_import:
+    for entry in message.opset_import:
         entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
-    before = next(entry.version for entry in model.opset_import if not entry.domain)
-    kinds, inputs = feeds.declared(model), {value.name for value in model.graph.input}
+    before = next(entry.version for entry in message.opset_import if not entry.domain)
+    kinds, inputs = feeds.declared(model), {value.name for value in message.graph.input}
     examples = [] if example is None else [feeds.read(model, example)]
-    large = _taken_out(model)
-    files.take_in(model)
+    large = _taken_out(message)
+    files.take_in(message)
     try:
-        result = onnx.version_converter.convert_version(model, opset)
+        result = onnx.version_converter.convert_version(message, opset)
     except Exception as error:
         raise RaisingError(f"onnx cannot convert the file ({' '.join(str(error).split())})") from error
     constants = _constants(result)
-    for graph in nodes.graphs(result.graph):
+    for graph in files.graphs(result.graph):
         _mend(graph, before, constants)
-    _restore(result, model)
+    _restore(result, message)
     stored = {name: ir.serde.deserialize_tensor(tensor).numpy() for name, tensor in large.items()}
-    notes = _compared(model, result, kinds, stored, examples)
+    notes = _compared(message, result, kinds, stored, examples)
     _put_back(result, large, inputs)
     return result, notes
 
@@ -141,8 +147,8 @@ def _set(node: onnx.NodeProto, name: str, value: Any) -> None:
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Stored tensors by the name of their value."""
-    found = {tensor.name: tensor for graph in nodes.graphs(model.graph) for tensor in graph.initializer}
-    for node, _ in nodes.walk(model.graph):
+    found = {tensor.name: tensor for graph in files.graphs(model.graph) for tensor in graph.initializer}
+    for node in (node for graph in files.graphs(model.graph) for node in graph.node):
         for entry in node.attribute:
             if node.op_type == "Constant" and entry.name == "value":
                 found[node.output[0]] = entry.t
@@ -151,8 +157,8 @@ def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
     """Takes back what the converter added: shapes that it inferred; and brings back what it dropped."""
-    known = {value.name for graph in nodes.graphs(before.graph) for value in graph.value_info}
-    for graph in nodes.graphs(model.graph):
+    known = {value.name for graph in files.graphs(before.graph) for value in graph.value_info}
+    for graph in files.graphs(model.graph):
         kept = [value for value in graph.value_info if value.name in known]
         del graph.value_info[:]
         graph.value_info.extend(kept)
@@ -164,7 +170,7 @@ def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
 
 
 def _compared(
-    old: onnx.ModelProto, new: onnx.ModelProto, kinds: dict[str, Any], stored: Arrays, examples: list[Arrays]
+    old: onnx.ModelProto, new: onnx.ModelProto, kinds: dict[str, feeds.Kind], stored: Arrays, examples: list[Arrays]
 ) -> list[str]:
     """Notes on what could not be compared.
 
@@ -172,14 +178,16 @@ def _compared(
         RaisingError: the two differ.
     """
     unlike = "ONNX Runtime could not be asked whether it computes the same, since "
-    odd = [name for name, kind in kinds.items() if kind.elem_type == onnx.TensorProto.UNDEFINED]
+    odd = [name for name, kind in kinds.items() if kind.dtype == ir.DataType.UNDEFINED]
     if odd:
         return [f"{unlike}its input {odd[0]!r} is no tensor"]
     try:
-        first = _session(old)
+        serialized = old.SerializeToString()
+        first = _session(serialized)
         batches = _batches(first, kinds, stored, examples)
         # Sessions of their own draw the same random numbers only where the model says which.
-        source = _session(old)
+        source = _session(serialized)
+        del serialized
         trials = [first.run(None, batch | stored) for batch in batches]
         expected = [source.run(None, batch | stored) for batch in batches]
     except Exception as error:
@@ -189,7 +197,7 @@ def _compared(
         return [f"{unlike}two runs of the source differ: it draws random numbers"]
     changed = f"raised to {_opset(new)} by onnx's converter the file computes something else"
     try:
-        target = _session(new)
+        target = _session(new.SerializeToString())
         results = [target.run(None, batch | stored) for batch in batches]
     except Exception as error:
         raise RaisingError(f"raised to {_opset(new)} by onnx's converter the file does not run ({error})") from error
@@ -199,17 +207,17 @@ def _compared(
     return []
 
 
-def _session(model: onnx.ModelProto) -> Any:
-    """A session that runs the model as it is written."""
+def _session(model: bytes) -> Any:
+    """A session that runs a model as it is written."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _batches(session: Any, kinds: dict[str, Any], stored: Arrays, examples: list[Arrays]) -> list[Arrays]:
+def _batches(session: Any, kinds: dict[str, feeds.Kind], stored: Arrays, examples: list[Arrays]) -> list[Arrays]:
     """Inputs on which the model runs: examples, and random ones of the first sizes that it takes.
 
     Raises:
@@ -236,16 +244,12 @@ def _batches(session: Any, kinds: dict[str, Any], stored: Arrays, examples: list
     return found
 
 
-def _sized(kind: Any, size: int | None) -> Any:
+def _sized(kind: feeds.Kind, size: int | None) -> feeds.Kind:
     """A type with a size for each symbolic one."""
-    if size is None:
+    if size is None or kind.shape is None:
         return kind
-    sized = onnx.TypeProto.Tensor()
-    sized.CopyFrom(kind)
-    for index, dim in enumerate(sized.shape.dim):
-        if not dim.HasField("dim_value") or dim.dim_value < 0:
-            dim.dim_value = size if index else 2
-    return sized
+    sizes = ((size if index else 2) if isinstance(each, str) else each for index, each in enumerate(kind.shape))
+    return feeds.Kind(kind.dtype, tuple(sizes))
 
 
 def _opset(model: onnx.ModelProto) -> int:

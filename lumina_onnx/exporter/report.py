@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.measure import Measurement
 from rich.table import Table
 
-from lumina_onnx._text import text
+from lumina_onnx._text import bits_text, noise_text, text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -69,17 +69,12 @@ class Layer:
     @property
     def bits(self) -> str:
         """Input, weight and output bits, "-" for an analog or absent stage."""
-        return "/".join(str(bits) if bits else "-" for bits in (self.input_bits, self.weight_bits, self.output_bits))
+        return bits_text(self)
 
     @property
     def noise(self) -> str:
-        """The laws that are on, with their levels."""
-        laws = (
-            ("relative", self.noise_relative),
-            ("additive", self.noise_additive),
-            ("shot", self.noise_shot),
-        )
-        return ", ".join(f"{name} {level:g}" for name, level in laws if level) or "off"
+        """The laws that are on, with their levels; "none" where none is."""
+        return noise_text(self)
 
 
 @dataclass(frozen=True)

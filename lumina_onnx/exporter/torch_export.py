@@ -1,23 +1,32 @@
-"""torch -> .onnx: torch's own exporter with one translation, then the passes of :mod:`.packing`."""
+"""torch -> .onnx: torch's own exporter with one translation, then the passes of :mod:`.passes`."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import onnx_ir as ir
-import onnxscript
 import torch
 
 from lumina_onnx import nn as optical
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 
-from . import calls, files, nodes, packing, writing
+from . import calls, nodes, writing
 from .capture import Captured, ExportError, capture
 from .constants import Constants
+from .passes import run
+from .passes.attach_body import AttachBody
+from .passes.name_layers import NameLayers
+from .passes.optimize import Optimize
+from .passes.order_attributes import OrderAttributes
+from .passes.remove_unused import RemoveUnused
+from .passes.restore_calls import MODULE, RestoreCalls
+from .passes.separate_seeds import SeparateSeeds
+from .passes.silence_noise import SilenceNoise
+from .passes.stamp_metadata import StampMetadata
+from .passes.store_weights import StoreWeights
 from .products import multiplies_by_stored, obstacle
 from .report import ExportReport, Left
 from .targets import Target, resolve
@@ -78,40 +87,37 @@ def export(
     captured = capture(
         model, arguments, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, opset=runtime.opset
     )
-    graph = captured.graph
-    ir.passes.common.InlinePass()(graph)
-    reached = calls.restore(graph, captured.calls)
-    if not reached:
+    graph, _ = run(captured.graph, ir.passes.common.InlinePass(), RestoreCalls(captured.calls))
+    layers = nodes.optical_nodes(graph)
+    if not layers:
         raise ValueError(
             f"model has no OpticalLinear: call lumina_onnx.nn.convert(model, profile) first ({_what_there_is(model)})"
         )
+    reached = {layer.node.meta[MODULE] for layer in layers}
     modules = dict(model.named_modules(remove_duplicate=False))
-    _name_nodes(graph, reached, modules)
-    if noise == "off":
-        packing.silence(graph)
-    notes = packing.separate_seeds(graph)
-    # Only now: the optimiser merges equal nodes, and two noisy calls are not equal.
-    with _set_apart(graph):
-        onnxscript.optimizer.optimize(graph)
-    left = _left(model, graph, set(reached.values()), modules)
-    packing.store_weights(graph)
-    _finish(model, captured, runtime)
-    if fallback:
-        writing.attach_body(graph)
-    notes += writing.save(graph, file)
-
-    written = files.load(file, weights=False)
+    _, notes = run(
+        graph,
+        NameLayers(modules),
+        *([SilenceNoise()] if noise == "off" else []),
+        SeparateSeeds(),
+        Optimize(),
+    )
+    left = _left(model, graph, reached, modules)
+    run(graph, StoreWeights(), RemoveUnused(), ir.passes.common.ClearMetadataAndDocStringPass())
+    _name_interface(model, captured, runtime)
+    run(graph, OrderAttributes(), StampMetadata(), *([AttachBody()] if fallback else []))
+    file_bytes, written = writing.save(graph, file)
     return ExportReport(
         path=str(path),
-        file_bytes=files.stored_bytes(file, written),
+        file_bytes=file_bytes,
         target=runtime.onnxruntime,
         opset=runtime.opset,
-        ir_version=written.ir_version,
-        body_bytes=nodes.body_bytes(written),
-        layers=nodes.layers(written),
-        other_operators=nodes.operators(written),
+        ir_version=graph.ir_version,
+        body_bytes=nodes.body_bytes(graph),
+        layers=nodes.layers(graph),
+        other_operators=nodes.operators(graph),
         left=left,
-        notes=notes,
+        notes=[*notes, *written],
     )
 
 
@@ -131,40 +137,6 @@ def _caller(node: ir.Node, modules: Mapping[str, torch.nn.Module]) -> str:
     text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     scopes: list[str] = ast.literal_eval(text) if text else []
     return calls.module_path(scopes[-2], modules) if len(scopes) > 1 else ""
-
-
-def _name_nodes(graph: ir.Model, reached: Mapping[ir.Node, str], modules: Mapping[str, torch.nn.Module]) -> None:
-    """Names each optical node after the module that called the operator, and no other node like one of them."""
-    taken: set[str] = set()
-    spelled = {nodes.spelled(path) for path in modules}
-    for node, path in reached.items():
-        base = nodes.spelled(path) or "optical_linear"
-        candidates = (f"{base}_{index}" for index in range(2, 10**9))
-        # The second call of "layer" is not "layer_2", where there is a module of that name.
-        node.name = (
-            base
-            if base not in taken
-            else next(name for name in candidates if name not in taken and name not in spelled)
-        )
-        taken.add(node.name)
-    for other in graph.graph.all_nodes():
-        if other not in reached and other.name in taken:
-            other.name = next(name for index in range(1, 10**9) if (name := f"{other.name}__{index}") not in taken)
-
-
-@contextlib.contextmanager
-def _set_apart(graph: ir.Model) -> Iterator[None]:
-    """Hides the nodes that draw from the optimiser: it takes a `Bernoulli` or a `Dropout` in training of a constant for
-    a constant, and two of one input for one."""
-    known = Constants(graph)
-    drawing = [(node, node.domain) for node in graph.graph.all_nodes() if known.draws(node)]
-    for number, (node, _) in enumerate(drawing):
-        node.domain = f"drawing.{number}"
-    try:
-        yield
-    finally:
-        for node, domain in drawing:
-            node.domain = domain
 
 
 def _what_there_is(model: torch.nn.Module) -> str:
@@ -220,10 +192,9 @@ def _holder(node: ir.Node, known: Constants, modules: Mapping[str, torch.nn.Modu
     return ""
 
 
-def _finish(model: torch.nn.Module, captured: Captured, runtime: Target) -> None:
-    """Names, versions and metadata; nothing of the machine that exported stays in the file."""
+def _name_interface(model: torch.nn.Module, captured: Captured, runtime: Target) -> None:
+    """Gives inputs and outputs their names, and the file its version and how forward is called."""
     graph = captured.graph
-    ir.passes.common.ClearMetadataAndDocStringPass()(graph)
     outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
     for value, name in zip(graph.graph.inputs, captured.inputs, strict=True):
         value.name = name  # which the optimiser takes from an input that is an output as well
@@ -237,4 +208,3 @@ def _finish(model: torch.nn.Module, captured: Captured, runtime: Target) -> None
     # Not torch, which named itself: what stands in the file is ours.
     graph.producer_name = ""
     graph.metadata_props.update(captured.binding.metadata())
-    writing.finish(graph)

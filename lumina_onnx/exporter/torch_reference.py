@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 from . import nodes
 from .binding import Binding, bind, leaves
 from .feeds import Arrays
+from .nodes import subgraphs
 
 __all__ = ["TorchReference"]
 
@@ -31,14 +32,12 @@ class TorchReference:
         ValueError: its forward cannot be called with the file's inputs, or returns other outputs.
     """
 
-    def __init__(
-        self, reference: nn.Module, model: onnx.ModelProto, layers: list[nodes.OpticalNode], feeds: Arrays
-    ) -> None:
+    def __init__(self, reference: nn.Module, model: ir.Model, layers: list[nodes.OpticalNode], feeds: Arrays) -> None:
         check_is_whole(reference, "reference")
         self._reference = unwrapped(reference)
         self._model = model
         self._feeds = feeds
-        noisy = [node for node in layers if any(node.attributes[name] for name in nodes.NOISE)]
+        noisy = [node for node in layers if node.is_noisy]
         self._noisy = bool(noisy)
         self._seeds: dict[optical.OpticalLinear, list[int]] = {}
         self.notes: list[str] = []
@@ -51,7 +50,7 @@ class TorchReference:
         noise = optical.noise(self._reference, on=self._noisy, stream=stream if self._noisy else None)
         with noise, _seeded(self._seeds):
             result = leaves(self._call())
-        names = [value.name for value in self._model.graph.output]
+        names = [str(value.name) for value in self._model.graph.outputs]
         binding = Binding.read(self._model)
         tensors: list[Any] = [leaf for leaf in result if isinstance(leaf, Tensor)]
         if binding is not None and binding.outputs and max(binding.outputs) < len(result):
@@ -154,14 +153,13 @@ class TorchReference:
     def _repeated(self) -> list[str]:
         """The layers that a run of the file may compute more than once."""
         found = []
-        waiting = [(node, False) for node in self._model.graph.node]
+        waiting = [(node, False) for node in self._model.graph]
         while waiting:
             node, loops = waiting.pop()
-            if loops and node.op_type == "OpticalLinear":
-                found.append(node.name or node.output[0])
-            for attribute in node.attribute:
-                for graph in (attribute.g, *attribute.graphs):
-                    waiting += [(inner, loops or node.op_type in ("Loop", "Scan")) for inner in graph.node]
+            if loops and nodes.is_optical(node):
+                found.append(node.name or str(node.outputs[0].name))
+            for _, graph in subgraphs(node):
+                waiting += [(inner, loops or node.op_type in ("Loop", "Scan")) for inner in graph]
         return found[::-1]
 
 

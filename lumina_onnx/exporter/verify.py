@@ -8,17 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 import lumina_onnx
 from lumina_onnx import reference as plain
 from lumina_onnx.runtime import silent_options
 
-from . import files, nodes, tolerance
+from . import nodes, passes, tolerance
 from .feeds import ADVICE, Arrays, described, read
+from .loading import load
+from .nodes import OpticalNode
+from .passes.silence_noise import SilenceNoise
 from .report import Comparison, Left, VerifyReport
+from .sessions import session
 from .watching import Executions, Watched
 
 if TYPE_CHECKING:
@@ -82,37 +85,19 @@ def verify(
         RuntimeError: a file that ONNX Runtime 1.24 to 1.27 cannot load without the library, in one of these.
         Exception: what ONNX Runtime raises where it cannot load or run the file.
     """
-    model = nodes.inlined(files.load(path))
+    model = load(path, maps=True).model
     layers = nodes.optical_nodes(model)
     renamed = nodes.renamed(model)
     if not layers:
         copies = f" ({renamed[0].op_type!r} is {nodes.RENAMED})" if renamed else ""
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify{copies}")
     feeds = read(model, inputs)
-    output_names = [value.name for value in model.graph.output]
+    output_names = [str(value.name) for value in model.graph.outputs]
     # A model's own outputs come from the file as it is: the added ones below could change what is fused.
-    session = lumina_onnx.load(str(path), sess_options=silent_options())
-    outputs = [dict(zip(output_names, values, strict=True)) for values in _runs(session, path, feeds, inputs is None)]
+    whole = lumina_onnx.load(str(path), sess_options=silent_options())
+    outputs = [dict(zip(output_names, values, strict=True)) for values in _runs(whole, path, feeds, inputs is None)]
+    comparisons, not_checked = _compare_layers(path, model, layers, feeds)
     notes: list[str] = []
-
-    watched = _watched(model, layers)
-    execute = watched.session()
-    runs = [execute(feeds) for _ in range(RUNS)]
-    comparisons = _compare_with_reference(layers, runs)
-    not_checked = [
-        Left(node.name, "OpticalLinear", reason)
-        for number, node in enumerate(layers)
-        if (reason := _not_checked(node, number, watched, runs))
-    ]
-    body_bytes = nodes.body_bytes(model)
-    if body_bytes:
-        executions = _watched(nodes.without_noise(model), layers).session(library=False)(feeds)
-        comparisons += [compare_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
-        files.plain_session(path).run(output_names, feeds)
-        if _is_noisy(layers):
-            executions = watched.session(library=False)(feeds)
-            rows = [_compare_noisy_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
-            comparisons += [row for row in rows if not row.ok]
     if reference is not None:
         from .torch_reference import TorchReference
 
@@ -123,9 +108,9 @@ def verify(
                 f"torch may differ in {', '.join(others)}: operators whose last bits are an implementation's own"
             )
         notes += compared.notes
-        for run, values in enumerate(outputs):
-            for name, expected in compared.run(run).items():
-                comparisons.append(_compare(name, "torch", run, values[name], expected, required=not notes))
+        for stream, values in enumerate(outputs):
+            for name, expected in compared.run(stream).items():
+                comparisons.append(_compare(name, "torch", stream, values[name], expected, required=not notes))
 
     import onnxruntime
 
@@ -133,10 +118,10 @@ def verify(
         path=str(path),
         onnxruntime=onnxruntime.__version__,
         inputs={name: array.shape for name, array in feeds.items()},
-        body_bytes=body_bytes,
+        body_bytes=nodes.body_bytes(model),
         comparisons=comparisons,
         not_checked=not_checked,
-        bypassing=[Left(node.name or node.output[0], node.op_type, nodes.RENAMED) for node in renamed],
+        bypassing=[Left(node.name or str(node.outputs[0].name), node.op_type, nodes.RENAMED) for node in renamed],
         notes=notes,
     )
 
@@ -160,24 +145,46 @@ def _runs(session: Any, path: str | os.PathLike[str], feeds: Arrays, is_random: 
             ) from error
 
 
-def _watched(model: onnx.ModelProto, layers: list[nodes.OpticalNode]) -> Watched:
-    """The model with the input and the output of each node that can be compared shown."""
-    wanted = [
-        [] if node.computed or node.weight is None else [node.proto.input[0], node.proto.output[0]] for node in layers
+def _compare_layers(
+    path: str | os.PathLike[str], model: ir.Model, layers: list[OpticalNode], feeds: Arrays
+) -> tuple[list[Comparison], list[Left]]:
+    """Each layer against the reference, with the library and, where there is a body, without; and what was left out."""
+    comparable = {number for number, node in enumerate(layers) if node.weight is not None and not node.computed}
+    watched = Watched(model, comparable)
+    with watched.sessions() as fresh:
+        execute = fresh()
+        runs = [execute(feeds) for _ in range(RUNS)]
+        comparisons = _compare_with_reference(layers, runs)
+        if nodes.body_bytes(model):
+            quiet, _ = passes.run(model.clone(), SilenceNoise())
+            with Watched(quiet, comparable).sessions() as fresh_quiet:
+                executions = fresh_quiet(library=False)(feeds)
+            comparisons += [compare_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
+            session(path, library=False).run([str(value.name) for value in model.graph.outputs], feeds)
+            if any(node.is_noisy for node in layers):
+                executions = fresh(library=False)(feeds)
+                rows = [_compare_noisy_body(*each) for each in zip(layers, executions, strict=True) if each[1]]
+                comparisons += [row for row in rows if not row.ok]
+    not_checked = [
+        Left(node.name, "OpticalLinear", reason)
+        for number, node in enumerate(layers)
+        if (reason := _not_checked(node, number, watched, runs))
     ]
-    return Watched(model, wanted)
+    return comparisons, not_checked
 
 
-def _not_checked(node: nodes.OpticalNode, number: int, watched: Watched, runs: list[list[Executions]]) -> str:
+def _not_checked(node: OpticalNode, number: int, watched: Watched, runs: list[list[Executions]]) -> str:
     """Why a node was not compared; an empty string where it was."""
     if node.computed or node.weight is None:
         return f"its {', '.join(node.computed) or 'W'} is not an initializer"
     if number in watched.reasons:
         return watched.reasons[number]
-    return "" if any(run[number] for run in runs) else "it lies in a subgraph that these inputs do not reach"
+    return (
+        "" if any(executions[number] for executions in runs) else "it lies in a subgraph that these inputs do not reach"
+    )
 
 
-def _compare_with_reference(layers: list[nodes.OpticalNode], runs: list[list[Executions]]) -> list[Comparison]:
+def _compare_with_reference(layers: list[OpticalNode], runs: list[list[Executions]]) -> list[Comparison]:
     """Each node's executions in runs of a fresh session, a row for each run."""
     streams = [0] * len(layers)
     rows = []
@@ -204,22 +211,22 @@ def _merged(rows: list[Comparison]) -> Comparison:
     )
 
 
-def _arguments(node: nodes.OpticalNode) -> dict[str, Any]:
+def _arguments(node: OpticalNode) -> dict[str, Any]:
     """What the reference takes beside X."""
-    scale = numpy_helper.to_array(node.weight_scale) if node.weight_scale is not None else None
+    scale = None if node.weight_scale is None else node.weight_scale.numpy()
     return {
         **node.attributes,
-        "weight": numpy_helper.to_array(cast("onnx.TensorProto", node.weight)),
-        "bias": None if node.bias is None else numpy_helper.to_array(node.bias),
+        "weight": cast("ir.TensorProtocol", node.weight).numpy(),
+        "bias": None if node.bias is None else node.bias.numpy(),
         "weight_scale": scale if node.attributes["weight_bits"] else None,
     }
 
 
-def _recompute(node: nodes.OpticalNode, x: NDArray[Any], stream: int) -> NDArray[np.float32]:
+def _recompute(node: OpticalNode, x: NDArray[Any], stream: int) -> NDArray[np.float32]:
     return plain.optical_linear(x, stream=stream, **_arguments(node))
 
 
-def compare_body(node: nodes.OpticalNode, executions: Executions) -> Comparison:
+def compare_body(node: OpticalNode, executions: Executions) -> Comparison:
     """A node of a run without library and noise, its input and output in each of one or more executions."""
     rows = []
     for x, got in executions:
@@ -230,7 +237,7 @@ def compare_body(node: nodes.OpticalNode, executions: Executions) -> Comparison:
     return _merged(rows)
 
 
-def _compare_noisy_body(node: nodes.OpticalNode, executions: Executions) -> Comparison:
+def _compare_noisy_body(node: OpticalNode, executions: Executions) -> Comparison:
     """A node of a run without library but with noise: finite where the reference is with noise and without."""
     rows = []
     for x, got in executions:
@@ -240,10 +247,6 @@ def _compare_noisy_body(node: nodes.OpticalNode, executions: Executions) -> Comp
         row = _compare(node.name, "reference", 0, got, expected, required=True)
         rows.append(dataclasses.replace(row, library=False, within=within))
     return _merged(rows)
-
-
-def _is_noisy(layers: list[nodes.OpticalNode]) -> bool:
-    return any(node.attributes[name] for node in layers for name in nodes.NOISE)
 
 
 def _compare(

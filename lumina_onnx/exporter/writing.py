@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-import lumina_kernel
-from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
-
-from . import files, packing
-from .body import function
+from . import files
 from .onnx_schema import register
 
-__all__ = ["attach_body", "destination", "finish", "save"]
+__all__ = ["destination", "save"]
 
 
 def destination(path: str | os.PathLike[str]) -> Path:
@@ -38,66 +31,22 @@ def destination(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def finish(graph: ir.Model) -> None:
-    """The order of the nodes' attributes, versions, metadata, and names where some are missing.
-
-    Whoever made the model stays its producer. Each distinct hardware has a key of its own in the metadata, made from
-    what it holds, so that those of two files can be merged.
-    """
-    order = [row.name for row in PARAMETERS]
-    for node in packing.optical_nodes(graph):
-        node.attributes.pop(VERSION_ATTRIBUTE, None)
-        attributes = sorted(node.attributes.values(), key=lambda attribute: order.index(attribute.name))
-        node.attributes.clear()
-        node.attributes.update({attribute.name: attribute for attribute in attributes})
-        node.attributes[VERSION_ATTRIBUTE] = ir.AttrInt64(VERSION_ATTRIBUTE, VERSION)
-    graph.opset_imports[DOMAIN] = VERSION
-    if not graph.producer_name:
-        graph.producer_name, graph.producer_version = "lumina_onnx", lumina_kernel.__version__
-    ir.passes.common.NameFixPass()(graph)
-    for key in [key for key in graph.metadata_props if key.startswith(_PROFILE)]:
-        del graph.metadata_props[key]
-    profiles = [json.dumps(profile) for profile in _profiles(graph)]
-    graph.metadata_props.update(
-        {
-            "lumina.version": lumina_kernel.__version__,
-            "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
-            **{f"{_PROFILE}{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for text in profiles},
-        }
-    )
-
-
-_PROFILE = "lumina.profile."
-"""How the keys begin under which a hardware stands with the layers that run on it."""
-
-
-def attach_body(graph: ir.Model) -> None:
-    """Adds the operator as a function of standard operators."""
-    body = ir.serde.deserialize_function(function(graph.opset_imports[""]))
-    graph.functions[body.identifier()] = body
-
-
-def save(graph: ir.Model, file: Path, *, check: bool = True) -> list[str]:
+def save(model: ir.Model, file: Path, *, check: bool = True) -> tuple[int, list[str]]:
     """Writes the file with all its data, or with these beside it where protobuf cannot hold them: a note says so.
 
-    `check` asks onnx's checker, which refuses some of what ONNX Runtime takes: outputs without a shape, other domains.
+    Args:
+        model: the model, which is serialised here and nowhere else.
+        file: the file to write.
+        check: ask onnx's checker, which refuses some of what ONNX Runtime takes: outputs without a shape, other
+            domains.
+
+    Returns:
+        The bytes that were written, and notes.
     """
     register()
-    data = files.write(ir.to_proto(graph), file, check=check)
+    data = files.write(ir.to_proto(model), file, check=check)
     if data is None:
-        return []
-    size = data.stat().st_size / 2**30
-    return [f"weights of {size:.2f} GiB do not fit into one .onnx file: keep {data.name} beside it"]
-
-
-def _profiles(graph: ir.Model) -> list[dict[str, Any]]:
-    """Each distinct hardware with the layers that run on it. Ranges are each layer's own and stand in its node."""
-    groups: dict[str, dict[str, Any]] = {}
-    for node in packing.optical_nodes(graph):
-        profile = {
-            name: attribute.value
-            for name, attribute in node.attributes.items()
-            if name not in ("seed", "in_features", "input_range", "output_range", VERSION_ATTRIBUTE)
-        }
-        groups.setdefault(json.dumps(profile), {**profile, "layers": []})["layers"].append(node.name)
-    return list(groups.values())
+        return file.stat().st_size, []
+    size = data.stat().st_size
+    note = f"weights of {size / 2**30:.2f} GiB do not fit into one .onnx file: keep {data.name} beside it"
+    return file.stat().st_size + size, [note]

@@ -149,12 +149,18 @@ def _on_cpu(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _aligned(saved: Tensor) -> Tensor:
-    """Saved bytes where the kernel can read numbers: torch.vmap stacks those of its samples, a hook may pool them."""
+    """Saved bytes at an address where the kernel can read numbers.
+
+    torch.vmap stacks the bytes of its samples, and a hook may pool those of several tensors. What has no memory stays
+    as it is and is refused later: a wrapper, and a tensor whose storage was freed, which has its offset for an address.
+    """
     try:
-        aligned = saved.data_ptr() % _ALIGNMENT == 0
-    except RuntimeError:  # of a wrapper, which is refused later
+        if saved.data_ptr() % _ALIGNMENT == 0:
+            return saved
+        end = (saved.storage_offset() + saved.numel()) * saved.element_size()
+        return saved.clone() if saved.is_contiguous() and end <= saved.untyped_storage().nbytes() else saved
+    except RuntimeError:
         return saved
-    return saved if aligned else saved.clone()
 
 
 # Of the float32 scales, which come first.

@@ -1,12 +1,10 @@
-"""Tables of reports in plain text, and the words in their cells."""
+"""Tables of reports in plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from lumina_onnx._text import visible
-from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import NOISE
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -26,21 +24,3 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
-
-
-def range_text(value: float | tuple[float, ...]) -> str:
-    """A range as a report shows it."""
-    if isinstance(value, tuple):
-        return f"{min(value):.4g}..{max(value):.4g} per output"
-    return f"{value:.4g}" if value else "dynamic"
-
-
-def bits_text(profile: OpticalProfile) -> str:
-    """The bits of input, weight and output as a report shows them, "-" where analog."""
-    return "/".join(str(bits or "-") for bits in (profile.input_bits, profile.weight_bits, profile.output_bits))
-
-
-def noise_text(profile: OpticalProfile) -> str:
-    """The profile's noise laws and levels in a few words."""
-    levels = [f"{name.removeprefix('noise_')} {level:g}" for name in NOISE if (level := getattr(profile, name))]
-    return ", ".join(levels) or "none"

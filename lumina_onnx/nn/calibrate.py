@@ -12,15 +12,15 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from lumina_onnx._histogram import Histogram, Method, check_method
+from lumina_onnx._histogram import Histogram, Method, check_method, full_scales
+from lumina_onnx._text import range_text
 from lumina_onnx.nn import _dispatch, _kernel, _scope
 from lumina_onnx.nn._modes import evaluating, uncompiled
 from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._ranks import Together, described
-from lumina_onnx.nn._table import range_text, table
+from lumina_onnx.nn._table import table
 from lumina_onnx.nn.linear import OpticalLinear, optical_layers
 from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import NOISE
 
 
 @dataclass(frozen=True)
@@ -200,17 +200,10 @@ def _set_ranges(
         return LayerCalibration(
             name, profile.input_range, max(kept) if isinstance(kept, tuple) else kept, 0.0, 0.0, 0, "never called"
         )
-    notes = []
-    input_range = output_range = 0.0
-    if profile.input_bits:
-        input_range = inputs.full_scale(method, fraction, profile.input_bits, (0.0, 0.0, 0.0))
-        if input_range == 0:
-            notes.append("its input was always 0: dynamic")
-    if profile.output_bits or profile.noise_additive or profile.noise_shot:
-        levels = tuple(getattr(profile, name) for name in NOISE)
-        output_range = outputs.full_scale(method, fraction, profile.output_bits, levels)
-        if output_range == 0:
-            notes.append("its output was always 0: dynamic")
+    bits = (profile.input_bits, profile.output_bits)
+    noise = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
+    scales = full_scales((inputs, outputs), bits, noise, method, fraction)
+    input_range, output_range = scales.input_range, scales.output_range
     layer.profile = profile.replace(input_range=input_range, output_range=output_range)
     return LayerCalibration(
         name,
@@ -219,5 +212,5 @@ def _set_ranges(
         inputs.fraction_above(input_range) if input_range else 0.0,
         outputs.fraction_above(output_range) if output_range else 0.0,
         inputs.count,
-        "; ".join(notes),
+        "; ".join(f"its {what} was always 0: dynamic" for what in scales.silent),
     )

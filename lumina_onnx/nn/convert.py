@@ -15,8 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lumina_onnx._patterns import Patterns, chosen
+from lumina_onnx._text import bits_text, noise_text, range_text
 from lumina_onnx.nn import _checks
-from lumina_onnx.nn._table import bits_text, noise_text, range_text, table
+from lumina_onnx.nn._table import table
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 from lumina_onnx.nn.linear import OpticalLinear, become_optical, recomputed
 from lumina_onnx.profile import OpticalProfile
@@ -36,6 +37,10 @@ def convert(
     inplace: bool = False,
 ) -> _Model:
     """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
+
+    The model can then be trained with the noise in its loop, and :func:`lumina_onnx.exporter.export` writes it.
+    ``lumina convert`` and :func:`lumina_onnx.exporter.rewrite` do the same to a ready .onnx file, without training:
+    they take `profile`, `skip`, `overrides` and `seed` as this function does.
 
     Parameters, hooks, names and sharing stay as they are: tied weights stay tied, a module used twice stays one
     module. Each layer gets a noise seed of its own from `seed` and its name. So two models with layers of the same

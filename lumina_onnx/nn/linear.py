@@ -12,9 +12,9 @@ from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lumina_onnx._text import bits_text, noise_text, range_text
 from lumina_onnx.nn import _checks, _dispatch, _fx, _scope, _state, _streams, _torch_state
 from lumina_onnx.nn._parameters import quiet
-from lumina_onnx.nn._table import bits_text, noise_text, range_text
 from lumina_onnx.nn._wrappers import unwrapped
 from lumina_onnx.profile import OpticalProfile
 

@@ -29,7 +29,7 @@ class Prover:
 
     def equal(self, model: torch.nn.Module, *inputs: torch.Tensor) -> None:
         """PyTorch, ONNX Runtime and the reference give the same bits, in two runs with their noise."""
-        noisy = any(layer.noise != "off" for layer in lumina_onnx.exporter.inspect(self.path).layers)
+        noisy = any(layer.noise != "none" for layer in lumina_onnx.exporter.inspect(self.path).layers)
         session = lumina_onnx.load(self.path)
         feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
         for stream in range(2):

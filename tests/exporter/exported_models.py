@@ -64,7 +64,7 @@ def _case(name: str, model: nn.Module, x: Tensor, shape: list[str | int], tolera
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         (first, *_) = export(model, x[:2], path).layers
-        assert first.noise != "off"
+        assert first.noise != "none"
         content = path.read_bytes()
     outputs = []
     for stream in range(runs):

@@ -312,7 +312,7 @@ def test_noise_that_a_block_switched_off_is_kept_in_the_file(prover: Any, noisy:
 def test_noise_off(prover: Any, noisy: OpticalProfile) -> None:
     model = optical.convert(mlp(), noisy)
     report = prover.export(model, torch.randn(2, 9), noise="off")
-    assert [layer.noise for layer in report.layers] == ["off", "off"]
+    assert [layer.noise for layer in report.layers] == ["none", "none"]
     assert report.notes == []
     prover.equal(model, torch.randn(4, 9))
     session = lumina_onnx.load(prover.path)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -249,7 +250,7 @@ def test_inputs_that_belong_to_no_parameter(exported: tuple[Path, nn.Module], na
     assert why in str(caught.value)
     assert "allowed is the model that was exported" in str(caught.value)
     with pytest.raises(ValueError, match="exported with an input 'b', which it no longer has"):
-        Binding.read(onnx.load(path)).call({"a": X})  # type: ignore[union-attr]
+        Binding.read(ir.load(path)).call({"a": X})  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("said", [True, False])

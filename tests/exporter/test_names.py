@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,11 +93,11 @@ def test_names_that_others_have(prover: Any, noisy: OpticalProfile) -> None:
         "optical_linear",
     ]
     assert list(inspect(prover.path).inputs) == ["x", "weight_int4", "weight_scale"]
-    graph = onnx.load(prover.path).graph
-    names = [node.name for node, _ in nodes.walk(graph)]
+    graph = ir.load(prover.path).graph
+    names = [node.name for node in graph.all_nodes()]
     assert len(set(names)) == len(names)
-    values = [each.name for each in (*graph.input, *graph.initializer)]
-    values += [name for node, _ in nodes.walk(graph) for name in node.output]
+    values = [each.name for each in (*graph.inputs, *graph.initializers.values())]
+    values += [value.name for node in graph.all_nodes() for value in node.outputs]
     assert len(set(values)) == len(values)
     with torch.no_grad(), optical.noise(model):
         inputs = [torch.randn(3, 6) for _ in range(3)]

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lumina_onnx
 from lumina_onnx import OpticalProfile
-from lumina_onnx.exporter import inspect, rewrite
+from lumina_onnx.exporter import files, inspect, rewrite, verify
+from lumina_onnx.exporter.twin import float_twin
 
 W = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
 FLOAT = TensorProto.FLOAT
@@ -63,6 +66,26 @@ def test_sparse_tensors(tmp_path: Path) -> None:
     proto = model()
     proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [6, 6]))
     refused(tmp_path / "s.onnx", proto, ": its tensor 'S' is sparse; allowed are dense tensors$")
+    constant = helper.make_node("Constant", [], ["C"], sparse_value=proto.graph.sparse_initializer[0])
+    onnx.save(model([constant, helper.make_node("MatMul", ["X", "C"], ["Y"])]), tmp_path / "c.onnx")
+    assert inspect(tmp_path / "c.onnx").other_operators == {"Constant": 1, "MatMul": 1}
+
+
+def test_a_layer_beside_a_map(tmp_path: Path) -> None:
+    """Another tool may have added the map to a file of ours: its layers are verified, and it has a twin."""
+    rewritten(tmp_path / "s.onnx", model())
+    proto = onnx.load(tmp_path / "y.onnx")
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    proto.graph.node.append(
+        helper.make_node("ZipMap", ["Y"], ["Z"], domain="ai.onnx.ml", classlabels_int64s=list(range(6)))
+    )
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    proto.graph.output.append(helper.make_value_info("Z", helper.make_sequence_type_proto(kind)))
+    onnx.save(proto, tmp_path / "y.onnx")
+    assert verify(tmp_path / "y.onnx").ok
+    files.write(ir.to_proto(float_twin(tmp_path / "y.onnx")), tmp_path / "twin.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "twin.onnx")
+    assert [value.name for value in session.get_outputs()] == ["Y", "Z"]
 
 
 def test_a_reader_s_error_tells_its_cause(tmp_path: Path) -> None:

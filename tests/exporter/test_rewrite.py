@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.version_converter
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_a_transformer(tmp_path: Path) -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
     x = torch.randn(2, 5, 16)
     source = plain_export(layer, x, tmp_path / "source.onnx")
-    products = nodes.operators(onnx.load(source))
+    products = nodes.operators(ir.load(source))
     report = rewrite(source, tmp_path / "y.onnx", ANALOG)
     sizes = sorted((row.in_features, row.out_features) for row in report.layers)
     assert sizes[-3:] == [(16, 24), (16, 48), (24, 16)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import lumina_onnx
 from lumina_onnx import reference
 from lumina_onnx.exporter import files, inspect, nodes, rewrite, verify, watching
+from lumina_onnx.exporter.passes.show_layers import places
 from lumina_onnx.exporter.twin import float_twin
 from lumina_onnx.profile import OpticalProfile
 
@@ -193,11 +195,10 @@ def test_watching_changes_no_result(tmp_path: Path, content: list[onnx.NodeProto
     report = rewrite(source, tmp_path / "y.onnx", NOISY, calibration=[[X], [3 * X]], fallback=False)
     reached = [row for row in report.layers if row.input_range > 0]
     assert len(reached) == len(report.layers) - len(report.notes) >= 1
-    model = files.load(tmp_path / "y.onnx")
-    wanted = [[each.proto.input[0], each.proto.output[0]] for each in nodes.optical_nodes(model)]
-    watched = watching.Watched(model, wanted)
+    model = ir.load(tmp_path / "y.onnx")
+    watched = watching.Watched(model, range(len(nodes.optical_nodes(model))))
     assert watched.reasons == {}
-    copy = lumina_onnx.load(watched.model.SerializeToString())
+    copy = lumina_onnx.load(ir.to_proto(watched.model).SerializeToString())
     original = lumina_onnx.load(tmp_path / "y.onnx")
     for _ in range(2):
         for ours, expected in zip(
@@ -309,11 +310,10 @@ def test_weights_lie_in_the_graph_of_their_layer(tmp_path: Path) -> None:
         content = [node("MatMul", "X W", "x"), *loop(3)]
         content[-1].input[2] = "x"
         rewrite(write(tmp_path / "s.onnx", content), tmp_path / "y.onnx", profile)
-        model = onnx.load(tmp_path / "y.onnx")
-        places = list(watching.places(model.graph))
-        assert [len(place.steps) for place in places] == [0, 2, 2]
-        for place in places:
-            assert {tensor.name for tensor in place.graph.initializer} >= set(place.node.input[1:])
+        found = list(places(ir.load(tmp_path / "y.onnx").graph))
+        assert [len(place.steps) for place in found] == [0, 2, 2]
+        for place in found:
+            assert set(place.graph.initializers.values()) >= set(place.node.inputs[1:])
 
 
 def test_a_subgraphs_own_weights_go(tmp_path: Path) -> None:
@@ -338,8 +338,7 @@ def test_a_subgraphs_own_weights_go(tmp_path: Path) -> None:
     ]
     source = write(tmp_path / "s.onnx", main)
     report = rewrite(source, tmp_path / "y.onnx", OpticalProfile(8, 8, 8), fallback=False)
-    model = onnx.load(tmp_path / "y.onnx")
-    graphs = [model.graph, *(a.g for each, _ in nodes.walk(model.graph) for a in each.attribute if a.HasField("g"))]
+    graphs = files.graphs(onnx.load(tmp_path / "y.onnx").graph)
     stored = [tensor for each in graphs for tensor in each.initializer if np.prod(tensor.dims) >= size]
     assert sorted((tensor.data_type, tuple(tensor.dims)) for tensor in stored) == [
         (TensorProto.FLOAT, (size,)),

@@ -20,9 +20,10 @@ from onnx import helper, numpy_helper
 import lumina_kernel
 from lumina_onnx import nn as optical
 from lumina_onnx import schema
+from lumina_onnx._text import noise_text
 from lumina_onnx.exporter import export, inspect, rewrite
 from lumina_onnx.exporter.body import function
-from lumina_onnx.nn import _parameters, _table
+from lumina_onnx.nn import _parameters
 from lumina_onnx.profile import OpticalProfile
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +94,7 @@ def test_quiet_is_without_any_noise() -> None:
     assert [name for name in NAMES if getattr(profile, name) != getattr(unlike_defaults(), name)] == [*schema.NOISE]
     for name in schema.NOISE:
         assert profile.replace(**{name: 0.1})._has_noise
-        assert name.removeprefix("noise_") in _table.noise_text(profile.replace(**{name: 0.1}))
+        assert name.removeprefix("noise_") in noise_text(profile.replace(**{name: 0.1}))
 
 
 def test_a_pickle_keeps_the_fields_alone() -> None:

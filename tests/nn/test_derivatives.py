@@ -101,6 +101,25 @@ def test_saved_bytes_may_lie_anywhere_in_a_pool(offset: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("offset", [1, 5, 4096])
+def test_saved_bytes_whose_storage_was_freed(offset: int) -> None:
+    """They have their offset for an address, which is nobody's memory."""
+
+    def freed(tensor: Any) -> Any:
+        if tensor.dtype != torch.uint8:
+            return tensor
+        pool = torch.zeros(tensor.numel() + 8192, dtype=torch.uint8)
+        part = pool[offset : offset + tensor.numel()]
+        pool.untyped_storage().resize_(0)
+        return part
+
+    net, x = model(OpticalProfile(output_range=1.0)), batch()
+    with torch.autograd.graph.saved_tensors_hooks(freed, lambda tensor: tensor):
+        loss = squares(net)(x)
+    with pytest.raises(ValueError, match="saved"):
+        loss.backward()
+
+
 # A layer's state
 
 

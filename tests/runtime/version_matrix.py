@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lumina_onnx.exporter import body, nodes
+from lumina_onnx.exporter import body, nodes, passes
+from lumina_onnx.exporter.passes.silence_noise import SilenceNoise
 from lumina_onnx.exporter.verify import compare_body
 from lumina_onnx.exporter.watching import Watched
 
@@ -66,7 +68,7 @@ def write_cases(folder: Path) -> None:
             proto.ir_version = 9
             next(entry for entry in proto.opset_import if not entry.domain).version = OPSET
             proto.functions.append(body.function(OPSET))
-        noisy = any(node.attributes[law] for node in nodes.optical_nodes(proto) for law in nodes.NOISE)
+        noisy = any(node.is_noisy for node in nodes.optical_nodes(ir.from_proto(proto)))
         if noisy:
             (folder / f"{name}.noisy.onnx").write_bytes(proto.SerializeToString())
         write_body_case(folder / name, proto, feeds)
@@ -197,12 +199,12 @@ def shared(layers: list[Any]) -> bytes:
 
 
 def write_body_case(path: Path, model: onnx.ModelProto, feeds: Arrays) -> None:
-    """Writes a model that exposes its layers' inputs and outputs, without noise."""
-    model = nodes.without_noise(model)
-    layers = nodes.optical_nodes(model)
+    """A model whose layers show what they get and give, without noise."""
+    quiet, _ = passes.run(ir.from_proto(model), SilenceNoise())
+    layers = nodes.optical_nodes(quiet)
     assert len(layers) == 1 or not any(node.nested for node in layers), f"{path.name}: its one layer is its output"
-    watched = Watched(model, [[] if node.nested else [node.proto.input[0], node.proto.output[0]] for node in layers])
-    onnx.save(watched.model, f"{path}.body.onnx")
+    watched = Watched(quiet, [number for number, node in enumerate(layers) if not node.nested])
+    onnx.save(ir.to_proto(watched.model), f"{path}.body.onnx")
     np.savez(f"{path}.body.npz", **feeds)  # type: ignore[arg-type]
 
 
@@ -210,9 +212,9 @@ def check_bodies(cases: Path, results: Path) -> int:
     """Checks that layers are within tolerance in the runs that `version_matrix_child.py` kept; returns their number."""
     count = 0
     for path in sorted(cases.glob("*.body.onnx")):
-        model = onnx.load(path)
-        layers, names = nodes.optical_nodes(model), [value.name for value in model.graph.output]
-        shown = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+        model = ir.load(path)
+        layers, names = nodes.optical_nodes(model), [value.name for value in model.graph.outputs]
+        shown = {node.outputs[0].name: node.inputs[0].name for node in model.graph if node.op_type == "Identity"}  # type: ignore[union-attr]
         runs = sorted(results.glob(f"{path.name.removesuffix('.body.onnx')}.ran.*.npz"))
         assert runs, f"{path.name} did not run"
         for run in runs:
@@ -220,17 +222,18 @@ def check_bodies(cases: Path, results: Path) -> int:
             values = dict(np.load(path.with_suffix(".npz")))
             values |= {shown.get(name, name): outputs[f"arr_{index}"] for index, name in enumerate(names)}
             for layer in layers:
-                values.setdefault(layer.proto.output[0], outputs["arr_0"])
-                row = compare_body(layer, [(values[layer.proto.input[0]], values[layer.proto.output[0]])])
+                x, y = layer.node.inputs[0].name, layer.node.outputs[0].name  # type: ignore[union-attr]
+                values.setdefault(y, outputs["arr_0"])
+                row = compare_body(layer, [(values[x], values[y])])
                 assert row.ok, f"{run.name}: {layer.name} is {row.max_difference} away from the reference"
                 count += 1
     return count
 
 
 def check_sharing(cases: Path, results: Path) -> None:
-    """Checks that a session held one matrix for each W that layers share."""
-    layers = nodes.optical_nodes(onnx.load(cases / "shared.onnx"))
-    weights = {layer.proto.input[1] for layer in layers}
+    """Of each W that layers share, the session held one matrix."""
+    layers = nodes.optical_nodes(ir.load(cases / "shared.onnx"))
+    weights = {layer.weight for layer in layers}
     (shape,) = {(layer.in_features, layer.out_features) for layer in layers}
     assert len(weights) < len(layers)
     held = onnx.load(results / "shared.optimised.onnx").graph.initializer

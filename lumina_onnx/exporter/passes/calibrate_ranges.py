@@ -1,0 +1,122 @@
+"""P10: full scales are what layers see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lumina_onnx._histogram import Histogram, Method, full_scales
+from lumina_onnx.exporter import feeds
+from lumina_onnx.exporter.nodes import OpticalNode, is_optical, optical_nodes, set_attributes
+from lumina_onnx.exporter.watching import Executions, Watched
+from lumina_onnx.schema import DOMAIN, VERSION
+
+from . import Pass, PassResult, run
+from .silence_noise import SilenceNoise
+
+__all__ = ["CalibrateRanges"]
+
+
+class CalibrateRanges(Pass):
+    """P10: full scales are what layers see in batches of inputs: in the model with its noise off and dynamic ranges.
+
+    A layer in a subgraph sees as much as the subgraph is executed; of one that never is the ranges stay as they are.
+    A note for each layer whose ranges these batches do not tell.
+
+    Raises:
+        ValueError: batches that do not fit the model, or without a value, or with one that is not finite.
+    """
+
+    number = "P10"
+
+    def __init__(self, batches: Iterable[Any], method: Method, fraction: float) -> None:
+        """`batches` hold inputs of the model; `fraction` is what the method "percentile" keeps."""
+        self._batches = batches
+        self._method = method
+        self._fraction = fraction
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Sets the ranges of every layer that is seen."""
+        quiet, numbers = _quiet(model)
+        watched = Watched(quiet, numbers)
+        layers = optical_nodes(model)
+        histograms = [(Histogram(), Histogram()) for _ in layers]
+        batch_count = executions = 0
+        with watched.sessions() as fresh:
+            execute = fresh()
+        for batch in self._batches:
+            seen = _run(execute, feeds.read(quiet, batch), batch_count)
+            batch_count += 1
+            for layer, number, pair in zip(layers, numbers, histograms, strict=True):
+                executions += len(seen[number])
+                _count(layer.name, seen[number], pair)
+        if not any(inputs.count for inputs, _ in histograms) and (executions or not batch_count):
+            raise ValueError("calibration is empty: allowed is at least one batch with a value in it")
+        notes = []
+        for layer, number, pair in zip(layers, numbers, histograms, strict=True):
+            if number in watched.reasons:
+                reason = watched.reasons[number]
+                notes.append(f"{layer.name}: calibration does not see it, its ranges are the profile's ({reason})")
+            elif not pair[0].count:
+                notes.append(f"{layer.name}: no batch of the calibration reaches it, its ranges are the profile's")
+            else:
+                notes += self._set_ranges(layer, pair)
+        return PassResult(model, bool(layers), notes)
+
+    def _set_ranges(self, layer: OpticalNode, histograms: tuple[Histogram, Histogram]) -> list[str]:
+        """Sets a layer's ranges; notes on signals that were always 0."""
+        values = layer.attributes
+        noise = (values["noise_relative"], values["noise_additive"], values["noise_shot"])
+        bits = (values["input_bits"], values["output_bits"])
+        scales = full_scales(histograms, bits, noise, self._method, self._fraction)
+        set_attributes(layer.node, input_range=scales.input_range, output_range=(scales.output_range,))
+        return [f"{layer.name}: its {what} was always 0, its {what} range is dynamic" for what in scales.silent]
+
+
+def _run(execute: Callable[[feeds.Arrays], list[Executions]], arrays: feeds.Arrays, number: int) -> list[Executions]:
+    try:
+        return execute(arrays)
+    except Exception as error:
+        raise ValueError(
+            f"calibration: the model does not run on batch {number} ({feeds.described(arrays)}); "
+            f"ONNX Runtime says: {error}"
+        ) from error
+
+
+def _count(layer: str, executions: Executions, histograms: tuple[Histogram, Histogram]) -> None:
+    for arrays in executions:
+        for what, array, histogram in zip(("input", "output"), arrays, histograms, strict=True):
+            if not np.isfinite(array).all():
+                raise ValueError(f"calibration: the {what} of {layer} holds a value that is not finite")
+            histogram.add(np.ascontiguousarray(array, np.float32))
+
+
+def _quiet(model: ir.Model) -> tuple[ir.Model, list[int]]:
+    """A copy of the model without noise and static ranges, in which each layer has a copy without an ADC.
+
+    What the DAC and the ADC of the layer see is what that copy gets and gives. With the model come the numbers of these
+    copies among its optical nodes, in the order of the layers.
+    """
+    quiet, _ = run(model.clone(), SilenceNoise())
+    quiet.ir_version = max(quiet.ir_version, 4)
+    quiet.opset_imports[DOMAIN] = VERSION
+    copies = [_add_analog(layer) for layer in optical_nodes(quiet)]
+    order = {node: number for number, node in enumerate(filter(is_optical, quiet.graph.all_nodes()))}
+    return quiet, [order[copy] for copy in copies]
+
+
+def _add_analog(layer: OpticalNode) -> ir.Node:
+    """Takes a layer's static ranges away, and adds a copy of it without an ADC to its graph."""
+    node = layer.node
+    set_attributes(node, input_range=0.0, output_range=(0.0,))
+    # A bias after the ADC is none that the ADC sees.
+    inputs = node.inputs[: 3 if layer.attributes["bias_stage"] == "digital" else 4]
+    copy = ir.Node(node.domain, node.op_type, inputs, node.attributes, name=f"{node.name}/analog")
+    set_attributes(copy, output_bits=0)
+    copy.outputs[0].name = f"{node.outputs[0].name}/analog"
+    if node.graph is not None:
+        node.graph.append(copy)
+    return copy

@@ -1,0 +1,28 @@
+"""P01: an initializer of a file up to IR 3 is no input."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from . import Pass, PassResult
+
+__all__ = ["CloseInitializers"]
+
+
+class CloseInitializers(Pass):
+    """P01: an initializer of a file up to IR 3 is no input.
+
+    Up to then every one had to be an input as well; since then that lets callers replace it.
+    """
+
+    number = "P01"
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Takes stored tensors out of the graph's inputs."""
+        graph = model.graph
+        inputs = [value for value in graph.inputs if value.const_value is None]
+        closes = model.ir_version < 4 and len(inputs) < len(graph.inputs)
+        if closes:
+            graph.inputs.clear()
+            graph.inputs.extend(inputs)
+        return PassResult(model, closes)

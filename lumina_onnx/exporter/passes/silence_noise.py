@@ -1,0 +1,24 @@
+"""P05: no layer draws noise."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lumina_onnx.exporter.nodes import NOISE, optical_nodes, set_attributes
+
+from . import Pass, PassResult
+
+__all__ = ["SilenceNoise"]
+
+
+class SilenceNoise(Pass):
+    """P05: no layer draws noise: each of its levels is 0."""
+
+    number = "P05"
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Changes every layer."""
+        layers = optical_nodes(model)
+        for layer in layers:
+            set_attributes(layer.node, **dict.fromkeys(NOISE, 0.0))
+        return PassResult(model, any(layer.is_noisy for layer in layers))

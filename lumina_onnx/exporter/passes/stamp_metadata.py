@@ -1,0 +1,61 @@
+"""P14: a file says which hardware it is for, and who wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import onnx_ir as ir
+
+import lumina_kernel
+from lumina_onnx.exporter.nodes import optical_nodes
+from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION, VERSION_ATTRIBUTE
+
+from . import Pass, PassResult
+
+__all__ = ["StampMetadata"]
+
+_PROFILE = "lumina.profile."
+"""How the keys begin under which a hardware stands with the layers that run on it."""
+
+
+class StampMetadata(Pass):
+    """P14: a file says which hardware it is for, and who wrote it.
+
+    Whoever made the model stays its producer. Each distinct hardware has a key of its own in the metadata, made from
+    what it holds, so that those of two files can be merged. Nodes and values have the names that they are listed by.
+    """
+
+    number = "P14"
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Sets versions, producer, names and metadata."""
+        model.opset_imports[DOMAIN] = VERSION
+        if not model.producer_name:
+            model.producer_name, model.producer_version = "lumina_onnx", lumina_kernel.__version__
+        ir.passes.common.NameFixPass()(model)
+        for key in [key for key in model.metadata_props if key.startswith(_PROFILE)]:
+            del model.metadata_props[key]
+        profiles = [json.dumps(profile) for profile in _profiles(model)]
+        model.metadata_props.update(
+            {
+                "lumina.version": lumina_kernel.__version__,
+                "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
+                **{f"{_PROFILE}{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for text in profiles},
+            }
+        )
+        return PassResult(model, modified=True)
+
+
+def _profiles(model: ir.Model) -> list[dict[str, Any]]:
+    """Each distinct hardware with the layers that run on it. Ranges are each layer's own and stand in its node."""
+    groups: dict[str, dict[str, Any]] = {}
+    for layer in optical_nodes(model):
+        profile = {
+            name: attribute.value
+            for name, attribute in layer.node.attributes.items()
+            if name not in ("seed", "in_features", "input_range", "output_range", VERSION_ATTRIBUTE)
+        }
+        groups.setdefault(json.dumps(profile), {**profile, "layers": []})["layers"].append(layer.node.name)
+    return list(groups.values())

@@ -1,0 +1,130 @@
+"""P08: weights are stored as the operator reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import lumina_kernel
+from lumina_onnx.exporter.constants import ConstantError, Constants
+from lumina_onnx.exporter.names import Names
+from lumina_onnx.exporter.nodes import OpticalNode, optical_nodes, set_attributes
+
+from . import Pass, PassResult
+
+__all__ = ["PACKED_BITS", "StoreWeights"]
+
+PACKED_BITS = (1, 2, 4)
+"""Weight bits whose codes share bytes; the others up to 8 take a byte each, and 9..16 stay float32."""
+
+
+class StoreWeights(Pass):
+    """P08: W, W_scale and B of a layer are initializers of the node's own graph, W quantised to its bits.
+
+    Before 1.29 ONNX Runtime shows a custom operator in a subgraph no constants of the graphs around it. In each graph a
+    W is stored, and quantised, once, however many of its nodes read it at the same bits. What nothing reads any more
+    stays for :class:`.remove_unused.RemoveUnused`.
+
+    Raises:
+        ValueError: a W or B that is no float32 constant or not finite, or parameters that do not fit the layer's
+            size, naming the node.
+    """
+
+    number = "P08"
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replaces the inputs of every layer but X."""
+        known, names = Constants(model), Names(name for graph in model.graphs() for name in graph.initializers)
+        stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
+        layers = optical_nodes(model)
+        for layer in layers:
+            node, bits = layer.node, layer.attributes["weight_bits"]
+            weight = _float_constant(known, layer, 1, "weight")
+            bias = None if layer.input(3) is None else _float_constant(known, layer, 3, "bias")
+            _check(layer, weight, bias)
+            key = (node.graph, bits, weight.shape, hashlib.sha256(weight.data).digest())
+            if key not in stored:
+                stored[key] = _store(layer, names, bits, weight)
+            values = list(stored[key])
+            if bias is not None:
+                values.append(_own(layer, 3) or _add(layer, names, f"{layer.name}.bias", bias))
+            if bits in PACKED_BITS:
+                set_attributes(node, in_features=weight.shape[1])
+            for index, value in enumerate(values, start=1):
+                node.replace_input_with(index, value)
+        return PassResult(model, bool(layers))
+
+
+def _check(layer: OpticalNode, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
+    """Refuses here what a session would refuse when it loads the file.
+
+    The kernel is asked about a matrix of one column and one of one row, which says all that depends on the sizes, so
+    that it does not quantise W for the question.
+    """
+    values = {name: each.value for name, each in layer.node.attributes.items() if name != "seed"}
+    try:
+        params = lumina_kernel.Params(**values)
+        column, row = weight, weight[:1]
+        if weight.ndim == 2:
+            column, row = (np.zeros(shape, np.float32) for shape in (weight[:, :1].shape, weight[:1].shape))
+        lumina_kernel.PreparedLayer(params, column, bias)
+        lumina_kernel.PreparedLayer(lumina_kernel.Params(**values | {"output_range": values["output_range"][:1]}), row)
+    except ValueError as error:
+        raise ValueError(f"{layer.name}: {error}") from error
+
+
+def _store(layer: OpticalNode, names: Names, bits: int, weight: NDArray[np.float32]) -> tuple[ir.Value, ir.Value]:
+    """W ``[N, K]`` and W_scale ``[N]`` as initializers."""
+    source = layer.input(1)
+    base = source.name if source is not None and source.is_initializer() else f"{layer.name}.weight"
+    if bits == 0:
+        scale = np.ones(len(weight), dtype=np.float32)
+    else:
+        codes, scale = lumina_kernel.quantize_weight(weight, bits)
+    if 1 <= bits <= 8:
+        stored = lumina_kernel.pack_weight(codes.astype(np.int8), bits) if bits in PACKED_BITS else codes
+        value = _add(layer, names, f"{base}_int{bits}", stored)
+    else:
+        value = _own(layer, 1) or _add(layer, names, base, weight)
+    return value, _add(layer, names, f"{base}_scale", scale)
+
+
+def _own(layer: OpticalNode, index: int) -> ir.Value | None:
+    """An input of a node that is an initializer of its graph already."""
+    value = layer.input(index)
+    return value if value is not None and value.is_initializer() and value.graph is layer.node.graph else None
+
+
+def _float_constant(known: Constants, layer: OpticalNode, index: int, name: str) -> NDArray[np.float32]:
+    value = layer.input(index)
+    allowed = "allowed is a parameter, a buffer or something computed from those alone"
+    if value is None:
+        raise ValueError(f"{layer.name}: it has no {name}; {allowed}")
+    try:
+        array = known.array(value)
+    except ConstantError as error:
+        raise ValueError(f"{layer.name}: its {name} is {error}; {allowed}") from error
+    if array.dtype != np.float32:
+        raise ValueError(f"{layer.name}: {name} has dtype {array.dtype}; allowed is float32 (model.float())")
+    array = np.ascontiguousarray(array)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{layer.name}: {name}{list(at)} = {array[at]}; allowed is a finite number")
+    return array
+
+
+def _add(layer: OpticalNode, names: Names, name: str | None, array: NDArray[Any]) -> ir.Value:
+    """A new initializer of a node's graph, its name made unique."""
+    graph = layer.node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{layer.name} lies in a function, which has no initializers; allowed are graphs")
+    unique = names.unused(name or "constant", first=1)
+    tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,39 @@
+"""Sessions of ONNX Runtime on the CPU, with the operator's library and without."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lumina_onnx
+from lumina_onnx.runtime import silent_options
+
+__all__ = ["session"]
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_CHOOSY = "HasExternalDataInMemory"
+"""In what ONNX Runtime 1.24 to 1.27 say where an `If` that they decide holds large constants."""
+
+
+def session(path: str | os.PathLike[str], *, library: bool = True) -> Any:
+    """A session of a file that knows the operator, or one that does not.
+
+    Raises:
+        RuntimeError: ONNX Runtime 1.24 to 1.27 without the library, and a file in which a branch holds large constants.
+    """
+    if library:
+        return lumina_onnx.load(path, sess_options=silent_options(), providers=_PROVIDERS)
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
+    except Exception as error:
+        if _CHOOSY not in str(error):
+            raise
+        raise RuntimeError(
+            f"onnxruntime = {onnxruntime.__version__}: releases 1.24 to 1.27 do not load this file without the "
+            "operator's library, since they cannot fold more than 127 bytes of constants in a branch of an If. Either "
+            "the model has an optical layer in an If whose condition is constant, or an older lumina_onnx wrote the "
+            "file: then write it anew. Allowed is a session with the library, one without graph optimisation, or "
+            "another release of onnxruntime"
+        ) from error
