@@ -138,7 +138,8 @@ def _unreadable(**tensors: Tensor | None) -> ValueError:
 
 def _has_memory(tensor: Tensor) -> bool:
     try:
-        return tensor.data_ptr() != 0 or tensor.numel() == 0
+        # A view into a storage that was freed has its offset for an address.
+        return tensor.numel() == 0 or (tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() != 0)
     except RuntimeError:  # of a wrapper
         return False
 
