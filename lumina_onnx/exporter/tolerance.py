@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lumina_onnx import reference as plain
+from lumina_onnx.schema import NOISE
 
 __all__ = ["allowed", "is_within"]
 
@@ -46,7 +47,7 @@ def allowed(
     The arguments are those of :func:`lumina_onnx.reference.optical_linear`. Where the reference is NaN the body must
     be; where the distance is infinite anything goes.
     """
-    quiet = {"noise_relative": 0.0, "noise_additive": 0.0, "noise_shot": 0.0}
+    quiet = dict.fromkeys(NOISE, 0.0)
     settings = attributes | quiet | {"weight_scale": weight_scale}
     y = plain.optical_linear(x, weight, bias, **settings)
     bits, k = settings["output_bits"], x.shape[-1]

@@ -111,7 +111,8 @@ pub struct NoiseLevels {
 impl NoiseLevels {
     /// Whether any noise is drawn.
     pub fn any(&self) -> bool {
-        self.relative != 0.0 || self.additive != 0.0 || self.shot != 0.0
+        let NoiseLevels { relative, additive, shot } = *self;
+        relative != 0.0 || additive != 0.0 || shot != 0.0
     }
 
     /// Whether sigma reads the full scale R.

@@ -39,8 +39,6 @@ const ROW_COSTS_OF_TILES: &RowCosts = &[(32, 100), (16, 150)];
 /// Products on matrix tiles with weights that do not fit a core's own caches: reading them is so slow that each read
 /// should serve many rows.
 const ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS: &RowCosts = &[(128, 100), (96, 110), (64, 122), (32, 153), (16, 250)];
-/// Bytes from which weights do not fit a core's own caches.
-const FAR_BYTES: usize = 3 << 19;
 
 const _: () = assert!(TASK_ROWS >= ROW_COSTS_OF_NARROW_FLOATS[0].0 && COLUMN_CUT_ROWS <= CODE_ROWS);
 

@@ -12,10 +12,6 @@ use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, 
 use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
-/// Approximately how many bytes of weights a core's own caches hold. Prefetching what is already there costs more than
-/// it saves.
-const NEAR_BYTES: usize = 3 << 19;
-
 /// Rows of X as the product reads them.
 #[derive(Clone, Copy)]
 pub(super) enum StagedRows<'a> {

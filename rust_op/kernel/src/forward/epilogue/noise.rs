@@ -16,10 +16,12 @@ pub(super) enum Law {
 
 impl Law {
     pub(super) fn of(levels: NoiseLevels) -> Self {
-        match levels {
-            NoiseLevels { additive: 0.0, shot: 0.0, .. } => Law::Relative,
-            NoiseLevels { relative: 0.0, shot: 0.0, .. } => Law::Additive,
-            NoiseLevels { relative: 0.0, additive: 0.0, .. } => Law::Shot,
+        // Without `..`, so that a law that is added has to be told apart here.
+        let NoiseLevels { relative, additive, shot } = levels;
+        match [relative != 0.0, additive != 0.0, shot != 0.0] {
+            [_, false, false] => Law::Relative,
+            [false, _, false] => Law::Additive,
+            [false, false, _] => Law::Shot,
             _ => Law::Several,
         }
     }
