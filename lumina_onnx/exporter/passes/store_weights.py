@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,13 +68,19 @@ def _check(layer: OpticalNode, weight: NDArray[np.float32], bias: NDArray[np.flo
     that it does not quantise W for the question.
     """
     values = {name: each.value for name, each in layer.node.attributes.items() if name != "seed"}
-    try:
-        params = lumina_kernel.Params(**values)
-        column, row = weight, weight[:1]
-        if weight.ndim == 2:
-            column, row = (np.zeros(shape, np.float32) for shape in (weight[:, :1].shape, weight[:1].shape))
-        lumina_kernel.PreparedLayer(params, column, bias)
+    column, row = weight, weight[:1]
+    if weight.ndim == 2:
+        column, row = (np.zeros(shape, np.float32) for shape in (weight[:, :1].shape, weight[:1].shape))
+    with _naming(layer):
+        lumina_kernel.PreparedLayer(lumina_kernel.Params(**values), column, bias)
         lumina_kernel.PreparedLayer(lumina_kernel.Params(**values | {"output_range": values["output_range"][:1]}), row)
+
+
+@contextlib.contextmanager
+def _naming(layer: OpticalNode) -> Iterator[None]:
+    """Puts the layer's name before what the kernel says."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from error
 
@@ -84,7 +92,8 @@ def _store(layer: OpticalNode, names: Names, bits: int, weight: NDArray[np.float
     if bits == 0:
         scale = np.ones(len(weight), dtype=np.float32)
     else:
-        codes, scale = lumina_kernel.quantize_weight(weight, bits)
+        with _naming(layer):
+            codes, scale = lumina_kernel.quantize_weight(weight, bits)
     if 1 <= bits <= 8:
         stored = lumina_kernel.pack_weight(codes.astype(np.int8), bits) if bits in PACKED_BITS else codes
         value = _add(layer, names, f"{base}_int{bits}", stored)
