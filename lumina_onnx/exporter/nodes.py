@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
 from .onnx_schema import defaults
 from .report import Layer
 
 __all__ = [
-    "NOISE",
     "RENAMED",
     "OpticalNode",
     "body_bytes",
@@ -28,7 +27,6 @@ __all__ = [
     "subgraphs",
 ]
 
-NOISE = ("noise_relative", "noise_additive", "noise_shot")
 
 RENAMED = (
     "a renamed copy of the operator's function, as onnx.compose.add_prefix makes it: it runs without the operator's "

@@ -25,7 +25,7 @@ from lumina_onnx import nn as optical
 from lumina_onnx import reference
 from lumina_onnx.exporter import body, inspect, nodes, tolerance, verify
 from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import PARAMETERS
+from lumina_onnx.schema import NOISE, PARAMETERS
 
 LEVELS = onnxruntime.GraphOptimizationLevel
 EVERY_LEVEL = [LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_ALL]
@@ -238,7 +238,7 @@ def sharing(storage: str, bits: int) -> tuple[onnx.ModelProto, dict[str, dict[st
         made.output[:] = [name]
         made.attribute.extend(helper.make_attribute(key, value) for key, value in others.items())  # type: ignore[attr-defined]
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        if not set(nodes.NOISE) & set(others):  # type: ignore[call-overload]
+        if not set(NOISE) & set(others):  # type: ignore[call-overload]
             quiet[name] = arguments | others  # type: ignore[operator]
     return model, quiet
 

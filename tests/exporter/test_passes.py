@@ -39,7 +39,7 @@ from lumina_onnx.exporter.passes.state_defaults import StateDefaults
 from lumina_onnx.exporter.passes.store_weights import StoreWeights
 from lumina_onnx.exporter.watching import Watched
 from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import PARAMETERS, VERSION_ATTRIBUTE
+from lumina_onnx.schema import NOISE, PARAMETERS, VERSION_ATTRIBUTE
 
 W = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 X = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
@@ -55,7 +55,7 @@ def layer(x: ir.Value, name: str, weight: ir.Value, **attributes: Any) -> ir.Nod
     scale = stored(f"{name}.scale", np.ones(len(weight.const_value.numpy()), np.float32))  # type: ignore[union-attr]
     node = ir.Node("lumina", "OpticalLinear", [x, weight, scale], name=name)
     spec = {"input_bits": 8, "weight_bits": 8, "output_bits": 8, "input_range": 0.0, "output_range": (0.0,)}
-    spec |= {**dict.fromkeys(nodes.NOISE, 0.0), "bias_stage": "analog", "seed": 0}
+    spec |= {**dict.fromkeys(NOISE, 0.0), "bias_stage": "analog", "seed": 0}
     nodes.set_attributes(node, **spec | attributes)
     node.outputs[0].name = f"y_{name}"
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lumina_onnx.exporter.linears import Linear
-from lumina_onnx.exporter.nodes import NOISE, set_attributes
+from lumina_onnx.exporter.nodes import set_attributes
 from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION
+from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, VERSION
 
 from . import Pass, PassResult
 

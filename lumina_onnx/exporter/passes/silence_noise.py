@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lumina_onnx.exporter.nodes import NOISE, optical_nodes, set_attributes
+from lumina_onnx.exporter.nodes import optical_nodes, set_attributes
+from lumina_onnx.schema import NOISE
 
 from . import Pass, PassResult
 
