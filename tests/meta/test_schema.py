@@ -91,7 +91,8 @@ def stub_signature(name: str) -> inspect.Signature:
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in lumina_kernel.__all__ if callable(getattr(lumina_kernel, name))],
+    # A `Saved` is made by `forward_train` alone.
+    [name for name in lumina_kernel.__all__ if callable(getattr(lumina_kernel, name)) and name != "Saved"],
 )
 def test_the_stub_has_the_signatures_of_the_module(name: str) -> None:
     assert stub_signature(name) == inspect.signature(getattr(lumina_kernel, name))
