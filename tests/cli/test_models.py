@@ -373,7 +373,7 @@ def test_bench_refuses_other_targets(lumina: Any, model: Any, target: str, words
 def test_bench_help_shows_what_stands_in_brackets(lumina: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = " ".join(lumina("bench", "--help").stdout.replace("│", " ").split())
-    assert "[default: 1, 2, 3, 4, 8 and so on, to all usable cores]" in text
+    assert "[default: 1, 2, 3, 4, 8 and so on, up to all usable cores]" in text
     assert "pip install 'lumina-onnx[plot]'" in text
 
 
