@@ -20,7 +20,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectReport:
         OSError: nothing is there, or a file that it keeps its data in is missing.
         ValueError: it is no ONNX model, or its data are not as it says.
     """
-    loaded = load(path, maps=True, sparse=True)
+    loaded = load(path, maps=True, sparse="left out")
     model = loaded.model
     return InspectReport(
         path=str(path),

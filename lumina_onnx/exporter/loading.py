@@ -11,10 +11,13 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
+from onnx import numpy_helper
 
 from lumina_onnx.schema import DOMAIN, OPERATOR
 
@@ -38,15 +41,21 @@ class Loaded:
     """What the model was made of, for what takes nothing else."""
 
 
-def load(path: str | os.PathLike[str], *, argument: str = "path", maps: bool = False, sparse: bool = False) -> Loaded:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    argument: str = "path",
+    maps: bool = False,
+    sparse: Literal["refused", "dense", "left out"] = "refused",
+) -> Loaded:
     """Reads a model, those functions put in place that have optical layers inside.
 
     Args:
         path: the file.
         argument: what messages call `path`.
         maps: whether the file may hold values that are maps, which onnx_ir does not know: they have no type then.
-        sparse: whether it may hold sparse tensors, which onnx_ir does not know: the model lacks them then, and is
-            only to be looked at.
+        sparse: what becomes of sparse tensors, which onnx_ir does not know: they are refused, made dense, or left out
+            of a model that is only looked at.
 
     Raises:
         OSError: nothing is there, or it cannot be read; a data file is missing.
@@ -112,7 +121,7 @@ def _nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodePro
                 yield from _nodes(subgraph)
 
 
-def _prepare(message: onnx.ModelProto, named: str, maps: bool, sparse: bool) -> None:
+def _prepare(message: onnx.ModelProto, named: str, maps: bool, sparse: str) -> None:
     """Leaves out what onnx_ir drops or refuses, or refuses it."""
     for graph in files.graphs(message.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -125,15 +134,28 @@ def _prepare(message: onnx.ModelProto, named: str, maps: bool, sparse: bool) -> 
                     )
                 value.ClearField("type")
         for tensor in graph.sparse_initializer:
-            if not sparse:
+            if sparse == "refused":
                 raise ValueError(f"{named}: its tensor {tensor.values.name!r} is sparse; allowed are dense tensors")
-    for part in (message.graph, *message.functions) if sparse else ():
+        if sparse == "dense":
+            graph.initializer.extend(map(_dense, graph.sparse_initializer))
+            del graph.sparse_initializer[:]
+    for part in (message.graph, *message.functions) if sparse == "left out" else ():
         for node in _nodes(part):
             kept = [each for each in node.attribute if each.type not in _SPARSE]
             if len(kept) < len(node.attribute):
                 copies = [onnx.AttributeProto.FromString(each.SerializeToString()) for each in kept]
                 del node.attribute[:]
                 node.attribute.extend(copies)
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """The tensor with its zeros, which has the name of its values."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    # Either each place is one number, counted in row-major order, or one for each axis.
+    where = np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)
+    dense[where] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 _SPARSE = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)

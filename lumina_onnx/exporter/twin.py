@@ -24,7 +24,7 @@ def float_twin(path: str | os.PathLike[str]) -> ir.Model:
         FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or one whose weights are
             computed in the graph.
     """
-    model = load(path, maps=True).model
+    model = load(path, maps=True, sparse="dense").model
     if not optical_nodes(model):
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node")
     twin, _ = run(model, FloatLayers())

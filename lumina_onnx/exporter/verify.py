@@ -85,7 +85,7 @@ def verify(
         RuntimeError: a file that ONNX Runtime 1.24 to 1.27 cannot load without the library, in one of these.
         Exception: what ONNX Runtime raises where it cannot load or run the file.
     """
-    model = load(path, maps=True).model
+    model = load(path, maps=True, sparse="dense").model
     layers = nodes.optical_nodes(model)
     renamed = nodes.renamed(model)
     if not layers:

@@ -21,6 +21,7 @@ from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.linear import OpticalLinear, optical_layers
 from lumina_onnx.profile import OpticalProfile
+from lumina_onnx.schema import NOISE
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _set_ranges(
             name, profile.input_range, max(kept) if isinstance(kept, tuple) else kept, 0.0, 0.0, 0, "never called"
         )
     bits = (profile.input_bits, profile.output_bits)
-    noise = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
+    noise = tuple(getattr(profile, name) for name in NOISE)
     scales = full_scales((inputs, outputs), bits, noise, method, fraction)
     input_range, output_range = scales.input_range, scales.output_range
     layer.profile = profile.replace(input_range=input_range, output_range=output_range)

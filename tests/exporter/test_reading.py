@@ -71,6 +71,27 @@ def test_sparse_tensors(tmp_path: Path) -> None:
     assert inspect(tmp_path / "c.onnx").other_operators == {"Constant": 1, "MatMul": 1}
 
 
+@pytest.mark.parametrize("axes", [False, True])
+def test_a_layer_beside_a_sparse_tensor(tmp_path: Path, axes: bool) -> None:
+    """ONNX Runtime runs it, and so it is verified and has a twin."""
+    rewritten(tmp_path / "s.onnx", model())
+    proto = onnx.load(tmp_path / "y.onnx")
+    places = np.array([[0, 1], [1, 3], [2, 5]]) if axes else np.array([1, 9, 17])
+    values = numpy_helper.from_array(np.array([0.5, -1.0, 2.0], np.float32), "S")
+    indices = numpy_helper.from_array(places.astype(np.int64), "S_indices")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 6]))
+    proto.graph.node.append(helper.make_node("Add", ["S", "S"], ["Z"]))
+    proto.graph.output.append(helper.make_tensor_value_info("Z", FLOAT, [3, 6]))
+    onnx.save(proto, tmp_path / "y.onnx")
+    assert verify(tmp_path / "y.onnx").ok
+    files.write(ir.to_proto(float_twin(tmp_path / "y.onnx")), tmp_path / "twin.onnx")
+    x = {"X": np.zeros((1, 6), np.float32)}
+    theirs = onnxruntime.InferenceSession(tmp_path / "twin.onnx").run(["Z"], x)[0]
+    expected = np.zeros((3, 6), np.float32)
+    expected[[0, 1, 2], [1, 3, 5]] = [1.0, -2.0, 4.0]
+    np.testing.assert_array_equal(theirs, expected)
+
+
 def test_a_layer_beside_a_map(tmp_path: Path) -> None:
     """Another tool may have added the map to a file of ours: its layers are verified, and it has a twin."""
     rewritten(tmp_path / "s.onnx", model())

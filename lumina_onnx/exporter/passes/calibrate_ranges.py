@@ -12,7 +12,7 @@ from lumina_onnx._histogram import Histogram, Method, full_scales
 from lumina_onnx.exporter import feeds
 from lumina_onnx.exporter.nodes import OpticalNode, is_optical, optical_nodes, set_attributes
 from lumina_onnx.exporter.watching import Executions, Watched
-from lumina_onnx.schema import DOMAIN, VERSION
+from lumina_onnx.schema import DOMAIN, NOISE, VERSION
 
 from . import Pass, PassResult, run
 from .silence_noise import SilenceNoise
@@ -69,7 +69,7 @@ class CalibrateRanges(Pass):
     def _set_ranges(self, layer: OpticalNode, histograms: tuple[Histogram, Histogram]) -> list[str]:
         """Sets a layer's ranges; notes on signals that were always 0."""
         values = layer.attributes
-        noise = (values["noise_relative"], values["noise_additive"], values["noise_shot"])
+        noise = tuple(values[name] for name in NOISE)
         bits = (values["input_bits"], values["output_bits"])
         scales = full_scales(histograms, bits, noise, self._method, self._fraction)
         set_attributes(layer.node, input_range=scales.input_range, output_range=(scales.output_range,))

@@ -53,7 +53,12 @@ proptest! {
 fn all_codes_at_their_largest() {
     let signs = [(1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)];
     // The longest rows, then enough rows for every tile: both take sums of 16 bits to their limit.
-    for (m, k, bits) in [(5, 131_072, &[1, 2, 4, 8][..]), (13, 1100, &[1, 2, 3, 4, 7, 8][..])] {
+    for (m, k, bits) in [
+        (5, 131_072, &[1, 2, 4, 8][..]),
+        (17, 131_072, &[4, 8]),
+        (13, 1100, &[1, 2, 3, 4, 7, 8]),
+        (33, 1100, &[1, 2, 4, 8]),
+    ] {
         for (x_sign, w_sign) in signs {
             for weight_bits in bits.iter().copied() {
                 let case = Case {

@@ -40,7 +40,11 @@ const ROW_COSTS_OF_TILES: &RowCosts = &[(32, 100), (16, 150)];
 /// should serve many rows.
 const ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS: &RowCosts = &[(128, 100), (96, 110), (64, 122), (32, 153), (16, 250)];
 
-const _: () = assert!(TASK_ROWS >= ROW_COSTS_OF_NARROW_FLOATS[0].0 && COLUMN_CUT_ROWS <= CODE_ROWS);
+const _: () = {
+    assert!(ROW_COSTS[0].0 <= TASK_ROWS && ROW_COSTS_OF_NARROW_FLOATS[0].0 <= TASK_ROWS);
+    assert!(ROW_COSTS_OF_TILES[0].0 <= CODE_ROWS && ROW_COSTS_OF_TILES_AND_FAR_WEIGHTS[0].0 <= CODE_ROWS);
+    assert!(COLUMN_CUT_ROWS <= CODE_ROWS);
+};
 
 /// Rows of a task in a call of `m` rows: the choice with which the busiest thread finishes soonest.
 fn rows_per_task(m: usize, threads: usize, costs: &RowCosts) -> usize {

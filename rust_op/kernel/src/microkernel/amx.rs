@@ -42,6 +42,9 @@ pub(crate) const fn tile_stride(k: usize) -> usize {
 #[repr(C, align(64))]
 pub(crate) struct Sums(pub(crate) [[i32; PANEL]; SUM_ROWS]);
 
+// As far apart as the groups of a panel, which the instructions take for both.
+const _: () = assert!(size_of::<[i32; PANEL]>() == BLOCK_BYTES);
+
 impl Sums {
     pub(crate) const fn zeros() -> Self {
         Sums([[0; PANEL]; SUM_ROWS])

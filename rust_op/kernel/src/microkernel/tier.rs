@@ -51,15 +51,13 @@ macro_rules! tiers {
         }
 
         impl Tier {
-            /// The tiers of this processor, slowest first.
-            pub fn available() -> Vec<Tier> {
+            /// The tiers of this processor but `amx`, slowest first.
+            fn without_tiles() -> Vec<Tier> {
                 let mut tiers = Vec::new();
                 $(
                     $(#[$where])*
                     tiers.extend(<$isa>::detect().map(|isa| Tier { token: Token::$variant(isa), tiles: None }));
                 )+
-                let tiled = tiers.last().filter(|tier| tier.can_have_tiles()).copied();
-                tiers.extend(tiled.and_then(|tier| Tiles::detect().map(|tiles| Tier { tiles: Some(tiles), ..tier })));
                 tiers
             }
 
@@ -91,13 +89,28 @@ tiers! {
 }
 
 impl Tier {
+    /// The tiers of this processor, slowest first. Where it has matrix tiles, this asks the system for their use.
+    pub fn available() -> Vec<Tier> {
+        let mut tiers = Tier::without_tiles();
+        let tiled = tiers.last().filter(|tier| tier.can_have_tiles()).copied();
+        tiers.extend(tiled.and_then(|tier| Tiles::detect().map(|tiles| Tier { tiles: Some(tiles), ..tier })));
+        tiers
+    }
+
     /// The fastest tier, or the one that the environment variable `LUMINA_ISA` names.
+    ///
+    /// The use of matrix tiles makes the frames of a process's signals larger for good, so it is not asked for where
+    /// another tier is named.
     ///
     /// # Errors
     /// `LUMINA_ISA` names a tier that this processor lacks.
     pub fn selected() -> Result<Tier, Error> {
+        let named = std::env::var_os("LUMINA_ISA").map(|name| name.to_string_lossy().into_owned());
+        if let Some(tier) = Tier::without_tiles().into_iter().find(|tier| named.as_deref() == Some(tier.name())) {
+            return Ok(tier);
+        }
         let available = Tier::available();
-        match std::env::var_os("LUMINA_ISA").map(|name| name.to_string_lossy().into_owned()) {
+        match named {
             None => Ok(*available.last().expect("the portable tier")),
             Some(name) => available.iter().find(|tier| tier.name() == name).copied().ok_or_else(|| Error::Tier {
                 name,

@@ -8,6 +8,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -28,9 +29,16 @@ impl Tiles {
     /// Configures the calling thread's tiles until the value is dropped. A task does so once.
     pub(crate) fn configure(self) -> ConfiguredTiles {
         static CONFIGURATION: Configuration = Configuration::whole();
+        // Whoever releases first would take them from the other.
+        assert!(!CONFIGURED.replace(true), "a thread configures its tiles once");
         // SAFETY: `self` proves the instruction; the configuration is 64 bytes that palette 1 allows.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly));
+            asm!(
+                "ldtilecfg [{}]", in(reg) &raw const CONFIGURATION,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
         }
         ConfiguredTiles(PhantomData)
     }
@@ -160,6 +168,8 @@ impl ConfiguredTiles {
                     stride = in(reg) stride,
                     block = in(reg) BLOCK_BYTES,
                     sums = in(reg) sums,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 );
             } else {
@@ -184,6 +194,7 @@ impl ConfiguredTiles {
                     stride = in(reg) stride,
                     block = in(reg) BLOCK_BYTES,
                     sums = in(reg) sums,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 );
             }
@@ -191,11 +202,22 @@ impl ConfiguredTiles {
     }
 }
 
+thread_local! {
+    /// Whether a [`ConfiguredTiles`] of this thread is alive.
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Drop for ConfiguredTiles {
     fn drop(&mut self) {
+        CONFIGURED.set(false);
         // SAFETY: the value was made with the permission to use tiles.
         unsafe {
-            asm!("tilerelease", options(nostack, nomem));
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem),
+            );
         }
     }
 }
