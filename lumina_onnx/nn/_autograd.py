@@ -1,10 +1,11 @@
-"""The straight-through gradient, for each of the ways in which torch asks for one.
+"""The straight-through gradient, for each way in which torch can ask for it.
 
-- The operators of :mod:`._operators` have theirs registered here.
-- :class:`TrainNow`, and :class:`TrainUnderNoise` inside a block of ``noise``: a plain eager call.
-- :class:`TrainTransformed`: under the transforms of torch.func, which an operator's autograd has not.
+- The gradients of the operators in :mod:`._operators` are registered here.
+- :class:`TrainNow` serves plain eager calls, :class:`TrainUnderNoise` those inside a block that turns the noise off or
+  fixes it.
+- :class:`TrainTransformed` serves the transforms of torch.func, which an operator's autograd does not support.
 
-There is no second derivative and no forward mode, and who asks for one is told so.
+There is no second derivative and no forward mode; asking for either raises an error that says so.
 """
 
 from collections.abc import Sequence
@@ -36,10 +37,10 @@ NO_FORWARD_MODE = (
 
 
 def _without_derivative(gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients that require one themselves, and say why they have none when they are asked.
+    """The gradients, in a form that raises an error with the reason when they are differentiated.
 
-    They have `sources` behind them: who asks for the derivative by one of these alone would else be told that there is
-    no way to it, which torch.autograd.functional and ``allow_unused=True`` take for a 0.
+    Their graph leads back to `sources`. Otherwise torch would find no path to a source whose derivative is asked for
+    alone, which torch.autograd.functional and ``allow_unused=True`` take for a zero.
     """
     given = [gradient.detach().requires_grad_() for gradient in gradients if gradient is not None]
     behind = [source for source in sources if source is not None and source.requires_grad]
@@ -60,7 +61,7 @@ optical_linear_backward.register_autograd(_second_derivative)
 def _read(
     x: Tensor, weight: Tensor, params: lumina_kernel.Params, kept: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """x and weight where the gradients read them, else None: W's reads an x without codes, X's reads weight."""
+    """x and weight, each None where no gradient reads it: W's gradient reads x if it has no codes, X's reads weight."""
     for_x, for_weight = kept
     return (x if for_weight and not params.input_bits else None, weight if for_x else None)
 
@@ -76,7 +77,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     ctx.k = weight.shape[1]
     ctx.parameters = parameters
-    # `history` has no elements, but has x and weight behind it: through it a second derivative reaches
+    # `history` has no elements, but its graph leads back to x and weight: through it a second derivative reaches
     # _second_derivative.
     kept = Kept(*ctx.needs_input_grad[:2])
     ctx.save_for_backward(*_read(x, weight, params_of(parameters), kept), saved, history)
@@ -106,7 +107,7 @@ def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_of_inference(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    """The gradient of the operator that keeps nothing for one, as in exported programs: by a second forward pass."""
+    """The gradient of the operator that saves nothing for it, as in exported programs: takes a second forward pass."""
     nothing: tuple[None, ...] = (None,) * (2 + len(NAMES))
     if grad is None:
         return (None, None, None, *nothing)
@@ -146,7 +147,7 @@ class _BackwardTransformed(torch.autograd.Function):
 
 
 class TrainTransformed(torch.autograd.Function):
-    """``lumina::optical_linear_train`` under the transforms of torch.func, which an operator's autograd has not."""
+    """``lumina::optical_linear_train`` under torch.func's transforms, which an operator's autograd does not support."""
 
     generate_vmap_rule = True
     setup_context = staticmethod(_setup_context)
@@ -196,7 +197,7 @@ class TrainNow(torch.autograd.Function):
         if _kernel.is_float(grad) and count_dispatch_modes() == 0 and current_transform() is None:
             dx, dw, db = _kernel.backward(grad, x, weight, saved, k, needs, kept, params)
         else:
-            # Several gradients at once (is_grads_batched), or something that watches.
+            # Several gradients at once (is_grads_batched), another kind of tensor, or something that intercepts calls.
             history = grad.new_empty(0)
             outputs = optical_linear_backward(grad, x, weight, saved, history, k, *needs, *kept, *values_of(params))
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
@@ -208,9 +209,9 @@ class TrainNow(torch.autograd.Function):
 class TrainUnderNoise(TrainNow):
     """:class:`TrainNow` inside a block that turns the noise off or fixes it.
 
-    ``torch.utils.checkpoint`` computes a call once more in ``backward()``, and outside of the block with other noise.
-    So the noise is saved as well: torch raises where a tensor more or less is saved, :func:`_check_noise` at another
-    block's.
+    ``torch.utils.checkpoint`` repeats a call in ``backward()``, and outside the block it would do so with other noise.
+    So the noise is saved as well. torch raises if the repeated call saves one tensor more or less, and
+    :func:`_check_noise` raises if it saves the noise of another block.
     """
 
     @staticmethod
@@ -218,7 +219,7 @@ class TrainUnderNoise(TrainNow):
         y = TrainNow.forward(ctx, *arguments)
         params, _, stream, _ = arguments[-1]
         ctx.noise = stream if has_noise(params) else NO_NOISE
-        # First, so that it also stands out where torch stops at the number of tensors that it looks for.
+        # First, so that a mismatch also shows where torch stops as soon as it has the number of tensors it expects.
         ctx.save_for_backward(torch.tensor(ctx.noise, dtype=torch.int64, device="cpu"), *ctx.to_save)
         return y
 

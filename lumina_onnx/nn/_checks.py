@@ -1,4 +1,4 @@
-"""What a call takes, and the words in which anything else is refused."""
+"""Checks of a call's arguments, and the error messages for what is not allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNTERS = 2**63
 
 
 def check_tensor(name: str, tensor: object) -> None:
-    """Refuses what is no dense float32 CPU tensor."""
+    """Raises unless `tensor` is a dense float32 tensor on the CPU (or on "meta")."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is {type(tensor).__name__}: allowed is a torch.Tensor of float32 on the CPU")
     if tensor.device.type not in ("cpu", "meta"):
@@ -27,7 +27,7 @@ def check_tensor(name: str, tensor: object) -> None:
 
 
 def check_devices(**tensors: Tensor | None) -> None:
-    """Refuses tensors that are partly on the CPU and partly on "meta"."""
+    """Raises if some tensors are on the CPU and others on "meta"."""
     (first, device), *others = ((name, tensor.device) for name, tensor in tensors.items() if tensor is not None)
     for name, other in others:
         if other != device:
@@ -35,14 +35,14 @@ def check_devices(**tensors: Tensor | None) -> None:
 
 
 def check_input(x: Tensor, k: int) -> None:
-    """Refuses an x that is no dense float32 CPU tensor ``[..., k]``."""
+    """Raises unless x is a dense float32 CPU tensor ``[..., k]``."""
     check_tensor("x", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"x has shape {list(x.shape)}: allowed is [..., {k}], as weight has {k} columns")
 
 
 def check_weight(weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses a weight that is no ``[N, K]``, or a bias that is no ``[N]``, of dense float32 on the CPU."""
+    """Raises unless weight is ``[N, K]`` and bias ``[N]`` or None, both dense float32 CPU tensors."""
     check_tensor("weight", weight)
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight has shape {list(weight.shape)}: allowed is [N, K], N and K at least 1")
@@ -56,14 +56,14 @@ def check_weight(weight: Tensor, bias: Tensor | None) -> None:
 
 
 def check_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses what is no call of the operator."""
+    """Raises unless the tensors are valid operands of the operator."""
     check_weight(weight, bias)
     check_input(x, weight.shape[1])
     check_devices(x=x, weight=weight, bias=bias)
 
 
 def check_profile(profile: OpticalProfile, n: int) -> None:
-    """Refuses a profile that does not fit a layer of n outputs."""
+    """Raises unless the profile fits a layer of n outputs."""
     check_is_profile(profile)
     ranges = profile.output_range
     if isinstance(ranges, tuple) and len(ranges) not in (1, n):
@@ -73,13 +73,13 @@ def check_profile(profile: OpticalProfile, n: int) -> None:
 
 
 def check_is_profile(profile: object, name: str = "profile") -> None:
-    """Refuses what is no OpticalProfile."""
+    """Raises unless `profile` is an OpticalProfile."""
     if not isinstance(profile, OpticalProfile):
         raise TypeError(f"{name} is {type(profile).__name__}: allowed is a lumina_onnx.OpticalProfile")
 
 
 def check_counter(name: str, value: object) -> None:
-    """Refuses a seed or stream that is no integer of 63 bits."""
+    """Raises unless `value`, a seed or stream, is a 63-bit integer."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {type(value).__name__} {value!r}: allowed is an int, 0..2^63-1")
     if not 0 <= value < COUNTERS:
@@ -87,5 +87,5 @@ def check_counter(name: str, value: object) -> None:
 
 
 def named(error: ValueError, layer: str) -> ValueError:
-    """`error`, saying which layer it is about."""
+    """`error` with the layer's name in front, or unchanged where `layer` is empty."""
     return ValueError(f"{layer}: {error}") if layer else error

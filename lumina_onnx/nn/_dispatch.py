@@ -1,7 +1,7 @@
 """Which way a call takes: straight to the kernel, or through torch's operator registry.
 
-Going through the registry costs some 100 us a call in Python. A plain eager call, which nothing traces, compiles or
-transforms (:func:`is_plain`), runs the kernel without it (:func:`run_plain`).
+Going through the registry costs some 100 us of Python per call. A plain eager call, one that nothing traces, compiles
+or transforms (:func:`is_plain`), runs the kernel without it (:func:`run_plain`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from lumina_onnx.nn._kernel import are_call
 from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform, tracing_state
 from lumina_onnx.profile import OpticalProfile
 
-# ``apply`` without its look for torch.func's wrappers, which takes longer than the rest of it: is_plain has looked.
+# ``apply`` without its search for torch.func's wrappers, which takes longer than the rest of it and repeats what
+# is_plain has done.
 _train: Callable[..., Tensor] = super(torch.autograd.Function, _autograd.TrainNow).apply
 _train_under_noise: Callable[..., Tensor] = super(torch.autograd.Function, _autograd.TrainUnderNoise).apply
 
 
 def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call can go straight to the kernel. Not for code that Dynamo traces, where none can.
+    """Whether a call can go straight to the kernel. Not for use in code that Dynamo traces, where no call can.
 
-    It can where nothing watches it (no tracing, compiling, dispatch mode, torch.func transform or subclass) and its
-    tensors are what the kernel takes. What is wrong with others is said by the checks that they go through instead.
+    A call can if nothing intercepts it (no tracing, compiling, dispatch mode, torch.func transform, forward mode or
+    subclass) and its tensors are of the kind that the kernel takes. All other calls go through the checks, which say
+    what is wrong with them.
     """
     return (
-        not torch.compiler._is_compiling_flag  # which exporting is a kind of
+        not torch.compiler._is_compiling_flag  # set while exporting too
         and are_call(x, weight, bias)
         and tracing_state() is None
         and count_dispatch_modes() == 0
@@ -52,10 +54,10 @@ def run_plain(
     fixed: bool = False,
     prepared: lumina_kernel.PreparedLayer | None = None,
 ) -> Tensor:
-    """The operator where :func:`is_plain` holds.
+    """Runs the operator on a call for which :func:`is_plain` is true.
 
-    `layer` is what errors call the layer, empty where there is none; `fixed` is whether a block around the call sets
-    its noise; `prepared` are the weights, where they were prepared before.
+    `layer` is the layer's name in error messages, empty if there is no layer; `fixed` is whether a block around the
+    call sets its noise; `prepared` holds the weights if they were prepared beforehand.
     """
     if type(profile) is not OpticalProfile:
         _checks.check_is_profile(profile)
@@ -83,7 +85,7 @@ def run_checked(
     layer: str,
     fixed: bool = False,
 ) -> Tensor:
-    """:func:`run_plain` where :func:`is_plain` does not hold, at least not of the tensors as they are."""
+    """:func:`run_plain` for a call that is not plain, at least not before its tensors are cast."""
     if _fx.is_traced(x, weight, bias):
         return _fx.layer_node(x, layer)
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
@@ -102,7 +104,7 @@ def _run_registered(
     stream: int | Tensor | None,
     layer: str,
 ) -> Tensor:
-    """:func:`run_plain` through torch's operator registry, for tensors that were checked."""
+    """:func:`run_plain` through torch's operator registry, for tensors that have been checked."""
     _checks.check_is_profile(profile)
     if (is_exporting() or not is_compiling()) and _scope.is_exported_by_others():
         raise RuntimeError(
@@ -135,6 +137,6 @@ def _requires_gradient(weight: Tensor, bias: Tensor | None, x: Tensor) -> bool:
 
 
 def autocast(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where autocast made it smaller: the operator is one of those that need float32."""
+    """The tensor, cast to float32 if it is narrower and autocast is on: the operator is one that needs float32."""
     small = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.float() if small and torch.is_autocast_enabled("cpu") else tensor

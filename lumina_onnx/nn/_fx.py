@@ -1,4 +1,4 @@
-"""Optical layers under ``torch.fx.symbolic_trace``, which runs a model on stand-ins of its tensors."""
+"""Optical layers under ``torch.fx.symbolic_trace``, which runs a model on stand-ins for its tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from torch.overrides import handle_torch_function
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
-# The forwards that nodes may call as they are.
+# The forward methods of layers that a node may call as a whole.
 _leaves: set[Callable[..., Any]] = set()
 _ADVICE = (
     "trace a model that holds it, with a torch.fx.Tracer whose is_leaf_module(module, name) is true for "
@@ -20,13 +20,13 @@ _ADVICE = (
 
 
 def leaf(forward: _Forward) -> _Forward:
-    """Marks the forward of a layer of which torch.fx is to make one node."""
+    """Marks the forward method of a layer that torch.fx is to turn into one node."""
     _leaves.add(forward)
     return forward
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether one of the values is a stand-in of torch.fx."""
+    """Whether one of the values is a torch.fx.Proxy."""
     return any(isinstance(value, Proxy) for value in values)
 
 
@@ -38,14 +38,15 @@ def function_node(function: Callable[..., Any], *arguments: Any, **keywords: Any
 
 
 def layer_node(x: Any, layer: str) -> Any:
-    """A node that calls the layer being traced, which keeps its settings and ranges, as nodes call torch's own modules.
+    """A node that calls the layer being traced, as nodes call torch's own modules; the layer keeps settings and ranges.
 
     Args:
         x: the layer's input, a Proxy.
-        layer: its label.
+        layer: the layer's label.
 
     Raises:
-        TypeError: what is traced is no such layer by itself, so that a node of it would do something twice.
+        TypeError: the layer has hooks or its own forward, parts of which would run twice if a node called it, or is
+            not part of a model.
     """
     tracer: Any = x.tracer if isinstance(x, Proxy) else None
     path = getattr(getattr(tracer, "scope", None), "module_path", "")
@@ -59,7 +60,7 @@ def layer_node(x: Any, layer: str) -> Any:
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """Whether calling the module is no more than calling the forward of an optical layer."""
+    """Whether calling the module does nothing but run the forward method of an optical layer."""
     if type(module).forward not in _leaves or "forward" in module.__dict__:
         return False
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

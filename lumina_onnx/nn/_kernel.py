@@ -1,9 +1,9 @@
-"""The kernel's calls on torch's tensors.
+"""Calls of the kernel on torch's tensors.
 
-Every tensor is allocated by torch. `lumina_kernel._Tensors` asks torch's table of C functions what and where each is: a
-numpy view of each, or its attributes one after another, would cost as much as the arithmetic of a small layer. What it
-does not take (elements out of order, another dtype) it says before anything is done, and is looked at here. Who calls
-has checked what the tensors are: :func:`._dispatch.is_plain`, or :mod:`._checks`.
+torch allocates every tensor. `lumina_kernel._Tensors` asks torch's table of C functions what each tensor is and where
+it lies: a numpy view of each, or reading its attributes one by one, would cost as much as the arithmetic of a small
+layer. If it cannot take a tensor (elements out of order, another dtype), it says so before it has done anything, and
+the case is handled here. Callers have checked the tensors, with :func:`._dispatch.is_plain` or :mod:`._checks`.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from lumina_onnx.nn import _torch_state
 _float32 = torch.float32
 _uint8 = torch.uint8
 _tensors = lumina_kernel._Tensors(Tensor, Parameter)
-#: Whether tensors are an input [..., K], a weight [N, K] and a bias [N] or None that the passes take.
+#: Whether three tensors are an input [..., K], a weight [N, K] and a bias [N] (or None) that the passes take.
 are_call = _tensors.are_call
-#: Whether a tensor is of float32 in the CPU's memory, of no subclass and no wrapper.
+#: Whether a tensor is float32 in the CPU's memory, and neither of a subclass nor a wrapper.
 is_float = _tensors.is_float
-#: Bytes that a forward pass saves for its gradient, and bytes more for each row of X.
+#: The number of bytes that a forward pass saves for its gradient, and how many more for each row of X.
 saved_bytes = lumina_kernel._saved_bytes
 
 
 class Kept(NamedTuple):
-    """Which gradients a forward pass keeps something for: X's needs W and its scale, and W's needs X's codes."""
+    """The gradients for which a forward pass keeps something: X's needs W and its scale, W's needs X's codes."""
 
     for_x: bool = True
     for_weight: bool = True
@@ -56,7 +56,7 @@ def forward(
     prepared: lumina_kernel.PreparedLayer | None,
     kept: tuple[bool, bool] | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The forward pass: y, and where something is `kept` for gradients the bytes that they need beside x and weight."""
+    """The forward pass: y and, unless `kept` is None, the bytes that the gradients need besides x and weight."""
     n, k = weight.shape
     y = torch.empty(*x.shape[:-1], n)
     saved = None
@@ -65,7 +65,7 @@ def forward(
         saved = torch.empty(call_bytes + x.numel() // k * row_bytes, dtype=_uint8)
     threads = torch.get_num_threads()
     for_x, for_weight = kept or _ALL
-    # The kernel tells tensors in order from others, but does not see that one stands for its negative.
+    # The kernel detects elements out of order, but not that a tensor is a lazy negation.
     if (
         x.is_neg()
         or weight.is_neg()
@@ -116,7 +116,7 @@ def backward(
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The tensor with its elements in order and as they stand in memory."""
+    """The tensor with its elements in order and without a lazy negation."""
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.contiguous().resolve_neg()
 
 
@@ -138,22 +138,22 @@ def _unreadable(**tensors: Tensor | None) -> ValueError:
 
 def _has_memory(tensor: Tensor) -> bool:
     try:
-        # A view into a storage that was freed has its offset for an address.
+        # A view into a freed storage reports its offset as its address.
         return tensor.numel() == 0 or (tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() != 0)
     except RuntimeError:  # of a wrapper
         return False
 
 
 def _on_cpu(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory for what `tensor` was made for, where torch's default dtype or device is another."""
+    """CPU memory of `dtype` in the shape of `tensor`, for when torch's default dtype or device is another."""
     return torch.empty(tensor.shape, dtype=dtype, device="cpu")
 
 
 def _aligned(saved: Tensor) -> Tensor:
     """Saved bytes at an address where the kernel can read numbers.
 
-    torch.vmap stacks the bytes of its samples, and a hook may pool those of several tensors. What has no memory stays
-    as it is and is refused later: a wrapper, and a tensor whose storage was freed, which has its offset for an address.
+    torch.vmap stacks the bytes of its samples, and a hook may pool those of several tensors. A tensor without memory is
+    returned as it is and refused later: a wrapper, or a tensor whose storage was freed and whose address is its offset.
     """
     try:
         if saved.data_ptr() % _ALIGNMENT == 0:
@@ -164,12 +164,12 @@ def _aligned(saved: Tensor) -> Tensor:
         return saved
 
 
-# Of the float32 scales, which come first.
+# The alignment of the float32 scales, which come first.
 _ALIGNMENT = 4
 
 
 def _check_saved(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuses an operand that comes back from autograd as another tensor."""
+    """Raises if autograd hands an operand back with another dtype, shape or device."""
     if tensor.dtype is not _float32 or tensor.shape != shape or not tensor.is_cpu:
         allowed = f"float32 {[*shape]} {_UNCHANGED}"
         raise ValueError(f"{name} saved for the gradient is {_told(tensor)}: allowed is {allowed}")
@@ -183,7 +183,7 @@ def _told(tensor: Tensor) -> str:
 
 
 def _check_saved_bytes(saved: Tensor, count: int) -> None:
-    """Refuses bytes that come back from autograd as another tensor."""
+    """Raises if autograd hands the saved bytes back with another dtype, size, device or layout."""
     if saved.dtype is not _uint8 or saved.numel() != count or not saved.is_cpu or not saved.is_contiguous():
         layout = "" if saved.is_contiguous() else f" ({saved.layout}, its elements out of order)"
         raise ValueError(

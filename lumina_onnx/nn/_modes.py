@@ -1,6 +1,6 @@
-"""Modes that belong to a model or to the process: blocks that several threads are in at once share them.
+"""Modes of a model or of the whole process, shared by the blocks of several threads.
 
-The first to enter remembers what was before, the last to leave restores it.
+The first to enter remembers the mode before, the last to leave restores it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 _lock = threading.Lock()
-# How many blocks each module is evaluated in, and its mode before the first.
+# For each module, the number of blocks that evaluate it and its mode before the first.
 _evaluated: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _uncompiled = 0
 _stance: contextlib.ExitStack = contextlib.ExitStack()
@@ -22,7 +22,7 @@ _stance: contextlib.ExitStack = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode, and in the end each of its modules back into its own."""
+    """Puts a model into eval mode, and at the end restores the mode of each of its modules."""
     modules = list(model.modules())
     with _lock:
         for module in modules:
@@ -43,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Has compiled models run their own code: a compiled graph does not see which context it runs in."""
+    """Makes compiled models run their original code: a compiled graph does not see which context it runs in."""
     global _uncompiled
     with _lock:
         if not _uncompiled:

@@ -1,11 +1,11 @@
-"""The operators that torch's registry knows: what tracing, compiling and exporting see of an optical layer.
+"""The operators in torch's registry: what tracing, compiling and exporting see of an optical layer.
 
-- ``lumina::optical_linear``: the forward pass alone, for inference and export. Its gradient computes it once more.
+- ``lumina::optical_linear``: the forward pass alone, for inference and export. Its gradient repeats the forward pass.
 - ``lumina::optical_linear_train``: the forward pass that also returns what its gradient needs.
 - ``lumina::optical_linear_backward``: the straight-through gradient.
 
-:mod:`._autograd` registers their gradients, :mod:`._streams` has the operators that draw the noise's stream. Tensors
-are checked here: a graph may be run with other ones than those it was made with.
+:mod:`._autograd` registers their gradients; :mod:`._streams` has the operators that draw the noise's stream. Tensors
+are checked here, since a graph may run on other tensors than those it was made with.
 """
 
 import math
@@ -36,7 +36,7 @@ def optical_linear(
 
 @optical_linear.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any) -> Tensor:
-    _checks.check_devices(x=x, weight=weight, bias=bias)  # one on "meta" brings a call on real tensors here
+    _checks.check_devices(x=x, weight=weight, bias=bias)  # one tensor on "meta" brings even a call on real ones here
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -142,7 +142,7 @@ def _(
 
 
 def _each_sample(operator: Any) -> None:
-    """Has `operator` run under ``torch.vmap`` sample by sample."""
+    """Makes `operator` run sample by sample under ``torch.vmap``."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         def sample(index: int) -> list[Any]:
@@ -150,7 +150,7 @@ def _each_sample(operator: Any) -> None:
             for argument, dim in zip(arguments, in_dims, strict=True):
                 if isinstance(argument, Tensor) and dim is not None:
                     samples = argument.movedim(dim, 0)
-                    # Of no samples the results have the shapes of one of zeros.
+                    # If there are no samples, one of zeros gives the shapes of the results.
                     argument = samples[index] if info.batch_size else samples.new_zeros(samples.shape[1:])
                 taken.append(argument)
             return taken
@@ -172,7 +172,7 @@ for _operator in (optical_linear, optical_linear_train, optical_linear_backward)
 
 @register_flop_formula([torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train])
 def _forward_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """What torch counts for a Linear: 2 for each product."""
+    """The count that torch has for a Linear: 2 for each product."""
     return 2 * math.prod(x) * weight[0]
 
 

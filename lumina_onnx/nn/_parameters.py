@@ -1,4 +1,4 @@
-"""A layer's parameters as torch's operators take them, by the table of :mod:`lumina_onnx.schema`."""
+"""A layer's parameters in the form that torch's operators take, from the table in :mod:`lumina_onnx.schema`."""
 
 import functools
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from lumina_onnx import schema
 from lumina_onnx.nn._streams import NO_NOISE
 from lumina_onnx.profile import OpticalProfile
 
-#: Their names as they stand in every operator's signature, in this order.
+#: The parameters' names, in the order in which every operator's signature has them.
 NAMES = tuple(row.name for row in schema.LAYER)
 _TYPES = tuple(row.type for row in schema.LAYER)
 _TORCH_TYPES = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
-#: Their part of every operator's signature.
+#: The parameters' part of every operator's signature.
 SIGNATURE = ", ".join(f"{_TORCH_TYPES[row.type]} {row.name}" for row in schema.LAYER)
 _NOISE_LEVELS = tuple(NAMES.index(name) for name in schema.NOISE)
 
 
-# An entry of a layer with a range for each of 4096 outputs takes some 150 KB.
+# The cache entry of a layer with a range for each of 4096 outputs takes some 150 KB.
 @functools.lru_cache(maxsize=256)
 def _cached_params(*values: Any) -> lumina_kernel.Params:
     return lumina_kernel.Params(**dict(zip(NAMES, values, strict=True)))
@@ -33,7 +33,7 @@ def params_of(values: Sequence[Any]) -> lumina_kernel.Params:
 
 
 def call_of(values: Sequence[Any], stream: Tensor) -> tuple[lumina_kernel.Params, int]:
-    """The kernel's parameters of a call, and its stream."""
+    """The kernel's parameters for a call, and the call's stream."""
     number = int(stream)
     if number != NO_NOISE:
         return params_of(values), number
@@ -43,8 +43,8 @@ def call_of(values: Sequence[Any], stream: Tensor) -> tuple[lumina_kernel.Params
 def values_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
     """The values of :data:`NAMES`, as the operators take them."""
     if torch.compiler.is_dynamo_compiling() and "_text" in source.__dict__:
-        # Numbers that are others than in a call before are symbols to Dynamo. In a branch of torch.cond it cannot turn
-        # them back, and a text is never one.
+        # Dynamo makes symbols of numbers that differ from those of an earlier call, and cannot turn these back into
+        # numbers in a branch of torch.cond. A string never becomes a symbol.
         words = source._text.split(" ")  # type: ignore[union-attr]
         return [_read(kind, word) for kind, word in zip(_TYPES, words, strict=True)]
     values = [getattr(source, name) for name in NAMES]
@@ -66,7 +66,7 @@ def _listed(value: float | tuple[float, ...]) -> list[float]:
 
 
 def has_noise(params: lumina_kernel.Params) -> bool:
-    """Whether calls with these parameters draw any noise; an OpticalProfile knows it itself."""
+    """Whether calls with these parameters draw any noise; an OpticalProfile knows this by itself."""
     return any(getattr(params, name) != 0 for name in schema.NOISE)
 
 

@@ -1,4 +1,4 @@
-"""Histograms of several processes of ``torch.distributed`` as those of one."""
+"""Merges the histograms of several ``torch.distributed`` processes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class _Told:
     """What a process tells the others before anything is added up."""
 
     failure: str = ""
-    """The error that kept it from observing."""
+    """The error that kept the process from observing; empty if there was none."""
     alike: tuple[tuple[str, object], ...] = ()
-    """What must be the same everywhere, by what it is called."""
+    """(name, value) pairs that must be the same in every process."""
     batches: int = 0
     spans: tuple[tuple[int, int], ...] = ()
-    """For each histogram the bins that are not empty."""
+    """For each histogram, the span of the bins that are not empty."""
     maxima: tuple[float, ...] = ()
 
 
 class Together:
-    """The processes that calibrate together; this one alone where torch.distributed runs none.
+    """The processes that calibrate together; this one alone where torch.distributed is not in use.
 
     Raises:
-        TypeError, ValueError: no process group, or one that this process is no member of.
+        TypeError, ValueError: `group` is not a process group, or is one that this process does not belong to.
     """
 
     def __init__(self, group: Group | Literal[False] | None) -> None:
@@ -57,7 +57,7 @@ class Together:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Tells the others of an error inside, so that they raise as well and do not wait."""
+        """Tells the other processes of an error inside the block, so that they raise too instead of waiting."""
         try:
             yield
         except Exception as error:
@@ -66,19 +66,19 @@ class Together:
             raise
 
     def merge(self, alike: Sequence[tuple[str, object]], histograms: Sequence[Histogram], batches: int) -> int:
-        """Adds the others' counts to the histograms, in place.
+        """Adds the other processes' counts to the histograms, in place.
 
         Args:
-            alike: what must be the same everywhere, by what it is called.
-            histograms: in the same order everywhere.
-            batches: how many this process saw.
+            alike: (name, value) pairs that must be the same in every process.
+            histograms: this process's, in the same order in every process.
+            batches: the number of batches that this process saw.
 
         Returns:
-            How many batches all of them saw.
+            The number of batches that all processes together saw.
 
         Raises:
             RuntimeError: another process has failed.
-            ValueError: another process has something else that must be the same.
+            ValueError: a value that must be the same differs between processes.
         """
         if self.size == 1:
             return batches
@@ -119,7 +119,7 @@ class Together:
 
 
 def described(layers: Sequence[tuple[str, OpticalLinear]]) -> Iterator[tuple[str, object]]:
-    """What the layers of all processes must have in common, by what it is called."""
+    """(name, value) pairs of what the layers of all processes must have in common."""
     yield "the list of optical layers", ", ".join(name or "(model)" for name, _ in layers)
     for name, layer in layers:
         yield f"layer {name!r}", f"{layer.in_features} -> {layer.out_features}"
@@ -131,7 +131,7 @@ def described(layers: Sequence[tuple[str, OpticalLinear]]) -> Iterator[tuple[str
 
 
 def _device(group: Group) -> torch.device:
-    """Where the group's backend adds up: a group of NCCL alone does it on the GPU."""
+    """The device on which the group's backend adds up: the GPU for a group that has NCCL alone."""
     served = str(dist.get_backend_config(group)).split(",")
     kinds = [backend.split(":")[0] for backend in served]
     return torch.device("cpu" if "cpu" in kinds else kinds[0])

@@ -1,10 +1,10 @@
-"""What `with` blocks set for the layers of a model: of the thread and context that entered them, never of the layers.
+"""What `with` blocks set for a model's layers, kept in the thread and context that entered them, never in the layers.
 
 Each layer has an :class:`Identity`, a number. A :class:`Block` holds settings by these numbers, and a context variable
 holds the blocks that a thread, or an asyncio task, is in.
 
-A compiled graph is of no thread. It hands the layer's number to ``lumina::draw_stream``, which asks for the setting
-when it runs: as a tensor, since another number is then no reason to compile again.
+A compiled graph belongs to no thread. It hands the layer's number to ``lumina::draw_stream``, which looks the setting
+up when it runs. The number is a tensor, so that another number does not make torch compile again.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-#: Kinds of blocks: (on, stream) of the noise, a `linear.Substitute` that runs in a layer's place, and a model that is
-#: captured for ONNX Runtime, whoever its layers are.
+#: Kinds of blocks: NOISE sets (on, stream) of the noise, SUBSTITUTE a `linear.Substitute` that runs in a layer's place;
+#: CAPTURE is around the capture of a model for ONNX Runtime, whatever its layers are.
 NOISE, SUBSTITUTE, CAPTURE = "noise", "substitute", "capture"
 
 _blocks: ContextVar[tuple[Block, ...]] = ContextVar("lumina_onnx.nn", default=())
 _entered: ContextVar[None] = ContextVar("lumina_onnx.nn entered")
 _numbers = itertools.count(1)
 
-#: The blocks that the running thread and context is in, the innermost first.
+#: The blocks that the current thread and context is in, innermost first.
 current = _blocks.get
 
 
 class Block:
     """One `with` block: what it sets, by the numbers of the layers.
 
-    Blocks may be left in any order, as those of suspended generators are. One that is left in another context than it
-    was entered in (by a generator that the garbage collector or an event loop ends) is over in every context, since
-    nothing else could end it where it was entered. Apart from that, who inherited the context keeps the block.
+    Blocks may be left in any order, as those of suspended generators are. A block that is left in another context than
+    the one it was entered in (by a generator that the garbage collector or an event loop ends) is over in every
+    context, since nothing else could end it where it was entered. Otherwise, code that inherited the context stays in
+    the block.
     """
 
     __slots__ = ("_token", "kind", "over", "settings")
@@ -58,7 +59,7 @@ class Block:
     ) -> None:
         try:
             _entered.reset(self._token)
-        except ValueError:  # the token is of another context
+        except ValueError:  # the token belongs to another context
             self.over = True
         _blocks.set(tuple(block for block in _running() if block is not self))
 
@@ -76,7 +77,7 @@ def settings_of(number: int) -> dict[str, Any]:
     return found
 
 
-# Where torch.compile's tracer runs for an export, it takes what these return for a constant: the program keeps that.
+# When torch.compile's tracer runs for an export, it takes the results of these as constants, which the program keeps.
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -88,13 +89,13 @@ def noise_of(number: int) -> tuple[bool, int | None]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_captured() -> bool:
-    """Whether a model is captured for ONNX Runtime, where each node counts its streams itself."""
+    """Whether a model is being captured for ONNX Runtime, where each node counts its own streams."""
     return any(block.kind == CAPTURE and not block.over for block in current())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_exported_by_others() -> bool:
-    """Whether ``torch.onnx.export`` runs, and not for our exporter."""
+    """Whether ``torch.onnx.export`` is running, but not for our exporter."""
     return torch.onnx.is_in_onnx_export() and not is_captured()
 
 
@@ -104,17 +105,17 @@ def capturing() -> Block:
 
 
 def number_tensor(number: int) -> Tensor:
-    """A number as an int64 tensor of one element, and a real one where tensors are made fake."""
+    """A number as an int64 tensor of one element, which is real even where tensors are made fake."""
     with torch.inference_mode(False), _disable_current_modes():
         return torch.from_numpy(np.array(number, dtype=np.int64))
 
 
 class Identity:
-    """Who a layer is in this process: a copy of it, however it is made, is another one.
+    """A layer's identity in this process: a copy of the layer, however it is made, has another one.
 
     Attributes:
-        number: one that no other layer of the process has or had.
-        tensor: the same for compiled graphs.
+        number: a number that no other layer of the process has or had.
+        tensor: the same number as a tensor, for compiled graphs.
     """
 
     def __init__(self) -> None:

@@ -1,14 +1,16 @@
-"""The entries that an optical layer has in a ``state_dict`` beside those of ``nn.Linear``: its ranges and its seed.
+"""The entries that an optical layer has in a ``state_dict`` besides those of ``nn.Linear``: its ranges and its seed.
 
 Each is a float64 tensor whose shape follows from the layer's size alone, so that a checkpoint can be read into the
-``state_dict`` of a fresh model. Arithmetic on them, as in an average over several ``state_dict``s, gives ranges and a
-seed that mean something, or what is seen here to mean nothing:
+``state_dict`` of a fresh model. Arithmetic on the entries, as in an average over several ``state_dict``s, gives ranges
+and a seed that are either meaningful or recognised here as meaningless:
 
-- ``input_range`` [1] and ``output_range`` [N]: the full scales, 0 where dynamic; one for all outputs N times.
-- ``range_kind`` [3]: 1 or 0, for a static input range, a static output range, and an output range for each output.
-  The average of a static and a dynamic range is neither.
-- ``noise_seed`` [24]: the seed's 16 digits in base 16, least first, and 8 digits of a hash of it. Digits are exact in
-  any type of float. An average of equal seeds is that seed, and one of different seeds has a hash that is not its own.
+- ``input_range`` [1] and ``output_range`` [N]: the full scales, 0 where dynamic. One scale for all outputs is stored
+  N times.
+- ``range_kind`` [3]: whether the input range is static, whether the output range is static, and whether each output has
+  its own range, as 1 or 0. The average of a static and a dynamic range is neither.
+- ``noise_seed`` [24]: the seed's 16 digits in base 16, least significant first, and 8 digits of its hash. Digits are
+  exact in any type of float. The average of equal seeds is that seed; an average of different seeds does not match its
+  hash.
 
 The first release kept all of this as JSON in one uint8 tensor, ``_extra_state``, which is still read.
 """
@@ -30,7 +32,8 @@ from torch._subclasses import FakeTensor
 from lumina_onnx.nn import _checks
 from lumina_onnx.profile import OpticalProfile
 
-#: ``nn.Module``'s version of a state_dict, which torch keeps in its metadata. 1, that of ``nn.Linear``, had JSON.
+#: The ``nn.Module`` version of a state_dict, which torch keeps in its metadata. Version 1, which is also that of
+#: ``nn.Linear``, had JSON.
 VERSION = 2
 NAMES = ("input_range", "output_range", "range_kind", "noise_seed")
 RANGES = NAMES[:3]
@@ -40,7 +43,7 @@ _JSON_VERSION = 1
 _TYPE = torch.float64
 _DIGITS = 16
 _CHECK_DIGITS = 8
-_SHARE = 1 / 4  # how far a digit may be from an integer: an average that is all but one seed is that seed
+_SHARE = 1 / 4  # how far a digit may be from an integer: an average that is nearly a seed is that seed
 
 
 class Settings(NamedTuple):
@@ -49,11 +52,11 @@ class Settings(NamedTuple):
     profile: OpticalProfile
     seed: int
     note: str
-    """What the user should know; empty where all is as it should be."""
+    """What the user should know; empty if all is well."""
 
 
 class Held:
-    """The entries that a layer hands out, and what tells which of them somebody wrote into since."""
+    """The entries that a layer has handed out, and a way to tell which of them have been written to since."""
 
     def __init__(self, profile: OpticalProfile, seed: int, n: int) -> None:
         self.seed = seed
@@ -73,20 +76,20 @@ class Held:
         return sum(torch._C._storage_Use_Count(entry.untyped_storage()._cdata) for entry in self._tensors)
 
     def is_changed(self) -> bool:
-        """Whether somebody wrote into them."""
+        """Whether an entry has been written to."""
         return self._count_changes() != self._changes
 
     def is_forgotten(self) -> bool:
-        """Whether nobody has them any more. It is looked up the 1st, 2nd, 4th, 8th ... time alone: that takes long."""
+        """Whether nobody holds the entries any more. Only the 1st, 2nd, 4th, 8th ... call looks, since that is slow."""
         self._looks += 1
         return self._looks & (self._looks - 1) == 0 and self._count_holders() == self._holders
 
     def entries(self) -> dict[str, Tensor]:
-        """The entries: who changes them in place changes those held here."""
+        """The entries; changing them in place changes those held here."""
         return {name: entry.detach() for name, entry in self._entries.items()}
 
     def changed(self) -> dict[str, Tensor]:
-        """The entries that no longer have the values that they were handed out with."""
+        """The entries that no longer have the values with which they were handed out."""
         return {name: entry for name, entry in self._entries.items() if entry.tolist() != self._values[name]}
 
 
@@ -108,17 +111,17 @@ def _values(profile: OpticalProfile, seed: int, n: int) -> dict[str, list[float]
 
 
 def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: int, prefix: str = "") -> Settings:
-    """A layer's profile and seed with what `entries` give in their place; absent ones leave what was.
+    """A layer's profile and seed, updated from `entries`; an absent entry changes nothing.
 
     Args:
         entries: by name, any of :data:`NAMES`.
-        profile: the layer's.
-        seed: the layer's.
-        n: the layer's outputs.
-        prefix: what stands before the names in messages.
+        profile: the layer's profile so far.
+        seed: the layer's seed so far.
+        n: the number of the layer's outputs.
+        prefix: what precedes the names in messages.
 
     Raises:
-        ValueError: the entry, its value and what is allowed.
+        ValueError: an entry is invalid; the message gives the entry, its value and what is allowed.
     """
     shapes = {"input_range": 1, "output_range": n, "range_kind": 3, "noise_seed": _DIGITS + _CHECK_DIGITS}
     empty = [prefix + name for name, entry in entries.items() if _has_no_values(entry)]
@@ -148,10 +151,10 @@ def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: in
 
 
 def decode_json(entry: Any, profile: OpticalProfile, n: int, key: str) -> Settings:
-    """The same from the one entry of the first release.
+    """The same as :func:`decode`, from the single entry that the first release wrote.
 
     Raises:
-        ValueError: the entry and what is wrong with it.
+        ValueError: the entry is invalid; the message says what is wrong with it.
     """
     try:
         if entry.dtype != torch.uint8:
@@ -201,11 +204,11 @@ def _read(key: str, entry: Any, size: int) -> tuple[NDArray[np.float64], float]:
         raise ValueError(f"{key} has shape {list(entry.shape)}: {allowed}")
     if entry.layout != torch.strided:
         raise ValueError(f"{key} is {entry.layout}: {allowed}, dense")
-    values = np.array(entry.tolist(), dtype=np.float64)  # no operator, which a transform of torch.func would wrap anew
+    values = np.array(entry.tolist(), dtype=np.float64)  # not an operator: torch.func would wrap its result again
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if wrong.size:
         raise ValueError(f"{key}[{wrong[0]}] = {values[wrong[0]]:g}: allowed is a finite number >= 0")
-    # An exponential average with a decay of 0.9999 ends up to some 10^4 roundings away from what it averages.
+    # An exponential average with a decay of 0.9999 may end up some 10^4 roundings away from what it averages.
     return values, min(max(2.0**13 * torch.finfo(entry.dtype).eps, 1e-6), 2.0**-6)
 
 
@@ -218,7 +221,7 @@ _KINDS = (
 
 def _kind(key: str, values: NDArray[np.float64], tolerance: float) -> tuple[bool, bool, bool]:
     for index, (value, (yes, no, what)) in enumerate(zip(values, _KINDS, strict=True)):
-        # The average of a range for each output and of one for all is one for each output.
+        # The average of one range for each output and a single range for all is one range for each output.
         if min(abs(value), abs(value - 1)) > tolerance and not (index == 2 and value < 1):
             raise ValueError(
                 f"{key}[{index}] = {value:g}: allowed is 1 (the {what} is {yes}) or 0 ({no}); an average of both is "
@@ -228,7 +231,7 @@ def _kind(key: str, values: NDArray[np.float64], tolerance: float) -> tuple[bool
 
 
 def _check_range(key: str, values: NDArray[np.float64], static: bool | None) -> None:
-    """Refuses a range that is partly 0, or not of the kind that the checkpoint says."""
+    """Raises if a range is partly 0, or not of the kind that the checkpoint states."""
     zeros = values == 0
     if static is None:
         static = not zeros.all()
@@ -261,7 +264,7 @@ def _seed_digits(seed: int) -> list[float]:
 
 
 def _seed(key: str, values: NDArray[np.float64]) -> int | None:
-    """The seed; None where the digits are an average of those of several."""
+    """The seed; None if the digits are an average over different seeds."""
     digits = np.rint(values)
     if (digits > 15).any():
         index = int(np.argmax(digits > 15))

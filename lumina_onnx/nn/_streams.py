@@ -1,9 +1,9 @@
 """The noise's streams: each is a number that names one draw under a layer's seed.
 
-``lumina::draw_stream`` is the stream of a layer in a graph: what a `with` block around the call sets (see
-:mod:`._scope`), else a fresh one from torch's generator. It mutates a counter, so that torch.compile keeps two noisy
-calls on the same input apart, and all in their order. ``lumina::draw_stream_in_branch`` is the same in a branch of
-``torch.cond`` or a loop, where nothing may be mutated.
+``lumina::draw_stream`` gives the stream of a layer in a graph: the one that a `with` block around the call sets (see
+:mod:`._scope`), else a fresh one from torch's generator. It mutates a counter, so that torch.compile neither merges two
+noisy calls on the same input nor reorders calls. ``lumina::draw_stream_in_branch`` does the same in a branch of
+``torch.cond`` or in a loop, where nothing may be mutated.
 """
 
 import threading
@@ -40,7 +40,7 @@ _of_thread = threading.local()
 
 
 def draw_now() -> int:
-    """The number that :func:`draw` would draw, in a third of its time."""
+    """The number that :func:`draw` would draw, in a third of the time."""
     try:
         fill, read = _of_thread.drawer
     except AttributeError:
@@ -51,7 +51,7 @@ def draw_now() -> int:
 
 
 def _make_drawer() -> tuple[Callable[..., Any], Callable[[], int]]:
-    """What fills a tensor of this thread's with a random number, and what reads it."""
+    """Two functions: the first fills a tensor of this thread with a random number, the second reads it."""
     with torch.inference_mode(False):
         number = torch.empty((), dtype=torch.int64, device="cpu")
     return number.random_, number.numpy().item
@@ -80,8 +80,8 @@ def _(state: Tensor, layer: Tensor) -> Tensor:
     return state.new_empty((), dtype=torch.int64)
 
 
-# A stream that is drawn again in the backward pass would be another one, and that of another context. So it is saved,
-# whatever else is computed anew there: by torch.utils.checkpoint, or by torch.compile where memory is short.
+# A second draw in the backward pass would give another stream, and that of another context. So the stream is saved,
+# whatever else is recomputed there by torch.utils.checkpoint, or by torch.compile where memory is short.
 
 
 @draw_stream.register_torch_dispatch(checkpoint._CachingTorchDispatchMode)
@@ -100,7 +100,7 @@ def _must_save(*_: Any, **__: Any) -> checkpoint.CheckpointPolicy:
 
 @draw_stream.register_torch_dispatch(FunctionalTensorMode)
 def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
-    """Where the operator becomes a node of a compiled graph, which this marks as torch.utils.checkpoint does."""
+    """Where the operator becomes a node of a compiled graph: marks that node as torch.utils.checkpoint would."""
     if functorch_config.activation_memory_budget == 0 and torch.is_grad_enabled():
         raise RuntimeError(
             "torch._functorch.config.activation_memory_budget = 0 computes everything again in the backward pass, "
@@ -127,12 +127,12 @@ _BRANCHES = ("cond", "while_loop", "scan", "map_impl", "associative_scan")
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_in_branch() -> bool:
-    """Whether Dynamo traces what ``torch.cond``, or a loop of that kind, runs: nothing may change in place there."""
+    """Whether Dynamo is tracing a branch of ``torch.cond`` or such a loop, where nothing may change in place."""
     try:
         from torch._dynamo.symbolic_convert import InstructionTranslator
 
         tracer: Any = InstructionTranslator.current_tx().output.current_tracer
-    except (ImportError, AttributeError):  # another Dynamo, which says itself what it cannot do
+    except (ImportError, AttributeError):  # another Dynamo, which reports for itself what it cannot do
         return False
     while tracer is not None:
         if str(getattr(tracer, "source_target", "")) in _BRANCHES:
@@ -163,7 +163,7 @@ def _(layer: Tensor, trains: bool) -> Tensor:
 def of_layer(layer: Tensor = _NO_LAYER) -> Tensor:
     """The stream that the layer with this number has when this is computed: an int64 tensor of one element.
 
-    It is drawn, or what :func:`lumina_onnx.nn.noise` sets, and :data:`NO_NOISE` where that turns the noise off.
+    It is what :func:`lumina_onnx.nn.noise` sets (:data:`NO_NOISE` where that turns the noise off), else a fresh draw.
     """
     stream: Tensor
     if is_dynamo_compiling() and _is_in_branch():
@@ -174,7 +174,7 @@ def of_layer(layer: Tensor = _NO_LAYER) -> Tensor:
 
 
 def number_of(stream: int | Tensor) -> int:
-    """A stream that is given, as a number."""
+    """A given stream, as a number."""
     if isinstance(stream, Tensor):
         return int(_checked(stream))
     _checks.check_counter("stream", stream)
@@ -187,7 +187,7 @@ def tensor_of(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
         if not profile._has_noise or (torch.compiler.is_exporting() and _scope.is_captured()):
             return torch.zeros((), dtype=torch.int64, device="cpu")
         if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_drawn_by_torch()):
-            return draw()  # an operator of torch's own, as vmap's `randomness` and a program in a file want it
+            return draw()  # torch's own operator, which vmap's `randomness` and saved programs need
         return of_layer()
     if isinstance(stream, Tensor):
         return _checked(stream)
@@ -205,5 +205,5 @@ def _checked(stream: Tensor) -> Tensor:
 
 
 def _is_drawn_by_torch() -> bool:
-    # What draws for a layer mutates a real tensor, which is none for a mode that makes tensors fake.
+    # lumina::draw_stream mutates a real tensor, which a mode that makes tensors fake does not accept.
     return _torch_state.is_transformed() or active_fake_mode() is not None

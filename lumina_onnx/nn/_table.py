@@ -1,4 +1,4 @@
-"""Tables of reports in plain text."""
+"""Plain-text tables for reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lumina_onnx._text import visible
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell, numbers to the right, a rule under the header."""
+    """A table: columns as wide as their widest cell, numbers aligned right, a rule under the header."""
     cells = [[visible(str(cell)) for cell in row] for row in rows]
     numeric = [
         all(row[column].replace(",", "").replace(".", "", 1).isdigit() for row in cells) and bool(cells)

@@ -1,6 +1,6 @@
-"""What torch is doing at this moment, asked of names that torch has for itself alone.
+"""What torch is doing at the moment, asked through torch's private names.
 
-Each is looked up once: all of these are asked in every call.
+Each name is looked up only once, since calls of the operator ask every time.
 """
 
 import functools
@@ -12,16 +12,16 @@ from torch.autograd import forward_ad
 
 import lumina_kernel
 
-#: An argument of `optical_linear_train`, and so part of the keys of torch's cache of compiled graphs on disk: another
-#: release may save other amounts for the gradient.
+#: An argument of `optical_linear_train`, and so part of the keys of torch's on-disk cache of compiled graphs: another
+#: release may save a different number of bytes for the gradient.
 RELEASE = lumina_kernel.__version__
 
 
 def internal(path: str) -> Any:
-    """What torch has at this path below the package, under no public name.
+    """The object at this path below the torch package, which has no public name.
 
     Raises:
-        ImportError: This release has it no more.
+        ImportError: this release of torch does not have it.
     """
     try:
         return functools.reduce(getattr, path.split("."), torch)
@@ -41,17 +41,17 @@ internal("compiler._is_compiling_flag")  # likewise
 
 
 def is_recorded() -> bool:
-    """Whether ``torch.jit.trace`` runs."""
+    """Whether ``torch.jit.trace`` is running."""
     return tracing_state() is not None
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func runs."""
+    """Whether a transform of torch.func is running."""
     return current_transform() is not None
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:
-    """Whether forward-mode automatic differentiation asks for a derivative by one of the tensors."""
+    """Whether forward-mode differentiation asks for a derivative with respect to one of the tensors."""
     if forward_ad._current_level < 0:
         return False
     return any(
@@ -61,10 +61,11 @@ def has_tangent(*tensors: Tensor | None) -> bool:
 
 
 def gradient_precision() -> Literal["highest", "high", "medium"]:
-    """The precision that torch asks of float32 products on a CPU at this moment.
+    """The precision that torch asks of float32 products on a CPU at the moment.
 
-    ``torch.set_float32_matmul_precision`` sets it, and so does ``torch.backends``: then the former's getter raises.
+    ``torch.set_float32_matmul_precision`` sets it, and so does ``torch.backends``; after the latter, the getter that
+    belongs to the former raises.
     """
-    # What torch.backends.mkldnn.matmul.fp32_precision reads, through three objects that each look the name up.
+    # torch.backends.mkldnn.matmul.fp32_precision reads the same, but through three objects that each look the name up.
     asked: str = _precision("mkldnn", "matmul")
     return "medium" if asked == "bf16" else "high" if asked == "tf32" else "highest"

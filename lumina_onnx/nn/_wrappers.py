@@ -1,4 +1,4 @@
-"""Modules around a model that only call it: its layers go by their names in the model itself."""
+"""Wrappers that do nothing but call a model: the model's layers keep the names that they have without the wrapper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile``, ``AveragedModel``, ``DataParallel`` and ``DistributedDataParallel``.
 
     Raises:
-        TypeError: what is no module.
+        TypeError: `model` is not a module.
     """
     model = _checked(model, "model")
     while (inner := _inner(model)) is not None:
@@ -24,10 +24,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_is_whole(model: object, name: str = "model") -> None:
-    """Refuses what is no module, and modules whose layers or parameters cannot be reached.
+    """Raises unless `model` is a module whose layers and parameters can be reached.
 
     Raises:
-        TypeError: what came, and what to give in its place.
+        TypeError: `model` is not; the message says what was given and what is allowed instead.
     """
     for module in _checked(model, name).modules():
         kind = type(module).__name__
@@ -36,7 +36,7 @@ def check_is_whole(model: object, name: str = "model") -> None:
                 f"{name} holds a {kind} of torch.jit: its layers are compiled and no longer Python modules; allowed is "
                 "the model that it was made from"
             )
-        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # torch's own, which only raises
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # torch's own eval(), which only raises
             raise TypeError(
                 f"{name} holds a {kind} of torch.export: it has no modes and none of the layers; allowed is the model "
                 "that it was made from"
@@ -60,7 +60,7 @@ def _inner(model: nn.Module) -> nn.Module | None:
         caller = next(kind for kind in _CALLERS if isinstance(model, kind))
         # A subclass with a forward of its own does more than call the model.
         return model.module if type(model).forward is caller.forward else None
-    dynamo = sys.modules.get("torch._dynamo")  # nothing is compiled before it is imported, which takes a second
+    dynamo = sys.modules.get("torch._dynamo")  # if it is not loaded, nothing is compiled; loading takes a second
     if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         inner: nn.Module = model._orig_mod
         return inner

@@ -80,47 +80,48 @@ def calibrate(
 ) -> CalibrationReport:
     """Gives every optical layer of `model` static input and output ranges, from the signals that `batches` cause.
 
-    The model runs in ``eval()`` and without gradients, its layers without noise and with dynamic ranges; each
-    module's mode is restored. A compiled model runs its own code meanwhile. Observed are the calls that this thread
-    and context makes, so that several threads can calibrate one model: each sees its own data, and the last to end
-    sets the ranges. Ranges that a layer had are replaced. What is observed:
+    The model runs in ``eval()`` and without gradients, its layers without noise and with dynamic ranges; afterwards
+    each module's mode is restored. A compiled model runs its original code meanwhile. Only the calls that this thread
+    and context makes are observed, so several threads can calibrate one model: each sees its own data, and the last
+    to finish sets the ranges. Existing ranges are replaced. What is observed:
 
     - for `input_range`, |x| as it enters the layer. A layer without a DAC (input_bits 0) gets none.
     - for `output_range`, |z|: the clean analog output before noise and ADC, with the bias only where it is analog.
       A layer gets one range for all outputs, and none where nothing reads it (output_bits 0 and neither additive nor
       shot noise).
 
-    The noise adds to z before the ADC, and no headroom is left for it by "max" and "percentile": the additive and
-    shot laws scale with the range, so that a wider one also makes more noise. "mse" weighs this exactly.
+    The noise adds to z before the ADC, but "max" and "percentile" leave no headroom for it: additive and shot noise
+    scale with the range, so a wider range also makes more noise. "mse" weighs this exactly.
 
-    Where a process group of ``torch.distributed`` is initialised, all of its processes have to call this, each with the
-    same model and batches of its own (a part of the data, none at all). Each gets the ranges of all batches, with the
-    bits that one process would find in them. A model in ``DistributedDataParallel`` is called past that wrapper, so
-    that the processes may have different numbers of batches.
+    If a ``torch.distributed`` process group is initialised, all of its processes must call this, each with the same
+    model and its own batches (a part of the data, or none at all). Each gets the ranges of all batches together, bit
+    for bit those that a single process would find. A model in ``DistributedDataParallel`` is called without that
+    wrapper, so that the processes may have different numbers of batches.
 
     Args:
         model: with :class:`OpticalLinear` layers.
-        batches: an iterable, such as a DataLoader. A tensor is passed to the model; of a tuple or list the first
-            element (as in :func:`torch.optim.swa_utils.update_bn`, the rest being labels); a mapping as keywords.
+        batches: an iterable, such as a DataLoader. The model gets a tensor as it is, the first element of a tuple or
+            list (the rest being labels, as in :func:`torch.optim.swa_utils.update_bn`), and a mapping as keyword
+            arguments.
         method: "max": the largest magnitude seen. "percentile": the magnitude that `percentile` % of the values do
             not exceed, to within 0.4 %. "mse": the range with the least mean squared error of the
             quantised signal (a search over clipping ranges; for the output, of the noisy and quantised z against the
             clean one, at the layer's own noise). A layer without an ADC takes the maximum instead.
         percentile: for method "percentile", above 0 and at most 100.
         forward: called as ``forward(model, batch)`` for each batch, for models that are called in another way.
-        progress: whether a progress bar is shown; of several processes only the first shows one.
+        progress: whether to show a progress bar; of several processes only the first shows one.
         group: the processes that calibrate together, a ``torch.distributed`` process group. None: the default one,
             where it is initialised. False: this process alone.
 
     Returns:
         The ranges set, and how much they clip; ``print`` shows a table. A layer that was never called keeps its
-        ranges, is noted there, and warned about.
+        ranges; the report notes it, and a warning names it.
 
     Raises:
-        ValueError: no optical layer, no batch, an unknown method, a signal that is not finite (with its layer), a
-            model or method that another process has otherwise.
+        ValueError: no optical layer, no batch, an unknown method, a signal that is not finite (the message names the
+            layer), or a model or method that differs between processes.
         RuntimeError: another process has failed.
-        TypeError: `group` is no process group.
+        TypeError: `group` is not a process group.
     """
     together = Together(group)
     with together.telling():
@@ -144,7 +145,7 @@ def calibrate(
 
 
 class Observer:
-    """Runs a layer clean and with dynamic ranges, and gathers what its converters see."""
+    """Runs a layer without noise and with dynamic ranges, and gathers what its converters see."""
 
     def __init__(self) -> None:
         self.inputs = Histogram()
@@ -153,7 +154,7 @@ class Observer:
     def forward(
         self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
     ) -> Tensor:
-        """As :class:`.linear.Substitute`, whatever the noise; counts the layer's input and analog output."""
+        """Implements :class:`.linear.Substitute`, ignoring the noise; counts the layer's input and analog output."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
         analog = dynamic.replace(output_bits=0)
         bias = layer.bias if layer.profile.bias_stage == "analog" else None

@@ -24,16 +24,17 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
 
     ``with noise(model):`` evaluates the hardware without its noise (bits and ranges stay).
     ``with noise(model, True, stream=0):`` makes each call of a layer repeat the same draw, that of the layer's own
-    seed and this stream; it is how torch and ONNX Runtime are compared with the noise on.
+    seed and this stream. Use it to compare torch and ONNX Runtime with the noise on.
     ``with noise(model, True):`` inside another such block turns the noise on again.
 
-    Blocks nest; leaving one, by an exception too, restores what was before. A block is of the thread and context (such
-    as an asyncio task) that enters it: others that call the layers meanwhile have settings of their own. A compiled
-    graph asks for them when it runs. In eager mode ``torch.utils.checkpoint`` runs the forward pass again in
-    ``backward()``, which so belongs inside the same block; with other noise a checkpoint that is not reentrant raises.
+    Blocks nest; leaving one, even by an exception, restores the previous settings. A block belongs to the thread and
+    context (such as an asyncio task) that enters it: others that call the layers meanwhile have their own settings. A
+    compiled graph looks the settings up when it runs. In eager mode ``torch.utils.checkpoint`` runs the forward pass
+    again in ``backward()``, which therefore belongs inside the same block; if the noise differs, a checkpoint that is
+    not reentrant raises.
 
     Raises:
-        ValueError: a stream out of 0..2^63-1, or one given with the noise off, where nothing would read it.
+        ValueError: a stream outside 0..2^63-1, or one given with the noise off, where nothing would read it.
     """
     if stream is not None:
         _checks.check_counter("stream", stream)
@@ -44,7 +45,7 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
         with _scope.Block(_scope.NOISE, {layer._identity.number: setting for _, layer in optical_layers(model)}):
             yield
         return
-    # A block inside the function that is compiled ends inside it, so that the layers are as they were when it runs.
+    # A block inside a compiled function also ends inside it, so the layers are unchanged when the function runs.
     layers = [layer for _, layer in optical_layers(model)]
     before = [layer._noise_when_traced for layer in layers]
     try:
@@ -58,22 +59,22 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Promises that the weights in `model` do not change inside: they are quantised and packed once.
+    """Promises that the weights in `model` do not change inside the block: they are quantised and packed once.
 
-    For evaluation over many batches, and for gradients that add up over several: all passes share the packed weights.
-    Results and gradients have the same bits as outside. The block is of the thread and context that enters it: other
-    threads quantise in each call. Each layer's weight and bias are watched: a forward pass after one of them changed
-    (an optimiser's step, ``load_state_dict``, another tensor, another profile) raises. A change that torch itself does
-    not count, such as one through ``weight.data.mul_`` or through numpy, is not seen.
+    For evaluation over many batches, and for gradients accumulated over several: all passes share the packed weights.
+    Results and gradients have the same bits as outside. The block belongs to the thread and context that enters it:
+    other threads quantise in each call. Each layer's weight, bias and profile are watched: a forward pass after one of
+    them changed (an optimiser's step, ``load_state_dict``, another tensor, another profile) raises. A change that torch
+    itself does not count, such as one through ``weight.data.mul_`` or through numpy, goes unnoticed.
 
-    A pass inside a ``torch.compile``d graph or a ``torch.func`` transform reads the weights as they are each time; so
-    does a layer whose weight is computed at each call (a parametrisation). A copy of a model is not frozen.
+    A pass inside a ``torch.compile``d graph or a ``torch.func`` transform reads the current weights each time; so does
+    a layer whose weight is computed in each call (a parametrisation). A copy of a model is not frozen.
 
-    Blocks nest; leaving one, by an exception too, restores what was before.
+    Blocks nest; leaving one, even by an exception, restores the previous state.
 
     Raises:
-        ValueError: a weight or bias that is not finite, with the layer's name.
-        RuntimeError: inside, at the forward pass of a layer that changed.
+        ValueError: a weight or bias that is not finite; the message names the layer.
+        RuntimeError: inside the block, at the forward pass of a layer that has changed.
     """
     layers = [layer for _, layer in optical_layers(model) if _is_plain(layer)]
     steps = register_optimizer_step_post_hook(_count_step)
@@ -86,12 +87,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _is_substituted(layer: OpticalLinear) -> bool:
-    """Whether a block around has frozen the layer already, or observes it, and goes on so."""
+    """Whether an enclosing block has already frozen the layer or observes it, and continues to do so."""
     return _scope.SUBSTITUTE in _scope.settings_of(layer._identity.number)
 
 
 def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Counts the change of an optimiser's parameters: with ``fused=True`` torch itself does not."""
+    """Counts an optimiser's step as a change of its parameters: with ``fused=True`` torch itself does not."""
     for group in optimizer.param_groups:
         increment_version([parameter for parameter in group["params"] if parameter.grad is not None])
 
@@ -124,7 +125,7 @@ _ADVICE = "its weights were quantised when the block began; leave the block befo
 
 
 class Frozen:
-    """A layer's weights, prepared once with its noise and once without, and what tells whether they still hold."""
+    """A layer's weights, prepared at most once with noise and once without, and a check that they still hold."""
 
     def __init__(self, layer: OpticalLinear) -> None:
         self._profile = layer.profile
@@ -153,10 +154,10 @@ class Frozen:
     def forward(
         self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
     ) -> Tensor:
-        """As :class:`.linear.Substitute`."""
+        """Implements :class:`.linear.Substitute`."""
         weight, bias = layer.weight, layer.bias
         plain = _dispatch.is_plain(x, weight, bias)
-        # A tensor of a graph or transform wraps one that is watched, or takes its place.
+        # In a graph or transform, a tensor wraps a watched one or takes its place.
         if not plain and (is_compiling() or _torch_state.is_transformed() or _fx.is_traced(x)):
             return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):

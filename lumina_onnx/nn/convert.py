@@ -23,7 +23,7 @@ from lumina_onnx.nn.linear import OpticalLinear, become_optical, recomputed
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)
-# Why a layer was skipped is kept on the layer, so that report() needs the model alone.
+# The attribute in which a layer keeps why it was skipped, so that report() needs only the model.
 _SKIPPED = "_lumina_skipped"
 
 
@@ -38,32 +38,32 @@ def convert(
 ) -> _Model:
     """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
 
-    The model can then be trained with the noise in its loop, and :func:`lumina_onnx.exporter.export` writes it.
+    The model can then be trained with the noise in the loop, and :func:`lumina_onnx.exporter.export` writes it.
     ``lumina convert`` and :func:`lumina_onnx.exporter.rewrite` do the same to a ready .onnx file, without training:
     they take `profile`, `skip`, `overrides` and `seed` as this function does.
 
     Parameters, hooks, names and sharing stay as they are: tied weights stay tied, a module used twice stays one
-    module. Each layer gets a noise seed of its own from `seed` and its name. So two models with layers of the same
-    names share their noise (of a fixed stream) unless they are converted with different seeds.
+    module. Each layer gets its own noise seed, derived from `seed` and its name. Two models whose layers have the same
+    names therefore share their noise (under a fixed stream) unless they are converted with different seeds.
 
-    Converting again changes nothing. A layer that is optical already takes `profile` (or its override) and keeps its
-    seed and, where the new profile leaves a range dynamic, the static range it has; so a calibrated model can be given
-    other bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.) Of layers with the same seed, as
-    copies have, the first keeps it.
+    Converting again changes nothing. A layer that is already optical takes `profile` (or its override) but keeps its
+    seed and, where the new profile leaves a range dynamic, its static range; so a calibrated model can be given other
+    bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.) Of layers with the same seed, as copies
+    have, the first keeps it.
 
     Left as they are, with the reason in the report: layers named by `skip`; subclasses of ``nn.Linear`` with a
     forward of their own; parametrised and lazy layers; the ``out_proj`` of ``nn.MultiheadAttention``, which reads
-    its parameters without calling it; everything that is no Linear. The fused inference path of
+    its parameters without calling it; everything that is not a Linear. The fused inference path of
     ``nn.TransformerEncoderLayer``, which would bypass its Linear layers, is switched off where they are converted.
 
     Layers of a model inside ``torch.compile``, ``AveragedModel`` or a data-parallel wrapper go by their names there.
 
     Args:
-        model: of float32 parameters on the CPU.
+        model: a model with float32 parameters on the CPU.
         profile: the hardware.
-        skip: names of layers to leave, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`; ``*``
-            crosses dots). What is a layer's name is no pattern.
-        overrides: name pattern -> profile for the layers it matches; of several that match, the last.
+        skip: names of layers to leave as they are, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`;
+            ``*`` crosses dots). A string that is a layer's name is not taken as a pattern.
+        overrides: name pattern -> profile for the layers it matches; of several that match, the last counts.
         seed: 0..2^63-1; models converted with different seeds have different noise.
         inplace: converts `model` itself, rather than a deep copy.
 
@@ -73,7 +73,7 @@ def convert(
     Raises:
         ValueError: a pattern that matches no Linear layer, an empty layer, or a profile that does not fit a layer.
         TypeError: a layer that is not float32 on the CPU, or a model whose layers cannot be reached (torch.jit, FSDP).
-        RuntimeError: `model` holds a tensor with a gradient's history, so that it cannot be copied.
+        RuntimeError: `model` holds a tensor with a gradient's history and so cannot be copied.
     """
     check_is_whole(model)
     _checks.check_is_profile(profile)
@@ -124,7 +124,7 @@ def _deep_copy(model: _Model) -> _Model:
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that the modules hold beside their parameters, by name."""
+    """The tensors that the modules hold besides their parameters, by name."""
     for prefix, module in model.named_modules():
         for name, value in (module.__dict__ | module._buffers).items():
             if isinstance(value, Tensor):
@@ -142,15 +142,15 @@ class LayerReport:
     kind: str
     """The module's class."""
     in_features: int
-    """K; 0 for what is no Linear."""
+    """K; 0 if the module is not a Linear."""
     out_features: int
-    """N; 0 for what is no Linear."""
+    """N; 0 if the module is not a Linear."""
     profile: OpticalProfile | None
-    """None where the layer was left."""
+    """The layer's profile; None if the layer was left as it is."""
     seed: int | None
-    """Key of its noise; None where the layer was left."""
+    """Key of the layer's noise; None if the layer was left as it is."""
     reason: str
-    """Why the layer was left; empty where it was converted."""
+    """Why the layer was left as it is; empty if it was converted."""
 
     @property
     def converted(self) -> bool:
@@ -330,10 +330,10 @@ def _layer_seed(seed: int, name: str) -> int:
 
 
 def _close_fast_paths(model: nn.Module) -> None:
-    """Has transformer layers call their Linear layers in eval() too.
+    """Makes transformer layers call their Linear layers in eval() too.
 
-    ``nn.TransformerEncoderLayer`` takes its fused kernel only where this attribute is true, and
-    ``nn.TransformerEncoder`` packs padded batches into the nested tensors that only that kernel reads.
+    ``nn.TransformerEncoderLayer`` takes its fused kernel only where ``activation_relu_or_gelu`` is true, and
+    ``nn.TransformerEncoder`` packs padded batches into nested tensors, which only that kernel reads.
     """
     for module in model.modules():
         if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):

@@ -25,22 +25,23 @@ def optical_linear(
 
     The forward pass equals :func:`lumina_onnx.reference.optical_linear` bit for bit. The gradient is that of the
     same linear map with its quantised operands: it is 0 where a DAC or ADC with a static range saturated, passes
-    the quantisers otherwise, and takes the noise for a constant. There is no second derivative: asking for one raises.
+    through the quantisers otherwise, and treats the noise as a constant. There is no second derivative: asking for one
+    raises.
 
-    The gradient is as exact as ``torch.set_float32_matmul_precision`` asks when it is computed; the forward pass does
-    not depend on it. ``"highest"``, torch's default, is float32 with the reference's bits. ``"high"`` is the same here.
-    ``"medium"`` rounds the scaled output gradient to bfloat16 where that is faster (on AMD processors from Zen 5 on,
-    with codes of up to 8 bits), and is ``"highest"`` elsewhere. An element of the gradient of x or weight is a sum of T
-    products of a gradient g, a step s and a code c (a value, where that side is analog). It is off the exact sum by at
-    most ::
+    The gradient is as exact as ``torch.set_float32_matmul_precision`` asks at the time it is computed; the forward pass
+    does not depend on that setting. ``"highest"``, torch's default, is float32 with the reference's bits. ``"high"`` is
+    the same here. ``"medium"`` rounds the scaled output gradient to bfloat16 where that is faster (on AMD processors
+    from Zen 5 on, with codes of up to 8 bits), and is ``"highest"`` elsewhere. An element of the gradient of x or
+    weight is a sum of T products of a gradient g, a step s and a code c (a value, where that side is analog). It
+    differs from the exact sum by at most ::
 
         (r + (T + 2) * 2**-23) * sum(abs(g * s * c)) + T * 2**-125 * (1 + max(abs(c)))
 
     where nothing overflows, with r = 0 at ``"highest"``, 2**-16 at ``"high"`` and 2**-8 at ``"medium"``. The bias's
     gradient does not depend on the precision.
 
-    Under ``torch.autocast("cpu")`` tensors of bfloat16 or float16 are cast to float32: the operator is one of those
-    that compute, and return, float32. Elsewhere such tensors are refused.
+    Under ``torch.autocast("cpu")``, bfloat16 and float16 tensors are cast to float32, since the operator computes and
+    returns float32. Otherwise such tensors are refused.
 
     Args:
         x: float32 ``[..., K]`` or ``[K]``, on the CPU. Made contiguous where it is not.
@@ -61,7 +62,7 @@ def optical_linear(
     """
     _checks.check_counter("seed", seed)
     if isinstance(stream, Tensor) and stream.dtype == torch.int64:
-        # What stands for no noise is the package's own: of a user it is a negative number like others, and refused.
+        # The number that stands for no noise is internal: from a user it is refused like any other negative number.
         stream = stream.clamp(min=_streams.NO_NOISE + 1)
     if not is_dynamo_compiling() and _dispatch.is_plain(x, weight, bias):
         return _dispatch.run_plain(x, weight, bias, profile, seed, stream, "")

@@ -20,15 +20,15 @@ from lumina_onnx.profile import OpticalProfile
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Layer = TypeVar("_Layer", bound="OpticalLinear")
-# What is not copied and not pickled: who a layer is in this process (see `_scope`), what `noise` sets for it inside a
-# function that is compiled, and the entries that were handed out.
+# Attributes that are neither copied nor pickled: the layer's identity in this process (see `_scope`), what `noise` sets
+# for it inside a compiled function, and the entries that it has handed out.
 _TRANSIENT = ("_identity", "_noise_when_traced", "_held")
 _OF_OLD_PICKLES = ("name", "_noise", "_frozen", "_observer")
 _OWN = ("_profile", "_quiet", "seed", "_name", "_label", *_TRANSIENT)
 
 
 class Substitute(Protocol):
-    """What runs a layer's calls inside a block in the layer's place: an observer of its signals, or frozen weights."""
+    """What runs in a layer's place inside a block: an observer of the layer's signals, or its frozen weights."""
 
     def forward(
         self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
@@ -56,25 +56,25 @@ class _Entry:
 class OpticalLinear(nn.Linear):
     """``y = ADC(DAC(x) @ weight.T + bias + noise)``: a :class:`torch.nn.Linear` on optical hardware.
 
-    It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, and four entries more, which
-    hold the static ranges and the noise seed: ``input_range`` [1], ``output_range`` [N], ``range_kind`` [3] and
-    ``noise_seed`` [24], all float64, whatever the type of the weights. Each may be absent from a checkpoint, so that
-    one of ``nn.Linear`` loads strictly and changes neither ranges nor seed; where only some ranges are there, a
-    warning says which stay. An average of checkpoints gives averages of the ranges, but is refused where one was
-    static and another dynamic; where their seeds differ the layer keeps its own, and a warning says so. To load
-    into an ``nn.Linear``, ``to_linear()`` first.
+    It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, plus four entries that hold
+    the static ranges and the noise seed: ``input_range`` [1], ``output_range`` [N], ``range_kind`` [3] and
+    ``noise_seed`` [24], all float64, whatever the type of the weights. Any of them may be absent from a checkpoint, so
+    that a checkpoint of ``nn.Linear`` loads strictly and changes neither ranges nor seed; if only some of the range
+    entries are present, a warning says for which the layer keeps its own. An average of checkpoints gives averages of
+    the ranges, but is refused where a range was static in one and dynamic in another; if the seeds differ, the layer
+    keeps its own, and a warning says so. To load a checkpoint into an ``nn.Linear``, call ``to_linear()`` first.
 
     Noise is on in ``train()`` and in ``eval()``, as in the hardware: :func:`lumina_onnx.nn.noise` turns it off. It is
     drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
 
     Shapes: x float32 ``[..., in_features]`` (or ``[in_features]``) -> y float32 ``[..., out_features]``, on the CPU.
-    Under ``torch.autocast("cpu")`` an x of bfloat16 or float16, as other layers give it there, is cast to float32, and
-    y is float32 all the same. The parameters stay float32.
+    Under ``torch.autocast("cpu")`` a bfloat16 or float16 x, as other layers return it there, is cast to float32, and y
+    is still float32. The parameters stay float32.
 
     Args:
         in_features: K, size of an input row.
         out_features: N, size of an output row.
-        bias: whether a bias is learnt; where it enters is ``profile.bias_stage``.
+        bias: whether to learn a bias; ``profile.bias_stage`` says where it enters.
         profile: bits, ranges and noise of the hardware.
         seed: key of the layer's noise, 0..2^63-1. None: what torch's generator would draw next, without advancing it,
             so that the parameters are those of ``nn.Linear`` under the same ``torch.manual_seed``.
@@ -84,9 +84,9 @@ class OpticalLinear(nn.Linear):
     Attributes:
         profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
         seed: the noise's key.
-        name: what errors call the layer; :func:`lumina_onnx.nn.convert` sets it to the module's name.
+        name: the layer's name in error messages; :func:`lumina_onnx.nn.convert` sets it to the module's name.
         input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders
-            that look for them; `profile` and `seed` say the same.
+            that look for them; `profile` and `seed` hold the same information.
     """
 
     seed: int
@@ -134,7 +134,7 @@ class OpticalLinear(nn.Linear):
 
     @property
     def name(self) -> str:
-        """What errors call the layer."""
+        """The layer's name in error messages."""
         return self._name
 
     @name.setter
@@ -162,12 +162,12 @@ class OpticalLinear(nn.Linear):
     def from_linear(
         cls, linear: nn.Linear, profile: OpticalProfile, *, seed: int | None = None, name: str = ""
     ) -> OpticalLinear:
-        """The optical layer with the very parameters (and hooks) of `linear`.
+        """An optical layer with the very parameters (and hooks) of `linear`.
 
-        Without a `seed` one is drawn from torch's generator.
+        Without `seed`, one is drawn from torch's generator.
 
         Raises:
-            TypeError: `linear` is no ``nn.Linear``, or not of float32 on the CPU.
+            TypeError: `linear` is not an ``nn.Linear``, or not float32 on the CPU.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear is {type(linear).__name__}: allowed is a torch.nn.Linear")
@@ -175,7 +175,7 @@ class OpticalLinear(nn.Linear):
         return become_optical(layer, profile, _draw_seed() if seed is None else seed, name)
 
     def to_linear(self) -> nn.Linear:
-        """The ``nn.Linear`` with this layer's very parameters (and hooks)."""
+        """An ``nn.Linear`` with this layer's very parameters (and hooks)."""
         linear: nn.Linear = shallow_copy(self)
         for attribute in _OWN:
             linear.__dict__.pop(attribute, None)
@@ -202,7 +202,7 @@ class OpticalLinear(nn.Linear):
         weight: Any
         bias: Any
         parameters = self._parameters
-        try:  # past nn.Module's search for attributes, which takes half a microsecond for each
+        try:  # past nn.Module's attribute lookup, which takes half a microsecond for each
             weight, bias = parameters["weight"], parameters["bias"]
         except KeyError:  # a parametrised or pruned weight is an attribute
             weight, bias = self.weight, self.bias
@@ -211,7 +211,7 @@ class OpticalLinear(nn.Linear):
         return _dispatch.run_checked(input, weight, bias, profile, self.seed, stream, self._label, fixed)
 
     def _forward_when_traced(self, input: Tensor) -> Tensor:
-        """The same in code that Dynamo traces, which may not look at the context itself."""
+        """The forward pass in code that Dynamo traces, which cannot read the context variable itself."""
         self._take_over_when_traced()
         profile: OpticalProfile = self._profile
         on = True
@@ -227,7 +227,7 @@ class OpticalLinear(nn.Linear):
 
     @property
     def label(self) -> str:
-        """The layer's name as errors begin with it."""
+        """The layer's name as it begins error messages."""
         return self._label
 
     @property
@@ -250,16 +250,16 @@ class OpticalLinear(nn.Linear):
         return super().train(mode)
 
     def _hand_out(self) -> dict[str, Tensor]:
-        """The layer's entries of a ``state_dict``; who writes into them in place changes the layer."""
+        """The layer's entries of a ``state_dict``; writing into them in place changes the layer."""
         self._take_over()
-        if active_fake_mode() is not None or _torch_state.is_transformed():  # tensors that have no memory to write into
+        if active_fake_mode() is not None or _torch_state.is_transformed():  # tensors without memory to write into
             return _state.encode(self._profile, self.seed, self.out_features)
         if self._held is None or self._held.seed != self.seed:
             self._held = _state.Held(self._profile, self.seed, self.out_features)
         return self._held.entries()
 
     def _take_over(self) -> None:
-        """Takes over what was written in place into the entries that were handed out."""
+        """Applies to the layer what was written in place into the entries that it has handed out."""
         held = self._held
         if held is None:
             return
@@ -271,13 +271,13 @@ class OpticalLinear(nn.Linear):
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _take_over_when_traced(self) -> bool:
-        """The same for Dynamo, which runs it once for each graph."""
+        """:meth:`_take_over` for Dynamo, which runs it once for each graph."""
         with _disable_current_modes():
             self._take_over()
         return True
 
     def _take(self, entries: Mapping[str, Any], prefix: str) -> None:
-        """Takes ranges and seed from entries of a ``state_dict``."""
+        """Sets the ranges and the seed from entries of a ``state_dict``."""
         self._settle(_state.decode, entries, self._profile, self.seed, self.out_features, prefix)
 
     def _settle(self, decode: Callable[..., _state.Settings], *arguments: Any) -> None:
@@ -294,10 +294,11 @@ class OpticalLinear(nn.Linear):
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """The layer's buffers; where it is asked for its own alone, the entries of its state too.
+        """The layer's buffers and, if `recurse` is false, the entries of its state.
 
-        So ``torch.distributed.checkpoint.state_dict`` finds them, which looks through a model module by module. Whoever
-        asks a model for all of its buffers, as DistributedDataParallel does to send them, gets buffers only.
+        This is how ``torch.distributed.checkpoint.state_dict``, which looks through a model module by module, finds the
+        entries. A caller that asks a model for all of its buffers, as DistributedDataParallel does to broadcast them,
+        gets buffers only.
         """
         yield from super().named_buffers(prefix, recurse, remove_duplicate)
         if not recurse:
@@ -339,7 +340,7 @@ class OpticalLinear(nn.Linear):
             self._warn_of_absent(entries, prefix, version)
 
     def _warn_of_absent(self, entries: Mapping[str, Any], prefix: str, version: int) -> None:
-        """Says what a checkpoint of an optical layer lacks: some loaders leave out what they do not know."""
+        """Warns of ranges that an optical layer's checkpoint lacks: some loaders leave out what they do not know."""
         absent = [prefix + name for name in _state.RANGES if name not in entries]
         if absent and (entries or version >= _state.VERSION):
             warnings.warn(
@@ -371,7 +372,7 @@ class OpticalLinear(nn.Linear):
 
 
 def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: str) -> OpticalLinear:
-    """Turns `linear` itself into an OpticalLinear: whoever holds the module or its parameters keeps them."""
+    """Turns `linear` itself into an OpticalLinear, so that references to the module and its parameters stay valid."""
     before, attributes = linear.__class__, dict(linear.__dict__)
     linear.__class__ = OpticalLinear
     try:
@@ -385,9 +386,9 @@ def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: 
 
 
 def recomputed(module: nn.Module) -> dict[str, Tensor]:
-    """The values, without their history, of attributes that a hook computes before each call: a weight, as pruned.
+    """The values, without a gradient's history, of attributes that a hook computes before each call (a pruned weight).
 
-    torch makes no deep copy of a tensor with a history, and a copy has no use for this one.
+    torch cannot deep-copy a tensor that has such a history, and a copy of the module has no use for it.
     """
     hooks = module._forward_pre_hooks.values()
     names = {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks}
@@ -396,7 +397,7 @@ def recomputed(module: nn.Module) -> dict[str, Tensor]:
 
 
 def shallow_copy(module: _Module) -> _Module:
-    """A module of its own with the same parameters, buffers, children and hooks; not compiled, where `module` is."""
+    """A new module with the same parameters, buffers, children and hooks; not compiled even if `module` is."""
     copy = module.__class__.__new__(module.__class__)
     state: dict[str, Any] = nn.Module.__getstate__(module)  # type: ignore[no-untyped-call]
     copy.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in state.items()})
@@ -410,5 +411,5 @@ def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLinear]]:
 
 
 def _draw_seed() -> int:
-    with _disable_current_modes():  # a number, where tensors are made fake too
+    with _disable_current_modes():  # a real number, even where tensors are made fake
         return int(torch.randint(0, _checks.COUNTERS - 1, (), dtype=torch.int64, device="cpu"))
