@@ -1,4 +1,4 @@
-"""Layers of every kind, as hypothesis draws them, and what the reference makes of them."""
+"""Layers of every kind, drawn by hypothesis, and the results that the reference gives for them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def profiles(draw: st.DrawFn, n: int) -> OpticalProfile:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Layers of every kind, with inputs of any number of dimensions, empty ones too."""
+    """Layers of every kind, with inputs of any number of dimensions, including empty ones."""
     n, k = draw(st.integers(1, 9)), draw(st.integers(1, 19))
     leading = draw(st.lists(st.integers(0, 4), max_size=3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

@@ -1,4 +1,4 @@
-"""No test here is timed: threads start and torch compiles within the first example."""
+"""Turns off hypothesis's deadline: threads start and torch compiles within the first example."""
 
 from hypothesis import settings
 

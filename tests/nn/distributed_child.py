@@ -30,13 +30,13 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(ROWS, 12, generator=generator), torch.randn(ROWS, 5, generator=generator)
 
 
-# What each rank calibrates on: the numbers of its batches.
+# The numbers of the batches that each rank calibrates on.
 SHARDS = {"alike": (range(2), range(2, 4)), "uneven": (range(3), range(3, 4)), "empty": (range(2), range(0))}
 METHODS = ("max", "percentile", "mse")
 
 
 class WithIdle(nn.Module):
-    """A batch norm, whose buffers DistributedDataParallel sends around, and a layer that is called on rank 1 alone."""
+    """A batch norm, whose buffers DistributedDataParallel broadcasts, and a layer that only rank 1 calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def error_of(*arguments: Any, **options: Any) -> str:
 
 
 def calibrated(rank: int) -> dict[str, Any]:
-    """Ranges that the ranks find together, and the errors that they raise together."""
+    """The ranges that the ranks find together, and the errors that they raise together."""
     found: dict[str, Any] = {}
     for name, shards in SHARDS.items():
         for method in METHODS:
@@ -112,13 +112,13 @@ def calibrated(rank: int) -> dict[str, Any]:
         "group": error_of(model(), own, group=0),
     }
     net = model()
-    calibrate(net, own, progress=False)  # after all these errors the ranks are in step
+    calibrate(net, own, progress=False)  # after all these errors the ranks are still in step
     found["at last"] = settings(net)
     return found
 
 
 def saved(rank: int, folder: Path) -> dict[str, Any]:
-    """Ranges and seeds that the ranks read from a checkpoint that they wrote together."""
+    """The ranges and seeds that the ranks read from a checkpoint that they wrote together."""
     net = calibrated_model()
     dcp.save(net.state_dict(), checkpoint_id=folder / "checkpoint")
     fresh = convert(nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 5)), PROFILE, seed=1 + rank)
@@ -163,7 +163,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     alike = parallel(x).detach()
     torch.manual_seed(5 + rank)
     apart = parallel(x).detach()
-    # Noise on, each rank its own: the gradients are averaged all the same.
+    # The noise is on and differs between ranks; the gradients are averaged all the same.
     optimiser.zero_grad()
     parallel(x).square().sum().backward()
     gradients = [parameter.grad for parameter in net.parameters()]
@@ -172,8 +172,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    # Without the interpreter's shutdown: there a thread of gloo's or autograd's that asks for the GIL may end the
-    # process (https://github.com/pytorch/pytorch/issues/190489), or be waited for with it.
+    # Skips the interpreter's shutdown: there, a thread of gloo or autograd that asks for the GIL may end the process
+    # (https://github.com/pytorch/pytorch/issues/190489), or be waited for while the GIL is held.
     os._exit(0)
 
 

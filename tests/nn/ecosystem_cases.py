@@ -1,4 +1,4 @@
-"""A model and data of the tests of what users of PyTorch have around their models."""
+"""A model and data for the tests with the tools that PyTorch users have around their models."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ from torch._higher_order_ops import scan, while_loop  # noqa: E402
 from lumina_onnx.nn import calibrate, convert, noise  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
-# More than one: what differs from one model to the next is no constant to Dynamo.
+# More than one, since Dynamo does not treat as a constant what differs from one model to the next.
 PROFILES = [
     OpticalProfile(weight_bits=4, noise_additive=0.05, output_range=2.0),
     OpticalProfile(weight_bits=2, noise_relative=0.1, noise_additive=0.2, output_range=(1.0, 2.0, 3.0, 4.0)),
@@ -87,7 +87,7 @@ def test_training_under_a_fixed_stream(backend: str | None) -> None:
                     expected = step(net, net, x)
                     net.in_python = False
                     found = step(net, run, x)
-                # A branch that was not taken has no gradient, or one of zeros.
+                # A branch that was not taken has no gradient, or a gradient of zeros.
                 for ours, theirs in zip(found, expected, strict=True):
                     assert torch.equal(ours, theirs) or not (ours.any() or theirs.any())
 

@@ -30,7 +30,7 @@ def batches(count: int = 4) -> Any:
 
 
 def signals(model: Any, data: Any) -> Any:
-    """|x| and |z| of each layer by the reference: dynamic ranges, no noise, no ADC before z."""
+    """|x| and |z| of each layer according to the reference: dynamic ranges, no noise, no ADC before z."""
     found: dict[Any, Any] = {
         name: ([], []) for name, _ in model.named_children() if isinstance(model.get_submodule(name), OpticalLinear)
     }
@@ -97,7 +97,7 @@ def test_mse_finds_the_least_error(bits: int, additive: float, shot: float, seed
         return np.mean((y - values) ** 2)
 
     best = min(error(candidate) for candidate in np.abs(values).max() * np.linspace(0.02, 1, 200))
-    # Sampled noise and a finite grid: the search is on expectations.
+    # The 10 % allow for sampled noise and a finite grid: the search itself works on expectations.
     assert error(found) <= best * 1.1 + 1e-12
 
 

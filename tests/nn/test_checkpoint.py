@@ -1,4 +1,4 @@
-"""What is computed again in the backward pass has the noise that it had: torch.utils.checkpoint, eager and compiled."""
+"""What the backward pass recomputes has the same noise as before: torch.utils.checkpoint, eager and compiled."""
 
 import functools
 import shutil
@@ -25,7 +25,7 @@ from lumina_onnx.profile import OpticalProfile  # noqa: E402
 NOISY = OpticalProfile(noise_additive=0.3)
 X = torch.linspace(-1, 1, 30).reshape(5, 6)
 NEEDS_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-#: What may hold around the forward pass; the backward pass is outside.
+#: Blocks around the forward pass; the backward pass is outside of them.
 BLOCKS = {"drawn": lambda net: nullcontext(), "fixed": lambda net: noise(net, True, stream=3), "off": noise}
 
 recompute = functools.partial(checkpoint, use_reentrant=False)
@@ -121,7 +121,7 @@ def test_several_calls_before_their_gradients() -> None:
     ("policy", "compiled"), [("MUST_SAVE", False), ("PREFER_RECOMPUTE", False), ("MUST_RECOMPUTE", True)]
 )
 def test_selective_checkpoints(policy: str, compiled: bool) -> None:
-    """Whatever the policy says of our operators."""
+    """The policy's answer for our operators makes no difference."""
     net = model()
     contexts = functools.partial(create_selective_checkpoint_contexts, lambda *_, **__: CheckpointPolicy[policy])
 
@@ -134,7 +134,7 @@ def test_selective_checkpoints(policy: str, compiled: bool) -> None:
 
 
 def test_memory_that_the_compiler_saves() -> None:
-    """With a budget torch.compile computes again what it likes to, without any checkpoint."""
+    """With a memory budget, torch.compile recomputes what it chooses to, without any checkpoint."""
     net = model()
     with functorch.patch(activation_memory_budget=0.1):
         compiled = torch.compile(net, backend="aot_eager")
@@ -152,7 +152,7 @@ def test_no_memory_for_the_stream() -> None:
             assert torch.equal(compiled(X), net(X))
 
 
-# In eager mode backward() runs the checkpointed modules under the settings that hold there.
+# In eager mode backward() runs the checkpointed modules under the settings in force where backward() is called.
 
 
 @pytest.mark.parametrize("freeze", [False, True])

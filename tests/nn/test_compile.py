@@ -132,7 +132,7 @@ def test_autocast_around_and_inside_a_compiled_model(backend: Any, grad: bool, i
 
 
 def test_a_graph_for_training_is_of_one_release() -> None:
-    """torch keeps compiled graphs on disk: one that was made with another release must not be taken for this one's."""
+    """torch keeps compiled graphs on disk: it must not reuse one that another release of ours made."""
     calls: list[Any] = []
 
     def watch(graph: Any, inputs: Any) -> Any:

@@ -155,7 +155,7 @@ def test_backward_after_frozen() -> None:
         with context:
             loss = net(X).square().sum()
         with torch.no_grad():
-            net[0].weight.mul_(2)  # which no gradient needs: X is data
+            net[0].weight.mul_(2)  # no gradient needs it: X is data
         loss.backward()
         gradients.append([parameter.grad for parameter in net.parameters()])
         with torch.no_grad():
@@ -208,7 +208,7 @@ def test_frozen_prepares_for_the_noise_in_force(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_transforms_inside_frozen() -> None:
-    """They read the weights as they are: those that functional_call brings, or that changed."""
+    """Transforms read the current weights: those that functional_call passes, or those that were changed."""
     net = model()
     parameters = {name: 2 * parameter.detach() for name, parameter in net.named_parameters()}
 

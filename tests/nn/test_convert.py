@@ -243,7 +243,7 @@ def count_calls(model: Any) -> Any:
     return calls
 
 
-# torch's own encoder makes one where it is not converted.
+# torch's encoder makes a nested tensor where it is not converted.
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("grad", [True, False])

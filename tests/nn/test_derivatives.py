@@ -69,7 +69,7 @@ def test_a_gradient_that_nobody_differentiates_is_the_same_with_create_graph() -
     assert torch.equal(some, torch.full((5,), 4.0))
 
 
-# A mask of the ADC takes ceil(n / 8) bytes of a row, so that the bytes of one sample end anywhere.
+# The ADC's mask takes ceil(n / 8) bytes per row, so the bytes of one sample may end at any address.
 @pytest.mark.parametrize("n", [5, 9, 17, 30])
 @pytest.mark.parametrize("profile", [OpticalProfile(output_range=1.0), OpticalProfile(0, 4, 6, output_range=0.5)])
 def test_gradients_of_each_sample_with_a_static_output_range(n: int, profile: OpticalProfile) -> None:
@@ -103,7 +103,7 @@ def test_saved_bytes_may_lie_anywhere_in_a_pool(offset: int) -> None:
 
 @pytest.mark.parametrize("offset", [1, 5, 4096])
 def test_saved_bytes_whose_storage_was_freed(offset: int) -> None:
-    """They have their offset for an address, which is nobody's memory."""
+    """Such bytes report their offset as their address, where there is no memory."""
 
     def freed(tensor: Any) -> Any:
         if tensor.dtype != torch.uint8:

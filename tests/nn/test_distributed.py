@@ -1,4 +1,4 @@
-"""Several processes that train, calibrate and save together: `distributed_child.py` is what each of them does."""
+"""Several processes that train, calibrate and save together; each of them runs `distributed_child.py`."""
 
 import itertools
 import subprocess
@@ -25,7 +25,7 @@ def all_equal(a: Any, b: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What two ranks found."""
+    """The results of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = [
         subprocess.Popen(
@@ -80,7 +80,7 @@ def test_ranges_are_those_of_one_process_with_all_batches(ranks: Any) -> None:
 
 
 def test_a_wrapped_model_is_called_past_its_wrapper(ranks: Any) -> None:
-    """With batch norms it would wait for the other ranks in each call; and one of its layers only rank 1 calls."""
+    """Because of its batch norm, the wrapper would wait for all ranks in each call; and only rank 1 calls one layer."""
     net: Any = convert(child.WithIdle(), child.PROFILE)
     batches = [(x, rank == 1) for rank, shard in enumerate(child.SHARDS["uneven"]) for x in child.data(shard)]
     calibrate(net, batches, forward=lambda net, batch: net(*batch), progress=False)
@@ -101,7 +101,7 @@ def test_ranks_that_calibrate_alone(ranks: Any) -> None:
 FAILED = "RuntimeError: calibrate: rank 1 failed, so no rank has new ranges. Its error: "
 
 
-# Case, and the errors of ranks 0 and 1.
+# Each case, with the errors of ranks 0 and 1.
 ERRORS = [
     (
         "signal",

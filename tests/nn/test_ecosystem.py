@@ -1,4 +1,4 @@
-"""Optical layers among what users of PyTorch have around their models."""
+"""Optical layers with the tools that PyTorch users have around their models."""
 
 import copy
 import io
@@ -93,7 +93,7 @@ OPTIMISERS = [
     "clip", [lambda p: nn.utils.clip_grad_norm_(p, 0.1), lambda p: nn.utils.clip_grad_value_(p, 0.01), lambda p: None]
 )
 def test_clipping_decay_and_steps_are_those_of_linear(optimiser: Any, options: Any, clip: Any) -> None:
-    """Given the gradients that the optical layers had, nn.Linear layers end with the same weights."""
+    """Given the optical layers' gradients, nn.Linear layers end up with the same weights."""
     net = model()
     twin = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     twin.load_state_dict(
@@ -174,7 +174,7 @@ def test_a_model_that_was_moved_or_narrowed(change: Any, message: str, grad: boo
 
 
 def test_a_model_on_a_gpu() -> None:
-    """Tensors that say they are on a GPU: with torch's fake ones the message can be tested without one."""
+    """Uses fake tensors that claim to be on a GPU, so that the message can be tested without a GPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():

@@ -38,7 +38,7 @@ def seeded(call: Any, *arguments: Any) -> Any:
 
 
 def assert_draws(program: Any, model: Any) -> None:
-    """It has new noise in each call, and with a seed the noise of the model."""
+    """Asserts that `program` has new noise in each call and, with the same seed, the model's noise."""
     assert not torch.equal(program(X), program(X))
     assert torch.equal(seeded(program, X), seeded(model, X))
 
@@ -88,7 +88,7 @@ def test_a_compiled_program_draws() -> None:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_a_program_compiled_ahead_of_time_draws(tmp_path: Path) -> None:
-    """Numbers of its own, since the compiler has a generator of its own."""
+    """The program draws other numbers than the model, since the compiler has its own generator."""
     with torch.no_grad():
         program = export(net())
         package = torch._inductor.aoti_compile_and_package(

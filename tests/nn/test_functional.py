@@ -51,7 +51,7 @@ def test_training_equals_the_reference(case: Case) -> None:
 def test_gradients_of_some_inputs_equal_the_reference(
     case: Case, wanted: tuple[bool, bool, bool], freeze: bool
 ) -> None:
-    """Whatever the forward pass kept for them."""
+    """The bits do not depend on what the forward pass kept for the gradients."""
     assume(any(wanted))
     n, k = case.weight.shape
     linear = OpticalLinear(k, n, case.bias is not None, profile=case.profile, seed=case.seed)
@@ -78,7 +78,7 @@ def test_gradients_of_some_inputs_equal_the_reference(
 @pytest.mark.parametrize(
     ("profile", "for_x", "for_weight"),
     [
-        # The scale of 32 rows, codes of 64 x 128 (with s_x), an ADC's mask of 64 x 32 and a DAC's of 64 x 128.
+        # The scales of 32 rows, 64 x 128 codes (with s_x), the ADC's mask of 64 x 32 and the DAC's of 64 x 128.
         (OpticalProfile(8, 8, 8, 1.0, 1.0), 32 * 4 + 64 * (4 + 16), 64 * (128 + 4 + 4)),
         (OpticalProfile(8, 8, 8), 32 * 4, 64 * (128 + 4)),
         (OpticalProfile(12, 12, 8), 32 * 4, 64 * (256 + 4)),
@@ -91,7 +91,7 @@ def test_a_forward_pass_keeps_what_the_wanted_gradients_need(
     x, weight, bias = torch.ones(64, 128), torch.ones(32, 128), torch.ones(32)
 
     def kept(*wanted: Any) -> Any:
-        """Which of x and weight are kept as they are, and bytes of the rest."""
+        """Which of x and weight are kept as they are, and the number of bytes of the rest."""
         for tensor in (x, weight, bias):
             tensor.requires_grad_(any(tensor is one for one in wanted))
         tensors = saved_by(lambda: optical_linear(x, weight, bias, profile))
@@ -122,7 +122,7 @@ def test_a_layer_keeps_the_codes_of_its_input_alone(freeze: bool, m: int, n: int
     with frozen(layer) if freeze else nullcontext():
         tensors = saved_by(lambda: layer(x))
     (saved,) = (tensor for tensor in tensors if tensor is not layer.weight)
-    # Rows of codes are filled up to at most an odd number of cache lines, rows of bits to 16.
+    # Rows of codes are padded to at most an odd number of cache lines, rows of bits to 16.
     assert saved.nbytes <= m * (k + 127) + 4 * m + 4 * n + 63 + m * (n + k + 30) // 8
     assert len(tensors) == 2
 
@@ -130,7 +130,7 @@ def test_a_layer_keeps_the_codes_of_its_input_alone(freeze: bool, m: int, n: int
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("weight_bits", [0, 8])
 def test_a_weight_changed_in_place_before_its_gradient_raises(freeze: bool, weight_bits: int) -> None:
-    """As a linear layer of torch's does."""
+    """A linear layer of torch's raises too."""
     ours = OpticalLinear(5, 4, profile=OpticalProfile(8, weight_bits, 8))
     for linear in (torch.nn.Linear(5, 4), ours):
         for x in (torch.ones(3, 5, requires_grad=True), torch.ones(3, 5)):
@@ -205,7 +205,7 @@ def quantise(v: Any, full_scale: Any, bits: Any) -> Any:
 
 
 def equations(case: Case, x: Any, weight: Any, bias: Any) -> Any:
-    """The operator with straight-through estimates, in float64 and plain torch; also v and its range."""
+    """The operator with straight-through estimates, in float64 with plain torch; also returns v and its range."""
     profile = case.profile
     a, w = x, weight
     if profile.input_bits:
@@ -245,7 +245,7 @@ def equations(case: Case, x: Any, weight: Any, bias: Any) -> Any:
 @given(cases())
 def test_gradients_agree_with_autograd_of_the_equations(case: Case) -> None:
     size = case.x.abs()
-    # Where float32 and float64 differ in more than rounding, only the reference tells.
+    # Where float32 and float64 differ by more than rounding, only the reference can tell which result is right.
     assume(case.x.numel() > 0 and bool(((size == 0) | ((size > 1e-30) & (size < 1e30))).all()))
     leaves = case.leaves()
     optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream).backward(case.grad)
@@ -253,7 +253,7 @@ def test_gradients_agree_with_autograd_of_the_equations(case: Case) -> None:
     wide = [None if leaf is None else leaf.detach().double().requires_grad_() for leaf in leaves]
     y, v, full_scale = equations(case, *wide)
     if full_scale is not None:
-        # At the very edge of saturation float32 and float64 may fall on different sides.
+        # At the very edge of saturation, float32 and float64 may fall on different sides.
         assume(bool(((v.abs() - full_scale).abs() > 1e-4 * full_scale).all()))
     y.backward(case.grad.double())
     for name, leaf, other in zip(("x", "weight", "bias"), leaves, wide, strict=True):

@@ -1,4 +1,4 @@
-"""`OpticalLinear`: an nn.Linear in its parameters, initialisation and checkpoints."""
+"""`OpticalLinear` has the parameters, the initialisation and the checkpoints of an nn.Linear."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Memory that a process holds on to."""
+"""The memory that a process holds on to."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ print(resident() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_steps_of_ever_larger_shapes_do_not_add_up() -> None:
-    """The kernel keeps at most 64 MiB for reuse; were there no limit, these steps would leave over 300 MiB."""
-    # Without this glibc keeps freed memory of its own.
+    """The kernel keeps at most 64 MiB for reuse; without a limit, these steps would leave over 300 MiB."""
+    # Without these settings, glibc itself keeps freed memory.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", STEPS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

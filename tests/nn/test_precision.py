@@ -1,4 +1,4 @@
-"""The gradient is as exact as torch asks at the moment when it is computed."""
+"""The gradient is as exact as torch asks at the time it is computed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def settings_of_torch() -> Iterator[Any]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The precisions that gradients were computed with, in order."""
+    """The precisions with which gradients were computed, in order."""
     found = []
     precision = _torch_state.gradient_precision
 

@@ -1,4 +1,4 @@
-"""Layers in several processes; test_distributed.py has those of torch.distributed."""
+"""Layers in several processes; test_distributed.py covers torch.distributed."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 
 def python(script: Any, timeout: int = 120) -> Any:
-    """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
+    """Runs a script in its own process; the time limit is only there to catch a deadlock."""
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -78,7 +78,7 @@ print((results[0] == expected[0].numpy()).all(), (results[2] == results[0]).all(
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_data_loader_workers(start: str, tmp_path: Path) -> None:
-    """The layer computes features in the workers, and trains in the parent between their batches."""
+    """The layer computes features in the workers, and trains in the parent process between the workers' batches."""
     script = """
 from torch.utils.data import DataLoader, Dataset
 

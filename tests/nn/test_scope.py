@@ -1,4 +1,4 @@
-"""Blocks of `noise`, `frozen` and `calibrate` are of the thread and context that entered them."""
+"""Blocks of `noise`, `frozen` and `calibrate` belong to the thread and context that entered them."""
 
 import asyncio
 import contextvars
@@ -41,7 +41,7 @@ def of_stream(net: Any, stream: Any) -> Any:
 
 
 def in_threads(*work: Any) -> Any:
-    """What each of these returns, in a thread of its own and all at once."""
+    """The result of each of these functions, all run at once, each in its own thread."""
     barrier = threading.Barrier(len(work))
 
     def run(task: Any) -> Any:
@@ -53,7 +53,7 @@ def in_threads(*work: Any) -> Any:
 
 
 def elsewhere(work: Any) -> Any:
-    """What this returns in a thread that is outside of every block."""
+    """The result of `work` in a thread that is outside of every block."""
     return in_threads(lambda _: work())[0]
 
 
@@ -107,7 +107,7 @@ def test_threads_have_settings_of_their_own(compiled: bool) -> None:
 
 
 def test_blocks_that_threads_leave_in_another_order() -> None:
-    """The second to enter is the last to leave: nothing that it found is put back."""
+    """The threads' blocks overlap; afterwards no setting of either remains."""
     net = model()
     first, second = threading.Event(), threading.Event()
 
@@ -157,7 +157,7 @@ def test_tasks_have_settings_of_their_own() -> None:
         await asyncio.gather(*map(work, range(3)))
         with noise(net, True, stream=0):
             task = asyncio.create_task(asyncio.sleep(0.01))
-            task.add_done_callback(lambda _: found.append(net(X)))  # which runs in the context of this line
+            task.add_done_callback(lambda _: found.append(net(X)))  # runs in the context of this line
         await task
         await asyncio.sleep(0)
         assert is_noisy(net)
@@ -247,7 +247,7 @@ def test_a_copy_is_in_no_block(duplicate: Any) -> None:
 
 
 def test_a_copy_of_a_parametrised_layer_is_in_no_block() -> None:
-    """torch copies the attributes of those one by one."""
+    """torch copies the attributes of parametrised layers one by one."""
     layer = parametrizations.weight_norm(OpticalLinear(6, 6, profile=NOISY))
     with noise(layer):
         other = copy.deepcopy(layer)

@@ -1,4 +1,4 @@
-"""What a state_dict says of an optical layer: ranges and seed, whoever writes and reads it."""
+"""What a state_dict holds of an optical layer, its ranges and its seed, and how it is written and read."""
 
 import warnings
 from collections import OrderedDict
@@ -121,7 +121,7 @@ def test_a_change_of_type_leaves_the_entries_exact(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_checkpoint_that_was_cast(dtype: Any) -> None:
-    """The seed stays whole, and ranges are as exact as the type."""
+    """The seed survives unchanged, and the ranges are as exact as the type."""
     state = {key: value.to(dtype) for key, value in layer(EACH, 2**63 - 1).state_dict().items() if key in ENTRIES}
     other = layer()
     state = {**other.state_dict(), **state}
@@ -198,7 +198,7 @@ def test_prefixes_and_hooks() -> None:
 
 
 def test_a_checkpoint_without_metadata() -> None:
-    """As safetensors and numpy keep it."""
+    """safetensors and numpy store checkpoints without metadata."""
     arrays = {name: value.numpy() for name, value in model(STATIC).state_dict().items()}
     net = model(seed=5)
     net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
@@ -259,7 +259,7 @@ def test_a_subclass_with_an_extra_state() -> None:
     assert settings(other) == settings(net)
 
 
-# What is there in part
+# Incomplete entries
 
 
 @pytest.mark.parametrize("absent", ENTRIES)
@@ -301,7 +301,7 @@ def test_a_loader_that_leaves_out_what_is_no_parameter_is_warned_about() -> None
 @pytest.mark.parametrize("order", [ENTRIES, ENTRIES[::-1], ("range_kind", "output_range", "noise_seed", "input_range")])
 @pytest.mark.parametrize("how", ["load", "set"])
 def test_entries_that_come_one_at_a_time(order: Any, how: str) -> None:
-    """As transformers loads them, and as torch.func.functional_call sets them."""
+    """This is how transformers loads entries, and how torch.func.functional_call sets them."""
     for profile in (STATIC, EACH, NOISY):
         state, net = layer(profile, 7).state_dict(), layer(STATIC.replace(output_range=9.0), 1)
         with warnings.catch_warnings():

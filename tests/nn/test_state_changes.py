@@ -1,4 +1,4 @@
-"""States that change: entries that are written in place, as loaders do, and averages of several."""
+"""States that change: entries written in place, as loaders write them, and averages of several states."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 
-# What is written in place, as loaders and averages do
+# Writing in place, as loaders and averages do
 
 
 def test_what_is_written_into_a_state_dict_reaches_the_layer() -> None:
@@ -224,7 +224,7 @@ def test_an_average_of_a_static_and_a_dynamic_range_is_refused(
 @settings_of(max_examples=40)
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=4, unique=True), st.booleans())
 def test_an_average_of_different_seeds_is_no_seed(seeds: Any, near: bool) -> None:
-    if near:  # neighbours have digits whose average is whole
+    if near:  # neighbouring seeds have digits whose average is whole
         seeds = [min(seeds[0], 2**63 - 9) + 2 * index for index in range(len(seeds))]
     net = layer(seed=5)
     with pytest.warns(UserWarning, match="noise_seed averages different seeds, .* the layer keeps its own, 5"):

@@ -74,7 +74,7 @@ def test_a_distributed_checkpoint_of_linear_layers(tmp_path: Path) -> None:
 
 
 def first_release() -> Any:
-    """The model whose states are kept in states/, with other weights, ranges and seeds."""
+    """The model whose states are kept in states/, but with other weights, ranges and seeds."""
     profile = OpticalProfile(input_bits=6, weight_bits=4, output_bits=8, noise_additive=0.05)
     torch.manual_seed(1)
     layers = [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Linear(5, 3, bias=False)]

@@ -1,4 +1,4 @@
-"""Which tensors go straight to the kernel, and what the kernel makes of the others."""
+"""Which tensors go straight to the kernel, and what happens to the others."""
 
 import ctypes
 import re
@@ -32,7 +32,7 @@ class Subclass(Tensor):
 
 
 def refused() -> Any:
-    """Tensors of x's shape that only torch's dispatcher can take, or none of them can."""
+    """Stand-ins for x that only torch's dispatcher can take, or that nothing can take."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     x = call()[0]
@@ -256,7 +256,7 @@ for call, arguments in [
 
 
 def test_a_tensor_without_memory_is_refused_whatever_its_offset() -> None:
-    """In a process of its own: to read it would end that."""
+    """Runs in its own process, which reading the tensor would crash."""
     child = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=300, check=False
     )
@@ -277,7 +277,7 @@ def test_sizes_that_no_memory_has_are_not_wrapped() -> None:
 
 
 def test_devices_are_not_mixed_by_the_operators() -> None:
-    """One tensor on "meta" makes torch take the operator's shapes for its results."""
+    """With one tensor on "meta", torch uses the function that gives the results' shapes instead of the operator."""
     x, weight, bias = call()
     parameters = _parameters.values_of(OpticalProfile())
     operators = torch.ops.lumina

@@ -1,4 +1,4 @@
-"""Calls from Python share torch's threads, where torch is loaded."""
+"""Calls from Python share torch's threads if torch is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc,
 
 
 def output(script: str, prelude: str = PRELUDE, **variables: str) -> str:
-    """Runs a script in a process of its own; the limit catches a deadlock, nothing else."""
+    """Runs a script in its own process; the time limit is only there to catch a deadlock."""
     result = subprocess.run(
         [sys.executable, "-c", prelude + script],
         env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables,
@@ -66,7 +66,7 @@ print(tasks() - before, ours())
 
 
 def another_runtime() -> str | None:
-    """An OpenMP runtime that is not torch's: scikit-learn's wheels bring one."""
+    """An OpenMP runtime that is not torch's: scikit-learn's wheels include one."""
     try:
         files = metadata.files("scikit-learn") or []
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Tools that look at a model: torch.fx.symbolic_trace and the count of its operations."""
+"""Tools that inspect a model: torch.fx.symbolic_trace and torch's counter of floating-point operations."""
 
 from typing import Any
 

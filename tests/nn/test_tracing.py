@@ -70,9 +70,9 @@ def test_aot_module_trains_as_the_model() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the shapes that are checked
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # from the checks of shapes
 def test_jit_trace_checks_what_it_traced() -> None:
     net, x = model(CLEAN), batch()
-    traced = torch.jit.trace(net, x)  # calls it once more without gradients, and wants the same graph
+    traced = torch.jit.trace(net, x)  # calls the model again without gradients, and expects the same graph
     found, expected = (torch.autograd.grad(each(x).sum(), list(net.parameters())) for each in (traced, net))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,4 +1,4 @@
-"""The transforms of torch.func, and derivatives of other kinds than backward()."""
+"""The transforms of torch.func, and derivatives other than those of backward()."""
 
 from typing import Any
 
@@ -91,7 +91,7 @@ def test_jacobians() -> None:
     assert torch.equal(torch.autograd.functional.jacobian(net, x, vectorize=True), expected)
 
 
-# torch's own forward mode calls it.
+# torch's forward mode itself calls torch.jit.script.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("trains", [True, False])
 def test_forward_mode_is_refused_in_words(trains: bool) -> None:
