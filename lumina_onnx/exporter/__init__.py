@@ -1,9 +1,9 @@
-"""From a PyTorch model to one .onnx file with `lumina::OpticalLinear` nodes, and the proof that it computes the same.
+"""Export a PyTorch model to one .onnx file with `lumina::OpticalLinear` nodes, and prove that it computes the same.
 
-All of it needs onnx and onnx_ir.
+Everything here needs onnx and onnx_ir.
 
 - :func:`export`: torch -> .onnx, weights packed at their bits (needs torch and onnxscript).
-- :func:`rewrite`: a ready .onnx file -> the same with optical layers (needs onnxscript and onnxruntime).
+- :func:`rewrite`: an existing .onnx file -> the same with optical layers (needs onnxscript and onnxruntime).
 - :func:`merge`: two files with optical layers -> one (needs onnxscript).
 - :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnxruntime).
 - :func:`inspect`: lists what a file holds.
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes a second to import, and inspect and verify do without it and without onnxscript.
+    # torch takes a second to import, and inspect and verify need neither torch nor onnxscript.
     if name == "rewrite":
         from .rewriting import rewrite
 

@@ -1,4 +1,4 @@
-"""How a file's inputs and outputs belong to the arguments and results of the torch model that it was made from."""
+"""How a file's inputs and outputs map to the arguments and results of the torch model that it was exported from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 __all__ = ["Binding", "bind", "leaves"]
 
 METADATA = "lumina.call"
-"""The file's entry; where forward takes the inputs in their order, and nothing else, there is none."""
+"""The metadata key; absent if forward takes the inputs in their order and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Binding:
     """One call of forward: the leaves of its arguments, and which leaves of its result are outputs."""
 
     tree: str
-    """The structure of ``(args, kwargs)``, as torch's pytree writes it; "" where it cannot."""
+    """The structure of ``(args, kwargs)`` as torch's pytree serialises it; "" if pytree cannot."""
     arguments: list[dict[str, Any]]
     """Each leaf is ``{"input": NAME}`` or ``{"value": CONSTANT}``."""
     outputs: list[int]
     plain: bool
-    """Whether it is a call with the inputs alone, in their order, whose results are all outputs."""
+    """Whether the call takes the inputs alone, in their order, and all of its results are outputs."""
 
     @classmethod
     def of(cls, program: torch.export.ExportedProgram, signature: inspect.Signature) -> Binding:
-        """The call of forward, with this signature, that a program was captured from."""
+        """The call that a program was captured from, of a forward with this signature."""
         given = [each.arg for each in program.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
         arguments: list[dict[str, Any]] = [
             {"value": each.value} if isinstance(each, ConstantArgument) else {"input": each.name} for each in given
@@ -52,27 +52,27 @@ class Binding:
         )
         try:
             tree = "" if inside is None else pytree.treespec_dumps(inside)
-        except NotImplementedError:  # a type that was registered without a name
+        except NotImplementedError:  # a container type registered without a serialised name
             tree = ""
         return cls(tree, arguments, outputs, plain)
 
     @classmethod
     def read(cls, model: ir.Model) -> Binding | None:
-        """What a file says of the call."""
+        """The call as recorded in a file; None if the file has no such record."""
         text = model.metadata_props.get(METADATA)
         return None if text is None else cls(**json.loads(text), plain=False)
 
     def metadata(self) -> dict[str, str]:
-        """What the file has to say."""
+        """The metadata entries to write to the file."""
         if self.plain:
             return {}
         return {METADATA: json.dumps({"tree": self.tree, "arguments": self.arguments, "outputs": self.outputs})}
 
     def call(self, tensors: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of forward, the file's inputs among them.
+        """The arguments of forward, with the given tensors in the places of the file's inputs.
 
         Raises:
-            ValueError: an argument that the file could not keep, or inputs of other names.
+            ValueError: the file could not record the structure of the arguments, or its inputs have other names now.
         """
         kept = []
         for each in self.arguments:
@@ -94,13 +94,13 @@ class Binding:
 def bind(
     model: ir.Model, reference: nn.Module, arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the reference's forward that stand for the file's inputs.
+    """The arguments of the reference's forward that correspond to the file's inputs.
 
-    A file that :mod:`.torch_export` wrote says how it was called. Of others the names of the inputs are those of
-    forward's parameters, as torch's exporter gives them, or else they stand in the order of the parameters.
+    A file written by :mod:`.torch_export` records the call if the inputs alone do not show it. In other files, inputs
+    are matched by name to forward's parameters, as torch's exporter names them, or else by position.
 
     Raises:
-        ValueError: inputs that belong to no parameter, or parameters without an input.
+        ValueError: an input belongs to no parameter, or a parameter has no input.
     """
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     binding = Binding.read(model)
@@ -133,7 +133,7 @@ def _by_name(signature: inspect.Signature, tensors: dict[str, Tensor]) -> tuple[
 
 
 def leaves(result: Any) -> list[Any]:
-    """The leaves of a result, in dataclasses and mappings that torch's pytree does not know too."""
+    """The leaves of a result, including those in dataclasses and mappings that torch's pytree does not know."""
     found: list[Any] = []
     for leaf in pytree.tree_leaves(result):
         if isinstance(leaf, Mapping):

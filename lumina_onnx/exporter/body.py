@@ -1,14 +1,14 @@
 """`lumina::OpticalLinear` in standard operators: the function body that runs a file without the operator's library.
 
-A file that carries a function of the operator's own domain and name runs in every ONNX Runtime of 1.17 or newer: where
-the library is registered its kernel is taken, elsewhere ONNX Runtime puts the body in place of each node.
+A file that carries a function of the operator's own domain and name runs in ONNX Runtime 1.17 or newer: if the library
+is registered, its kernel is used; otherwise ONNX Runtime replaces each node by the body.
 
-One body serves every node. What depends on attributes and stored weights alone is constant, so ONNX Runtime folds it
-when it creates a session, and of each `if` keeps the branch that is taken: what is left of a node are its DAC, one
-product and its ADC. What nodes of the main graph have in common, such as the unpacking of a W that they share, it folds
-once. With optimisation off all of it is computed in each run.
+One body serves every node. Whatever depends on attributes and stored weights alone is constant, so ONNX Runtime folds
+it when it creates a session and keeps only the taken branch of each `if`: a node is reduced to its DAC, one product and
+its ADC. Work that nodes of the main graph have in common, such as unpacking a W that they share, is folded once. With
+optimisation off, everything is computed in each run.
 
-How far its results may lie from the operator's is what :mod:`.tolerance` computes.
+:mod:`.tolerance` computes how far the body's results may be from the operator's.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from lumina_onnx.schema import DOMAIN, VERSION
 
 __all__ = ["OPSETS", "function"]
 
-# onnxscript's annotations do not know a function's attributes as values.
+# onnxscript's type annotations do not allow a function's attributes as values.
 op: Any = onnxscript.opset20
 
 OPSETS = range(19, 22)
-"""Versions of the standard operators that the body can be made of: 19 is the first to compare strings, and no ONNX
-Runtime yet draws normals at 22."""
+"""Opsets that the body can be written in: 19 is the first that compares strings, and no ONNX Runtime yet draws normals
+at 22."""
 
 FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7
 END = 2**63 - 1
 
 
 def function(opset: int) -> onnx.FunctionProto:
-    """The body for a model of this version of the standard operators, one of :data:`OPSETS`."""
+    """The body for a model at this opset, one of :data:`OPSETS`."""
     proto = OpticalLinear.to_function_proto()
     (imported,) = proto.opset_import
     imported.version = opset
@@ -67,8 +67,9 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     in_features: int = 0,
     op_version: int = 1,
 ):
-    # Nodes that share a W unpack it once: ONNX Runtime merges what reads the same before it folds it. Of constants it
-    # compares those of one element that no branch reads. So there are no others here, and branches have their own.
+    # Nodes that share a W unpack it once, because ONNX Runtime merges operations with equal inputs before folding them.
+    # It recognises equal constants only if they have one element and no branch reads them. So all constants here have
+    # one element, and branches have constants of their own.
     zero = op.Constant(value_float=0.0)
     one = op.Constant(value_float=1.0)
     two = op.Constant(value_float=2.0)
@@ -82,7 +83,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     last = op.Constant(value_ints=[-1])
     end = op.Constant(value_ints=[END])
     start = op.Concat(first, first, axis=0)
-    # A weight that a node does not need is cut down to this, so that folding what depends on it costs nothing.
+    # A weight that a node does not need is sliced down to this corner, so that folding its dependents costs nothing.
     corner = op.Concat(second, second, axis=0)
     whole = op.Concat(end, end, axis=0)
 
@@ -94,7 +95,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     packed_k = op.Constant(value_int=in_features)
     analog_bias = op.Equal(op.Constant(value_string=bias_stage), op.Constant(value_string="analog"))
 
-    # 2^(bits - 1), and the largest code L. Where bits are 0 neither is used.
+    # 2^(bits - 1), and the largest code L. With 0 bits neither is used.
     x_half = op.Pow(two, op.Sub(op.Cast(x_bits, to=FLOAT), one))
     w_half = op.Pow(two, op.Sub(op.Cast(w_bits, to=FLOAT), one))
     y_half = op.Pow(two, op.Sub(op.Cast(y_bits, to=FLOAT), one))
@@ -107,11 +108,11 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     one_bit = op.Equal(w_bits, one_int)
     packed = op.Greater(packed_k, zero_int)
     integer = op.And(op.And(has_dac, coded), op.LessOrEqual(op.Max(x_bits, w_bits), eight))
-    # One half stays more than 0 in W's type where that is float32.
+    # Cast to W's type, one half stays greater than 0 only if that type is float32.
     in_float = op.Greater(op.Cast(op.CastLike(op.Constant(value_float=0.5), W), to=FLOAT), zero)
     to_quantize = op.And(in_float, coded)
 
-    # A W in float32, and its codes.
+    # W stored in float32, and its codes.
     w_float = op.Cast(op.Slice(W, start, op.Where(in_float, whole, corner)), to=FLOAT)
     w_unquantized = op.Slice(w_float, start, op.Where(coded, whole, corner))
     w_inverse = op.Unsqueeze(op.Div(w_levels, op.Mul(W_scale, w_levels)), last)
@@ -119,8 +120,8 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     w_signs = op.Where(op.Less(w_unquantized, zero), op.Neg(one), one)
     w_rounded = op.Where(one_bit, w_signs, op.Round(op.Clip(w_scaled, op.Neg(w_levels), w_levels)))
 
-    # Codes as int8: those above, or what the bytes of W hold, by a table with a row for each byte. A packed byte
-    # holds several fields of some bits each, low bits first; an int8 is one field of 8 bits.
+    # Codes as int8: those above, or those in the bytes of W, looked up in a table with a row for each byte value. A
+    # packed byte holds several fields of a few bits each, low bits first; an int8 is one field of 8 bits.
     w_integers = op.Cast(op.Slice(W, start, op.Where(in_float, corner, whole)), to=INT32)
     w_bytes = op.Where(to_quantize, op.Cast(w_rounded, to=INT32), w_integers)
     field_values = op.Where(packed, op.Cast(op.Mul(w_half, two), to=INT64), byte_values)
@@ -135,7 +136,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     rows = op.Flatten(op.Gather(table, op.Mod(w_bytes, op.Cast(byte_values, to=INT32))))
     codes = op.Slice(rows, first, op.Where(packed, op.Reshape(packed_k, last), end), second)
 
-    # W as a product takes it, [K, N]: codes as signed and as unsigned bytes, values in float32.
+    # W in the layout of the product, [K, N]: codes as signed and as unsigned bytes, values in float32.
     w_int8 = op.Transpose(codes)
     int8_zero = op.Cast(op.Constant(value_int=128), to=UINT8)
     w_uint8 = op.BitwiseXor(op.Cast(w_int8, to=UINT8), int8_zero)
@@ -144,20 +145,21 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     w_values = op.Mul(op.Transpose(w_values), W_scale)
     w_steps = op.Unsqueeze(W_scale, first)
 
-    # B, zeros where it is left out.
+    # B; zeros if it is omitted.
     w_shape = op.Shape(W)
     zeros_n = op.Expand(zero, op.Concat(second, op.Slice(w_shape, first, second), axis=0))
     bias = op.Reshape(op.Gemm(op.Reshape(zero, corner), zeros_n, B), last)
     has_bias = op.Greater(op.ReduceMax(op.Abs(bias), keepdims=0), zero)
 
-    # A branch computes what depends on X, and all else of an output's size is computed before: ONNX Runtime 1.24 to
-    # 1.27 refuse a branch in which they fold more than 127 bytes. These constants are the branches' own.
+    # Branches compute only what depends on X. Everything else that is as large as an output is computed before them:
+    # ONNX Runtime 1.24 to 1.27 refuse a branch in which they fold more than 127 bytes. These constants are for the
+    # branches alone.
     unit = op.Constant(value_float=1.0)
     along = op.Constant(value_ints=[-1])
-    # Full scales below this count as it: L over it is finite.
+    # Full scales below this value are raised to it, so that L divided by it stays finite.
     least = op.Constant(value_float=1.17549435e-38)
 
-    # The DAC, up to rounding. ReduceMax and integers lose a NaN: a product with zeros keeps it, for the row's step.
+    # The DAC, up to rounding. ReduceMax and integers lose a NaN; a product with zeros keeps it for the row's step.
     x_static = op.Greater(x_range, zero)
     x_lowest = op.Neg(x_levels)
     x_factor = op.Div(x_levels, x_range)
@@ -180,9 +182,9 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     k = op.Where(packed, op.Reshape(packed_k, last), op.Slice(w_shape, second, third))
     step = op.Add(op.MatMul(watched, op.Expand(zero, op.Concat(k, second, axis=0))), x_step)
 
-    # The product. A DAC code enters as unsigned byte, its zero in the middle, since ONNX Runtime has no fast kernel
-    # for signed ones on x86. There without VNNI it adds pairs of (unsigned times signed) in 16 bits, which 8 bits times
-    # 8 can overflow, but not pairs of unsigned ones.
+    # The product. A DAC code enters as an unsigned byte with its zero in the middle, since ONNX Runtime has no fast
+    # kernel for signed bytes on x86. On x86 without VNNI it adds pairs of unsigned-by-signed products in 16 bits, which
+    # 8 by 8 bits can overflow; pairs of unsigned-by-unsigned products do not overflow.
     x_zero = op.Cast(op.Min(x_half, op.Constant(value_float=128.0)), to=UINT8)
     fits_signed = op.Less(op.Add(x_bits, w_bits), op.Constant(value_int=16))
     if integer:
@@ -191,7 +193,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
             sums = op.MatMulInteger(x_codes, w_int8, x_zero)
         else:
             sums = op.MatMulInteger(x_codes, w_uint8, x_zero, int8_zero)
-        # As a MatMul the product of the steps is rounded like the operator's, and not fused away.
+        # Written as a MatMul, the product of the steps is rounded like the operator's and is not fused away.
         signal = op.Mul(op.Cast(sums, to=FLOAT), op.MatMul(step, w_steps))
     else:
         if has_dac:
@@ -235,7 +237,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
                 else:
                     deviation = op.Mul(normal, op.Mul(additive, op.ReduceMax(op.Abs(z), along)))
         else:
-            # Its sign does not matter: the normal's is even.
+            # The sign does not matter: the normal distribution is even.
             deviation = op.Mul(op.Mul(relative, z), normal)
         v = op.Add(z, deviation)
     else:
@@ -263,7 +265,7 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
 
 
 def _order(proto: onnx.FunctionProto) -> None:
-    """Sorts the results of each `if` as its branch makes them: onnxscript takes them from a set, in any order."""
+    """Puts the results of each `if` in the order in which its branch computes them: onnxscript's order is arbitrary."""
     for node in reversed(list(_walk(proto.node))):
         if node.op_type == "If":
             branches = [attribute.g for attribute in node.attribute]
@@ -277,7 +279,7 @@ def _order(proto: onnx.FunctionProto) -> None:
 
 
 def _shorten(proto: onnx.FunctionProto) -> None:
-    """Gives values names of a letter or two, and nodes none: every file carries them."""
+    """Shortens value names to a letter or two and drops node names, since every file carries them."""
     result = "Y"
     names = {name: name for name in ("", *proto.input)} | {proto.output[0]: result}
     letters = itertools.chain.from_iterable(itertools.product(string.ascii_letters, repeat=n) for n in (1, 2))

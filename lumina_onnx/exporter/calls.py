@@ -1,8 +1,8 @@
-"""The optical calls of a program that torch captured: whose they are, and the weights that torch itself computes.
+"""The optical calls of a program that torch captured: which module makes each, and the weights that torch computes.
 
-On its way to ONNX a program is decomposed and its branches become functions: a call keeps its arguments then, and
-nothing else for sure. So :func:`mark` numbers the calls, each carrying its number in the place of its seed, and
-:class:`.passes.restore_calls.RestoreCalls` gives the nodes what belongs to them.
+On the way to ONNX a program is decomposed and its branches become functions; a call is then only sure to keep its
+arguments. So :func:`mark` numbers the calls and puts each number in place of the call's seed, and
+:class:`.passes.restore_calls.RestoreCalls` restores the seeds, weights and module paths on the nodes.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Call:
     """The path of the module that calls it; "" for the model itself."""
     seed: int
     computed: dict[int, Tensor]
-    """Operands that are computed from parameters and buffers alone, by the node's input: 1 for W, 3 for the bias."""
+    """Operands computed from parameters and buffers alone, keyed by the node's input: 1 for W, 3 for the bias."""
 
 
 def mark(program: torch.export.ExportedProgram, model: nn.Module) -> list[Call]:
-    """Numbers the optical calls of a program, those in its branches and loops too.
+    """Numbers the optical calls of a program, including those in branches and loops.
 
-    Torch evaluates the weights that are computed: a weight norm, a sum with a low-rank update. Another library's
-    arithmetic would give other last bits than the model's own forward pass.
+    torch evaluates computed weights, such as a weight norm or a sum with a low-rank update: another library's
+    arithmetic would differ from the model's own forward pass in the last bits.
 
     Raises:
-        ValueError: a weight or bias that is another one in each call.
+        ValueError: a weight or bias changes from call to call.
     """
     calls: list[Call] = []
     stored: dict[Node, Any] = {}
@@ -59,7 +59,7 @@ def mark(program: torch.export.ExportedProgram, model: nn.Module) -> list[Call]:
 
 
 class _Owners:
-    """Finds the optical layer that a call without a trace of its module belongs to."""
+    """Finds the optical layer of a call for which torch recorded no layer."""
 
     def __init__(self, model: nn.Module, names: dict[int, str]) -> None:
         self.model = model
@@ -75,7 +75,7 @@ class _Owners:
         self.used: set[str] = set()
 
     def path(self, scope: str, seed: int, sources: list[Any]) -> str:
-        """The layer with this seed whose weight is computed from `sources`, unless `scope` is a layer; else `scope`."""
+        """`scope` if it is a layer, else the layer with this seed that holds one of `sources`, else `scope`."""
         path = scope
         if not isinstance(self.modules.get(scope), optical.OpticalLinear):
             held = {self.tensors.get(self.names.get(id(source), "")) for source in sources}
@@ -87,14 +87,14 @@ class _Owners:
 
 
 def module_path(path: str, modules: Any) -> str:
-    """A module's path as torch's exporters write it: calls after the first may be counted, ``path@1``."""
+    """The module path in a path written by torch's exporters, which may number repeated calls: ``path@1``."""
     while path and path not in modules and (counted := path.rpartition("@"))[2].isdigit():
         path = counted[0]
     return path
 
 
 def _visit(module: GraphModule, stored: dict[Node, Any], scope: str, owners: _Owners, calls: list[Call]) -> None:
-    """The calls in a graph, whose values in `stored` do not depend on the model's inputs, and in its subgraphs."""
+    """Collects the calls in a graph and its subgraphs; the values in `stored` do not depend on the model's inputs."""
     changed = False
     changing: list[Node] = []
     for node in list(module.graph.nodes):
@@ -148,7 +148,7 @@ def _call(
 
 
 def _forget(module: GraphModule, node: Node, name: str) -> None:
-    """Puts zeros in the place of an operand, so that what computed it, which ONNX may not have, can go."""
+    """Replaces an operand by zeros, so that its computation, which ONNX may not support, can be removed."""
     operand = _argument(node, name)
     with module.graph.inserting_before(node):
         zeros = module.graph.call_function(torch.ops.aten.zeros.default, (list(operand.meta["val"].shape),))
@@ -170,18 +170,18 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
 
 
 _COMPUTED = object()
-"""What stands for a value that depends on the model's inputs."""
+"""A placeholder for a value that depends on the model's inputs."""
 
 
 @dataclass(frozen=True)
 class _Varying:
-    """What stands for a value that depends on no input, and is another one in each call."""
+    """A placeholder for a value that depends on no input but changes from call to call."""
 
     how: str
 
 
 def _value(module: GraphModule, node: Node, stored: dict[Node, Any], changing: list[Node]) -> Any:
-    """What `node` is, as torch computes it, after all of `changing`."""
+    """The value of `node` as torch computes it, after all in-place changes in `changing`."""
     needed = _needed(node, changing)
     leaves = [each for each in needed if each.op != "call_function"]
     if any(leaf not in stored for leaf in leaves):
@@ -198,7 +198,7 @@ def _value(module: GraphModule, node: Node, stored: dict[Node, Any], changing: l
         for each in module.graph.nodes:
             if each in leaves:
                 value = stored[each]
-                # What a call changes in place may be the model's own.
+                # The tensor that a call changes in place may be the model's own.
                 values[each] = value.clone() if changes and isinstance(value, Tensor) else value
             elif each in needed:
                 args, kwargs = torch.fx.map_arg((each.args, each.kwargs), values.__getitem__)
@@ -212,8 +212,8 @@ def _value(module: GraphModule, node: Node, stored: dict[Node, Any], changing: l
 
 
 def _needed(node: Node, changing: list[Node]) -> set[Node]:
-    """The nodes that say what `node` is: those that it is computed from, and those of `changing` that change one of
-    these in place."""
+    """The nodes that determine `node`: those it is computed from, and those of `changing` that change one of these in
+    place."""
     needed = _reached([node], _inputs)
     while more := [
         each for each in changing if each not in needed and not needed.isdisjoint(_reached(_changed(each), _shared))
@@ -223,7 +223,7 @@ def _needed(node: Node, changing: list[Node]) -> set[Node]:
 
 
 def _reached(nodes: list[Node], step: Callable[[Node], list[Node]]) -> set[Node]:
-    """The nodes, and all that lie any number of steps behind them."""
+    """The nodes, and all nodes reachable from them in any number of steps."""
     found: set[Node] = set()
     waiting = list(nodes)
     while waiting:
@@ -235,7 +235,7 @@ def _reached(nodes: list[Node], step: Callable[[Node], list[Node]]) -> set[Node]
 
 
 def _inputs(node: Node) -> list[Node]:
-    """What a node is computed from."""
+    """The nodes that a node is computed from."""
     return node.all_input_nodes
 
 
@@ -250,7 +250,7 @@ def _changed(node: Node) -> list[Node]:
 
 
 def _aliased(node: Node, *, writes: bool) -> list[Node]:
-    """The arguments whose memory a node's results may share; those among them that it `writes`."""
+    """The arguments whose memory a node's results may share; with `writes`, only those that it writes to."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return []
     found: list[Node] = []
@@ -264,8 +264,8 @@ def _aliased(node: Node, *, writes: bool) -> list[Node]:
 
 
 def _bodies(node: Node, stored: dict[Node, Any]) -> Iterator[tuple[GraphModule, list[Any]]]:
-    """The graphs that a higher-order operator runs, each with what comes in; None where that changes from one of its
-    runs to the next."""
+    """The graphs that a higher-order operator runs, each with its operands; None for an operand that changes from one
+    run to the next."""
     operands: list[Any] = []
     graphs: list[GraphModule] = []
     loops = _LOOPS.get(str(node.target), ())
@@ -283,5 +283,5 @@ def _bodies(node: Node, stored: dict[Node, Any]) -> Iterator[tuple[GraphModule, 
             yield graph, []
 
 
-# Arguments of loops that are another value in each of their runs.
+# Arguments of loop operators whose value changes from iteration to iteration.
 _LOOPS = {"while_loop": (2,), "scan": (1, 2), "map_impl": (1,), "associative_scan": (1,)}

@@ -1,4 +1,4 @@
-"""torch's own exporter: a model's forward as an ONNX graph, each optical layer one node with W in float32."""
+"""torch's own exporter: captures a model's forward as an ONNX graph, each optical layer one node with W in float32."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = ["Captured", "ExportError", "capture"]
 
 
 class ExportError(RuntimeError):
-    """torch could not export the model; its own error is the cause, and follows in the text."""
+    """torch could not export the model; its error is the cause and ends the message."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A model as torch's exporter sees it."""
+    """A model as captured by torch's exporter."""
 
     graph: ir.Model
-    """Nothing has optimised it yet; each optical node has the number of its call in the place of its seed."""
+    """Not optimised yet; the seed of each optical node is the number of its call."""
     inputs: list[str]
-    """Their names."""
+    """The names of the graph's inputs."""
     calls: list[calls.Call]
-    """The optical calls by their number."""
+    """The optical calls, indexed by number."""
     binding: Binding
-    """How the graph's inputs and outputs belong to forward's."""
+    """How the graph's inputs and outputs map to forward's arguments and results."""
 
 
 def capture(
@@ -59,7 +59,7 @@ def capture(
     """The model in eval mode, noise on, as an ONNX graph.
 
     Raises:
-        ValueError: a batch dimension that cannot be dynamic, or weights that are others in each call.
+        ValueError: a batch dimension cannot be dynamic, or weights change from call to call.
         ExportError: torch cannot export the model's forward.
     """
     arguments, keywords = _split(_apart(arguments))
@@ -113,7 +113,7 @@ def _cannot(model: nn.Module, advice: str, error: Exception) -> ExportError:
 
 
 def _apart(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with a tensor that is there twice copied: torch's exporter takes its places for one input."""
+    """The arguments, with repeated tensors cloned: torch's exporter would make all uses of a tensor a single input."""
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:
@@ -127,7 +127,7 @@ def _apart(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _split(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: a dict at the end holds the latter."""
+    """Positional and keyword arguments; a dict at the end holds the keyword arguments."""
     if arguments and isinstance(arguments[-1], dict):
         return arguments[:-1], arguments[-1]
     return arguments, {}
@@ -137,11 +137,11 @@ def _split(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]
 def _program(
     model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """The model as a graph of torch's operators, captured the ways in which ``torch.onnx.export`` captures it.
+    """The model as a graph of torch's operators, captured by the same strategies as in ``torch.onnx.export``.
 
-    That function does this and the rest at once, and what becomes of the calls has to be noted in between.
+    That function captures and translates in one step, but the calls have to be numbered in between.
     """
-    # torch's own conversion takes a tuple of Nones, the shapes of one of numbers, for axes, and makes it a list.
+    # torch's own conversion mistakes a tuple of Nones, the shapes of a tuple of numbers, for axes and makes it a list.
     shapes = pytree.tree_map(lambda leaf: torch.export.Dim.DYNAMIC if isinstance(leaf, str) else leaf, dynamic_shapes)
     failures: list[Exception | None] = []
     for strategy in _capture_strategies.CAPTURE_STRATEGIES:
@@ -153,8 +153,7 @@ def _program(
 
 
 def _check_forward(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """Says in the model's own words what is wrong with the example inputs, where forward fails on them without torch's
-    exporter too."""
+    """Raises the model's own error if forward fails on the example inputs even without torch's exporter."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model(*arguments, **keywords)
@@ -165,9 +164,9 @@ def _check_forward(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[
 def _batched(
     model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Example inputs and their dynamic shapes, dimension 0 of each tensor being the batch.
+    """Example inputs and their dynamic shapes, with dimension 0 of each tensor as the batch.
 
-    torch takes a size of 0 or 1 for a constant, so that such an example becomes one of 2.
+    torch treats a size of 0 or 1 as a constant, so an example with such a batch is widened to 2.
     """
     leaves = pytree.tree_leaves((arguments, keywords))
     sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim}
@@ -188,7 +187,7 @@ def _batched(
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
     except TypeError as error:
         raise ExportError(f"{type(model).__name__}.forward fails on args: TypeError: {error}") from error
-    # By name, as what forward gathers in *args and **kwargs is nested there.
+    # By name, because what forward collects in *args and **kwargs is nested there.
     shapes = pytree.tree_map(
         lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.ndim else None, dict(bound)
     )
@@ -196,7 +195,7 @@ def _batched(
 
 
 def _by_input(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], shapes: Any) -> Any:
-    """The dynamic shapes of the tensors alone, in their order: torch names no dimension where they are of other
+    """The dynamic shapes of the tensors alone, in their order: torch names no dimension if the shapes cover other
     arguments too."""
     if shapes is None:
         return None
@@ -208,7 +207,7 @@ def _by_input(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, 
 
 
 def _results_as_tensors(program: torch.export.ExportedProgram) -> None:
-    """Makes the sizes among a program's results tensors, and its constants None, which is no output of a graph."""
+    """Turns sizes among a program's results into tensors, and constants into None, which becomes no graph output."""
     (results,) = (node for node in program.graph.nodes if node.op == "output")
     values = list(results.args[0])
     for index, spec in enumerate(program.graph_signature.output_specs):
@@ -227,7 +226,7 @@ def _results_as_tensors(program: torch.export.ExportedProgram) -> None:
 
 @contextlib.contextmanager
 def _explicit_keywords(model: nn.Module, keywords: dict[str, Any]) -> Iterator[None]:
-    """Names what forward takes as ``**keywords`` in its signature: torch.export mistakes their shapes otherwise."""
+    """Adds what forward takes as ``**keywords`` to its signature by name: torch.export would mistake their shapes."""
     signature = inspect.signature(model.forward)
     named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     more = [name for name in keywords if name not in signature.parameters]
@@ -252,9 +251,9 @@ def _explicit_keywords(model: nn.Module, keywords: dict[str, Any]) -> Iterator[N
 
 
 def _plain_names(program: torch.export.ExportedProgram) -> dict[str, str]:
-    """Gives parameters and buffers names that torch can write into the code of a graph; returns them with their own.
+    """Gives parameters and buffers names that torch can write into a graph's code; returns new name -> original name.
 
-    torch quotes the names of modules there without escaping them: ``say "hi"`` would be a syntax error.
+    torch quotes module names in that code without escaping them: ``say "hi"`` would be a syntax error.
     """
     names: dict[str, str] = {}
     for spec in program.graph_signature.input_specs:
@@ -281,9 +280,9 @@ def _own_names(graph: ir.Model, names: dict[str, str]) -> None:
 
 
 def _name_batch(program: torch.onnx.ONNXProgram) -> None:
-    """Calls dimension 0 of every input "batch", whatever symbol torch gave it.
+    """Names dimension 0 of every input "batch", whatever symbol torch gave it.
 
-    Where forward fixes a size, torch may export that size without a word.
+    Refuses a fixed size: if forward fixes one, torch may export it without a warning.
     """
     symbols: dict[str | ir.SymbolicDim, str] = {}
     for value in program.model.graph.inputs:
@@ -301,7 +300,7 @@ def _name_batch(program: torch.onnx.ONNXProgram) -> None:
 
 
 def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None:
-    """Refuses a graph with fewer dynamic dimensions than were asked for by name: torch drops some without a word."""
+    """Refuses a graph with fewer dynamic dimensions than were requested by name: torch drops some without a warning."""
     asked = sum(isinstance(leaf, (torch.export.Dim, str)) for leaf in pytree.tree_leaves(dynamic_shapes))
     shapes = {value.name: list(value.shape or ()) for value in program.model.graph.inputs}
     found = sum(isinstance(size, ir.SymbolicDim) for shape in shapes.values() for size in shape)
@@ -314,9 +313,9 @@ def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None
 
 
 def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any) -> Any:
-    """`lumina::optical_linear` of torch as a node with W in float32; P08 of :mod:`.passes` stores it.
+    """torch's `lumina::optical_linear` as a node with W in float32; P08 of :mod:`.passes` stores W.
 
-    The stream stays behind: in ONNX Runtime it is the node's invocation counter.
+    The stream is dropped: in ONNX Runtime it is the node's invocation counter.
     """
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
     ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))
@@ -330,7 +329,7 @@ def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what torch's exporter tells its own developers."""
+    """Suppresses messages that torch's exporter means for its own developers."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -338,9 +337,9 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            # Dynamo asks it of what loops and branches carry, and gives up where the warning is an error.
+            # Dynamo reads .grad of what loops and branches carry, and gives up if the warning is an error.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
-            # One name for two dimensions is what was asked for.
+            # Giving two dimensions one name is intended.
             warnings.filterwarnings("ignore", message=r".*The axis name: (.+) will not be used.*another axis: \1\.$")
             warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # and restored
             yield

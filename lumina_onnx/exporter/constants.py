@@ -1,7 +1,7 @@
-"""What the values of a graph depend on, and the value of those that depend on stored tensors alone.
+"""What the values of a graph depend on, and the contents of those that depend on stored tensors alone.
 
-Graphs are thousands of nodes deep, and many layers read what one node computes. So nothing here recurses along a
-graph, and each node is looked at once and evaluated once.
+Graphs may be thousands of nodes deep, and many layers may read one node's result. So nothing here recurses along a
+graph, and each node is examined and evaluated only once.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ __all__ = ["ConstantError", "Constants"]
 _DRAWING = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )
-"""Operators that draw anew in each run, also where they have a seed: a session goes on from where it was."""
+"""Operators that draw new numbers in each run, even with a seed: a session continues its random sequence."""
 _STANDARD = ("", "ai.onnx")
 _EVALUATED = (*_STANDARD, "ai.onnx.ml")
-"""Domains whose operators onnx's reference evaluator has. What an operator of another one does is not known."""
+"""Domains that onnx's reference evaluator implements. What operators of other domains compute is unknown."""
 
 
 class ConstantError(ValueError):
-    """A value cannot be computed here; the message goes on after "it is"."""
+    """A value cannot be computed here; the message continues a sentence after "it is"."""
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a value comes from that no input of the model reaches."""
+    """The origin of a value that does not depend on the model's inputs."""
 
     replaceable: bool = False
-    """Whether an initializer is in its way that is an input of the model as well."""
+    """Whether the value depends on an initializer that is also an input of the model."""
     obstacle: str = ""
-    """What forbids to compute it here, as in :class:`ConstantError`."""
+    """What prevents computing the value here, worded as in :class:`ConstantError`."""
 
 
 class Constants:
-    """The values of a model that are the same in each run. It is of use as long as the graph stays as it is."""
+    """The values of a model that are the same in each run. Valid only as long as the graph is not changed."""
 
     def __init__(self, model: ir.Model) -> None:
         self._opsets = dict(model.opset_imports)
@@ -53,15 +53,15 @@ class Constants:
         self._readers: dict[ir.Value, int] = {}
 
     def is_constant(self, value: ir.Value | None) -> bool:
-        """Whether a value depends on stored tensors alone, through operators that give the same in each run."""
+        """Whether a value depends on stored tensors alone, through operators that give the same result in each run."""
         return value is None or ((origin := self._origin(value)) is not None and not origin.obstacle)
 
     def is_reached(self, value: ir.Value) -> bool:
-        """Whether an input of the model, or what a loop brings along, reaches a value."""
+        """Whether a value depends on an input of the model or on an input of a subgraph, such as a loop's variable."""
         return self._origin(value) is None
 
     def is_replaceable(self, value: ir.Value) -> bool:
-        """Whether a value that none of these reaches depends on an initializer that callers may replace."""
+        """Whether a value that is not reached by inputs depends on an initializer that callers may replace."""
         origin = self._origin(value)
         return origin is not None and origin.replaceable
 
@@ -69,8 +69,8 @@ class Constants:
         """The value of a constant, computed by onnx's reference evaluator.
 
         Raises:
-            ConstantError: it is none, or an operator in its way cannot be evaluated.
-            OSError: its data lie in a file of their own that cannot be read.
+            ConstantError: the value is not a constant, or an operator that it depends on cannot be evaluated.
+            OSError: its data are in a separate file that cannot be read.
         """
         origin = self._origin(value)
         if origin is None:
@@ -83,12 +83,12 @@ class Constants:
         return np.asarray(result)
 
     def obstacle(self, value: ir.Value) -> str:
-        """Why a value that no input reaches is no constant, to go on after "it is"; an empty string where it is one."""
+        """Why a value that no input reaches is not a constant, to follow "it is"; an empty string if it is one."""
         origin = self._origin(value)
         return "" if origin is None else origin.obstacle
 
     def draws(self, node: ir.Node) -> bool:
-        """Whether a node draws random numbers anew in each run."""
+        """Whether a node draws new random numbers in each run."""
         if node.domain not in _STANDARD:
             return False
         if node.op_type == "Dropout":
@@ -96,7 +96,7 @@ class Constants:
         return node.op_type in _DRAWING
 
     def _origin(self, value: ir.Value) -> _Origin | None:
-        """Where a value comes from; None where an input of the model reaches it."""
+        """The origin of a value; None if an input of the model reaches it."""
 
         def settle(value: ir.Value, node: ir.Node | None) -> None:
             if node is None:
@@ -109,9 +109,9 @@ class Constants:
         return self._origins[value]
 
     def _origin_of_results(self, node: ir.Node) -> _Origin | None:
-        # A value that is missing here is one that depends on itself, which no runtime takes.
+        # A value that is missing here depends on itself, which no runtime accepts.
         origins = [self._origins.get(source) for source in _sources(node)]
-        # Whether an input decides if it drops anything is its obstacle's business.
+        # Only the data input of a `Dropout` counts here; whether it drops anything is decided in `_obstacle`.
         decisive = origins[:1] if node.op_type == "Dropout" and node.domain in _STANDARD else origins
         if any(origin is None for origin in decisive):
             return None
@@ -128,7 +128,7 @@ class Constants:
         return ""
 
     def _drops(self, node: ir.Node) -> bool:
-        """Whether a `Dropout` does what it does in training."""
+        """Whether a `Dropout` runs in training mode."""
         opset = self._opset(node)
         if opset < 7:
             return "is_test" not in node.attributes or not node.attributes["is_test"].as_int()
@@ -144,7 +144,7 @@ class Constants:
         return next((self._opsets[name] for name in names if name in self._opsets), 1)
 
     def _evaluated(self, value: ir.Value) -> Any:
-        """The value of a constant: an array, a list of arrays, or None for an optional one without a value."""
+        """The value of a constant: an array, a list of arrays, or None for an empty optional."""
 
         def settle(value: ir.Value, node: ir.Node | None) -> None:
             if node is not None:
@@ -158,7 +158,7 @@ class Constants:
         results = {f"result_{i}": output for i, output in enumerate(node.outputs) if output.name}
         feeds = {name: self._evaluated(source) for source, name in sources.items()}
         proto = ir.serde.serialize_node(node)
-        # The same operators by another name, which the evaluator does not know.
+        # "ai.onnx" is another name of the standard domain, which the evaluator does not know.
         proto.domain = "" if node.domain in _STANDARD else node.domain
         proto.input[:] = ["" if source is None else sources[source] for source in node.inputs]
         proto.output[:] = [f"result_{i}" if output.name else "" for i, output in enumerate(node.outputs)]
@@ -172,7 +172,7 @@ class Constants:
         try:
             evaluator = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
             made = evaluator.run(None, feeds)
-        except Exception as error:  # Whatever the evaluator raises where it lacks an operator, or dislikes its inputs.
+        except Exception as error:  # Whatever the evaluator raises for a missing operator or inputs that do not fit.
             reason = " ".join(str(error).split())[:200]
             raise ConstantError(f"computed by {node.op_type}, which cannot be evaluated here ({reason})") from error
         self._arrays.update(zip(results.values(), made, strict=True))
@@ -180,7 +180,7 @@ class Constants:
             self._release(source)
 
     def _release(self, source: ir.Value) -> None:
-        """Forgets a value that nobody will ask for again."""
+        """Drops an array once its last reader has been evaluated."""
         readers = self._readers.get(source) or len({use.node for use in source.uses()}) + source.is_graph_output()
         self._readers[source] = readers - 1
         if readers == 1:
@@ -190,7 +190,7 @@ class Constants:
 def _depth_first(
     value: ir.Value, settled: dict[ir.Value, Any], settle: Callable[[ir.Value, ir.Node | None], None]
 ) -> None:
-    """Settles what a value depends on, sources first, and the value; what is settled or stored is passed over."""
+    """Settles everything that a value depends on, sources first, then the value; skips what is settled already."""
     stack, opened = [value], set()
     while stack:
         top = stack[-1]
@@ -206,7 +206,7 @@ def _depth_first(
 
 
 def _sources(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, its subgraphs included."""
+    """The values that a node reads, including those read in its subgraphs."""
     yield from (source for source in node.inputs if source is not None)
     for _, graph in subgraphs(node):
         within: set[Any] = {graph}

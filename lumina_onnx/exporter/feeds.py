@@ -1,4 +1,4 @@
-"""What a model is run on: a user's arrays, checked, or random ones."""
+"""The arrays that a model is run on: the user's, checked, or random ones."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Kind:
     """The type of an input."""
 
     dtype: ir.DataType
-    """UNDEFINED where it is no tensor."""
+    """UNDEFINED if the input is not a tensor."""
     shape: tuple[int | str, ...] | None
-    """Sizes, and names of those that are symbolic, "" where one has none; None where nobody says how many there are."""
+    """Sizes; the name of a symbolic size, "" if it has none. None if the rank is unknown."""
 
 
 ADVICE = "give inputs of yours, inputs=... or --input"
-"""Where random inputs do not do."""
+"""Advice for errors in which random inputs do not work."""
 
 
 def read(model: ir.Model, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
-    """The arrays by input name; where there are none, random ones of the model's shapes.
+    """The arrays by input name; random ones of the model's shapes if `inputs` is None.
 
     Raises:
-        ValueError: names, dtypes or shapes that do not fit the model.
+        ValueError: names, dtypes or shapes do not fit the model, or an input of the model is not a tensor.
     """
     for value in _fed(model):
         if not isinstance(value.type, ir.TensorType):
@@ -64,7 +64,7 @@ def read(model: ir.Model, inputs: Mapping[str, Any] | Sequence[Any] | None) -> A
 
 
 def declared(model: ir.Model) -> dict[str, Kind]:
-    """The types of the inputs that are fed."""
+    """The types of the inputs that callers feed, by name."""
     return {str(value.name): _kind(value) for value in _fed(model)}
 
 
@@ -76,7 +76,7 @@ _OTHERS = {ir.SequenceType: "sequence", ir.OptionalType: "optional", ir.SparseTe
 
 
 def _kind(value: ir.Value) -> Kind:
-    """Some exporters write symbolic sizes as -1."""
+    """The type of an input; sizes of -1 count as symbolic, since some exporters write them so."""
     dtype = value.type.dtype if isinstance(value.type, ir.TensorType) else ir.DataType.UNDEFINED
     if value.shape is None or not isinstance(value.type, ir.TensorType):
         return Kind(dtype, None)
@@ -85,7 +85,7 @@ def _kind(value: ir.Value) -> Kind:
 
 
 def described(feeds: Arrays) -> str:
-    """Names, dtypes and shapes."""
+    """Names, dtypes and shapes as text."""
     return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items()) or "none"
 
 
@@ -101,7 +101,7 @@ def _check_shape(name: str, shape: tuple[int, ...], kind: Kind) -> None:
 
 
 def random(kinds: Mapping[str, Kind], seed: int = 0) -> Arrays:
-    """Normal numbers, integers and strings 0 and 1; symbolic sizes become 2, 3, ..."""
+    """Random arrays: normal floats; 0 or 1 for other numeric types; symbolic sizes become 2, 3, ..."""
     generator = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
     feeds = {}

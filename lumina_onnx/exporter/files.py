@@ -1,6 +1,6 @@
-"""A model's file and the data beside it: read, checked and written in one place, so that none has another's weights.
+"""Reads, checks and writes a model's file and its external data in one place, so no model gets another's weights.
 
-Models are onnx's messages here, since these are what a file holds; :mod:`.loading` makes models of onnx_ir of them.
+Models here are onnx's protobuf messages, as in the file; :mod:`.loading` turns them into onnx_ir models.
 """
 
 from __future__ import annotations
@@ -38,40 +38,40 @@ __all__ = [
 ]
 
 _PROTOBUF = 2**31
-"""protobuf reads no message of this many bytes."""
+"""protobuf cannot read messages of this many bytes or more."""
 
 _MAXIMUM_PROTOBUF = _PROTOBUF - 2**20
-"""Larger models keep their data beside the .onnx file."""
+"""Larger models store their data beside the .onnx file."""
 
 _LEAST_BESIDE = 512
-"""Tensors of fewer bytes stay in the model: ONNX Runtime reads some, as shapes, before it reads data."""
+"""Tensors of fewer bytes stay in the model: ONNX Runtime reads some, such as shapes, before it reads external data."""
 
 _MAPPED = 2**26
-"""Where a model's tensors take more, a session maps them from a file in place of having a copy of its own."""
+"""If a model's tensors take more bytes, a session maps them from a file instead of holding its own copy."""
 
 _ALIGNMENT = 4096
-"""Data begin at a page, so that they can be used where they are mapped."""
+"""A tensor's data start at a page boundary, so that they can be used directly from the mapping."""
 
 _BITS = {int(kind): 4 for kind in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)}
 _BITS |= {int(kind): 2 for kind in (TensorProto.UINT2, TensorProto.INT2)}
-"""Of the types whose elements share bytes."""
+"""The bits per element of the types whose elements share bytes."""
 
 
 def load(path: str | os.PathLike[str], *, weights: bool = True, argument: str = "path") -> onnx.ModelProto:
-    """Reads a model, and checks that all data that it keeps beside its file are there.
+    """Reads a model and checks its external data.
 
-    Data lie in the model's folder (that of the name given, or of the file that a link of this name leads to), in
-    regular files that are long enough, each tensor's as many bytes as its shape takes.
+    External data must be in the model's folder (that of `path`, or of the file that `path` links to), in regular files
+    that are long enough, and each tensor must take as many bytes as its shape needs.
 
     Args:
         path: the file.
-        weights: whether these data are read into the model; else it refers to them by absolute paths, which hold
-            wherever the model goes and which ONNX Runtime refuses.
-        argument: what messages call `path`.
+        weights: whether to read the external data into the model; if not, the model refers to them by absolute paths,
+            which stay valid wherever the model goes but which ONNX Runtime refuses.
+        argument: what error messages call `path`.
 
     Raises:
-        OSError: nothing is there, or it cannot be read; a data file is missing.
-        ValueError: it is no ONNX model, or data are not as above.
+        OSError: the file or a data file is missing or cannot be read.
+        ValueError: it is not an ONNX model, or its external data are not as described above.
     """
     file = Path(path)
     named = f"{argument} = {str(file)!r}"
@@ -103,14 +103,14 @@ def _parsed(file: Path, named: str) -> onnx.ModelProto:
         raise
     except Exception as error:
         raise ValueError(f"{unreadable} ({' '.join(str(error).split())})") from error
-    # Text and other formats are at times a message of fields that ONNX does not know.
+    # Text and other formats sometimes parse as a message whose fields ONNX does not know.
     if not model.HasField("graph"):
         raise ValueError(f"{unreadable} (it holds no graph)")
     return model
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every tensor of a model with its name: initializers and attributes, of subgraphs, functions and training too."""
+    """Every tensor of a model with its name: initializers and attributes, also in subgraphs, functions and training."""
     yield from _of_graph(model.graph)
     for function in model.functions:
         yield from _of_attributes(function.attribute_proto, function.name)
@@ -121,7 +121,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and those in its nodes."""
+    """A graph and all graphs nested in its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -155,7 +155,7 @@ def _of_attributes(attributes: Iterable[onnx.AttributeProto], owner: str) -> Ite
 
 
 def size(tensor: TensorProto) -> int:
-    """The bytes of a tensor's elements; of strings the characters."""
+    """The bytes of a tensor's elements; for strings, the total of their lengths."""
     if tensor.data_type == TensorProto.STRING:
         return sum(map(len, tensor.string_data))
     if tensor.data_type == TensorProto.UNDEFINED:
@@ -166,14 +166,14 @@ def size(tensor: TensorProto) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's data lie beside the file."""
+    """The location of a tensor's external data."""
 
     path: Path
     offset: int
 
 
 def placed(tensor: TensorProto) -> Place | None:
-    """Where :func:`load` found a tensor's data; None where they are in the model itself."""
+    """Where :func:`load` found a tensor's external data; None if the data are in the model itself."""
     if not uses_external_data(tensor):
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -181,7 +181,7 @@ def placed(tensor: TensorProto) -> Place | None:
 
 
 def content(tensor: TensorProto) -> bytes:
-    """A tensor's elements as bytes, those read that lie beside the file of a model that :func:`load` read."""
+    """A tensor's elements as bytes, read from the data file if :func:`load` left them there."""
     place = placed(tensor)
     if place is None:
         stored = tensor if tensor.HasField("raw_data") else numpy_helper.from_array(numpy_helper.to_array(tensor))
@@ -195,7 +195,7 @@ def content(tensor: TensorProto) -> bytes:
 
 
 def take_in(model: onnx.ModelProto) -> None:
-    """Reads the data beside the file into a model that :func:`load` read without them."""
+    """Reads the external data into a model that :func:`load` read without them."""
     for _, tensor in tensors(model):
         _take_in(tensor)
 
@@ -208,13 +208,13 @@ def _take_in(tensor: TensorProto) -> None:
 
 
 def stored_bytes(path: str | os.PathLike[str], model: onnx.ModelProto) -> int:
-    """The bytes of the file of a model that :func:`load` read without weights, and of the files that it refers to."""
+    """The total size of a model's file and its data files; the model was read by :func:`load` without weights."""
     files = {place.path for _, tensor in tensors(model) if (place := placed(tensor))}
     return sum(file.stat().st_size for file in {Path(path).resolve(), *files})
 
 
 def _pin(model: onnx.ModelProto, file: Path, named: str) -> None:
-    """Checks what lies beside the file, and refers to it by absolute paths."""
+    """Checks the external data and makes the model refer to them by absolute paths."""
     lengths: dict[Path, int] = {}
     for name, tensor in tensors(model):
         if uses_external_data(tensor):
@@ -258,11 +258,11 @@ def _checked(tensor: TensorProto, file: Path, described: str, lengths: dict[Path
 
 
 def _inside(location: str, file: Path, described: str) -> Path:
-    """The data file itself, links followed."""
+    """The path of the data file with links resolved."""
     allowed = "allowed is a file in the model's folder, by a name relative to it"
     if not location or "\0" in location or os.path.isabs(location):
         raise ValueError(f"{described} lies in {location!r}; {allowed}")
-    # A model that is a link has its data in its own folder or in that of the link, as in caches of downloads.
+    # If the model is a link, its data are in the folder of its target or in that of the link, as in download caches.
     folders = {file.parent.resolve(), file.resolve().parent}
     try:
         path = (file.parent / location).resolve()
@@ -274,7 +274,7 @@ def _inside(location: str, file: Path, described: str) -> Path:
 
 
 def _length(path: Path, described: str, expected: str) -> int:
-    """The bytes of a data file that is there and can be read."""
+    """The size of a data file, after checking that it exists and can be read."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -288,18 +288,18 @@ def _length(path: Path, described: str, expected: str) -> int:
 
 
 def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | None:
-    """Writes a model that needs no other model's files, and puts it in its place only once it is whole.
+    """Writes a model that depends on no other model's files; the file appears under its name only once it is complete.
 
-    Where protobuf cannot hold its data these lie in a file of their own beside it, whose path is returned: one that is
-    new, or that of the model which is replaced. The model changes: it has read its data, or refers to that file.
+    If protobuf cannot hold the data, they go into a separate file beside it, whose path is returned: a new file, or the
+    data file of the model that is replaced. The model changes: its data are read into it, or it refers to that file.
 
     Args:
         model: as :func:`load` reads it, with or without weights, or made in memory.
         file: the file to write.
-        check: ask onnx's checker first, which raises what is wrong with the model.
+        check: run onnx's checker first, which raises its own errors.
 
     Raises:
-        OSError: a file cannot be read or written; the one of before is as it was.
+        OSError: a file cannot be read or written; a previous file is unchanged.
         ValueError: the model is too large for protobuf even without its data.
     """
     message = _with_data(model)
@@ -327,10 +327,10 @@ def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | 
 
 @contextlib.contextmanager
 def temporary(model: onnx.ModelProto) -> Iterator[Path]:
-    """A file of a model in memory, for sessions: its data are its own wherever it is made.
+    """A temporary file of a model in memory, for sessions, with its own data whatever the current folder is.
 
-    For bytes of a model that refers to other files ONNX Runtime would take what lies in the current folder. A session
-    may outlive the file. The model changes: some of its data may be gone with the file.
+    If a model that refers to other files is passed as bytes, ONNX Runtime looks for those files in the current folder.
+    A session may outlive the file. The model changes: some of its data may be deleted with the file.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -343,7 +343,7 @@ def temporary(model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def _with_data(model: onnx.ModelProto) -> bytes | None:
-    """The model's message with all its data in it; None where it is too large."""
+    """The serialised model with all its data inside; None if it is too large."""
     if sum(size(tensor) for _, tensor in tensors(model)) > _MAXIMUM_PROTOBUF:
         return None
     take_in(model)
@@ -359,14 +359,14 @@ def _message(model: onnx.ModelProto) -> bytes | None:
 
 
 def _data_name(file: Path) -> Path:
-    """The file for a model's data: one that is free, or that of the model in its place, if no other refers to it."""
+    """The name for a model's data file: a free one, or that of the replaced model if no other model refers to it."""
     more = (file.with_name(f"{file.name}.{index}.data") for index in itertools.count(2))
     names = itertools.chain([file.with_name(f"{file.name}.data")], more)
     return next(data for data in names if not os.path.lexists(data) or _belongs(data, file))
 
 
 def _belongs(data: Path, file: Path) -> bool:
-    """Whether of all models in the folder the one in this file, and no other, refers to a data file."""
+    """Whether `file`, and no other file in its folder, refers to a data file."""
     if data.is_symlink() or not data.is_file():
         return False
     entry = onnx.StringStringEntryProto(key="location", value=data.name).SerializeToString()
@@ -382,7 +382,7 @@ def _holds(file: Path, sought: bytes) -> bool:
 
 
 def _move_out(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model's data to a file, and lets the model refer to it by its name."""
+    """Writes a model's data to a file and makes the model refer to it by name."""
     with path.open("wb") as data:
         for _, tensor in tensors(model):
             count = size(tensor)
@@ -398,11 +398,11 @@ def _move_out(model: onnx.ModelProto, path: Path) -> None:
 
 
 _ELEMENTS = ("raw_data", "external_data", *(f"{kind}_data" for kind in ("float", "int32", "int64", "double", "uint64")))
-"""Where a message has a tensor's elements."""
+"""The fields that can hold a tensor's elements."""
 
 
 def _copy(tensor: TensorProto, data: BinaryIO) -> None:
-    """Appends a tensor's elements, a part at a time where they lie in a file."""
+    """Appends a tensor's elements, in chunks if they are in a file."""
     place = placed(tensor)
     if place is None:
         data.write(content(tensor))
@@ -419,7 +419,7 @@ def _copy(tensor: TensorProto, data: BinaryIO) -> None:
 
 
 def _place_data(folder: Path, data: Path, file: Path) -> None:
-    """Puts new data in their place. A model that has used it is taken away before: it would have other weights."""
+    """Moves new data into place. A model that used the old data is moved away first: it would get wrong weights."""
     before = folder / "before"
     replaced = data.exists()
     if replaced:

@@ -1,4 +1,4 @@
-"""Reading what a .onnx file holds, without running it."""
+"""Lists what a .onnx file holds, without running it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["inspect"]
 def inspect(path: str | os.PathLike[str]) -> InspectReport:
     """Lists the `OpticalLinear` layers of a .onnx file, its other operators, inputs, outputs and metadata.
 
-    Weights are not read, wherever they lie; that they are there is checked.
+    Weights stored beside the file are not read; only their presence is checked.
 
     Raises:
-        OSError: nothing is there, or a file that it keeps its data in is missing.
-        ValueError: it is no ONNX model, or its data are not as it says.
+        OSError: the file does not exist, or a file with its external data is missing.
+        ValueError: it is not an ONNX model, or its external data do not match its description of them.
     """
     loaded = load(path, maps=True, sparse="left out")
     model = loaded.model

@@ -1,4 +1,4 @@
-"""The linear layers of a model of floats: which of its products one is, and why others are none."""
+"""Finds the linear layers of a float model: which products are layers, and why the others are not."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["Linear", "linears"]
 
 @dataclass(frozen=True)
 class Linear:
-    """A product with a stored matrix, and what it becomes."""
+    """A product with a stored matrix, as the layer that it will become."""
 
     name: str
     node: ir.Node
     """The `MatMul` or `Gemm`."""
     add: ir.Node | None
-    """The `Add` of its bias."""
+    """The `Add` of its bias, if the bias is a separate node."""
     weight: NDArray[np.float32]
     """``[N, K]``."""
     bias: NDArray[np.float32] | None
 
 
 def linears(graph: ir.Model) -> tuple[list[Linear], list[Left]]:
-    """The layers to convert, and the products with stored weights that are none, with the reason."""
+    """The layers to convert, and the products with stored weights that are not layers, with the reasons."""
     found: list[Linear] = []
     left: list[Left] = []
     names = Names()
@@ -54,7 +54,7 @@ def linears(graph: ir.Model) -> tuple[list[Linear], list[Left]]:
 
 
 def _linear(node: ir.Node, name: str, known: Constants) -> Linear | str:
-    """The layer that a product is, else why it is none; an empty string where both sides are computed."""
+    """The product as a layer, or the reason why it is not one; an empty string if there is nothing to report."""
     x, weight = (*node.inputs, None, None)[:2]
     if x is None or weight is None:
         return "an input of it is absent"
@@ -99,7 +99,7 @@ def _linear(node: ir.Node, name: str, known: Constants) -> Linear | str:
 
 
 def _bias_after(node: ir.Node, n: int, known: Constants) -> tuple[ir.Node | None, NDArray[np.float32] | None]:
-    """The `Add` of a stored row that is all that reads a product, and that row."""
+    """The `Add` of a stored row that is the product's only reader, and that row."""
     y = node.outputs[0]
     uses = list(y.uses())
     if len(uses) != 1 or y.is_graph_output():
@@ -114,7 +114,7 @@ def _bias_after(node: ir.Node, n: int, known: Constants) -> tuple[ir.Node | None
         row = known.array(other)
     except ConstantError:
         return None, None
-    # A row of more dimensions than the product would add them to the result.
+    # A row with more dimensions than the product would add dimensions to the result.
     x = cast("ir.Value", node.inputs[0])
     rank = 1 if x.shape is None else len(x.shape)
     if row.dtype != np.float32 or row.size != n or not 1 <= row.ndim <= rank or row.shape[-1] != n:

@@ -1,7 +1,8 @@
-"""From a file to a model of onnx_ir, in which everything here looks at models and changes them.
+"""Loads a file as an onnx_ir model, the representation in which the exporter examines and changes models.
 
-What onnx_ir has no words for is dealt with while the model is still onnx's message: functions with optical layers
-inside are put in place by onnx's inliner, whose names the layers have had from the first release on; types are spelled.
+What onnx_ir cannot represent is handled while the model is still onnx's message. There, onnx's inliner inlines
+functions with optical layers inside, since layers have had its names since the first release, and types are spelled
+out.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class Loaded:
     """A file that was read."""
 
     model: ir.Model
-    """What lies beside the file stays there, and is mapped when it is needed."""
+    """The model; its external data stay in their files and are mapped when needed."""
     bytes: int
-    """What it takes, with what it keeps beside itself."""
+    """The size of the file, its external data included."""
     inputs: dict[str, str]
-    """The types of what callers give, in words."""
+    """The types of the inputs that callers feed, as text."""
     outputs: dict[str, str]
     message: onnx.ModelProto
-    """What the model was made of, for what takes nothing else."""
+    """The message that the model was made from, for onnx functions that take nothing else."""
 
 
 def load(
@@ -48,18 +49,19 @@ def load(
     maps: bool = False,
     sparse: Literal["refused", "dense", "left out"] = "refused",
 ) -> Loaded:
-    """Reads a model, those functions put in place that have optical layers inside.
+    """Reads a model and inlines its functions that have optical layers inside.
 
     Args:
         path: the file.
-        argument: what messages call `path`.
-        maps: whether the file may hold values that are maps, which onnx_ir does not know: they have no type then.
-        sparse: what becomes of sparse tensors, which onnx_ir does not know: they are refused, made dense, or left out
-            of a model that is only looked at.
+        argument: what error messages call `path`.
+        maps: whether the file may hold values that are maps, which onnx_ir does not support; they then have no type.
+        sparse: what to do with sparse tensors, which onnx_ir does not support: refuse them, make them dense, or leave
+            them out of a model that is only inspected.
 
     Raises:
-        OSError: nothing is there, or it cannot be read; a data file is missing.
-        ValueError: it is no ONNX model, its data are not as it says, or onnx_ir does not know what it holds.
+        OSError: the file or a data file is missing or cannot be read.
+        ValueError: it is not an ONNX model, its external data do not match its description of them, or onnx_ir does
+            not support something in it.
     """
     named = f"{argument} = {str(path)!r}"
     message = files.load(path, weights=False, argument=argument)
@@ -77,7 +79,7 @@ def load(
 
 
 def deserialized(message: onnx.ModelProto, named: str) -> ir.Model:
-    """onnx's message as a model; tensors stay where they are, and the standard operators have the domain "".
+    """onnx's message as an onnx_ir model; tensors stay where they are, and the standard domain is imported as "".
 
     Raises:
         ValueError: onnx_ir cannot read it.
@@ -95,14 +97,14 @@ def deserialized(message: onnx.ModelProto, named: str) -> ir.Model:
 
 
 def root(error: BaseException) -> str:
-    """What an error was caused by: readers wrap it in one for each part of the model that they were in."""
+    """The root cause of an error: readers wrap it once for each part of the model that they were in."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())
 
 
 def _inlined(message: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the functions in place that have optical layers inside; itself where there are none."""
+    """The model with the functions inlined that have optical layers inside; the same object if there are none."""
     inside = [
         (function.domain, function.name)
         for function in message.functions
@@ -122,7 +124,7 @@ def _nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodePro
 
 
 def _prepare(message: onnx.ModelProto, named: str, maps: bool, sparse: str) -> None:
-    """Leaves out what onnx_ir drops or refuses, or refuses it."""
+    """Removes, converts or refuses what onnx_ir would drop or refuse."""
     for graph in files.graphs(message.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             if _has_map(value.type):
@@ -149,10 +151,10 @@ def _prepare(message: onnx.ModelProto, named: str, maps: bool, sparse: str) -> N
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """The tensor with its zeros, which has the name of its values."""
+    """A sparse tensor as a dense one, under the name of its values."""
     values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
-    # Either each place is one number, counted in row-major order, or one for each axis.
+    # An index is either one number in row-major order, or one number per axis.
     where = np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)
     dense[where] = values
     return numpy_helper.from_array(dense, sparse.values.name)
@@ -187,7 +189,7 @@ def _element(kind: int) -> str:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Keeps onnx_ir from logging names of a file as they are."""
+    """Keeps onnx_ir from logging a file's names unescaped."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

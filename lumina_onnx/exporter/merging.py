@@ -1,6 +1,6 @@
-"""Two files with optical layers -> one, the first's outputs being inputs of the second.
+"""Merges two files with optical layers into one; outputs of the first become inputs of the second.
 
-`onnx.compose` merges onnx's messages, so that the two are such until they are one.
+`onnx.compose` works on onnx's messages, so both models stay messages until they are merged.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def merge(
 ) -> InspectReport:
     """Writes one file that runs a second model on a first one's outputs, as `onnx.compose.merge_models` does.
 
-    That function refuses two files that carry the operator's body, since both have a function of its name, and with
-    prefixes renames the operator itself, so that its library is never called. Here one body serves all layers. Layers
-    of the two that share a noise seed get seeds of their own, since they would share their noise.
+    `merge_models` refuses two files that both carry the operator's body, since the functions have the same name; with
+    prefixes it renames the operator itself, so that its library is never called. Here one body serves all layers.
+    Layers of the two files that share a noise seed get separate seeds, since they would otherwise share their noise.
 
     Args:
         first: a .onnx file.
@@ -48,18 +48,19 @@ def merge(
         path: the file to write, ``*.onnx``; its folder must exist, a file there is replaced.
         io_map: pairs of an output of the first and the input of the second that it becomes, without prefixes.
         prefix1: put before every name in the first, inputs and outputs included.
-        prefix2: the same for the second: for models whose names overlap.
+        prefix2: the same for the second; use prefixes if the models' names overlap.
 
     Returns:
-        What the file holds. Its notes say which seeds were changed, and what of the metadata was left out.
+        What the file holds. Its notes say which seeds were changed and which metadata were left out.
 
     Raises:
         OSError: a file cannot be read or written.
-        ValueError: no ONNX model, models that do not fit, names that overlap, or no optical layer in either.
+        ValueError: a file is not an ONNX model, the models do not fit together, their names overlap, or neither has an
+            optical layer.
     """
     file = writing.destination(path)
     sources = {"first": first, "second": second}
-    # onnx.compose takes messages; what these hold is asked of models.
+    # onnx.compose takes messages; the checks below need onnx_ir models.
     messages = [files.load(source, weights=False, argument=argument) for argument, source in sources.items()]
     models = [
         deserialized(message, f"{argument} = {str(source)!r}")
@@ -92,7 +93,7 @@ def merge(
 def _merged(
     models: list[onnx.ModelProto], io_map: Sequence[tuple[str, str]], prefixes: tuple[str, str]
 ) -> onnx.ModelProto:
-    """The models as one, without the operator's body and without metadata."""
+    """The two models as one, without the operator's body and without metadata."""
     imports: dict[str, int] = {}
     for model in models:
         for entry in model.opset_import:
@@ -128,7 +129,7 @@ def _merged(
 
 
 def _merge_metadata(merged: onnx.ModelProto, models: list[onnx.ModelProto]) -> list[str]:
-    """Gives a model the others' metadata but the exporter's own; a note for what the first has otherwise."""
+    """Copies the models' metadata, except the exporter's own, to the merged model; returns a note for each conflict."""
     kept: dict[str, str] = {}
     notes = []
     for model in models:

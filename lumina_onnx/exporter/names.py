@@ -1,4 +1,4 @@
-"""Names, each given once."""
+"""Unique names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["Names", "values"]
 
 
 class Names:
-    """Names, each given once."""
+    """Hands out each name only once."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
         self._next: dict[str, int] = {}
 
     def unused(self, name: str, first: int = 2) -> str:
-        """The name, or where it is taken the first free one of name_2, name_3, ..."""
+        """The name, or if it is taken, the first free one of name_2, name_3, ... (numbered from `first`)."""
         unused, number = name, self._next.get(name, first)
         while unused in self._taken:
             unused, number = f"{name}_{number}", number + 1
@@ -27,7 +27,7 @@ class Names:
 
 
 def values(model: ir.Model) -> set[str]:
-    """The names of all values of a model, in subgraphs too."""
+    """The names of all values of a model, including those in subgraphs."""
     found = {value.name for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())}
     for node in model.graph.all_nodes():
         found.update(value.name for value in (*node.inputs, *node.outputs) if value is not None)

@@ -1,4 +1,4 @@
-"""What `OpticalLinear` nodes of a model say: for inspection, reports, verification and the passes."""
+"""Reads the `OpticalLinear` nodes of a model, for inspection, reports, verification and the passes."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ RENAMED = (
 
 @dataclass(frozen=True, eq=False)
 class OpticalNode:
-    """A node with everything that its layer is made of."""
+    """An `OpticalLinear` node with its attributes and stored inputs."""
 
     node: ir.Node
     attributes: dict[str, Any]
-    """All attributes, those that the node omits at their default."""
+    """All attributes; those that the node omits have their defaults."""
     nested: bool
     """Whether it lies in a subgraph."""
 
     @property
     def name(self) -> str:
-        """The node's name, or its output's where it has none."""
+        """The node's name, or its output's name if it has none."""
         return _name(self.node)
 
     @property
     def weight(self) -> ir.TensorProtocol | None:
-        """W; None where it is not an initializer. So with the other two, or where the node has none."""
+        """W; None if it is absent or not an initializer. The same holds for `weight_scale` and `bias`."""
         return self._stored(1)
 
     @property
@@ -66,18 +66,18 @@ class OpticalNode:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether a law of noise is on."""
+        """Whether any noise law is on."""
         return any(self.attributes[name] for name in NOISE)
 
     @property
     def computed(self) -> list[str]:
-        """Which of W, W_scale and B the node has and the file does not hold: what computes them is a matter of runs."""
+        """Which of W, W_scale and B the node has but the file does not store: they are computed or fed in each run."""
         names = enumerate(("W", "W_scale", "B"), start=1)
         return [name for index, name in names if self.input(index) is not None and self._stored(index) is None]
 
     @property
     def in_features(self) -> int:
-        """K; 0 where the file does not say."""
+        """K; 0 if the file does not say."""
         stored = self.attributes.get("in_features")
         if stored or self.weight is None:
             return int(stored or 0)
@@ -86,12 +86,12 @@ class OpticalNode:
 
     @property
     def out_features(self) -> int:
-        """N; 0 where the file does not say."""
+        """N; 0 if the file does not say."""
         dims = () if self.weight is None else _dims(self.weight)
         return dims[0] if dims else 0
 
     def input(self, index: int) -> ir.Value | None:
-        """X, W, W_scale or B; None where the node has none."""
+        """X, W, W_scale or B by index; None if the node omits it."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
     def _stored(self, index: int) -> ir.TensorProtocol | None:
@@ -105,7 +105,7 @@ def is_optical(node: ir.Node) -> bool:
 
 
 def optical_nodes(model: ir.Model) -> list[OpticalNode]:
-    """The `OpticalLinear` nodes of a model's graph and its subgraphs, in its order.
+    """The `OpticalLinear` nodes of a model's graph and its subgraphs, in the model's order.
 
     Raises:
         ValueError: a node is of a later version of the operator, or an attribute is not of its type.
@@ -125,13 +125,13 @@ def optical_nodes(model: ir.Model) -> list[OpticalNode]:
 
 
 def set_attributes(node: ir.Node, **values: Any) -> None:
-    """Sets attributes of an optical node, each of the type that the operator's table gives it."""
+    """Sets attributes of an optical node, each with its type from the operator's table."""
     for name, value in values.items():
         node.attributes[name] = ir.Attr(name, ir.AttributeType[_TYPES[name]], value)
 
 
 def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
-    """The graphs in a node's attributes, with the attributes' names."""
+    """The graphs in a node's attributes, each with the name of its attribute."""
     found = []
     for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -142,21 +142,21 @@ def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
 
 
 def renamed(model: ir.Model) -> list[ir.Node]:
-    """The nodes that call a copy of the operator's function under another name, and so never the library.
+    """The nodes that call a copy of the operator's function under another name and so never reach the library.
 
-    `onnx.compose.add_prefix` renames a file's functions with all else.
+    `onnx.compose.add_prefix` renames a file's functions along with everything else.
     """
     copies = {body.name for body in model.functions.values() if body.domain == DOMAIN and body.name != OPERATOR}
     return [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in copies]
 
 
 def spelled(name: str) -> str:
-    """A name as a file can hold it: Python's strings may have characters that UTF-8 or C has not."""
+    """A name as a file can hold it: Python strings may contain characters that UTF-8 or C strings cannot."""
     return name.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def operators(model: ir.Model) -> dict[str, int]:
-    """How often each operator but `OpticalLinear` occurs, the most frequent first."""
+    """How often each operator other than `OpticalLinear` occurs, the most frequent first."""
     counts: dict[str, int] = {}
     for node in model.graph.all_nodes():
         if not is_optical(node):
@@ -166,13 +166,13 @@ def operators(model: ir.Model) -> dict[str, int]:
 
 
 def body_bytes(model: ir.Model) -> int:
-    """What the operator's function body takes in the file; 0 where there is none."""
+    """The size of the operator's function body in the file; 0 if there is none."""
     bodies = [each for each in model.functions.values() if (each.domain, each.name) == (DOMAIN, OPERATOR)]
     return sum(ir.to_proto(body).ByteSize() for body in bodies)
 
 
 def layers(model: ir.Model) -> list[Layer]:
-    """What each `OpticalLinear` node of a model is, its numbers as a file holds them."""
+    """A description of each `OpticalLinear` node of a model, with its numbers as a file holds them."""
     first_user: dict[ir.TensorProtocol, str] = {}
     rows = []
     for node in optical_nodes(model):
@@ -214,7 +214,7 @@ def _value(node: ir.Node, attribute: ir.Attr) -> Any:
 
 
 def _in_file(value: Any) -> Any:
-    """A number as a file holds it: with the bits of a float32."""
+    """A number as a file holds it: floats rounded to float32."""
     with np.errstate(over="ignore"):
         return float(np.float32(value)) if isinstance(value, float) else value
 

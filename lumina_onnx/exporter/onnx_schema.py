@@ -1,4 +1,4 @@
-"""`lumina::OpticalLinear` as an ONNX operator schema, so that onnx can check and infer models that use it."""
+"""`lumina::OpticalLinear` as an ONNX operator schema, so that onnx can check models that use it and infer shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {
 
 
 def defaults() -> dict[str, object]:
-    """The attributes of the operator that have a default, with it: what a node that omits one means."""
+    """The operator's attributes that have a default, with that default, which applies if a node omits the attribute."""
     return {
         row.name: [row.default] if row.type == "FLOATS" else row.default
         for row in PARAMETERS
@@ -30,7 +30,7 @@ def defaults() -> dict[str, object]:
 
 
 def register() -> None:
-    """Makes the schema known to onnx in this process; nothing happens where it is known."""
+    """Registers the schema with onnx in this process, unless it is registered already."""
     if not onnx.defs.has(OPERATOR, DOMAIN):
         onnx.defs.register_schema(_schema())
 

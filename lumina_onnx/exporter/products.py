@@ -1,4 +1,4 @@
-"""Which nodes multiply by stored weights: what a report of what was left must not forget."""
+"""Finds nodes that multiply by stored weights, which a report must list if they are not converted."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _WEIGHTS = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), (0, 3)),
 }
-"""Operators of the standard domain, and where their weights may stand. Any operand of an `Einsum` may be one."""
+"""Operators of the standard domain, with the input positions of weights. Any operand of an `Einsum` may be a weight."""
 
 _OTHERS = frozenset(
     (
-        # Tables that are looked up, rotations and masks among them.
+        # Lookup tables, including rotations and masks.
         *("EmbedLayerNormalization", "QEmbedLayerNormalization", "GatherBlockQuantized", "GatherND", "GatherPacked"),
         *("TorchEmbedding", "RelativePositionBias", "RotaryEmbedding", "GemmaRotaryEmbedding", "MRotaryEmbedding"),
         *("RMSNormRotary", "GroupQueryAttention", "MultiHeadAttention", "PackedMultiHeadAttention", "SparseAttention"),
         *("DecoderMaskedMultiHeadAttention", "PagedAttention", "SparsePagedAttention", "DynamicSparseAttention"),
         *("BeamSearch", "WhisperBeamSearch", "GreedySearch", "Sampling", "MaxpoolWithMask", "CropAndResize"),
-        # Element by element.
+        # Elementwise operators.
         *("BiasAdd", "BiasDropout", "BiasSoftmax", "BitmaskBiasDropout", "ComplexMul", "ComplexMulConj", "MulInteger"),
         *("QLinearAdd", "QLinearMul", "QLinearWhere", "QLinearConcat", "QuantizeLinear", "DequantizeLinear"),
     )
 )
-"""Operators of com.microsoft that take stored matrices and multiply by none."""
+"""Operators of com.microsoft that take stored matrices but do no matrix product with them."""
 
 
 def multiplies_by_stored(node: ir.Node, known: Constants) -> bool:
-    """Whether a node but an optical layer multiplies what an input reaches by weights that none reaches, or may do so.
+    """Whether a node other than an optical layer multiplies, or may multiply, an input-dependent value by weights.
 
-    What an operator of a domain that is not ONNX's own does is not known: there every stored tensor of two or more
-    dimensions counts, but for what com.microsoft is known to do with them.
+    Weights are values that no input of the model reaches. What operators outside ONNX's own domains do is unknown, so
+    every stored tensor of two or more dimensions counts there, except in the com.microsoft operators listed above.
     """
     if is_optical(node) or not any(map(known.is_reached, node.outputs)):
         return False
@@ -56,7 +56,7 @@ def multiplies_by_stored(node: ir.Node, known: Constants) -> bool:
 
 
 def obstacle(node: ir.Node, known: Constants) -> str:
-    """What forbids to take the weights of such a node for stored ones; an empty string where nothing does."""
+    """Why the weights of such a node cannot count as stored; an empty string if they can."""
     found = (known.obstacle(value) for value in node.inputs if value is not None and not known.is_reached(value))
     return next((f"its weight is {each}" for each in found if each), "")
 
@@ -66,5 +66,5 @@ def _is_stored(value: ir.Value | None, known: Constants) -> bool:
 
 
 def _is_matrix(value: ir.Value | None) -> bool:
-    """Whether a value has two or more dimensions, or nobody says how many."""
+    """Whether a value has two or more dimensions, or an unknown rank."""
     return value is not None and (value.shape is None or len(value.shape) > 1)

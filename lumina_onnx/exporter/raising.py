@@ -1,7 +1,6 @@
-"""A model at a newer opset: by onnx's version converter, mended where that is known to err, and compared.
+"""Raises a model to a newer opset with onnx's version converter, fixes its known errors, and compares the results.
 
-The converter takes and gives onnx's messages, and so does what mends its results. Only the types of the inputs are read
-of the model itself.
+The converter and the fixes work on onnx's messages. Only the types of the inputs are read from the onnx_ir model.
 """
 
 from __future__ import annotations
@@ -21,13 +20,15 @@ from .feeds import Arrays
 __all__ = ["RaisingError", "raised"]
 
 SEEDS = 3
-"""Random inputs on which the two are compared."""
+"""How many sets of random inputs the two models are compared on."""
 
 SIZES = (None, 32, 64, 224)
-"""What symbolic sizes but the first become, until the model runs: small and all different, then those of images."""
+"""Values for symbolic sizes other than a leading one, tried until the model runs: None stands for small sizes that all
+differ, the rest are image sizes."""
 
 _SPARED = 2**28
-"""Of larger models the converter, which copies all several times and ends at 2 GiB, gets the small tensors alone."""
+"""For models with more bytes of tensors, the converter, which copies everything several times and is limited to 2 GiB,
+gets only the small tensors."""
 
 _LARGE = 2**10
 
@@ -39,12 +40,12 @@ class RaisingError(ValueError):
 def raised(
     model: ir.Model, message: onnx.ModelProto, opset: int, example: Any = None
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """The model at a newer version of the standard operators, and notes. `message`, which is the model, is used up.
+    """The model at a newer opset, and notes. `message` is the same model as a protobuf message and is consumed.
 
-    Both are run in ONNX Runtime, as they are, on random inputs and on `example`.
+    Both versions run in ONNX Runtime without optimisation, on random inputs and on `example`, and are compared.
 
     Raises:
-        RaisingError: onnx cannot convert it, or the converted one computes something else.
+        RaisingError: onnx cannot convert the model, or the converted model computes something else.
         ValueError: `example` does not fit the model's inputs.
     """
     for entry in message.opset_import:
@@ -69,7 +70,7 @@ def raised(
 
 
 def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Takes large initializers out of a large model, which gets inputs in their place."""
+    """Takes the large initializers out of a large model and declares them as inputs instead."""
     if sum(files.size(tensor) for _, tensor in files.tensors(model)) <= _SPARED:
         return {}
     graph = model.graph
@@ -81,7 +82,7 @@ def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
         for name, tensor in large.items()
         if name not in inputs
     )
-    # Removed from a message, a tensor lives on by itself.
+    # A tensor stays valid after it is removed from its message.
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return large
@@ -95,7 +96,7 @@ def _put_back(model: onnx.ModelProto, large: dict[str, onnx.TensorProto], inputs
 
 
 def _mend(graph: onnx.GraphProto, before: int, constants: dict[str, onnx.TensorProto]) -> None:
-    """Says what operators of old meant where the converter takes them for those of today."""
+    """Restores the old meaning of operators that the converter leaves as they are although their meaning changed."""
     ranks = {
         value.name: len(value.type.tensor_type.shape.dim)
         for value in (*graph.input, *graph.value_info)
@@ -116,7 +117,7 @@ def _mend(graph: onnx.GraphProto, before: int, constants: dict[str, onnx.TensorP
 
 
 def _mend_resize(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
-    """Up to opset 10 sizes were counted from the corner, and the nearest was the one before, or after in shrinking."""
+    """Up to opset 10 coordinates start at the corner, and the nearest element is the one before (shrinking: after)."""
     scales = constants.get(node.input[2]) if len(node.input) > 2 else None
     shrinks = scales is not None and bool((numpy_helper.to_array(scales) <= 1).all())
     _set(node, "coordinate_transformation_mode", "asymmetric")
@@ -124,7 +125,7 @@ def _mend_resize(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
 
 
 def _mended_hardmax(node: onnx.NodeProto, rank: int | None) -> list[onnx.NodeProto]:
-    """Up to opset 12 all dimensions from `axis` on, which was 1 by default, were one; the converter knows Softmax's."""
+    """Up to opset 12 all dimensions from `axis` (default 1) on count as one; the converter handles only Softmax's."""
     axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
     if axis == -1 or (rank is not None and axis == rank - 1):
         _set(node, "axis", axis)
@@ -146,7 +147,7 @@ def _set(node: onnx.NodeProto, name: str, value: Any) -> None:
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Stored tensors by the name of their value."""
+    """Stored tensors and `Constant` tensors, by the names of their values."""
     found = {tensor.name: tensor for graph in files.graphs(model.graph) for tensor in graph.initializer}
     for node in (node for graph in files.graphs(model.graph) for node in graph.node):
         for entry in node.attribute:
@@ -156,7 +157,7 @@ def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
-    """Takes back what the converter added: shapes that it inferred; and brings back what it dropped."""
+    """Removes the inferred shapes that the converter added, and restores what it dropped."""
     known = {value.name for graph in files.graphs(before.graph) for value in graph.value_info}
     for graph in files.graphs(model.graph):
         kept = [value for value in graph.value_info if value.name in known]
@@ -172,10 +173,10 @@ def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
 def _compared(
     old: onnx.ModelProto, new: onnx.ModelProto, kinds: dict[str, feeds.Kind], stored: Arrays, examples: list[Arrays]
 ) -> list[str]:
-    """Notes on what could not be compared.
+    """Compares two models; returns notes on what could not be compared.
 
     Raises:
-        RaisingError: the two differ.
+        RaisingError: the two differ, or the new one does not run.
     """
     unlike = "ONNX Runtime could not be asked whether it computes the same, since "
     odd = [name for name, kind in kinds.items() if kind.dtype == ir.DataType.UNDEFINED]
@@ -185,7 +186,7 @@ def _compared(
         serialized = old.SerializeToString()
         first = _session(serialized)
         batches = _batches(first, kinds, stored, examples)
-        # Sessions of their own draw the same random numbers only where the model says which.
+        # Two separate sessions draw the same random numbers only if the model fixes the seed.
         source = _session(serialized)
         del serialized
         trials = [first.run(None, batch | stored) for batch in batches]
@@ -208,7 +209,7 @@ def _compared(
 
 
 def _session(model: bytes) -> Any:
-    """A session that runs a model as it is written."""
+    """A session that runs a model as written, without optimisation."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -218,17 +219,17 @@ def _session(model: bytes) -> Any:
 
 
 def _batches(session: Any, kinds: dict[str, feeds.Kind], stored: Arrays, examples: list[Arrays]) -> list[Arrays]:
-    """Inputs on which the model runs: examples, and random ones of the first sizes that it takes.
+    """Inputs on which the model runs: examples, and random ones of the first size that it accepts.
 
     Raises:
-        Exception: it runs on none.
+        Exception: the model runs on none of them.
     """
     errors: list[Exception] = []
 
     def runs(batch: Arrays) -> bool:
         try:
             session.run(None, batch | stored)
-        except Exception as error:  # Whatever the operators of the model raise.
+        except Exception as error:  # Whatever the model's operators raise.
             errors.append(error)
             return False
         return True
@@ -245,7 +246,7 @@ def _batches(session: Any, kinds: dict[str, feeds.Kind], stored: Arrays, example
 
 
 def _sized(kind: feeds.Kind, size: int | None) -> feeds.Kind:
-    """A type with a size for each symbolic one."""
+    """A type with its symbolic sizes replaced: by 2 in dimension 0, else by `size`; unchanged if `size` is None."""
     if size is None or kind.shape is None:
         return kind
     sizes = ((size if index else 2) if isinstance(each, str) else each for index, each in enumerate(kind.shape))
@@ -257,7 +258,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _difference(names: list[str], expected: list[Any], got: list[Any]) -> str | None:
-    """The first output that differs by more than what the order of a sum makes, and by how much; None if none does."""
+    """The first output that differs by more than the order of a sum can explain, and by how much; None if none does."""
     for name, old, new in zip(names, expected, got, strict=True):
         if isinstance(old, list):
             if len(old) != len(new):

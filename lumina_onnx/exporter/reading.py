@@ -1,4 +1,4 @@
-"""Reading a ready .onnx file whose layers are to become optical."""
+"""Reads an existing .onnx file whose layers are to become optical."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .passes.close_initializers import CloseInitializers
 __all__ = ["RAISED", "Source", "read"]
 
 RAISED = 20
-"""The opset that an older file gets with a function body: what ONNX Runtime 1.17 reads."""
+"""The opset to which an older file is raised for the function body; ONNX Runtime 1.17 reads it."""
 
 
 @dataclass
@@ -25,22 +25,22 @@ class Source:
     """A file that was read."""
 
     graph: ir.Model
-    """Its functions inlined. What lies beside the file stays there and is mapped when it is needed."""
+    """The model, its functions inlined. External data stay in their files and are mapped when needed."""
     bytes: int
-    """What it takes, with what it keeps beside itself."""
+    """The size of the file, its external data included."""
     notes: list[str] = field(default_factory=list)
 
 
 def read(source: str | os.PathLike[str], fallback: bool, example: Any = None) -> Source:
-    """The model, at an opset that the function body can have where `fallback` asks for it.
+    """The model; with `fallback`, at an opset that the function body supports.
 
     Args:
         source: the file.
-        fallback: whether it is to have a function body.
-        example: inputs on which a raised model is compared with the file, beside random ones.
+        fallback: whether the model is to have a function body.
+        example: inputs on which a raised model is compared with the file, in addition to random ones.
 
     Raises:
-        OSError, ValueError: it cannot be read, or not be raised to such an opset and mean the same.
+        OSError, ValueError: the file cannot be read, or cannot be raised to such an opset without a change in meaning.
     """
     named = f"source = {str(source)!r}"
     loaded = load(source, argument="source")
@@ -55,7 +55,7 @@ def read(source: str | os.PathLike[str], fallback: bool, example: Any = None) ->
         needed = f"{OPSETS[0]}..{OPSETS[-1]}"
         raise ValueError(f"{named} has opset {opset}, and the function body needs {needed}; {advice}")
     if fallback and opset < OPSETS.start:
-        # The converter takes onnx's message, and inlining has changed the model alone.
+        # The converter takes onnx's message, but inlining changed only the onnx_ir model.
         old = ir.to_proto(found.graph) if loaded.message.functions else loaded.message
         try:
             raised, notes = raising.raised(found.graph, old, RAISED, example)
@@ -71,7 +71,7 @@ def read(source: str | os.PathLike[str], fallback: bool, example: Any = None) ->
 
 
 def _inlined(model: ir.Model, named: str) -> ir.Model:
-    """The model with its functions put in the place of their calls."""
+    """The model with its functions inlined."""
     try:
         ir.passes.common.InlinePass()(model)
     except Exception as error:
@@ -89,6 +89,6 @@ def _opset(graph: ir.Model, named: str) -> int:
                 f"{named}: opset_import names no version of the standard operators, and {standard.name!r} "
                 f"({standard.op_type}) is one"
             )
-        # Before IR 3 there was but one version. Where nothing is of the standard domain any is as good.
+        # Before IR 3 there was only one opset. If nothing is of the standard domain, any opset will do.
         imports[""] = RAISED if standard is None else 1
     return imports[""]

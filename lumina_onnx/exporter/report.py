@@ -21,10 +21,10 @@ __all__ = ["Comparison", "ExportReport", "InspectReport", "Layer", "Left", "Repo
 
 
 class Report:
-    """Base of all reports: ``print(report)`` shows tables, :meth:`to_dict` gives JSON's types."""
+    """Base of all reports: ``print(report)`` shows tables, :meth:`to_dict` returns JSON types."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as dicts, lists, strings and numbers; those that JSON lacks are "inf", "-inf" and "nan"."""
+        """The report as dicts, lists, strings and numbers; numbers that JSON lacks are "inf", "-inf" and "nan"."""
         fields = dataclasses.asdict(cast("DataclassInstance", self))
         return {"report": type(self).__name__, **_plain(fields)}
 
@@ -57,12 +57,12 @@ class Layer:
     noise_additive: float
     noise_shot: float
     bias: str
-    """"analog", "digital", or "" where there is none."""
+    """"analog", "digital", or "" if there is no bias."""
     seed: int
     float_bytes: int
-    """What W takes as float32."""
+    """The size of W in float32."""
     stored_bytes: int
-    """What W and W_scale take in the file; 0 where both are stored with another layer."""
+    """The size of W and W_scale in the file; 0 if both are stored with another layer."""
     shared_with: str = ""
     """The layer whose stored W this one reads."""
 
@@ -73,13 +73,13 @@ class Layer:
 
     @property
     def noise(self) -> str:
-        """The laws that are on, with their levels; "none" where none is."""
+        """The noise laws that are on, with their levels; "none" if none is on."""
         return noise_text(self)
 
 
 @dataclass(frozen=True)
 class Left:
-    """Something that stays an ordinary operator, or is not in the file, and why."""
+    """Something that stays an ordinary operator or is not in the file, with the reason."""
 
     name: str
     kind: str
@@ -88,35 +88,35 @@ class Left:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tensor compared with what it should be."""
+    """One tensor compared with its expected value."""
 
     name: str
     against: str
     """"reference", or "torch"."""
     run: int
-    """Which run of the session: the noise's stream."""
+    """The index of the run within its session; in the main graph also the noise's stream."""
     shape: tuple[int, ...]
     equal: bool
     """Bit for bit; NaN equals NaN."""
     max_difference: float
     """The largest absolute difference; infinite where shapes or non-finite values disagree."""
     required: bool
-    """Whether the contract promises equal bits here, or without the library a difference within its tolerance."""
+    """Whether the contract promises equal bits here or, without the library, a difference within the tolerance."""
     library: bool = True
-    """Whether it ran with the operator's library; without it the function body ran."""
+    """Whether the file ran with the operator's library; without it, the function body ran."""
     within: bool = False
     """Whether the difference is within the function body's tolerance (without the library)."""
     executions: int = 1
-    """How often it was computed in this run: in a subgraph perhaps often. The row holds of all of them."""
+    """How often the tensor was computed in this run, which may be many times in a subgraph. The row covers them all."""
 
     @property
     def ok(self) -> bool:
-        """Whether it is as promised."""
+        """Whether the result is as promised."""
         return self.equal or self.within or not self.required
 
     @property
     def verdict(self) -> str:
-        """How they compare, in a word or two."""
+        """The result of the comparison in a word or two."""
         if self.equal:
             return "equal"
         if self.within:
@@ -130,17 +130,17 @@ class InspectReport(Report):
 
     path: str
     file_bytes: int
-    """The .onnx file, and what it keeps beside itself."""
+    """The size of the .onnx file, its external data included."""
     opset: int
-    """The version of the standard operators; 0 where the file imports none."""
+    """The version of the standard operators; 0 if the file imports none."""
     ir_version: int
     inputs: dict[str, str]
     outputs: dict[str, str]
     body_bytes: int
-    """What the function body takes in the file; 0 where there is none, so that the file needs the library."""
+    """The size of the function body in the file; 0 if there is none, so that the file needs the library."""
     layers: list[Layer]
     other_operators: dict[str, int]
-    """Operators that are not `OpticalLinear`, with how often they occur."""
+    """Operators other than `OpticalLinear`, with the number of times each occurs."""
     metadata: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
@@ -163,11 +163,11 @@ class _Written(Report):
 
     path: str
     file_bytes: int
-    """The .onnx file, and what it keeps beside itself."""
+    """The size of the .onnx file, its external data included."""
     opset: int
     ir_version: int
     body_bytes: int
-    """What the function body takes in the file; 0 where there is none, so that the file needs the library."""
+    """The size of the function body in the file; 0 if there is none, so that the file needs the library."""
     layers: list[Layer]
     other_operators: dict[str, int]
     left: list[Left]
@@ -175,12 +175,12 @@ class _Written(Report):
 
     @property
     def float_bytes(self) -> int:
-        """What the weights of all layers take as float32, shared ones counted once."""
+        """The size of all layers' weights in float32, shared ones counted once."""
         return sum(layer.float_bytes for layer in self.layers if not layer.shared_with)
 
     @property
     def stored_bytes(self) -> int:
-        """What they take in the file, with their scales."""
+        """The size of these weights in the file, with their scales."""
         return sum(layer.stored_bytes for layer in self.layers)
 
     def _page(self, made: str) -> RenderableType:
@@ -214,11 +214,11 @@ class ExportReport(_Written):
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteReport(_Written):
-    """What became of a ready file."""
+    """What a rewrite made of an existing file."""
 
     source: str
     source_bytes: int
-    """The file that was read, and what it keeps beside itself."""
+    """The size of the file that was read, its external data included."""
 
     def __rich__(self) -> RenderableType:
         return self._page(f"opset {self.opset}, IR {self.ir_version}, from {self.source} ({_size(self.source_bytes)})")
@@ -226,20 +226,20 @@ class RewriteReport(_Written):
 
 @dataclass(frozen=True)
 class VerifyReport(Report):
-    """How a file's results compare with what they should be."""
+    """How a file's results compare with the expected ones."""
 
     path: str
     onnxruntime: str
-    """The version that ran it."""
+    """The version of ONNX Runtime that ran the file."""
     inputs: dict[str, tuple[int, ...]]
-    """The shapes that were run."""
+    """The shapes of the inputs that it ran on."""
     body_bytes: int
-    """What the function body takes in the file; 0 where there is none: then it ran with the library alone."""
+    """The size of the function body in the file; 0 if there is none: then the file ran only with the library."""
     comparisons: list[Comparison]
     not_checked: list[Left] = field(default_factory=list)
-    """Layers that were not compared, and why."""
+    """Layers that were not compared, with the reason."""
     bypassing: list[Left] = field(default_factory=list)
-    """Nodes that are optical layers and that the library does not know for such."""
+    """Nodes that are optical layers but that the library does not recognise as such."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -251,7 +251,7 @@ class VerifyReport(Report):
         return not self.bypassing and all(row.ok for row in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as dicts, lists, strings and numbers, as all reports are, and whether it is ``ok``."""
+        """The report as dicts, lists, strings and numbers, as for all reports, plus whether it is ``ok``."""
         return {**super().to_dict(), "ok": self.ok}
 
     def __rich__(self) -> RenderableType:
@@ -287,7 +287,7 @@ class VerifyReport(Report):
 
 
 def grouped(left: list[Left]) -> list[tuple[str, str, str]]:
-    """Names, kind and reason; where many share kind and reason, two of them and how many more there are."""
+    """Names, kind and reason of each group with equal kind and reason; of four or more names only two, and a count."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in left:
         groups.setdefault((row.kind, row.reason), []).append(row.name)
@@ -303,7 +303,7 @@ _LAYER_BYTES = ("float32", "stored")
 
 @dataclass(frozen=True)
 class _LayerTable:
-    """One row for each layer; where the console is too narrow for that, one paragraph, so that nothing is cut."""
+    """One row per layer; if the console is too narrow for the table, one paragraph per layer, so nothing is cut off."""
 
     layers: list[Layer]
 

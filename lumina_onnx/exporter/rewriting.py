@@ -1,4 +1,4 @@
-"""A ready .onnx file -> one whose linear layers are `lumina::OpticalLinear` nodes."""
+"""Rewrites an existing .onnx file so that its linear layers are `lumina::OpticalLinear` nodes."""
 
 from __future__ import annotations
 
@@ -42,44 +42,44 @@ def rewrite(
     seed: int = 0,
     fallback: bool = True,
 ) -> RewriteReport:
-    """Writes a .onnx file anew, with a `lumina::OpticalLinear` node for each linear layer.
+    """Writes a copy of a .onnx file with a `lumina::OpticalLinear` node for each linear layer.
 
-    This is ``lumina convert``. :func:`lumina_onnx.nn.convert` does the same to a model in PyTorch, which can be trained
-    with the noise in the loop before :func:`lumina_onnx.exporter.export` writes it.
+    This is ``lumina convert``. :func:`lumina_onnx.nn.convert` does the same to a PyTorch model, which can then be
+    trained with the noise in the loop before :func:`lumina_onnx.exporter.export` writes it.
 
-    A linear layer is a `MatMul` of a computed X and a stored float32 matrix, with the `Add` of a bias that may follow
-    it, or a `Gemm` of that kind. Stored is what is an initializer or computed from initializers alone, by operators
-    that give the same in each run: a matrix that is drawn is none. Everything else stays: products of two computed
-    tensors, as in attention, are no layers; products of other kinds, convolutions and quantised operators are listed in
-    the report with the reason.
+    A linear layer is a `MatMul` of a computed X and a stored float32 matrix, optionally followed by the `Add` of a
+    bias, or an equivalent `Gemm`. A stored value is an initializer, or computed from initializers alone by operators
+    that give the same result in each run; a randomly drawn matrix is not stored. Everything else stays as it is:
+    products of two computed tensors, as in attention, are not layers; other kinds of products, convolutions and
+    quantised operators are listed in the report with the reason.
 
-    Each layer is named after its `MatMul` or `Gemm`, and gets a noise seed of its own.
+    Each layer is named after its `MatMul` or `Gemm` and gets its own noise seed.
 
     Args:
         source: the file to read; it is not changed.
-        path: the file to write, ``*.onnx``; its folder must exist, a file there is replaced.
+        path: the file to write, ``*.onnx``; its folder must exist, and an existing file is replaced.
         profile: the hardware.
-        calibration: batches of inputs, each arrays by input name or in the order of the model's inputs. They set static
-            input and output ranges, as :func:`lumina_onnx.nn.calibrate` does; without it the ranges are the
-            profile's, as they are of layers in subgraphs that no batch reaches.
+        calibration: batches of inputs, each with arrays by input name or in the order of the model's inputs. They set
+            static input and output ranges, as :func:`lumina_onnx.nn.calibrate` does. Without calibration, and for
+            layers in subgraphs that no batch reaches, the ranges are the profile's.
         method: "max", "percentile" or "mse", as in :func:`lumina_onnx.nn.calibrate`.
         percentile: for method "percentile", above 0 and at most 100.
-        skip: names of layers to leave, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`). What is
-            a layer's name is no pattern.
-        overrides: name pattern -> profile for the layers it matches; of several that match, the last.
-        seed: 0..2^63-1; the first layer's noise seed, from which the others' follow.
+        skip: names of layers to leave, or name patterns (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`). A string that
+            is exactly a layer's name is not taken as a pattern.
+        overrides: name pattern -> profile for the layers that it matches; if several match, the last applies.
+        seed: 0..2^63-1; the first layer's noise seed, from which the others are derived.
         fallback: attach the operator's body in standard operators, so that the file runs without the operator's
-            library. It needs opset 19 to 21; a file of an older one is raised to 20 by onnx's version converter, and
-            refused where ONNX Runtime computes something else then.
+            library. The body needs opset 19 to 21; a file of an older opset is raised to 20 by onnx's version
+            converter, and refused if ONNX Runtime then computes something else.
 
     Returns:
-        What was written: layers with their storage, what was left and why. ``print`` shows tables.
+        What was written: layers with their storage, and what was left with the reason. ``print`` shows tables.
 
     Raises:
-        OSError: ``source``, or what it keeps beside itself, cannot be read, or ``path`` not be written.
-        ValueError: no ONNX model, data beside it that are not as it says, no layer to convert, a pattern that matches
-            none, weights or parameters that are not allowed, calibration data that do not fit, or an opset that the
-            function body cannot have.
+        OSError: ``source`` or its external data cannot be read, or ``path`` cannot be written.
+        ValueError: ``source`` is not an ONNX model, its external data do not match its description of them, it has no
+            layer to convert, a pattern matches no layer, weights or parameters are not allowed, calibration data do
+            not fit, or the function body does not support the opset.
     """
     check_method(method, percentile)
     if not isinstance(profile, OpticalProfile):
@@ -110,9 +110,9 @@ def rewrite(
             + (f" (left: {reasons})" if left else "")
         )
     run(model, ReplaceLinears(converted, seed))
-    # What these hold of the source's weights is done with.
+    # Frees the source's weights that these hold.
     del found, converted, linear
-    # The notes are for models whose seeds were someone's choice.
+    # The notes on changed seeds are dropped: they matter only if someone chose the seeds.
     run(model, SeparateSeeds())
     _, notes = run(
         model,

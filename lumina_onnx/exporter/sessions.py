@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime on the CPU, with the operator's library and without."""
+"""ONNX Runtime sessions on the CPU, with and without the operator's library."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["session"]
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _CHOOSY = "HasExternalDataInMemory"
-"""In what ONNX Runtime 1.24 to 1.27 say where an `If` that they decide holds large constants."""
+"""Part of the error of ONNX Runtime 1.24 to 1.27 if an `If` with a constant condition holds large constants."""
 
 
 def session(path: str | os.PathLike[str], *, library: bool = True) -> Any:
-    """A session of a file that knows the operator, or one that does not.
+    """A session for a file, with the operator's library or without it.
 
     Raises:
-        RuntimeError: ONNX Runtime 1.24 to 1.27 without the library, and a file in which a branch holds large constants.
+        RuntimeError: without the library, on ONNX Runtime 1.24 to 1.27, a branch in the file holds large constants.
     """
     if library:
         return lumina_onnx.load(path, sess_options=silent_options(), providers=_PROVIDERS)

@@ -16,9 +16,9 @@ class Target(NamedTuple):
     ir_version: int
 
 
-# From ONNX Runtime's compatibility table. 1.17 is the oldest release with the custom-op interface that the
-# operator's library asks for. 1.24 to 1.27 do not load, without the library, a layer in an `If` that they decide when
-# the session is created: they cannot fold its weights there. No other file is known that one of these does not load.
+# From ONNX Runtime's compatibility table. 1.17 is the oldest release with the custom-op interface that the operator's
+# library requires. Without the library, 1.24 to 1.27 do not load a layer in an `If` whose condition they fold when the
+# session is created, since they cannot fold its weights there. No other file is known to fail on a listed release.
 TARGETS: dict[str, Target] = {
     target.onnxruntime: target
     for target in (
@@ -26,7 +26,7 @@ TARGETS: dict[str, Target] = {
         Target("1.18", 21, 10),
         Target("1.19", 21, 10),
         Target("1.20", 21, 10),
-        # Newer opsets would bring these models nothing, and cannot have the function body (body.OPSETS).
+        # Newer opsets have no benefit for these models, and the function body does not support them (body.OPSETS).
         Target("1.21", 21, 10),
         Target("1.22", 21, 10),
         *(Target(f"1.{minor}", 21, 11) for minor in range(23, 33)),
@@ -35,12 +35,12 @@ TARGETS: dict[str, Target] = {
 
 
 def resolve(target: str) -> Target:
-    """What an ONNX Runtime release such as ``"1.17"`` or ``"1.17.3"`` reads.
+    """The opset and IR version for an ONNX Runtime release such as ``"1.17"`` or ``"1.17.3"``.
 
-    A release after the table's last reads what that does.
+    A release newer than the last one in the table gets the values of the last one.
 
     Raises:
-        ValueError: a release before the table's first, or no release.
+        ValueError: the release is older than the first one in the table, or `target` is not a release.
     """
     found = re.fullmatch(r"(1\.(\d+))(\.\d+)*", target) if isinstance(target, str) else None
     if found:

@@ -1,10 +1,10 @@
-"""How far the function body's results may lie from the operator's, with the noise off.
+"""How far the function body's results may be from the operator's, with the noise off.
 
-The DAC's codes and sums of integers are the same in both. What differs:
+The DAC's codes and sums of integers are the same in both. The differences are:
 
-- the body has no fused multiply-add, and ONNX Runtime adds the terms of a float32 product in an order of its own, so z
-  differs in its last bits: by a few roundings where the product is one of integers, else by up to K of them;
-- where z lies so near to a point between two codes, the ADC's result differs by one step;
+- the body has no fused multiply-add, and ONNX Runtime adds the terms of a float32 product in its own order, so z
+  differs in its last bits: by a few roundings if the product is one of integers, else by a number proportional to K;
+- if z is that close to the midpoint between two codes, the ADC's result differs by one step;
 - a row whose z overflows float32 may be infinite instead of NaN, or the other way round; numbers below 1e-30 may
   come out as 0.
 """
@@ -22,12 +22,12 @@ from lumina_onnx.schema import NOISE
 __all__ = ["allowed", "is_within"]
 
 ROUNDING = 2.0**-24
-"""Half the distance of float32 numbers at 1: what one rounding may change."""
+"""Half the spacing of float32 numbers at 1: the largest relative change by one rounding."""
 LEAST = 1e-30
 
 
 def is_within(got: NDArray[Any], expected: NDArray[Any], distance: NDArray[np.float64]) -> bool:
-    """Whether the body's result is no farther from the operator's than :func:`allowed` says."""
+    """Whether the body's result is no farther from the operator's than :func:`allowed` permits."""
     with np.errstate(invalid="ignore"):
         near = np.abs(got.astype(np.float64) - expected) <= distance
     both = (got == expected) | (np.isnan(got) & np.isnan(expected)) | np.isinf(distance)
@@ -42,10 +42,10 @@ def allowed(
     weight_scale: NDArray[Any] | None,
     **attributes: Any,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """What the operator gives without noise ``[..., N]``, and how far from it the body's result may lie.
+    """The operator's result without noise, ``[..., N]``, and how far from it the body's result may be.
 
-    The arguments are those of :func:`lumina_onnx.reference.optical_linear`. Where the reference is NaN the body must
-    be; where the distance is infinite anything goes.
+    The arguments are those of :func:`lumina_onnx.reference.optical_linear`. Where the reference is NaN, the body's
+    result must be NaN too; where the distance is infinite, any result is allowed.
     """
     quiet = dict.fromkeys(NOISE, 0.0)
     settings = attributes | quiet | {"weight_scale": weight_scale}

@@ -1,4 +1,4 @@
-"""torch -> .onnx: torch's own exporter with one translation, then the passes of :mod:`.passes`."""
+"""Exports torch models to .onnx: torch's own exporter with one added translation, then the passes of :mod:`.passes`."""
 
 from __future__ import annotations
 
@@ -47,33 +47,33 @@ def export(
 ) -> ExportReport:
     """Writes a torch model as one .onnx file in which every optical layer is a `lumina::OpticalLinear` node.
 
-    The model is captured in eval mode (its modes are restored). W is stored at its bits: packed uint8 for 1, 2 and 4,
-    int8 for 3 and 5..8, float32 for analog and 9..16, each with its scales; shared weights once, and computed ones as
-    torch computes them. Every node has its module's name and noise seed. Whatever else the model does becomes standard
-    ONNX operators.
+    The model is captured in eval mode; its modes are restored afterwards. W is stored at its bits: packed uint8 for 1,
+    2 and 4, int8 for 3 and 5..8, float32 for analog and 9..16, each with its scales. Shared weights are stored once,
+    and computed weights as torch computes them. Every node has its module's name and noise seed. Everything else in
+    the model becomes standard ONNX operators.
 
     Args:
         model: has :class:`lumina_onnx.nn.OpticalLinear` layers (see :func:`lumina_onnx.nn.convert`) or calls
             :func:`lumina_onnx.nn.functional.optical_linear`.
         args: example inputs: one tensor, or a sequence of forward's arguments; a dict at its end holds keyword
-            arguments. Only shapes and dtypes of tensors count; other values are the file's for good.
-        path: the file to write, ``*.onnx``; its folder must exist, a file there is replaced.
+            arguments. Only the shapes and dtypes of tensors matter; other values become constants of the file.
+        path: the file to write, ``*.onnx``; its folder must exist, and an existing file is replaced.
         dynamic_shapes: as for ``torch.onnx.export``; overrides ``dynamic_batch``.
         dynamic_batch: dimension 0 of every input is the symbolic "batch".
         noise: "keep", or "off" for a file without noise.
         fallback: attach the operator's body in standard operators (some 7 KiB, see :mod:`.body`), so that the file
-            runs, slower, where the operator's library is not registered.
+            also runs, more slowly, where the operator's library is not registered.
         target: the oldest ONNX Runtime release that the file must load in, see
             :data:`lumina_onnx.exporter.targets.TARGETS`.
 
     Returns:
-        What was written: layers with their storage, what was left and why. ``print`` shows tables.
+        What was written: layers with their storage, and what was left with the reason. ``print`` shows tables.
 
     Raises:
-        TypeError: ``model`` is no module, or one whose layers cannot be reached, or ``args`` neither a tensor nor a
-            sequence.
-        ValueError: an argument that is not allowed, a model without optical layers, or a layer whose weight is another
-            one in each call.
+        TypeError: ``model`` is not a module or is one whose layers cannot be reached, or ``args`` is neither a tensor
+            nor a sequence.
+        ValueError: an argument is not allowed, the model has no optical layers, or a layer's weight changes from call
+            to call.
         FileNotFoundError, IsADirectoryError: ``path`` cannot be written.
         ExportError: torch cannot export the model's forward.
     """
@@ -133,7 +133,7 @@ def _arguments(args: torch.Tensor | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _caller(node: ir.Node, modules: Mapping[str, torch.nn.Module]) -> str:
-    """The path of the module that called a node; "" where torch left no trace, as in a branch."""
+    """The path of the module that called a node; "" if torch recorded none, as in a branch."""
     text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     scopes: list[str] = ast.literal_eval(text) if text else []
     return calls.module_path(scopes[-2], modules) if len(scopes) > 1 else ""
@@ -176,7 +176,7 @@ def _left(
 
 
 def _holder(node: ir.Node, known: Constants, modules: Mapping[str, torch.nn.Module]) -> str:
-    """The path of the module whose parameter the weights of a node are computed from."""
+    """The path of the module that owns the parameter from which a node's weights are computed."""
     paths = {nodes.spelled(path): path for path in modules}
     waiting = [value for value in node.inputs if value is not None and not known.is_reached(value)]
     seen = set(waiting)
@@ -193,11 +193,11 @@ def _holder(node: ir.Node, known: Constants, modules: Mapping[str, torch.nn.Modu
 
 
 def _name_interface(model: torch.nn.Module, captured: Captured, runtime: Target) -> None:
-    """Gives inputs and outputs their names, and the file its version and how forward is called."""
+    """Names the inputs and outputs, and sets the file's IR version and the record of how forward is called."""
     graph = captured.graph
     outputs = [value for value in graph.graph.outputs if not value.is_graph_input() and not value.is_initializer()]
     for value, name in zip(graph.graph.inputs, captured.inputs, strict=True):
-        value.name = name  # which the optimiser takes from an input that is an output as well
+        value.name = name  # The optimiser renames an input that is also an output.
     taken = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
     for index, value in enumerate(outputs):
         name = "output" if len(graph.graph.outputs) == 1 else f"output_{index}"
@@ -205,6 +205,6 @@ def _name_interface(model: torch.nn.Module, captured: Captured, runtime: Target)
             value.name = name
     graph.graph.name = type(model).__name__
     graph.ir_version = runtime.ir_version
-    # Not torch, which named itself: what stands in the file is ours.
+    # Clears torch's entry: the content of the file is ours.
     graph.producer_name = ""
     graph.metadata_props.update(captured.binding.metadata())

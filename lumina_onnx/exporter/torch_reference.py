@@ -28,8 +28,8 @@ class TorchReference:
     """Computes a file's outputs in torch.
 
     Raises:
-        TypeError: `reference` is no module whose layers can be reached.
-        ValueError: its forward cannot be called with the file's inputs, or returns other outputs.
+        TypeError: `reference` is not a module whose layers can be reached.
+        ValueError: its forward cannot be called with the file's inputs, or returns another number of outputs.
     """
 
     def __init__(self, reference: nn.Module, model: ir.Model, layers: list[nodes.OpticalNode], feeds: Arrays) -> None:
@@ -41,7 +41,7 @@ class TorchReference:
         self._noisy = bool(noisy)
         self._seeds: dict[optical.OpticalLinear, list[int]] = {}
         self.notes: list[str] = []
-        """Why torch cannot give the same bits."""
+        """Reasons why torch cannot produce the same bits."""
         if self._noisy:
             self._assign_seeds(layers, {node.name for node in noisy})
 
@@ -55,7 +55,7 @@ class TorchReference:
         tensors: list[Any] = [leaf for leaf in result if isinstance(leaf, Tensor)]
         if binding is not None and binding.outputs and max(binding.outputs) < len(result):
             tensors = [result[index] for index in binding.outputs]
-        elif len(tensors) != len(names):  # sizes that forward computes are outputs too
+        elif len(tensors) != len(names):  # Sizes that forward computes are outputs too.
             tensors = [leaf for leaf in result if isinstance(leaf, (Tensor, bool, int, float))]
         if len(tensors) != len(names):
             raise ValueError(
@@ -67,7 +67,7 @@ class TorchReference:
     def _call(self) -> object:
         model = self._reference
         arguments, keywords = bind(self._model, model, self._feeds)
-        # A compiled model, and the branches of torch.cond, run their own code, so that hooks see each call.
+        # Compiled models and the branches of torch.cond run their original code, so that hooks see each call.
         with torch.no_grad(), evaluating(model), uncompiled():
             try:
                 return model(*arguments, **keywords)
@@ -78,10 +78,10 @@ class TorchReference:
                 ) from error
 
     def _assign_seeds(self, layers: list[nodes.OpticalNode], noisy: set[str]) -> None:
-        """Finds the seeds that the file gives each optical module, one for each of its calls in a forward pass, and
-        says which `noisy` layers have others than torch.
+        """Finds the file's seeds for each optical module, one per call in a forward pass, and notes which `noisy`
+        layers have other seeds than in torch.
 
-        Modules that share a seed in torch, and calls of one module, have seeds of their own in the file.
+        Modules that share a seed in torch, and repeated calls of one module, have separate seeds in the file.
         """
         repeated = [name for name in self._repeated() if name in noisy]
         if repeated:
@@ -104,7 +104,7 @@ class TorchReference:
             count = calls.count(module)
             if count == len(own) or len(set(seeds)) == 1:
                 self._seeds[module] = seeds[:1] * count if count != len(own) else seeds
-            elif count:  # which of its calls were made depends on the inputs
+            elif count:  # The inputs decide which of the module's calls are made.
                 apart += [node.name for node in own if node.attributes["seed"] != module.seed]
         apart = [name for name in apart if name in noisy]
         if apart:
@@ -131,8 +131,8 @@ class TorchReference:
     def _owners(
         self, layers: list[nodes.OpticalNode], calls: list[optical.OpticalLinear], known: set[int]
     ) -> Sequence[optical.OpticalLinear | None]:
-        """The module that each node stands for: that of the call in its place, or else the one that it is named after,
-        "head", and "head_2" for its second call."""
+        """The module that each node stands for: that of the call at the same position, or else the one that the node is
+        named after ("head", or "head_2" for its second call)."""
         if len(calls) == len(layers) and all(
             _fits(module, node) and (node.attributes["seed"] == module.seed or node.attributes["seed"] not in known)
             for module, node in zip(calls, layers, strict=True)
@@ -169,7 +169,7 @@ def _fits(module: optical.OpticalLinear, node: nodes.OpticalNode) -> bool:
 
 @contextlib.contextmanager
 def _seeded(seeds: dict[optical.OpticalLinear, list[int]]) -> Iterator[None]:
-    """Gives each call of each module its seed, and the modules their own back."""
+    """Gives each call of each module its seed, and restores the modules' own seeds afterwards."""
     before = {module: module.seed for module in seeds}
     left = {module: iter(each) for module, each in seeds.items()}
 

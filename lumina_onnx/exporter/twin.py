@@ -1,4 +1,4 @@
-"""The float32 twin of a file: the same graph with plain float layers, to measure optical ones against."""
+"""The float32 twin of a file: the same graph with plain float layers, as a baseline for the optical ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["float_twin"]
 
 
 def float_twin(path: str | os.PathLike[str]) -> ir.Model:
-    """A model in which a `MatMul` of the dequantised weights, and an `Add` of the bias, stand for each `OpticalLinear`.
+    """A model in which a `MatMul` with the dequantised weights and an `Add` of the bias replace each `OpticalLinear`.
 
-    It has neither converters nor noise. Weights that layers share are shared; the function body is left out. What else
-    lies beside the file stays there.
+    The twin has neither converters nor noise. Weights shared between layers stay shared; the function body is left out.
+    Other external data stay in their files.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, or one whose weights are
-            computed in the graph.
+        FileNotFoundError, ValueError: the file does not exist, is not an ONNX model, or has no `OpticalLinear`, or one
+            whose weights are computed in the graph.
     """
     model = load(path, maps=True, sparse="dense").model
     if not optical_nodes(model):

@@ -1,4 +1,4 @@
-"""Running a .onnx file and comparing it with the reference, layer by layer, and with the torch model."""
+"""Runs a .onnx file and compares it with the reference, layer by layer, and with the torch model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_body", "verify"]
 
 RUNS = 2
-"""Runs of one fresh session: the second tells whether each run draws its own noise."""
+"""Runs of one fresh session: the second shows whether each run draws its own noise."""
 
 EXACT_OPERATORS = frozenset(
     (
@@ -40,7 +40,7 @@ EXACT_OPERATORS = frozenset(
         *("Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
     )
 )
-"""Operators with one right result in IEEE arithmetic: torch and ONNX Runtime give the same bits."""
+"""Operators with a single correct result in IEEE arithmetic, so torch and ONNX Runtime give the same bits."""
 
 
 def verify(
@@ -51,39 +51,40 @@ def verify(
 ) -> VerifyReport:
     """Runs a .onnx file, with and without the library, and recomputes every `OpticalLinear` node in plain numpy.
 
-    With the operator's library the file runs twice. Each node is recomputed by :mod:`lumina_onnx.reference` on the
-    input that it got, noise included (execution e of a node in a fresh session draws stream e: run e of the file, but
-    that a subgraph may execute its nodes more than once in a run, or never), and must be equal bit for bit.
+    With the operator's library the file runs twice. :mod:`lumina_onnx.reference` recomputes each node from the input
+    that the node received, noise included, and the results must be equal bit for bit. Execution e of a node in a fresh
+    session draws stream e; this is run e of the file, except that a subgraph may execute its nodes several times in a
+    run, or never.
 
-    Where the file has a function body it also runs without the library, as it is and once with the noise off. ONNX
-    Runtime draws noise of its own, so it is in the quiet run that each node must be within :mod:`.tolerance`; in the
-    noisy one its results must be finite where the reference's are, with noise and without, and a node whose results
-    are not has a row of its own.
+    If the file has a function body, it also runs without the library, as it is and once with the noise off. ONNX
+    Runtime draws its own noise there, so each node must be within :mod:`.tolerance` in the noiseless run. In the noisy
+    run, results must be finite where the reference's are finite both with and without noise; a node that violates this
+    has its own row.
 
-    Nodes in subgraphs are compared as those of the main graph are. A node that cannot be, or that the inputs do not
-    reach, is in the report's ``not_checked`` with the reason, and makes it no less ``ok``.
+    Nodes in subgraphs are compared like those of the main graph. A node that cannot be compared, or that the inputs do
+    not reach, is listed in the report's ``not_checked`` with the reason and does not affect ``ok``.
 
-    A mismatch raises nothing: see the report's ``ok``.
+    A mismatch does not raise an exception: see the report's ``ok``.
 
     Args:
         path: the file.
-        inputs: arrays by input name, or in the order of the model's inputs. Random ones of the model's shapes
-            where absent: normal numbers, integers 0 and 1; symbolic sizes become 2, 3, ...
-        reference: the torch model that was exported, called with the arguments of the export (of another file, with
-            its inputs by the names of forward's parameters, or else in their order). Its outputs, with the noise of
-            the same streams, are compared with the file's; they must be equal where the file holds nothing but
-            `OpticalLinear` and operators that have one right result (ReLU, sums, reshapes ...), otherwise their
-            difference is reported.
+        inputs: arrays by input name, or in the order of the model's inputs. If absent, random arrays of the model's
+            shapes: normal numbers, integers 0 and 1; symbolic sizes become 2, 3, ...
+        reference: the torch model that was exported, called with the arguments of the export. For other files, inputs
+            are matched by name to forward's parameters, or else by position. The model's outputs, with the noise of
+            the same streams, are compared with the file's. They must be equal if the file holds only `OpticalLinear`
+            and operators with a single correct result (ReLU, sums, reshapes ...); otherwise the difference is
+            reported.
 
     Returns:
         One row for each comparison; ``print`` shows a table.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no ONNX model, no `OpticalLinear` in it, inputs that do not fit,
-            or a reference that cannot be called with them.
-        TypeError: a reference whose layers cannot be reached.
-        RuntimeError: a file that ONNX Runtime 1.24 to 1.27 cannot load without the library, in one of these.
-        Exception: what ONNX Runtime raises where it cannot load or run the file.
+        FileNotFoundError, ValueError: the file does not exist, is not an ONNX model or has no `OpticalLinear`, the
+            inputs do not fit, or the reference cannot be called with them.
+        TypeError: the reference's layers cannot be reached.
+        RuntimeError: ONNX Runtime 1.24 to 1.27 is in use and cannot load the file without the library.
+        Exception: whatever ONNX Runtime raises if it cannot load or run the file.
     """
     model = load(path, maps=True, sparse="dense").model
     layers = nodes.optical_nodes(model)
@@ -93,7 +94,7 @@ def verify(
         raise ValueError(f"path = {str(path)!r}: the model has no lumina::OpticalLinear node to verify{copies}")
     feeds = read(model, inputs)
     output_names = [str(value.name) for value in model.graph.outputs]
-    # A model's own outputs come from the file as it is: the added ones below could change what is fused.
+    # The model's own outputs come from the unmodified file: the outputs added below could change what is fused.
     whole = lumina_onnx.load(str(path), sess_options=silent_options())
     outputs = [dict(zip(output_names, values, strict=True)) for values in _runs(whole, path, feeds, inputs is None)]
     comparisons, not_checked = _compare_layers(path, model, layers, feeds)
@@ -130,7 +131,7 @@ def _runs(session: Any, path: str | os.PathLike[str], feeds: Arrays, is_random: 
     """The file's outputs in each run of a session.
 
     Raises:
-        ValueError: ONNX Runtime refuses the random inputs that a user left to us.
+        ValueError: ONNX Runtime refuses the random inputs used because the caller gave none.
     """
     names = [value.name for value in session.get_outputs()]
     for _ in range(RUNS):
@@ -148,7 +149,8 @@ def _runs(session: Any, path: str | os.PathLike[str], feeds: Arrays, is_random: 
 def _compare_layers(
     path: str | os.PathLike[str], model: ir.Model, layers: list[OpticalNode], feeds: Arrays
 ) -> tuple[list[Comparison], list[Left]]:
-    """Each layer against the reference, with the library and, where there is a body, without; and what was left out."""
+    """Compares each layer with the reference, with the library and, if there is a body, without; also returns the
+    layers that were not compared."""
     comparable = {number for number, node in enumerate(layers) if node.weight is not None and not node.computed}
     watched = Watched(model, comparable)
     with watched.sessions() as fresh:
@@ -174,7 +176,7 @@ def _compare_layers(
 
 
 def _not_checked(node: OpticalNode, number: int, watched: Watched, runs: list[list[Executions]]) -> str:
-    """Why a node was not compared; an empty string where it was."""
+    """Why a node was not compared; an empty string if it was."""
     if node.computed or node.weight is None:
         return f"its {', '.join(node.computed) or 'W'} is not an initializer"
     if number in watched.reasons:
@@ -185,7 +187,7 @@ def _not_checked(node: OpticalNode, number: int, watched: Watched, runs: list[li
 
 
 def _compare_with_reference(layers: list[OpticalNode], runs: list[list[Executions]]) -> list[Comparison]:
-    """Each node's executions in runs of a fresh session, a row for each run."""
+    """Compares each node's executions in the runs of a fresh session; one row per node and run."""
     streams = [0] * len(layers)
     rows = []
     for run, values in enumerate(runs):
@@ -212,7 +214,7 @@ def _merged(rows: list[Comparison]) -> Comparison:
 
 
 def _arguments(node: OpticalNode) -> dict[str, Any]:
-    """What the reference takes beside X."""
+    """The arguments of the reference other than X."""
     scale = None if node.weight_scale is None else node.weight_scale.numpy()
     return {
         **node.attributes,
@@ -227,7 +229,7 @@ def _recompute(node: OpticalNode, x: NDArray[Any], stream: int) -> NDArray[np.fl
 
 
 def compare_body(node: OpticalNode, executions: Executions) -> Comparison:
-    """A node of a run without library and noise, its input and output in each of one or more executions."""
+    """Compares a node of a run without the library and without noise, given its X and Y in one or more executions."""
     rows = []
     for x, got in executions:
         expected, distance = tolerance.allowed(x, **_arguments(node))
@@ -238,7 +240,7 @@ def compare_body(node: OpticalNode, executions: Executions) -> Comparison:
 
 
 def _compare_noisy_body(node: OpticalNode, executions: Executions) -> Comparison:
-    """A node of a run without library but with noise: finite where the reference is with noise and without."""
+    """Compares a node of a noisy run without the library: finite where the reference is with noise and without."""
     rows = []
     for x, got in executions:
         expected, distance = tolerance.allowed(x, **_arguments(node))

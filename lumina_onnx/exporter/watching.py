@@ -1,4 +1,4 @@
-"""What `OpticalLinear` nodes get and give when a model runs, in the graph and inside `If`, `Loop` and `Scan`."""
+"""Records what `OpticalLinear` nodes receive and return when a model runs, also inside `If`, `Loop` and `Scan`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .sessions import session
 __all__ = ["Executions", "Sessions", "Watched"]
 
 Executions = list[tuple[NDArray[Any], ...]]
-"""X and Y, each time that a node ran."""
+"""X and Y of each execution of a node."""
 
 
 class Sessions(Protocol):
     """Makes fresh sessions of a watched model."""
 
     def __call__(self, *, library: bool = True) -> Callable[[Arrays], list[Executions]]:
-        """A session as a function: inputs -> the executions of each optical node in one run."""
+        """Opens a session as a function: inputs -> the executions of each optical node in one run."""
 
 
 class Watched:
-    """A copy of a model that shows what its optical nodes get and give."""
+    """A copy of a model that outputs what its optical nodes receive and return."""
 
     def __init__(self, model: ir.Model, wanted: Collection[int]) -> None:
-        """`wanted` are the numbers of the optical nodes to be shown, in the model's order; X and Y are float32."""
+        """`wanted` are the indices of the optical nodes to show, in the model's order; X and Y are float32."""
         taken = names.values(model)
         count = itertools.count()
 
@@ -45,12 +45,12 @@ class Watched:
         scans = [ScansToLoops(unused)] if model.opset_imports.get("", 0) >= SEQUENCES else []
         self.model, _ = run(model.clone(), *scans, show)
         self.reasons = show.reasons
-        """Why an optical node, by its number, cannot be shown."""
+        """Why an optical node cannot be shown, by its index."""
         self._shown = show.shown
 
     @contextlib.contextmanager
     def sessions(self) -> Iterator[Sessions]:
-        """Makes sessions of the model, which is written once for all of them; they stay of use after that."""
+        """Yields a maker of sessions of the model, which is written once for all; sessions stay usable afterwards."""
         asked = list(dict.fromkeys(itertools.chain.from_iterable(shown.outputs for shown in self._shown)))
         with files.temporary(ir.to_proto(self.model)) as path:
 
@@ -58,7 +58,7 @@ class Watched:
                 opened = session(path, library=library)
 
                 def execute(feeds: Arrays) -> list[Executions]:
-                    # No names at all would ask for every output.
+                    # An empty list of names would request every output.
                     values = dict(zip(asked, opened.run(asked, feeds), strict=True)) if asked else {}
                     return [_executions(shown, values) for shown in self._shown]
 

@@ -1,4 +1,4 @@
-"""The last steps to a file: what all that write one have in common."""
+"""The last steps of writing a file, shared by everything that writes one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def destination(path: str | os.PathLike[str]) -> Path:
     """The file to write.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, ValueError: it cannot be written, or is no *.onnx.
+        FileNotFoundError, IsADirectoryError, ValueError: the file cannot be written, or its name does not end in .onnx.
     """
     file = Path(path)
     if file.is_dir():
@@ -32,16 +32,16 @@ def destination(path: str | os.PathLike[str]) -> Path:
 
 
 def save(model: ir.Model, file: Path, *, check: bool = True) -> tuple[int, list[str]]:
-    """Writes the file with all its data, or with these beside it where protobuf cannot hold them: a note says so.
+    """Writes the file; data that protobuf cannot hold go into a file beside it, and a note says so.
 
     Args:
-        model: the model, which is serialised here and nowhere else.
+        model: the model, which is serialised only here.
         file: the file to write.
-        check: ask onnx's checker, which refuses some of what ONNX Runtime takes: outputs without a shape, other
+        check: run onnx's checker, which refuses some models that ONNX Runtime accepts: outputs without a shape, other
             domains.
 
     Returns:
-        The bytes that were written, and notes.
+        The number of bytes written, and notes.
     """
     register()
     data = files.write(ir.to_proto(model), file, check=check)

@@ -1,4 +1,4 @@
-"""What the exporter's tests share: one function that exports a model and proves the file equal to it."""
+"""Shared by the exporter's tests: a helper that exports a model and proves that the file computes the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lumina_onnx.profile import OpticalProfile
 
 
 class Prover:
-    """Exports models into one folder and compares what the files compute with what torch computes."""
+    """Exports models into one folder and compares the files' results with torch's."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "model.onnx"
@@ -28,7 +28,7 @@ class Prover:
         return report
 
     def equal(self, model: torch.nn.Module, *inputs: torch.Tensor) -> None:
-        """PyTorch, ONNX Runtime and the reference give the same bits, in two runs with their noise."""
+        """Asserts that PyTorch, ONNX Runtime and the reference give the same bits in two runs, noise on."""
         noisy = any(layer.noise != "none" for layer in lumina_onnx.exporter.inspect(self.path).layers)
         session = lumina_onnx.load(self.path)
         feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}

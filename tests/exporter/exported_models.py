@@ -1,4 +1,4 @@
-"""Exported torch models with what they must compute, for `tests/runtime/version_matrix.py`."""
+"""Exported torch models with their expected results, for `tests/runtime/version_matrix.py`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Case:
     model: bytes
     feeds: dict[str, np.ndarray]
     outputs: list[list[np.ndarray]]
-    """torch's, run after run, with the noise of streams 0, 1, ..."""
+    """torch's outputs for each run, with the noise of streams 0, 1, ..."""
     shape: list[str | int]
-    """Of the first output."""
+    """The shape of the first output."""
     tolerance: float
-    """0 where every release must give the same bits."""
+    """0 if every release must give the same bits."""
 
 
 class Residual(nn.Module):
-    """Layers of every kind of storage, a sum, and an output that leaves in another shape."""
+    """Layers with every kind of weight storage, a sum, and an output that is reshaped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def exported_models(runs: int) -> Iterator[Case]:
     residual = optical.convert(Residual(), head, overrides=each)
     yield _case("exported_residual", residual, torch.randn(5, 3, 24), ["batch", 18], 0.0, runs)
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
-    # Without an ADC, so that the last bits of other operators stay last bits.
+    # Without an ADC, so that differences in the last bits of other operators stay that small.
     analog = OpticalProfile(input_bits=0, output_bits=0, weight_bits=4, noise_relative=0.1)
     yield _case(
         "exported_transformer", optical.convert(layer, analog), torch.randn(3, 5, 16), ["batch", 5, 16], 1e-4, runs

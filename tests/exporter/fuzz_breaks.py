@@ -1,4 +1,4 @@
-"""Models that are broken in one point, with what their refusal must say; and files that are no models at all."""
+"""Models broken in one place, with what the refusal must say, and files that are not models at all."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 
 def broken(rng: Random, what: str) -> Case:
-    """A chain of which one layer, or what leads to it, is broken in one point."""
+    """A chain in which one layer, or its input, is broken in one place."""
     layers: list[Layer] = []
     for index in range(int(rng.integers(1, 4))):
         layers.append(layer(rng, f"l{index}", k=layers[-1].n if layers else None))
     place = int(rng.integers(len(layers)))
     worse, words = BREAKS[what](rng, layers[place])
     if worse.k != layers[place].k:
-        # Nothing else is to be wrong.
+        # Nothing else may be wrong.
         layers, place = [worse], 0
     layers[place] = worse
     edges = ["X", *(f"y{index}" for index in range(len(layers)))]
@@ -53,7 +53,7 @@ def bad_number(rng: Random, one: Layer) -> Broken:
     if name == "op_version":
         wrong = [0, 2, -1, LARGEST]
     changed, words = with_attribute(one, name, int(pick(rng, wrong)))
-    # With another K it is the packed W that does not fit.
+    # With another K, it is the packed W that does not fit.
     return (changed, ("in_features",)) if name == "in_features" and one.w.dtype == np.uint8 else (changed, words)
 
 
@@ -109,7 +109,7 @@ def ignored_parameter(rng: Random, one: Layer) -> Broken:
 
 
 def bad_w(rng: Random, one: Layer) -> Broken:
-    """Another type or shape, or elements that are not finite."""
+    """A W of another type or shape, or with elements that are not finite."""
     floats = np.ones((one.n, one.k), F)
     attributes = {name: each for name, each in one.attributes.items() if name != "in_features"}
     match pick(rng, ["type", "rank", "empty", "not finite"]):
@@ -126,7 +126,7 @@ def bad_w(rng: Random, one: Layer) -> Broken:
 
 
 def bad_code(rng: Random, one: Layer) -> Broken:
-    """-2^(b - 1), which a symmetric quantiser lacks, or what b bits do not hold at all."""
+    """The code -2^(b - 1), which a symmetric quantiser lacks, or one that b bits cannot hold at all."""
     attributes = {name: each for name, each in one.attributes.items() if name != "in_features"}
     row, column = int(rng.integers(one.n)), int(rng.integers(one.k))
     if rng.random() < 0.5:
@@ -149,7 +149,7 @@ def bad_code(rng: Random, one: Layer) -> Broken:
 
 
 def bad_storage(rng: Random, one: Layer) -> Broken:
-    """Codes at bits that they cannot have, or packed ones that do not say K."""
+    """Codes at bits that do not allow them, or packed codes without K."""
     attributes = {name: each for name, each in one.attributes.items() if name not in ("in_features", "weight_bits")}
     changed = replace(one, w_scale=np.ones(one.n, F))
     if rng.random() < 0.5:
@@ -164,7 +164,7 @@ def bad_storage(rng: Random, one: Layer) -> Broken:
 
 
 def bad_packing(rng: Random, one: Layer) -> Broken:
-    """Padding that is not 0, or a row of other bytes than K takes."""
+    """Padding that is not 0, or rows with another number of bytes than K takes."""
     bits = pick(rng, [1, 2, 4])
     fields = 8 // bits
     k = max(1, one.k - (one.k % fields == 0))
@@ -221,7 +221,7 @@ def too_long(rng: Random, one: Layer) -> Broken:
 
 
 def unchanged(rng: Random, one: Layer) -> Broken:
-    """For what is broken around the layer."""
+    """Leaves the layer as it is, for models that are broken around it."""
     return one, ()
 
 
@@ -233,14 +233,14 @@ def x_of_another_type(rng: Random, graph: GraphProto, place: int) -> tuple[str, 
 
 
 def x_of_another_k(rng: Random, graph: GraphProto, place: int) -> tuple[str, ...]:
-    # Longer than any layer's.
+    # Longer than any layer's dimension.
     graph.input.append(value("other", pick(rng, [["rows", 1000], [1000], [2, "rows", 1000]])))
     graph.node[place].input[0] = "other"
     return ("input X has shape",)
 
 
 def no_constant(rng: Random, graph: GraphProto, place: int) -> tuple[str, ...]:
-    """W, W_scale or B that callers give, or may replace, or that is computed."""
+    """A W, W_scale or B that is a model input, may be replaced by callers, or is computed."""
     name = pick(rng, graph.node[place].input[1:])
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
     given = value(name, tensor.dims, tensor.data_type)
@@ -288,7 +288,7 @@ BREAKS: dict[str, Callable[[Random, Layer], Broken]] = {
 
 
 def mangled(rng: Random, content: bytes) -> bytes:
-    """A file cut short, with bytes changed, or with a length that lies."""
+    """A file cut short, with changed bytes, or with a false length field."""
     data = bytearray(content)
     match pick(rng, ["cut", "flip", "length", "empty"]):
         case "cut":

@@ -1,7 +1,7 @@
 """Runs cases of the fuzzer: `python fuzz_child.py FIRST COUNT FOLDER`.
 
-Prints a line for each fault, and at last JSON of what was tried. The case that runs stands in the file `case` of the
-folder, for where the process dies of it.
+Prints a line for each fault, and at the end JSON of what was tried. The file `case` in the folder names the running
+case, in case the process dies of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lumina_onnx import exporter
 
 
 def case(number: int) -> Case:
-    """Made from its number alone. A third is broken, the others are right."""
+    """A case derived from its number alone. A third of the cases are broken, the others are valid."""
     rng = np.random.default_rng([20, number])
     if number % 3 == 2:
         return broken(rng, list(BREAKS)[number // 3 % len(BREAKS)])
@@ -38,7 +38,7 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
 
 
 def faults(one: Case, model: bytes, counts: Counter[str]) -> Iterator[str]:
-    """What ONNX Runtime does otherwise than the page says."""
+    """How ONNX Runtime's behaviour deviates from the page."""
     try:
         loaded = session(model)
     except Exception as error:
@@ -66,7 +66,7 @@ def faults(one: Case, model: bytes, counts: Counter[str]) -> Iterator[str]:
 
 
 def misread(one: Case, path: Path) -> Iterator[str]:
-    """What `inspect` reads otherwise than it stands in the file."""
+    """What `inspect` reports differently from the file's content."""
     try:
         report = exporter.inspect(path)
         json.dumps(report.to_dict(), allow_nan=False)

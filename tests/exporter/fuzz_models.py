@@ -1,4 +1,4 @@
-"""Random models of `lumina::OpticalLinear` nodes, with what they must compute."""
+"""Random models of `lumina::OpticalLinear` nodes, with their expected results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Random = np.random.Generator
 F = np.float32
 
 LARGEST = 2**63 - 1
-#: Finite values from all over float32: around 1, denormal, near the largest, zeros.
+#: Finite values from the whole range of float32: around 1, denormal, near the largest, zeros.
 EXTREMES = np.array([0, -0.0, 1e-45, -1e-42, 1.1754944e-38, 3.4028235e38, -3.4028235e38, 1e20, -1e-20, 1, -1], F)
 NAMES = ("fc1", "encoder.layer.0/MatMul", "层", "a b", "", 'quote"d', "x" * 200, "\x1b[31m", "[bold]")
 
 
 @dataclass
 class Layer:
-    """A node as a file holds it. Broken ones differ from what is allowed in one point."""
+    """A node as a file holds it. Broken ones violate the rules in one place."""
 
     name: str
     w: Array
@@ -49,7 +49,7 @@ class Layer:
 
 @dataclass
 class Case:
-    """A model, inputs for some runs, and what it gives: what each run computes, or the words of the refusal."""
+    """A model, inputs for some runs, and what to expect: the result of each run, or the words of the refusal."""
 
     kind: str
     model: ModelProto
@@ -67,7 +67,7 @@ def pick(rng: Random, options: Any) -> Any:
 
 
 def layer(rng: Random, prefix: str, *, k: int | None = None, n: int | None = None, bits: int | None = None) -> Layer:
-    """A layer that is allowed: every storage, resolution, law, range and bias stage."""
+    """A valid layer: any storage, resolution, noise law, range and bias stage."""
     k = k or dimension(rng)
     n = n or dimension(rng)
     bits = int(rng.integers(17)) if bits is None else bits
@@ -97,12 +97,12 @@ def named(one: Layer, prefix: str, name: str) -> Layer:
 
 
 def dimension(rng: Random) -> int:
-    """Mostly small, also past a vector's, a panel's and a tile's width."""
+    """A size: mostly small, sometimes beyond the width of a vector, a panel or a tile."""
     return int(rng.integers(1, pick(rng, [3, 9, 20, 40, 70])))
 
 
 def values(rng: Random, shape: tuple[int, ...], *, extreme: float) -> Array:
-    """Normal numbers of any magnitude; now and then some extremes among them."""
+    """Normal numbers of any magnitude, occasionally with some extremes among them."""
     numbers = rng.normal(size=shape) * 10.0 ** pick(rng, [0, 0, 0, 0, -3, 3, -20, 15, -42])
     result = numbers.astype(F)
     if rng.random() < 10 * extreme:
@@ -123,7 +123,7 @@ def weight(rng: Random, n: int, k: int, bits: int) -> tuple[Array, Array, dict[s
         scale = page.default_scale(floats, bits)
         if rng.random() < 0.2:
             scale = np.abs(values(rng, (n,), extreme=0.1))
-        # The full scale of a channel has to be finite.
+        # The full scale of a channel must be finite.
         scale = np.where(np.isfinite(scale * F(2 ** (bits - 1))), scale, F(1)).astype(F)
     if storage == "float32":
         return floats, scale, {}
@@ -143,7 +143,7 @@ def full_scale(rng: Random) -> float:
 
 
 def converters(rng: Random, n: int) -> dict[str, Any]:
-    """Resolutions and full scales of DAC and ADC; what is the default is left out at times."""
+    """Resolutions and full scales of DAC and ADC; attributes at their default are sometimes omitted."""
     found: dict[str, Any] = {}
     input_bits, output_bits = (pick(rng, [0, 8, 4, int(rng.integers(2, 17))]) for _ in range(2))
     if input_bits or rng.random() < 0.2:
@@ -207,7 +207,7 @@ def model(graph: GraphProto) -> ModelProto:
 
 
 def inputs(rng: Random, k: int, extreme: float = 0.04) -> Array:
-    """X of rank 1 to 4, at times without a row, with infinities and NaN at times."""
+    """X of rank 1 to 4, sometimes without rows, sometimes with infinities and NaN."""
     leading = [int(rng.integers(1, 4)) for _ in range(int(rng.integers(4)))]
     if leading and rng.random() < 0.1:
         leading[int(rng.integers(len(leading)))] = 0
@@ -219,7 +219,7 @@ def inputs(rng: Random, k: int, extreme: float = 0.04) -> Array:
 
 
 def declared(rng: Random, x: Array) -> Any:
-    """A shape that x may be declared with."""
+    """A valid declared shape for x."""
     return pick(
         rng, [None, [f"d{axis}" for axis in range(x.ndim)], [*[None] * (x.ndim - 1), x.shape[-1]], list(x.shape)]
     )
@@ -231,7 +231,7 @@ def single(rng: Random) -> Case:
 
 
 def chain(rng: Random) -> Case:
-    """Two to four nodes one after another, each an output."""
+    """Two to four nodes in sequence, each with its result as an output."""
     return chained(rng, int(rng.integers(2, 5)))
 
 
@@ -257,7 +257,7 @@ def chained(rng: Random, count: int) -> Case:
 
 
 def shared(rng: Random) -> Case:
-    """Nodes that read the same weights, each with attributes of its own."""
+    """Nodes that read the same weights, each with its own attributes."""
     first = layer(rng, "l0", bits=pick(rng, [1, 2, 4, 8, 12]))
     kept = {name: first.attributes[name] for name in ("weight_bits", "in_features") if name in first.attributes}
     layers = [first] + [
@@ -276,7 +276,7 @@ def shared(rng: Random) -> Case:
 
 
 def branches(rng: Random) -> Case:
-    """A node in each branch of an `If`; one that is not taken counts no run. Weights lie inside or outside."""
+    """A node in each branch of an `If`; a branch not taken counts no run. Weights are inside or outside the branch."""
     k, n = dimension(rng), dimension(rng)
     layers = [layer(rng, f"l{index}", k=k, n=n) for index in range(2)]
     inside = rng.random() < 0.5
@@ -306,7 +306,7 @@ def branches(rng: Random) -> Case:
 
 
 def loop(rng: Random) -> Case:
-    """A node that a `Loop` runs several times: each time is a run, with noise of its own."""
+    """A node that a `Loop` runs several times; each iteration counts as a run with its own noise."""
     k = dimension(rng)
     one = layer(rng, "l0", k=k, n=k)
     inside = rng.random() < 0.5
@@ -340,7 +340,7 @@ def loop(rng: Random) -> Case:
 
 
 def wide(rng: Random) -> Case:
-    """More columns than a block of the noise has."""
+    """A node with more columns than one noise block."""
     one = replace(layer(rng, "l0", k=2, n=int(rng.integers(1000, 1200))), b=None)
     one = named(replace(one, attributes=one.attributes | {"noise_additive": 0.5}), "l0", "wide")
     x = values(rng, (2, 2), extreme=0)

@@ -1,6 +1,6 @@
-"""docs/operator.md once more in numpy, written from that page alone: what the fuzzer compares with.
+"""A second numpy implementation of docs/operator.md, written from that page alone: the fuzzer's reference.
 
-Nothing of the package is imported, so that a misreading of the page there is not repeated here.
+It imports nothing from the package, so that it does not repeat a misreading of the page there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def optical_linear(
     seed: int = 0,
     in_features: int | None = None,
 ) -> Floats:
-    """Y of a node with these attributes and inputs, as a file stores them, in its run number `stream`."""
+    """Y of a node with these attributes and inputs, as stored in a file, in its run number `stream`."""
     with np.errstate(all="ignore"):
         rows = x.reshape(-1, x.shape[-1])
         ranges = np.array(output_range, F)
@@ -47,7 +47,7 @@ def optical_linear(
         analog_bias = b if b is not None and bias_stage == "analog" else np.zeros(len(w), F)
         levels = [F(level) for level in (noise_relative, noise_additive, noise_shot)]
 
-        # An infinity saturates where there is a full scale to saturate at.
+        # An infinity saturates if there is a full scale to saturate at.
         infinity_saturates = input_bits > 0 and input_range > 0
         lost: Any = np.isnan(rows).any(1) if infinity_saturates else ~np.isfinite(rows).all(1)
 
@@ -88,14 +88,14 @@ def optical_linear(
 
 
 def fma(a: Any, b: Any, c: Any) -> Floats:
-    """a b + c with one rounding.
+    """a b + c with a single rounding.
 
-    In float64 the product is exact. The sum is rounded to odd there, which keeps what the rounding to float32 needs.
+    In float64 the product is exact. The sum is rounded to odd, which keeps what the rounding to float32 needs.
     """
     product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
     c = np.asarray(c, np.float64)
     total = np.asarray(product + c)
-    # What the sum has lost, exactly (Knuth).
+    # The exact rounding error of the sum (Knuth's two-sum).
     part = total - product
     rest = (product - (total - part)) + (c - part)
     even = total.view(np.int64) & 1 == 0
@@ -113,17 +113,17 @@ def chain(a: Floats, c: Floats) -> Floats:
 
 
 def quantize(v: Floats, bits: int, full_scale: Floats) -> tuple[Floats, Floats]:
-    """The codes, as floats, and the step of the quantiser with this range."""
+    """The codes, as floats, and the step of a quantiser with this full scale."""
     largest = F(2 ** (bits - 1) - 1)
     inverse = largest / full_scale
     codes = np.rint(np.clip(v * inverse, -largest, largest))
-    # Codes are integers: there is no -0.
+    # Codes are integers, so there is no -0.
     codes = np.where(np.isfinite(inverse) & ~np.isnan(codes), codes, F(0)) + F(0)
     return codes, full_scale / largest
 
 
 def dac(rows: Floats, bits: int, full_scale: np.float32) -> tuple[Floats, Floats]:
-    """a and s_x of each row; an analog input enters as its values."""
+    """a and s_x of each row; an analog input enters unquantised."""
     if not bits:
         return rows, np.ones((len(rows), 1), F)
     scales = np.full((len(rows), 1), full_scale) if full_scale else np.abs(rows).max(1, keepdims=True)
@@ -134,7 +134,7 @@ def dac(rows: Floats, bits: int, full_scale: np.float32) -> tuple[Floats, Floats
 
 
 def weight_codes(w: Array, w_scale: Floats, bits: int, in_features: int | None) -> Array:
-    """c as ``[N, K]``: values of an analog weight, else codes, from each way to store them."""
+    """c as ``[N, K]``: the values of an analog weight, else the codes, from any storage."""
     if w.dtype == np.uint8:
         assert in_features is not None
         return unpack(w, bits, in_features)
@@ -147,14 +147,14 @@ def weight_codes(w: Array, w_scale: Floats, bits: int, in_features: int | None) 
 
 
 def unpack(w: NDArray[np.uint8], bits: int, k: int) -> NDArray[np.int64]:
-    """Codes out of bytes that hold some of them each, low bits first."""
+    """Unpacks codes from bytes that hold several each, low bits first."""
     fields = w.astype(np.int64)[:, :, None] >> np.arange(0, 8, bits) & (2**bits - 1)
     stored = fields.reshape(len(w), -1)[:, :k]
     return 2 * stored - 1 if bits == 1 else stored - 2 ** (bits - 1)
 
 
 def pack(codes: Array, bits: int) -> NDArray[np.uint8]:
-    """The other way round, with zero bits at the end of a row."""
+    """Packs codes into bytes, the end of each row padded with zero bits."""
     stored = (codes.astype(np.int64) + 1) // 2 if bits == 1 else codes.astype(np.int64) + 2 ** (bits - 1)
     fields = 8 // bits
     padded = np.pad(stored, ((0, 0), (0, -stored.shape[1] % fields))).reshape(len(codes), -1, fields)
@@ -162,7 +162,7 @@ def pack(codes: Array, bits: int) -> NDArray[np.uint8]:
 
 
 def default_scale(w: Floats, bits: int) -> Floats:
-    """The step of one weight code that a channel has where none is given."""
+    """A channel's weight step if none is given."""
     if bits > 1:
         return np.asarray(np.abs(w).max(1) / F(2 ** (bits - 1) - 1), F)
     lanes = np.zeros((len(w), 16), F)
@@ -177,7 +177,7 @@ def default_scale(w: Floats, bits: int) -> Floats:
 
 
 def sigma(z: Floats, full_scale: Floats, relative: F, additive: F, shot: F) -> Floats:
-    """The normal's factor: one law is its formula, several add their variances."""
+    """The factor of the normal: a single law's formula, or the root of the laws' summed variances."""
     laws = []
     if relative:
         laws.append(relative * np.abs(z))
@@ -204,7 +204,7 @@ def _finish(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def mix(x: Any) -> NDArray[np.uint64]:
-    """The first output of SplitMix64 started at x."""
+    """The first output of SplitMix64 seeded with x."""
     with np.errstate(over="ignore"):
         return _finish(np.asarray(x, U) + GOLDEN)
 
@@ -240,7 +240,7 @@ C = (1, -0.49999884, 0.041655776, -0.0013591853)
 
 
 def polynomial(coefficients: tuple[float, ...], x: Floats) -> Floats:
-    """Horner's rule; the lowest power stands first."""
+    """Horner's rule; the coefficients start with the lowest power."""
     value = np.full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         value = fma(value, x, F(coefficient))

@@ -124,7 +124,7 @@ def test_shared_weights_are_stored_once(prover: Any, noisy: OpticalProfile) -> N
 
 
 class Twice(nn.Module):
-    """One module called twice on one input: equal weights, noise of their own."""
+    """One module called twice on one input: equal weights, separate noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_two_calls_of_one_module_do_not_share_noise(prover: Any, noisy: OpticalP
     assert checked.notes == []
     assert [row.required for row in checked.comparisons if row.against == "torch"] == [True] * 4
     assert model.layer.seed == first.seed
-    # The comparison can fail: other weights.
+    # The comparison can fail, here with other weights.
     with torch.no_grad():
         model.layer.weight.neg_()
     assert not verify(prover.path, reference=model).ok
@@ -172,7 +172,7 @@ def test_copies_of_a_layer_do_not_share_noise(prover: Any, noisy: OpticalProfile
     assert checked.ok
     assert checked.notes == []
     assert all(row.equal and row.required for row in checked.comparisons if row.library)
-    # Converted together they are apart from the start.
+    # Layers converted together have separate seeds from the start.
     model = optical.convert(model, noisy)
     report = prover.export(model, torch.randn(2, 64))
     assert report.notes == []
@@ -274,7 +274,7 @@ def test_what_is_left_is_reported_with_its_reason(prover: Any, noisy: OpticalPro
     assert [reason for _, reason in left.values()] == ["a product with a constant that belongs to no Linear"]
 
 
-@pytest.mark.filterwarnings("error")  # whatever the settings let pass: an export has no warnings of its own
+@pytest.mark.filterwarnings("error")  # Overrides the settings: an export emits no warnings of its own.
 def test_a_recurrent_layer_is_left_and_reported(prover: Any, noisy: OpticalProfile) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

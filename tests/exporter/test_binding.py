@@ -1,4 +1,4 @@
-"""The file's inputs and outputs are those of forward's arguments and results that they stand for, when verified too."""
+"""A file's inputs and outputs match the right arguments and results of forward, also during verification."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_arguments_of_every_kind(tmp_path: Path, noisy: OpticalProfile, call: st
     export(model, args, path)
     assert set(inspect(path).inputs.values()) == {"float[batch, 6]"}
     assert_equal_to_torch(verify(path, reference=model))
-    # It can fail: another model with the same forward.
+    # The check can fail, here for another model with the same forward.
     other: Any = optical.convert(make(), noisy)
     torch.nn.init.normal_(other.layer.weight)
     assert not verify(path, reference=other).ok
@@ -119,7 +119,7 @@ def assert_equal_to_torch(report: VerifyReport, outputs: int = 1) -> None:
 
 
 def test_values_reach_the_arguments_that_they_are_for(tmp_path: Path) -> None:
-    """By a computation that tells each argument from the others, without torch."""
+    """Checked without torch, by a computation that distinguishes every argument from the others."""
     model = optical.convert(Keywords(), OpticalProfile(0, 0, 0))
     with torch.no_grad():
         model.layer.weight.copy_(torch.eye(6))
@@ -128,7 +128,7 @@ def test_values_reach_the_arguments_that_they_are_for(tmp_path: Path) -> None:
     for name, (args, said) in {"a": ((X, Y, Z), False), "b": ((X, {"c": Z, "b": Y}), True)}.items():
         path = tmp_path / f"{name}.onnx"
         export(model, args, path)
-        # What a plain call says is in the inputs' names already.
+        # For a plain call, the names of the inputs say everything.
         assert ("lumina.call" in inspect(path).metadata) == said
         (got,) = load(path).run(None, values)
         np.testing.assert_array_equal(got, np.full((2, 6), 1 - 20 + 300, np.float32))
@@ -165,7 +165,7 @@ class Results(Base):
 
 
 def test_results_of_every_kind(tmp_path: Path, noisy: OpticalProfile) -> None:
-    """Among them an input, a parameter, one tensor twice, None, constants and a size."""
+    """They include an input, a parameter, one tensor twice, None, constants and a size."""
     model = optical.convert(Results(), noisy)
     path = tmp_path / "model.onnx"
     export(model, (X,), path)
@@ -188,7 +188,7 @@ def test_results_in_classes_that_torch_does_not_know() -> None:
 
 
 def silent(path: Path, names: dict[str, str] | None = None) -> Path:
-    """A copy of a file that does not say how forward was called, its inputs with other names."""
+    """A copy of a file without the record of forward's call, its inputs optionally renamed."""
     model = onnx.load(path)
     kept = [entry for entry in model.metadata_props if entry.key != "lumina.call"]
     del model.metadata_props[:]
@@ -230,7 +230,7 @@ def test_a_file_that_does_not_say_how_it_was_called(exported: tuple[Path, nn.Mod
 
     for reference in (model, First(), Variadic()):
         assert_equal_to_torch(verify(silent(path), reference=reference))
-    # In the order of the parameters.
+    # Matched in the order of the parameters.
     assert_equal_to_torch(verify(silent(path, {"a": "in.1", "b": "in.2", "c": "in.3"}), reference=model))
 
 
@@ -273,7 +273,7 @@ def test_a_reference_that_fails_on_the_inputs(exported: tuple[Path, nn.Module]) 
 
 
 def test_names_of_dimensions_among_numbers(tmp_path: Path, noisy: OpticalProfile) -> None:
-    """A tuple of Nones says of one of numbers that it has no dimensions."""
+    """A tuple of Nones states that a tuple of numbers has no dimensions."""
     model = optical.convert(Numbers(), noisy)
     shapes = {"x": {0: "rows"}, "scales": (None, ({0: "rows"}, {0: "rows"})), "more": (None, None), "shift": (None,)}
     path = tmp_path / "model.onnx"
@@ -293,7 +293,7 @@ class TakesUnnamed(Base):
 
 
 def test_a_model_that_takes_a_type_without_a_name(tmp_path: Path, noisy: OpticalProfile) -> None:
-    """The error does not send a user to the model that it was given."""
+    """The error does not advise using the exported model, since that is the one that was given."""
     model = optical.convert(TakesUnnamed(), noisy)
     path = tmp_path / "model.onnx"
     export(model, (Unnamed(X, Y),), path)

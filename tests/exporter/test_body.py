@@ -1,4 +1,4 @@
-"""The function body: a file runs without the operator's library, and gives what the operator gives."""
+"""The function body: a file runs without the operator's library and gives the operator's results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Array = NDArray[Any]
 def layer(
     k: int, n: int, storage: str, bits: int, *, bias: bool, seed: int, **attributes: Any
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """A model of one node with the body, and the arguments of the reference."""
+    """A model of one node with the function body, and the arguments of the reference."""
     rng = np.random.default_rng(seed)
     weight: Array = rng.normal(size=(n, k)).astype(np.float32)
     weight[0] = 0
@@ -77,7 +77,7 @@ def exported(prover: Any, noisy: OpticalProfile) -> Path:
 
 
 def session(model: bytes | str, level: Any = LEVELS.ORT_ENABLE_ALL, *, library: bool = False) -> Any:
-    """One with the library, or as anybody's without it."""
+    """A session with the operator's library or without it."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1
@@ -114,7 +114,7 @@ def layers(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, Any], Array]:
         special = draw(st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e30, 1e-42, -3.0]))
         x.reshape(-1)[draw(st.integers(0, x.size - 1))] = special
     if draw(st.booleans()):
-        with np.errstate(invalid="ignore"):  # an infinity times 0
+        with np.errstate(invalid="ignore"):  # An infinity times 0.
             x.reshape(-1, k)[-1] *= draw(st.sampled_from([np.float32(0), np.float32(1e-38), np.float32(1e-10)]))
     return model, arguments, x
 
@@ -170,14 +170,14 @@ def test_every_attribute_is_declared_with_its_default() -> None:
             default: Any = [row.default] if row.type == "FLOATS" else row.default
             value = declared.pop(row.name)
             assert (value.decode() if isinstance(value, bytes) else value) == default
-    # 0 is no value of in_features: it stands for weights that are not packed.
+    # 0 is not a valid in_features: it stands for weights that are not packed.
     assert declared == {"in_features": 0, "op_version": 1}
 
 
 @pytest.mark.parametrize("k", [1, 7, 8, 300])
 @pytest.mark.parametrize(("bits", "storage"), [(8, "int8"), (4, "uint8"), (2, "uint8"), (1, "uint8"), (1, "float32")])
 def test_where_sums_are_integers_and_nothing_is_added_the_bits_are_equal(k: int, bits: int, storage: str) -> None:
-    """Full codes on both sides: pairs of bytes whose sums do not fit into 16 bits."""
+    """Both sides use the largest codes: pairs of bytes whose sums do not fit into 16 bits."""
     x = np.random.default_rng(k).choice(np.float32([-1, 1, 0.5]), (5, k))  # type: ignore[arg-type]
     for ranges in ([0.0], [9.0]):
         model, arguments = layer(k, 6, storage, bits, bias=False, seed=k, input_bits=8, output_range=ranges)
@@ -219,7 +219,7 @@ def test_branches_leave_nothing_large_to_be_folded(opset: int) -> None:
 
 
 def sharing(storage: str, bits: int) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
-    """A model of nodes on one W, with all else their own, and what the reference takes for those without noise."""
+    """A model of nodes that share only W, and the reference's arguments for the nodes without noise."""
     model, arguments = layer(48, 40, storage, bits, bias=True, seed=0, input_bits=8)
     node, quiet = model.graph.node.pop(), {}
     del model.graph.output[:]
@@ -283,7 +283,7 @@ SCALES = {
 def test_optimised_a_node_is_its_converters_and_one_product(
     input_bits: int, storage: str, bits: int, product: str, stored: int, scale: str, tmp_path: Path
 ) -> None:
-    """Weights are unpacked, and what depends on attributes decided, when the session is created."""
+    """Weights are unpacked, and attribute-dependent choices made, when the session is created."""
     attributes = SCALES[scale] if input_bits else {"output_range": SCALES[scale].get("output_range", [0.0])}
     model, _ = layer(64, 8, storage, bits, bias=True, seed=0, input_bits=input_bits, **attributes)
     options = onnxruntime.SessionOptions()
@@ -292,10 +292,10 @@ def test_optimised_a_node_is_its_converters_and_one_product(
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     left = onnx.load(options.optimized_model_filepath)
     counts = nodes.operators(ir.from_proto(left))
-    # MatMul also keeps the rows' NaN, and multiplies the steps.
+    # MatMul also preserves the rows' NaN and multiplies the steps.
     allowed = {"Add", "Cast", "Clip", "Gemm", "MatMul", "MatMulInteger", "Mul", "QuantizeLinear", "Round"}
     assert set(counts) <= allowed | ({"Abs", "Div", "Max", "ReduceMax"} if scale == "dynamic" else set())
-    # Dynamic full scales take four nodes each: a magnitude, its largest, a floor for it and a division.
+    # A dynamic full scale takes four nodes: the magnitudes, their maximum, a lower bound for it and a division.
     assert sum(counts.values()) <= (22 if scale == "dynamic" else 14)
     (weight,) = (tensor for tensor in left.graph.initializer if tuple(tensor.dims) == (64, 8))
     assert weight.data_type == stored
@@ -322,7 +322,7 @@ def test_no_rows_through_the_body() -> None:
     ids="+".join,
 )
 def test_the_noise_has_the_operators_statistics(laws: dict[str, float], ranges: list[float], level: Any) -> None:
-    """Divided by the operator's sigma, what is added is standard normal in every row and column."""
+    """Divided by the operator's sigma, the added noise is standard normal in every row and column."""
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.normal(size=(4, 20)).astype(np.float32), 1000, axis=0)
     _, arguments = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges)
@@ -344,7 +344,7 @@ def test_the_noise_has_the_operators_statistics(laws: dict[str, float], ranges: 
 
 
 def test_a_law_that_is_off_adds_nothing_to_large_signals() -> None:
-    """Shot noise would be the root of |z| * range, which is beyond float32 here."""
+    """Shot noise would be the root of |z| * range, which overflows float32 here."""
     laws = {"noise_relative": 0.1, "noise_additive": 0.05}
     model, _ = layer(20, 6, "int8", 8, bias=False, seed=0, input_bits=8, output_bits=0, **laws)
     (got,) = session(model.SerializeToString()).run(None, {"X": np.full((3, 20), 2e19, np.float32)})
@@ -358,7 +358,7 @@ def test_runs_and_layers_draw_noise_of_their_own(exported: Path) -> None:
 
 
 def test_with_the_library_the_kernel_runs(exported: Path) -> None:
-    """Noise tells who ran: a fresh session with the library repeats the operator's own."""
+    """The noise shows what ran: a fresh session with the library reproduces the operator's own noise."""
     x = np.ones((2, 6), np.float32)
     for level in EVERY_LEVEL:
         got = session(str(exported), level, library=True).run(None, {"input": x})[0]

@@ -1,4 +1,4 @@
-"""Layers in branches and loops have their names, their weights as torch computes them, and their noise."""
+"""Layers in branches and loops keep their names, their noise and their weights as torch computes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Branches(nn.Module):
-    """Two levels of branches; a layer called in the main graph too, one called twice, one that stays, a function."""
+    """Two levels of branches: a layer also called in the main graph, one called twice, one that stays, a function."""
 
     def __init__(self, profile: OpticalProfile) -> None:
         super().__init__()

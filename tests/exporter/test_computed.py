@@ -1,4 +1,4 @@
-"""Weights that are computed: the file holds what torch computes, bit for bit."""
+"""Computed weights: the file holds what torch computes, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lumina_onnx.nn import functional
 from lumina_onnx.profile import OpticalProfile
 
 ANALOG = OpticalProfile(0, 0, 0)
-"""Its results show each bit of the weights."""
+"""The results of this profile show every bit of the weights."""
 
 
 class LowRank(nn.Module):
@@ -36,7 +36,7 @@ FORMS: dict[str, Callable[[nn.Module], object]] = {
     "weight norm of old": nn.utils.weight_norm,
     "spectral norm": parametrizations.spectral_norm,
     "spectral norm of old": nn.utils.spectral_norm,
-    # By operators that ONNX does not have.
+    # Computed by operators that ONNX does not have.
     "orthogonal": parametrizations.orthogonal,
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "pruned bias": lambda layer: prune.random_unstructured(layer, "bias", 0.5),
@@ -49,7 +49,7 @@ FORMS: dict[str, Callable[[nn.Module], object]] = {
 
 
 class Forms(nn.Module):
-    """One layer of each form, each called twice with something between that changes its result in place."""
+    """One layer of each form, each called twice; in between, its result is changed in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_weights_are_those_of_torch(prover: Any) -> None:
 
 
 class Function(nn.Module):
-    """The function on a weight of its own."""
+    """Calls the function with a weight of its own."""
 
     def __init__(self, weight: Callable[[Function], Tensor]) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_a_weight_that_is_another_one_in_each_call(tmp_path: Path, how: str) -> 
 
 
 def test_an_operand_of_the_input_is_left_to_the_file() -> None:
-    """Here nothing is computed: :mod:`.packing` refuses it in its words."""
+    """Nothing is computed at this point: the pass that stores weights refuses it with its own message."""
 
     class Hyper(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is stored and what is not: deep graphs, shared constants, what draws, operators whose weights are left."""
+"""Which values are stored: deep graphs, shared constants, random draws, operators whose weights are left alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRUE, FALSE, HALF = np.bool_(True), np.bool_(False), np.float32(0.5)
 
 
 def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
-    """`_` is an input that is left out."""
+    """A node; `_` in `inputs` stands for an omitted input."""
     names = ["" if name == "_" else name for name in inputs.split()]
     return helper.make_node(kind, names, outputs.split(), name=outputs.split()[0], **attributes)
 
@@ -43,7 +43,7 @@ def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodePr
 def model(
     content: list[onnx.NodeProto], *, opset: int = 20, domains: tuple[str, ...] = (), **stored: Any
 ) -> onnx.ModelProto:
-    """From X of 4 columns to Y."""
+    """A model from X with 4 columns to Y."""
     graph = helper.make_graph(
         content,
         "graph",
@@ -61,7 +61,7 @@ def write(path: Path, content: list[onnx.NodeProto], **options: Any) -> Path:
 
 
 def chain(kind: str, first: str, count: int) -> list[onnx.NodeProto]:
-    """`count` nodes in a row, the last one gives "end"."""
+    """`count` nodes in sequence; the result of the last one is "end"."""
     names = [first, *(f"{kind}{i}" for i in range(count - 1)), "end"]
     return [node(kind, names[i], names[i + 1]) for i in range(count)]
 
@@ -78,7 +78,7 @@ def test_a_weight_that_is_thousands_of_nodes_deep(tmp_path: Path) -> None:
 
 
 def test_layers_behind_thousands_of_nodes(tmp_path: Path) -> None:
-    """A product of two computed tensors at the end, as in attention: neither is stored."""
+    """The product at the end has two computed operands, as in attention: neither is stored."""
     content = [
         node("MatMul", "X W", "first"),
         *chain("Neg", "first", 2000),
@@ -97,7 +97,7 @@ def test_layers_behind_thousands_of_nodes(tmp_path: Path) -> None:
 
 
 def test_a_constant_that_is_shared_at_each_step(tmp_path: Path) -> None:
-    """Evaluated once for each use it would take 2^64 steps."""
+    """Evaluating the constant once per use would take 2^64 steps."""
     names = ["small", *(f"c{i}" for i in range(1, 64)), "V"]
     ladder = [node("Add", f"{names[i]} {names[i]}", names[i + 1]) for i in range(64)]
     content = [node("Mul", "W scale", "small"), *ladder, node("MatMul", "X V", "z"), node("Add", "z row", "Y")]
@@ -108,7 +108,7 @@ def test_a_constant_that_is_shared_at_each_step(tmp_path: Path) -> None:
 
 
 def test_each_node_is_evaluated_once_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every constant of a chain is a layer's matrix; what no layer asks for is held no longer than it is read."""
+    """Every constant of a chain is a layer's matrix; an intermediate value is kept no longer than it is read."""
     content = [node("Neg", "W", "w0"), *(node("Neg", f"w{i}", f"w{i + 1}") for i in range(40))]
     layers = [node("MatMul", f"{f'y{i - 1}' if i else 'X'} w{2 * i}", f"y{i}") for i in range(20)]
     proto = model([*content, *layers, node("Identity", "y19", "Y")])
@@ -142,7 +142,7 @@ def test_a_value_that_depends_on_itself_is_no_constant() -> None:
 
 
 def test_numbers_that_are_computed(tmp_path: Path) -> None:
-    """onnx's evaluator gives some of them as numpy's scalars."""
+    """onnx's evaluator returns some of them as numpy scalars."""
     content = [node("ReduceSum", "W", "sum", keepdims=0), node("Mul", "sum half", "C"), node("Gemm", "X W C", "Y")]
     report = rewrite(write(tmp_path / "s.onnx", content, half=HALF), tmp_path / "y.onnx", ANALOG)
     assert [row.bias for row in report.layers] == ["analog"]
@@ -241,7 +241,7 @@ def test_dropout_before_opset_7_drops_unless_it_is_a_test() -> None:
 
 
 def test_a_drawn_bias_stays_and_a_drawn_input_is_one(tmp_path: Path) -> None:
-    """After a MatMul, as C of a Gemm; and what draws its input is a layer like another (a decoder's first one)."""
+    """A drawn bias after a MatMul or as C of a Gemm stays; a layer on a drawn X, as in a decoder, is a normal layer."""
     row = node("RandomNormal", "", "B", shape=[4])
     source = write(tmp_path / "s.onnx", [node("MatMul", "X W", "z"), row, node("Add", "z B", "Y")])
     report = rewrite(source, tmp_path / "y.onnx", ANALOG)
@@ -380,7 +380,7 @@ NONE: dict[str, onnx.NodeProto] = {
 
 
 def left_of(folder: Path, last: onnx.NodeProto) -> list[tuple[str, str]]:
-    """What is left of a layer and a node behind it that nobody runs."""
+    """What a rewrite leaves of a model with a layer and a node after it; the model is never run."""
     stored = {"Q": BYTES, "s": np.ones(1, np.float32), "z": np.zeros(1, np.uint8)}
     stored |= {"W3": np.ones((1, 4, 4), np.float32), "W4": np.ones((4, 4, 1, 1), np.float32)}
     content = [node("RandomNormal", "", "drawn", shape=[1, 1, 1, 1]), node("MatMul", "X W", "x"), last]
@@ -408,7 +408,7 @@ def test_linear_models_of_scikit_learn_are_listed(tmp_path: Path) -> None:
 
 
 def test_sparse_tensors_are_refused(tmp_path: Path) -> None:
-    """onnx_ir would leave them out, and the result would lack a weight."""
+    """onnx_ir would drop them, and the result would lack a weight."""
     values, places = (
         helper.make_tensor("V", TensorProto.FLOAT, [2], [1.0, 2.0]),
         helper.make_tensor("i", 7, [2], [0, 5]),
@@ -429,7 +429,7 @@ def test_sparse_tensors_are_refused(tmp_path: Path) -> None:
 
 
 class Drawing(nn.Module):
-    """A layer, and products with matrices that are drawn."""
+    """A layer and products with randomly drawn matrices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -445,7 +445,7 @@ class Drawing(nn.Module):
 
 
 def test_torchs_draws_stay_draws(tmp_path: Path) -> None:
-    """The optimiser would take a mask for a constant, and two equal draws for one."""
+    """The optimiser would treat a mask as a constant and merge two equal draws."""
     report = export(optical.convert(Drawing(), ANALOG), torch.randn(2, 4), tmp_path / "y.onnx", fallback=False)
     assert {"Dropout": 2, "Bernoulli": 1, "RandomNormalLike": 1}.items() <= report.other_operators.items()
     assert sorted(row.reason for row in report.left) == [
@@ -473,7 +473,7 @@ def test_an_optical_layer_with_a_drawn_weight_is_refused(tmp_path: Path) -> None
 
 
 def test_torch_graphs_that_are_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a layer, after it, and in its weight. torch itself would take a minute to capture that."""
+    """Deep before a layer, after it and in its weight. torch itself would take a minute to capture such a graph."""
     profile = {
         "input_bits": 8,
         "weight_bits": 8,

@@ -1,4 +1,4 @@
-"""Every refusal by its message."""
+"""Every refusal, checked by its message."""
 
 from __future__ import annotations
 

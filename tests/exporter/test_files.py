@@ -1,4 +1,4 @@
-"""A model's data beside its file: read from there alone, checked, and never shared with another model's."""
+"""A model's external data: read only from beside its file, checked, and never shared with another model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ X = RNG.normal(size=(3, 40)).astype(np.float32)
 
 
 def beside(array: np.ndarray, name: str, location: str, folder: Path | None, **where: Any) -> TensorProto:
-    """A tensor whose elements are appended to a file in the folder, if one is given."""
+    """A tensor with external data, which are appended to a file in the folder if one is given."""
     tensor = numpy_helper.from_array(array, name)
     if folder is not None:
         with (folder / location).open("ab") as data:
@@ -44,7 +44,7 @@ def beside(array: np.ndarray, name: str, location: str, folder: Path | None, **w
 
 
 def model(stored: list[TensorProto], content: list[onnx.NodeProto] | None = None, **extras: Any) -> onnx.ModelProto:
-    """X [batch, 40] -> Y, by a MatMul with W where nothing else is said."""
+    """A model X [batch, 40] -> Y; by default a MatMul with W."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 40]) for name in "XY")
     content = content or [helper.make_node("MatMul", ["X", "W"], ["Y"], name="layer")]
     graph = helper.make_graph(content, "graph", [x], [y], stored)
@@ -75,7 +75,7 @@ def references(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("opset", [11, 20])
 def test_the_result_needs_the_source_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int) -> None:
-    """Wherever other data of the same name lie: beside the result and in the current folder."""
+    """Even if other data of the same name are beside the result and in the current folder."""
     source = tmp_path / "a" / "model.onnx"
     source.parent.mkdir()
     write(source, model([beside(W, "W", "model.onnx.data", source.parent)], opset=opset))
@@ -107,7 +107,7 @@ def test_the_result_in_the_source_s_folder(tmp_path: Path) -> None:
 
 
 def everywhere(folder: Path) -> Path:
-    """Data of a layer, of a subgraph, of a `Constant`, of one in a subgraph and of one in a function."""
+    """External data of a layer, of a subgraph, and of `Constant` nodes in the main graph, a subgraph and a function."""
     folder.mkdir()
 
     def tensor(name: str, scale: float) -> TensorProto:
@@ -162,7 +162,7 @@ def test_every_place_of_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_limit_counts_every_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the main graph's initializers alone: this model's large tensor is a `Constant`."""
+    """Not only the main graph's initializers: this model's large tensor is a `Constant`."""
     content = [
         helper.make_node("MatMul", ["X", "W"], ["x"], name="layer"),
         helper.make_node("Constant", [], ["C"], value=numpy_helper.from_array(np.ones((3, 40, 40), np.float32))),
@@ -191,12 +191,12 @@ def test_typed_elements_move_out_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every model here is too large for one file."""
+    """Lowers the limit so that every model is too large for one file."""
     monkeypatch.setattr(files, "_MAXIMUM_PROTOBUF", 5_000)
 
 
 def test_data_of_others_are_never_overwritten(tmp_path: Path, small: None) -> None:
-    """A name that is taken is left; that of the model which is replaced is used again, unless a copy refers to it."""
+    """A taken name is not used; the data file of the replaced model is, unless a copy of the model refers to it."""
     source = simple(tmp_path / "a", location="y.onnx.data")
     target, own = source.with_name("y.onnx"), source.with_name("y.onnx.2.data")
     for _ in range(2):
@@ -285,7 +285,7 @@ def whole(path: Path) -> None:
 
 def a_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
-        # A socket's path is short; pytest's folders are not.
+        # The path of a socket must be short, and pytest's folders have long paths.
         before = Path.cwd()
         os.chdir(path.parent)
         made.bind(path.name)
@@ -329,7 +329,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, dict[str, Any], type[Exception]
 
 @pytest.mark.parametrize("case", BAD)
 def test_data_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    """Whatever lies in the current folder. Nobody waits for a FIFO."""
+    """Whatever the current folder contains. Nothing waits for a FIFO."""
     make, location, where, error, message = BAD[case]
     folder = tmp_path / "m"
     folder.mkdir()
@@ -390,7 +390,8 @@ def test_data_that_vanish_are_no_reason_to_leave_a_layer(tmp_path: Path, monkeyp
 
 
 def test_links_within_a_folder_and_of_a_cache(tmp_path: Path) -> None:
-    """What ONNX Runtime reads is read here too: hard links, links that stay, a model that is a link to others' side."""
+    """Hard links, links that stay in the folder, and a linked model with its data beside its target are all read, as in
+    ONNX Runtime."""
     folder = tmp_path / "a"
     path = simple(folder, location="real")
     folder.joinpath("w").symlink_to("real")
@@ -416,7 +417,7 @@ def test_links_within_a_folder_and_of_a_cache(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_longer_file(tmp_path: Path) -> None:
-    """The source's bytes are those of the files that it refers to, each once."""
+    """The source's size counts every file that it refers to once."""
     folder = tmp_path
     folder.joinpath("both").write_bytes(b"head" * 16 + W.tobytes() + V.tobytes() + b"tail")
     tensors = [beside(W, "W", "both", None, offset=64), beside(V, "V", "both", None, offset=64 + W.nbytes)]
@@ -431,7 +432,7 @@ def test_a_part_of_a_longer_file(tmp_path: Path) -> None:
 
 
 def test_inspect_reads_no_weights(tmp_path: Path) -> None:
-    """A data file of many gigabytes, all holes."""
+    """The data file is sparse and has many gigabytes."""
     rows = 2**27
     tensor = TensorProto(name="W", data_type=TensorProto.FLOAT, dims=[rows, 40], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="w")

@@ -1,4 +1,4 @@
-"""The IR version of a rewritten file: one that the oldest ONNX Runtime reads, where nothing in it needs a newer."""
+"""The IR version of a rewritten file: the oldest ONNX Runtime reads it, unless something in it needs a newer one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lumina_onnx.profile import OpticalProfile
 
 
 def write(path: Path, opset: int, ir_version: int, *others: onnx.NodeProto, **parts: Any) -> Path:
-    """A layer, and other nodes beside it."""
+    """Writes a file with a layer and other nodes beside it."""
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["X", "W"], ["Y"]), *others],
         "graph",

@@ -1,4 +1,4 @@
-"""3,000 random models of the operator against the page that defines it, in processes that may die of it."""
+"""3,000 random models of the operator against the page that defines it, in child processes that may crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS = 2
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_models(part: int, tmp_path: Path) -> None:
-    """What is right gives the page's bits, what is broken is refused in words; `inspect` reads or refuses either."""
+    """Valid models give the page's bits, broken ones are refused with a message; `inspect` reads or refuses either."""
     count = CASES // PARTS
     command = [sys.executable, str(FOLDER / "fuzz_child.py"), str(part * count), str(count), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -46,7 +46,7 @@ def test_random_models(part: int, tmp_path: Path) -> None:
     assert tried["mangled and refused"] > 100
 
 
-# The numbers to compare with are right: the golden vectors say so.
+# The golden vectors prove that the numbers to compare with are right.
 
 
 def read(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Two files as one: the operator stays the operator, or it is said that it does not."""
+"""Merging two files: the operator stays the operator, or a message says that it does not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIR = [("output", "input")]
 
 @pytest.fixture(scope="module")
 def models() -> tuple[nn.Module, nn.Module]:
-    """Their layers have the same seeds."""
+    """Two models whose layers have the same seeds."""
     torch.manual_seed(0)
     first, second = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 3))
     return optical.convert(first, NOISY), optical.convert(second, OpticalProfile(noise_relative=0.1))
@@ -48,7 +48,7 @@ def folder(models: tuple[nn.Module, nn.Module], tmp_path_factory: pytest.TempPat
 
 
 def proven(path: Path, models: tuple[nn.Module, nn.Module], *, body: bool = True) -> None:
-    """Both layers are the operator, with the bits of torch."""
+    """Asserts that both layers are the operator and give torch's bits."""
     x = torch.randn(4, 6)
     report = verify(path, inputs=[x.numpy()], reference=nn.Sequential(*models))
     assert report.ok, str(report)
@@ -85,7 +85,7 @@ def test_with_both_prefixed_and_data_beside(
     merge(folder / "a.onnx", folder / "b.onnx", once, PAIR, prefix1="a/", prefix2="b/")
     proven(once, models)
     assert once.with_name("once.onnx.data").exists()
-    # One of them keeps its data beside itself, and the result does not need them.
+    # One of them has external data, which the result does not need.
     twice = tmp_path / "twice.onnx"
     monkeypatch.setattr(files, "_MAXIMUM_PROTOBUF", 10**6)
     export(optical.convert(nn.Linear(3, 6), NOISY, seed=9), torch.zeros(2, 3), tmp_path / "c.onnx")
@@ -132,7 +132,7 @@ def test_attributes_that_a_node_omits(tmp_path: Path, folder: Path) -> None:
 
 
 def test_onnx_s_own_call(tmp_path: Path, folder: Path, models: tuple[nn.Module, nn.Module]) -> None:
-    """Where one body at most is there, and no seed is shared, metadata do not stand against it."""
+    """With at most one body and no shared seed, our metadata do not prevent it."""
     first, second = onnx.load(folder / "a.onnx"), onnx.load(folder / "b-needy.onnx")
     onnx.save(onnx.compose.merge_models(first, second, io_map=PAIR, prefix2="b/"), tmp_path / "c.onnx")
     report = verify(tmp_path / "c.onnx")
@@ -146,7 +146,7 @@ def test_onnx_s_own_call(tmp_path: Path, folder: Path, models: tuple[nn.Module, 
 
 @pytest.mark.filterwarnings("ignore:model. its function:UserWarning")
 def test_a_renamed_operator_is_seen(tmp_path: Path, folder: Path) -> None:
-    """`add_prefix` renames the operator with its function, and nothing else says that the library is not called."""
+    """`add_prefix` renames the operator with its function, and nothing else shows that the library is not called."""
     path = tmp_path / "p.onnx"
     prefixed = onnx.compose.add_prefix(onnx.load(folder / "b.onnx"), "far/away/" * 9)
     onnx.save(prefixed, path)

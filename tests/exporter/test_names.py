@@ -1,4 +1,4 @@
-"""Every name that a module can have in torch is its node's name, in the file, in reports and for patterns."""
+"""Any name that a module can have in torch becomes its node's name in the file, in reports and for patterns."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_names_of_every_kind(prover: Any, noisy: OpticalProfile) -> None:
 
 
 class Clashes(nn.Module):
-    """Names of modules, parameters and arguments that are those of nodes and values."""
+    """Names of modules, parameters and arguments that clash with those of nodes and values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_names_that_others_have(prover: Any, noisy: OpticalProfile) -> None:
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.parametrize("argument", ["skip", "overrides"])
 def test_a_name_is_no_pattern(tmp_path: Path, argument: str, noisy: OpticalProfile) -> None:
-    """For models and for files: by the same helper, with the same messages."""
+    """Models and files use the same helper and give the same messages."""
 
     def options(*names: str) -> dict[str, Any]:
         return {argument: names if argument == "skip" else dict.fromkeys(names, OpticalProfile(weight_bits=2))}

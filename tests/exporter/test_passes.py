@@ -1,4 +1,4 @@
-"""Each pass by the rule that its number stands for, on models of a few nodes."""
+"""Tests each pass against its numbered rule, on models of a few nodes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stored(name: str, array: Any) -> ir.Value:
 
 
 def layer(x: ir.Value, name: str, weight: ir.Value, **attributes: Any) -> ir.Node:
-    """An `OpticalLinear` with W in float32, its result called y_NAME."""
+    """An `OpticalLinear` with W in float32; its result is called y_NAME."""
     scale = stored(f"{name}.scale", np.ones(len(weight.const_value.numpy()), np.float32))  # type: ignore[union-attr]
     node = ir.Node("lumina", "OpticalLinear", [x, weight, scale], name=name)
     spec = {"input_bits": 8, "weight_bits": 8, "output_bits": 8, "input_range": 0.0, "output_range": (0.0,)}
@@ -63,7 +63,7 @@ def layer(x: ir.Value, name: str, weight: ir.Value, **attributes: Any) -> ir.Nod
 
 
 def model(*content: ir.Node, outputs: list[ir.Value] | None = None, inputs: list[ir.Value] | None = None) -> ir.Model:
-    """A model of these nodes, from X, to the result of the last one."""
+    """A model of these nodes; by default from X to the result of the last node."""
     given = [value for node in content for value in node.inputs if value is not None]
     initializers = list(dict.fromkeys(value for value in given if value.const_value is not None))
     entries = [value for value in dict.fromkeys(given) if value.producer() is None and value.const_value is None]
@@ -80,14 +80,14 @@ def x_value(name: str = "X") -> ir.Value:
 
 
 def noisy_pair(**attributes: Any) -> ir.Model:
-    """Two layers on one X, of one W."""
+    """Two layers that share X and W."""
     x, weight = x_value(), stored("W", W)
     first, second = (layer(x, name, weight, noise_additive=0.1, **attributes) for name in ("a", "b"))
     return model(first, second, outputs=[first.outputs[0], second.outputs[0]])
 
 
 def in_branches() -> ir.Model:
-    """An `If` on C with a layer in the branch that is taken where C holds, X in the other; weights outside."""
+    """An `If` on C: a layer in the branch that is taken if C is true, X in the other; the weights are outside."""
     x, condition = x_value(), ir.Value(name="C", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
     weight = stored("W", np.eye(4, dtype=np.float32))
     inner, other = layer(x, "inner", weight), ir.Node("", "Identity", [x], name="other")
@@ -357,7 +357,7 @@ def test_p15_the_body_is_one_of_the_files_opset() -> None:
 
 
 def test_p16_a_scan_with_a_layer_is_a_loop() -> None:
-    """Rows of X backwards, with a sum that is carried along; what it gives is in `test_subgraphs`."""
+    """The rows of X backwards, with a carried sum; `test_subgraphs` checks the results."""
     carried, row = x_value("s"), x_value("row")
     carried.shape = row.shape = ir.Shape([1, 4])
     weight = stored("W", np.eye(4, dtype=np.float32))

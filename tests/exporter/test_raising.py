@@ -1,4 +1,4 @@
-"""Files of older opsets: what they mean stays, or they are refused; what cannot be compared is said."""
+"""Files of older opsets keep their meaning or are refused; a note says what cannot be compared."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def one(kind: str, inputs: str = "X", **attributes: Any) -> Callable[[str], Node
 
 
 def then(kind: str, **attributes: Any) -> Callable[[str], Nodes]:
-    """An operator whose result is no float."""
+    """An operator whose result is not a float."""
     return lambda name: [node(kind, "X", f"{name}_", **attributes), node("Cast", f"{name}_", name, to=FLOAT)]
 
 
 def on(shape: str, kind: str, inputs: str = "", **attributes: Any) -> Callable[[str], Nodes]:
-    """An operator on X in another shape."""
+    """An operator on X, reshaped."""
     return lambda name: [
         node("Reshape", f"X {shape}", f"{name}_"),
         node(kind, f"{name}_ {inputs}".strip(), name, **attributes),
@@ -88,7 +88,7 @@ STORED = {
     "gru_r": RNG.normal(size=(1, 12, 4)).astype(np.float32),
 }
 
-# The opsets in which an operator is written so, and its nodes. Axes of -1 came with 11.
+# The opsets in which an operator has this form, and its nodes. Axes of -1 came with opset 11.
 CASES: dict[str, tuple[range, Callable[[str], Nodes]]] = {
     **{
         f"{kind} {axis}": (range(11 if axis == -1 else 7, 13), one(kind, **({} if axis is None else {"axis": axis})))  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def old(
     stored: dict[str, np.ndarray] | None = None,
     shape: Any = SHAPE,
 ) -> Path:
-    """X -> the outputs, with a layer beside them."""
+    """Writes a model from X to the outputs, with a layer beside them."""
     stored = {**STORED, **(stored or {})}
     graph = helper.make_graph(
         [node("MatMul", "X W", "layer"), *content],
@@ -233,7 +233,7 @@ def test_every_operator_means_the_same(tmp_path: Path, opset: int) -> None:
 
 
 def test_operators_in_subgraphs(tmp_path: Path) -> None:
-    """Where the converter has no adapter they are mended there too."""
+    """Operators for which the converter has no adapter are fixed in subgraphs too."""
     content = [
         node("ReduceMax", "X", "max", keepdims=0),
         node("Cast", "max", "any", to=BOOL),
@@ -259,7 +259,7 @@ def test_operators_in_subgraphs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def wrong(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[onnx.NodeProto], None]], None]:
-    """A converter that changes an operator of the model."""
+    """Replaces the converter by one that changes an operator of the model."""
     convert = onnx.version_converter.convert_version
 
     def change(kind: str, how: Callable[[onnx.NodeProto], None]) -> None:
@@ -347,7 +347,7 @@ def test_models_that_do_not_run_are_said_not_to_be_comparable(tmp_path: Path) ->
 
 
 def test_symbolic_sizes_are_tried_until_the_model_runs(tmp_path: Path) -> None:
-    """A convolution of 7 x 7 does not run on 3 x 4; others want multiples of 16, or what calibration shows."""
+    """A 7 x 7 convolution does not run on 3 x 4; other models need multiples of 16, or sizes from calibration."""
     stored = {"wide": np.ones((1, 1, 7, 7), np.float32), "S": np.array([-1, 1, 5, 16])}
     content = [node("Conv", "X wide", "c"), node("Hardmax", "c", "Y", axis=1)]
     source = old(tmp_path / "s.onnx", 11, content, ["Y"], stored, ["batch", 1, "height", 5])
@@ -367,7 +367,7 @@ def test_symbolic_sizes_are_tried_until_the_model_runs(tmp_path: Path) -> None:
 
 
 def test_large_tensors_are_spared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are no part of what is converted, and part of what is compared."""
+    """They are not converted, but they are compared."""
     monkeypatch.setattr(raising, "_SPARED", 0)
     monkeypatch.setattr(raising, "_LARGE", 90)
     sizes: list[int] = []
@@ -385,7 +385,7 @@ def test_large_tensors_are_spared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             proto.graph.input.append(helper.make_tensor_value_info("kernel", FLOAT, (2, 3, 2, 2)))
             onnx.save(proto, source)
         assert len(check(source, tmp_path / "y.onnx").notes) == 1
-        # What callers may replace stays so.
+        # What callers may replace stays replaceable.
         assert [value.name for value in onnx.load(tmp_path / "y.onnx").graph.input] == inputs
     assert max(sizes) < 90
 
@@ -415,7 +415,7 @@ def test_what_the_converter_adds_and_drops(tmp_path: Path) -> None:
 
 
 def test_functions_are_put_in_place_before(tmp_path: Path) -> None:
-    """The converter drops them."""
+    """The converter would drop the functions."""
     source = old(tmp_path / "s.onnx", 11, [node("F", "X", "Y")], ["Y"])
     proto = onnx.load(source)
     proto.graph.node[1].domain = "own"

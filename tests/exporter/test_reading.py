@@ -1,4 +1,4 @@
-"""Ready files that cannot become optical, and what is kept of those that can: in words, with a way out."""
+"""Existing files that cannot become optical, with a message and a way out, and what is kept of those that can."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def model(content: list[onnx.NodeProto] | None = None, imports: dict[str, int] | None = None, **extras: Any) -> Any:
-    """X [batch, 6] -> Y, by a MatMul where nothing else is said."""
+    """A model X [batch, 6] -> Y; by default a MatMul."""
     x, y = (helper.make_tensor_value_info(name, FLOAT, ["batch", 6]) for name in "XY")
     content = content or [helper.make_node("MatMul", ["X", "W"], ["Y"], name="layer")]
     graph = helper.make_graph(content, "graph", [x], [y], [numpy_helper.from_array(W, "W")])
@@ -43,7 +43,7 @@ def refused(path: Path, proto: onnx.ModelProto, message: str, **options: Any) ->
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_maps(tmp_path: Path, nested: bool) -> None:
-    """As classifiers of scikit-learn have them."""
+    """Maps as in scikit-learn classifiers."""
     proto = model(imports={"": 20, "ai.onnx.ml": 3})
     proto.graph.node.append(
         helper.make_node("ZipMap", ["Y"], ["Z"], domain="ai.onnx.ml", classlabels_int64s=list(range(6)))
@@ -73,7 +73,7 @@ def test_sparse_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axes", [False, True])
 def test_a_layer_beside_a_sparse_tensor(tmp_path: Path, axes: bool) -> None:
-    """ONNX Runtime runs it, and so it is verified and has a twin."""
+    """ONNX Runtime runs such a file, so it can be verified and has a twin."""
     rewritten(tmp_path / "s.onnx", model())
     proto = onnx.load(tmp_path / "y.onnx")
     places = np.array([[0, 1], [1, 3], [2, 5]]) if axes else np.array([1, 9, 17])
@@ -93,7 +93,7 @@ def test_a_layer_beside_a_sparse_tensor(tmp_path: Path, axes: bool) -> None:
 
 
 def test_a_layer_beside_a_map(tmp_path: Path) -> None:
-    """Another tool may have added the map to a file of ours: its layers are verified, and it has a twin."""
+    """Another tool may have added the map to one of our files: its layers are verified, and it has a twin."""
     rewritten(tmp_path / "s.onnx", model())
     proto = onnx.load(tmp_path / "y.onnx")
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
@@ -110,7 +110,7 @@ def test_a_layer_beside_a_map(tmp_path: Path) -> None:
 
 
 def test_a_reader_s_error_tells_its_cause(tmp_path: Path) -> None:
-    """Not where in the reader it came up."""
+    """The message does not say where in the reader the error occurred."""
     values, indices = numpy_helper.from_array(W[0], "S"), numpy_helper.from_array(np.arange(6), "S_indices")
     constant = helper.make_node("Constant", [], ["C"], sparse_value=helper.make_sparse_tensor(values, indices, [6, 6]))
     content = [constant, helper.make_node("MatMul", ["X", "C"], ["Y"])]

@@ -1,4 +1,4 @@
-"""Rewriting ready files: what becomes a layer, what is left and why, and that the result computes the same."""
+"""Rewriting existing files: what becomes a layer, what is left and why, and that the result computes the same."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(
     dtype: int = TensorProto.FLOAT,
     domains: Sequence[str] = (),
 ) -> Path:
-    """A file from `inputs` to Y."""
+    """Writes a model from `inputs` to Y."""
     graph = helper.make_graph(
         list(content),
         "graph",
@@ -61,7 +61,7 @@ def write(
 
 
 def run(path: Path, x: Floats, *, library: bool = False, exact: bool = False) -> Floats:
-    """`exact` is without what ONNX Runtime's optimisation changes: it multiplies by dequantised weights in 8 bits."""
+    """`exact`: without ONNX Runtime's optimisation, which multiplies by dequantised weights in 8 bits."""
     if library:
         session = lumina_onnx.load(path)
     else:
@@ -170,7 +170,7 @@ def test_the_same_as_converting_in_torch(
     stage: str,
     method: Any,
 ) -> None:
-    """Layers, ranges and, with the noise off, every bit."""
+    """Checks the layers, their ranges and, with the noise off, every bit."""
     folder = tmp_path_factory.mktemp("rewrite")
     torch.manual_seed(sum(widths))
     model, x = Net(widths, bias), torch.randn(*(3,) * (rank - 1), widths[0])
@@ -196,7 +196,7 @@ def test_the_same_as_converting_in_torch(
 
 
 def test_a_transformer(tmp_path: Path) -> None:
-    """Projections are layers, attention's products of two computed tensors none."""
+    """Projections are layers; attention's products of two computed tensors are not."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
     x = torch.randn(2, 5, 16)
@@ -269,7 +269,7 @@ def test_a_product_without_an_input_is_left(tmp_path: Path, kind: str, inputs: l
 
 
 def test_an_add_that_is_no_bias_stays(tmp_path: Path) -> None:
-    """It is read twice, it is an output, it widens the product, or it adds something else."""
+    """The product is read twice or is an output, or the `Add` widens it or adds something else."""
     cases = {
         "twice": ([node("MatMul", "X W", "z"), node("Add", "z B", "a"), node("Mul", "a z", "Y")], ROW),
         "wide": ([node("MatMul", "X W", "z"), node("Add", "z B", "Y")], np.ones((1, 1, 4), np.float32)),
@@ -322,7 +322,7 @@ def test_up_to_ir_3_every_stored_tensor_is_an_input(tmp_path: Path) -> None:
 
 
 def chain(path: Path, count: int = 3) -> Path:
-    """Layers named a, b, c that share their weight, ReLU between them."""
+    """Layers named a, b, c that share their weight, with a ReLU between them."""
     names = [chr(ord("a") + i) for i in range(count)]
     content = []
     for index, name in enumerate(names):
@@ -349,7 +349,7 @@ def test_patterns_seeds_and_shared_weights(tmp_path: Path) -> None:
     assert seeds[0] == 7
     assert len(set(seeds)) == 3
     assert [row.shared_with for row in report.layers] == ["", "a", "a"]
-    # The float matrix is there for b alone.
+    # Only b needs the float matrix.
     assert sorted(t.data_type for t in onnx.load(tmp_path / "y.onnx").graph.initializer) == [1, 1, 3]
     again = rewrite(
         tmp_path / "s.onnx", tmp_path / "z.onnx", noisy, skip="b", overrides={"[cd]": other, "d": noisy}, seed=7
@@ -392,7 +392,7 @@ def test_layers_in_subgraphs_and_functions(tmp_path: Path) -> None:
     for sign in (1, -1):
         got, expected = run(tmp_path / "y.onnx", sign * x, library=True), run(source, sign * x)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    # ONNX Runtime before 1.29 shows a custom operator the constants of its own graph alone.
+    # Before 1.29, ONNX Runtime shows a custom operator only the constants of its own graph.
     for bits in (0, 4, 12):
         rewrite(source, tmp_path / "y.onnx", OpticalProfile(weight_bits=bits))
         graph = onnx.load(tmp_path / "y.onnx").graph

@@ -1,4 +1,4 @@
-"""How weights lie in the file, at every number of bits, ranges and stages, and what stays beside them."""
+"""How weights are stored in the file for all bits, ranges and stages, and what stays beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers inside `If`, `Loop`, `Scan` and functions: calibrated and verified as those of the main graph are."""
+"""Layers inside `If`, `Loop`, `Scan` and functions are calibrated and verified like those of the main graph."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def graph(
 
 
 def write(path: Path, content: list[onnx.NodeProto], outputs: str = "Y", *, opset: int = 20, **stored: Any) -> Path:
-    """A file from X of 4 columns."""
+    """Writes a model from X with 4 columns."""
     main = graph(content, outputs, [value("X", shape=["batch", 4])], **(STORED | stored))
     version = helper.make_opsetid("", opset)
     onnx.save(helper.make_model(main, opset_imports=[version], ir_version=9 if opset > 18 else 7), path)
@@ -53,7 +53,7 @@ def write(path: Path, content: list[onnx.NodeProto], outputs: str = "Y", *, opse
 
 
 def choice(x: str, output: str, condition: str = "c") -> onnx.NodeProto:
-    """x W where a condition holds, else x V: layers `output`_then and `output`_else."""
+    """x W if a condition holds, else x V: layers `output`_then and `output`_else."""
     branches = [
         graph([node("MatMul", f"{x} {w}", f"{output}_{b}")], f"{output}_{b}") for b, w in (("then", "W"), ("else", "V"))
     ]
@@ -113,7 +113,7 @@ def scan(axis: int = 0, backwards: int = 0, out_axis: int = 0, out_backwards: in
 
 
 def nested(depth: int) -> list[onnx.NodeProto]:
-    """A choice inside `depth` others, each in the branch that is taken for a positive sum."""
+    """A choice nested inside `depth` others, each in the branch that is taken for a positive sum."""
     content = [choice("X", "y0")]
     for level in range(1, depth + 1):
         taken = graph(content, f"y{level - 1}")
@@ -133,7 +133,7 @@ def layer(x: NDArray[Any], weight: NDArray[Any], seed: int, stream: int, **setti
 
 
 def test_a_loop_with_a_choice_draws_a_stream_for_each_execution(tmp_path: Path) -> None:
-    """What verify says and what a session computes, against the loop written in Python."""
+    """The verification report and a session's results, against the loop written in Python."""
     source = write(tmp_path / "s.onnx", loop(5))
     report = rewrite(source, tmp_path / "y.onnx", NOISY)
     seeds = {row.name: row.seed for row in report.layers}
@@ -160,7 +160,7 @@ def test_a_loop_with_a_choice_draws_a_stream_for_each_execution(tmp_path: Path) 
 
 
 def test_a_layer_of_a_loop_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its third execution, which is that of stream 2."""
+    """The fault is in the third execution, that of stream 2."""
     rewrite(write(tmp_path / "s.onnx", loop(5)), tmp_path / "y.onnx", NOISY)
     right = reference.optical_linear
 
@@ -227,7 +227,7 @@ def test_a_scan_along_an_axis_that_nobody_describes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["max", "percentile", "mse"])
 def test_calibration_in_a_loop_sees_what_the_unrolled_model_sees(tmp_path: Path, method: Any) -> None:
-    """Ranges of the loop's layers against those of layers in a row, each value counted in one histogram."""
+    """The ranges of the loop's layers equal those of layers in sequence, with each value counted in one histogram."""
     batches = [X, 2 * X]
     report = rewrite(
         write(tmp_path / "s.onnx", loop(5)),
@@ -304,7 +304,7 @@ def test_a_layer_in_another_kind_of_subgraph(tmp_path: Path) -> None:
 
 
 def test_weights_lie_in_the_graph_of_their_layer(tmp_path: Path) -> None:
-    """Older releases of ONNX Runtime show a custom operator in a subgraph no constants of the graphs around it."""
+    """Older releases of ONNX Runtime do not show a custom operator in a subgraph the enclosing graphs' constants."""
     for bits in (0, 4, 8, 12):
         profile = OpticalProfile(8, bits, 8)
         content = [node("MatMul", "X W", "x"), *loop(3)]
@@ -317,7 +317,7 @@ def test_weights_lie_in_the_graph_of_their_layer(tmp_path: Path) -> None:
 
 
 def test_a_subgraphs_own_weights_go(tmp_path: Path) -> None:
-    """With the matrix, and the constants that it was computed from, at each depth."""
+    """The matrix and the constants that it was computed from are removed at each depth."""
     size = 64
     big = RNG.normal(size=(size, size)).astype(np.float32)
     content = [
@@ -352,7 +352,7 @@ def test_a_subgraphs_own_weights_go(tmp_path: Path) -> None:
 
 
 def test_layers_in_functions(tmp_path: Path) -> None:
-    """They are read, verified and made float as if they were in place."""
+    """They are read, verified and converted to float as if they were inlined."""
     rewrite(write(tmp_path / "s.onnx", [node("MatMul", "X W", "Y")]), tmp_path / "y.onnx", NOISY)
     model = onnx.load(tmp_path / "y.onnx")
     (inner,) = model.graph.node

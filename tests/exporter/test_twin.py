@@ -22,7 +22,7 @@ from lumina_onnx.profile import OpticalProfile
 
 
 def run(model: onnx.ModelProto, *arrays: np.ndarray) -> list[np.ndarray]:
-    """In a session that does not know the operator."""
+    """Runs a model in a session without the operator's library."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     return session.run(None, dict(zip(names, arrays, strict=True)))
@@ -53,7 +53,7 @@ def test_shared_weights_are_stored_once(prover: Any, noisy: OpticalProfile) -> N
 
 
 def nested(weight: np.ndarray, results: tuple[str, str] = ("then", "else")) -> onnx.ModelProto:
-    """A layer in both branches of an `If`, W stored in the graph around them; outputs Y."""
+    """A model with a layer in both branches of an `If` and W stored in the enclosing graph; its output is Y."""
     shapes: Any = {"X": ["batch", 4], "Y": None}
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     branches = []
@@ -66,7 +66,7 @@ def nested(weight: np.ndarray, results: tuple[str, str] = ("then", "else")) -> o
     choice = helper.make_node("If", ["C"], ["Y"], then_branch=branches[0], else_branch=branches[1])
     condition = helper.make_tensor_value_info("C", TensorProto.BOOL, [])
     stored = {"W": weight, "S": np.full(3, 0.5, np.float32), "B": np.ones(3, np.float32)}
-    # A name that the twin would take.
+    # A name that the twin would otherwise use.
     stored["W_float"] = np.zeros(1, np.float32)
     initializers = [numpy_helper.from_array(array, name) for name, array in stored.items()]
     graph = helper.make_graph([choice], "nested", [x, condition], [y], initializers)
@@ -87,7 +87,7 @@ def test_layers_in_subgraphs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("results", [("then", "else"), ("Z", "Z")])
 def test_branches_with_weights_of_their_own(tmp_path: Path, results: tuple[str, str]) -> None:
-    """Both call theirs W: each branch keeps its own, which hides the one around it."""
+    """Both name it W: each branch keeps its own, which hides the W of the enclosing graph."""
     around, own = np.arange(12, dtype=np.int8).reshape(3, 4), np.full((3, 4), -5, np.int8)
     model = nested(around, results)
     branches = {attribute.name: attribute.g for attribute in model.graph.node[0].attribute}

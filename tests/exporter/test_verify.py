@@ -1,4 +1,4 @@
-"""Verification finds what differs, and reports say so."""
+"""Verification finds differences, and reports show them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_function_body_whose_noise_is_not_finite(prover: Any) -> None:
 def test_a_release_that_does_not_load_the_file_without_the_library(
     reason: str, message: str, prover: Any, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime 1.24 to 1.27 and a layer in an `If` that they decide; the message is theirs."""
+    """ONNX Runtime 1.24 to 1.27 with a layer in an `If` whose condition they fold; the message is theirs."""
     prover.export(model, torch.randn(2, 6))
     right = onnxruntime.InferenceSession
 
@@ -238,7 +238,7 @@ def test_unknown_names_of_the_package() -> None:
 
 
 def looked_up(path: Path, kind: int, dims: list[Any], *content: onnx.NodeProto, **stored: Any) -> Path:
-    """A layer with X of this type behind some nodes that end in x."""
+    """Writes a model with X of this type, some nodes that end in x, and a layer on x."""
     layer = helper.make_node("OpticalLinear", ["x", "W", "s"], ["Y"], domain="lumina", name="layer")
     tensors = {"W": np.eye(4, dtype=np.float32), "s": np.ones(4, np.float32)} | stored
     graph = helper.make_graph(
@@ -254,7 +254,7 @@ def looked_up(path: Path, kind: int, dims: list[Any], *content: onnx.NodeProto, 
 
 
 def test_random_inputs_that_do_not_do(tmp_path: Path) -> None:
-    """The error says what they were and how to give others; with others it is ONNX Runtime's own."""
+    """The error says what the inputs were and how to give others; with the user's inputs it is ONNX Runtime's own."""
     reshape = helper.make_node("Reshape", ["X", "shape"], ["x"])
     path = looked_up(tmp_path / "m.onnx", TensorProto.FLOAT, ["n"], reshape, shape=np.array([3, 4]))
     message = (
@@ -314,7 +314,7 @@ def test_a_layer_with_a_computed_weight_is_said_to_be_unchecked(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["s", "b"])
 @pytest.mark.parametrize("maker", ["Constant", "Identity", "Add"])
 def test_a_layer_with_a_computed_scale_or_bias_is_said_to_be_unchecked(tmp_path: Path, maker: str, name: str) -> None:
-    """It is not recomputed without them: the file is right, and ONNX Runtime runs it."""
+    """The layer cannot be recomputed without them, but the file is valid and ONNX Runtime runs it."""
     stored = {"s": np.full(4, 0.25, np.float32), "b": np.arange(4, dtype=np.float32)}
     value = stored.pop(name)
     if maker == "Constant":
@@ -340,7 +340,7 @@ def test_a_layer_with_a_computed_scale_or_bias_is_said_to_be_unchecked(tmp_path:
 
 
 def test_an_attribute_that_is_no_text(tmp_path: Path) -> None:
-    """What its bytes are is for the operator to refuse, in its own words."""
+    """The operator refuses the attribute's bytes, with its own message."""
     path = looked_up(tmp_path / "m.onnx", TensorProto.FLOAT, [2, 4], helper.make_node("Identity", ["X"], ["x"]))
     model = onnx.load(path)
     model.graph.node[-1].attribute.add(name="bias_stage", s=b"\xff", type=onnx.AttributeProto.STRING)

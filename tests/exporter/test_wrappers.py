@@ -1,4 +1,4 @@
-"""Models in wrappers: layers go by their names in the model itself; what cannot be looked into is refused in words."""
+"""Wrapped models: layers keep their names from the inner model; opaque wrappers are refused with a message."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_graph_module_is_a_module(tmp_path: Path, noisy: OpticalProfile) -> No
 
 
 def test_a_layer_whose_forward_is_called_without_the_layer(tmp_path: Path, noisy: OpticalProfile) -> None:
-    """Past the hooks that torch's exporter knows the module by."""
+    """The call bypasses the hooks by which torch's exporter identifies the module."""
 
     class Forward(nn.Module):
         def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Changes of a model of onnx_ir, one to a module, each with the number of its rule.
+"""Passes over an onnx_ir model: one per module, each implementing one numbered rule.
 
-A pass changes the model in place, as onnx_ir's own do, and says what its user should know::
+A pass changes the model in place, as onnx_ir's own passes do, and returns notes for the user::
 
     model, notes = run(model, SeparateSeeds(), StoreWeights())
 """
@@ -18,17 +18,17 @@ __all__ = ["Pass", "PassResult", "run"]
 
 @dataclasses.dataclass
 class PassResult(ir.passes.PassResult):
-    """What a pass leaves."""
+    """The result of a pass."""
 
     notes: list[str] = dataclasses.field(default_factory=list)
     """What to tell the user."""
 
 
 class Pass(ir.passes.InPlacePass):
-    """A change of a model by one rule, which the first line of its description states."""
+    """A change to a model by one rule, which the first line of the subclass's docstring states."""
 
     number: ClassVar[str]
-    """The rule's, from P01 on."""
+    """The rule's number, from P01 on."""
 
     @abc.abstractmethod
     def call(self, model: ir.Model) -> PassResult:
@@ -36,10 +36,10 @@ class Pass(ir.passes.InPlacePass):
 
 
 def run(model: ir.Model, *passes: ir.passes.PassBase) -> tuple[ir.Model, list[str]]:
-    """The model after passes, of ours and of onnx_ir's, and their notes.
+    """Runs passes, ours or onnx_ir's, in order; returns the model and the notes of our passes.
 
     Raises:
-        Exception: what a pass raises, as it is.
+        Exception: whatever a pass raises, unchanged.
     """
     notes: list[str] = []
     for each in passes:

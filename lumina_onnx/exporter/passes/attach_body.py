@@ -12,7 +12,7 @@ __all__ = ["AttachBody"]
 
 
 class AttachBody(Pass):
-    """P15: a file runs without the operator's library, by a function of standard operators of its own opset."""
+    """P15: a file runs without the operator's library: it carries a function of standard operators at its own opset."""
 
     number = "P15"
 

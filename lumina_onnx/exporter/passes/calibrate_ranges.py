@@ -21,25 +21,25 @@ __all__ = ["CalibrateRanges"]
 
 
 class CalibrateRanges(Pass):
-    """P10: full scales are what layers see in batches of inputs: in the model with its noise off and dynamic ranges.
+    """P10: full scales are what layers see in batches of inputs, run with the noise off and with dynamic ranges.
 
-    A layer in a subgraph sees as much as the subgraph is executed; of one that never is the ranges stay as they are.
-    A note for each layer whose ranges these batches do not tell.
+    A layer in a subgraph is observed each time the subgraph runs; if it never runs, the layer keeps its ranges. There
+    is a note for each layer whose ranges the batches do not determine.
 
     Raises:
-        ValueError: batches that do not fit the model, or without a value, or with one that is not finite.
+        ValueError: the batches do not fit the model, hold no value, or a layer's input or output is not finite.
     """
 
     number = "P10"
 
     def __init__(self, batches: Iterable[Any], method: Method, fraction: float) -> None:
-        """`batches` hold inputs of the model; `fraction` is what the method "percentile" keeps."""
+        """`batches` hold inputs of the model; `fraction` is the share that the method "percentile" keeps."""
         self._batches = batches
         self._method = method
         self._fraction = fraction
 
     def call(self, model: ir.Model) -> PassResult:
-        """Sets the ranges of every layer that is seen."""
+        """Sets the ranges of every layer that was observed."""
         quiet, numbers = _quiet(model)
         watched = Watched(quiet, numbers)
         layers = optical_nodes(model)
@@ -67,7 +67,7 @@ class CalibrateRanges(Pass):
         return PassResult(model, bool(layers), notes)
 
     def _set_ranges(self, layer: OpticalNode, histograms: tuple[Histogram, Histogram]) -> list[str]:
-        """Sets a layer's ranges; notes on signals that were always 0."""
+        """Sets a layer's ranges; returns notes on signals that were always 0."""
         values = layer.attributes
         noise = tuple(values[name] for name in NOISE)
         bits = (values["input_bits"], values["output_bits"])
@@ -95,10 +95,10 @@ def _count(layer: str, executions: Executions, histograms: tuple[Histogram, Hist
 
 
 def _quiet(model: ir.Model) -> tuple[ir.Model, list[int]]:
-    """A copy of the model without noise and static ranges, in which each layer has a copy without an ADC.
+    """A copy of the model without noise or static ranges, in which each layer has an analog twin without an ADC.
 
-    What the DAC and the ADC of the layer see is what that copy gets and gives. With the model come the numbers of these
-    copies among its optical nodes, in the order of the layers.
+    The input of the twin is what the layer's DAC sees, its output what the layer's ADC sees. Also returns the twins'
+    indices among the optical nodes of the copy, in the order of the layers.
     """
     quiet, _ = run(model.clone(), SilenceNoise())
     quiet.ir_version = max(quiet.ir_version, 4)
@@ -109,10 +109,10 @@ def _quiet(model: ir.Model) -> tuple[ir.Model, list[int]]:
 
 
 def _add_analog(layer: OpticalNode) -> ir.Node:
-    """Takes a layer's static ranges away, and adds a copy of it without an ADC to its graph."""
+    """Clears a layer's static ranges and adds a copy of the layer without an ADC to its graph."""
     node = layer.node
     set_attributes(node, input_range=0.0, output_range=(0.0,))
-    # A bias after the ADC is none that the ADC sees.
+    # The ADC does not see a digital bias, which is added after it.
     inputs = node.inputs[: 3 if layer.attributes["bias_stage"] == "digital" else 4]
     copy = ir.Node(node.domain, node.op_type, inputs, node.attributes, name=f"{node.name}/analog")
     set_attributes(copy, output_bits=0)

@@ -12,13 +12,13 @@ __all__ = ["CloseInitializers"]
 class CloseInitializers(Pass):
     """P01: an initializer of a file up to IR 3 is no input.
 
-    Up to then every one had to be an input as well; since then that lets callers replace it.
+    Up to IR 3 every initializer had to be listed as an input too; from IR 4 on, listing it lets callers replace it.
     """
 
     number = "P01"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Takes stored tensors out of the graph's inputs."""
+        """Removes stored tensors from the graph's inputs."""
         graph = model.graph
         inputs = [value for value in graph.inputs if value.const_value is None]
         closes = model.ir_version < 4 and len(inputs) < len(graph.inputs)

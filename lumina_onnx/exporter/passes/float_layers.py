@@ -1,4 +1,4 @@
-"""P18: a layer of floats stands for each optical one."""
+"""P18: a float layer stands for each optical one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["FloatLayers"]
 
 
 class FloatLayers(Pass):
-    """P18: a layer of floats stands for each optical one: a `MatMul` of the dequantised W and an `Add` of the bias.
+    """P18: a float layer stands for each optical one: a `MatMul` with the dequantised W and an `Add` of the bias.
 
-    There are neither converters nor noise. Weights that layers share are shared; the function body goes.
+    It has neither converters nor noise. Weights shared between layers stay shared; the function body is removed.
 
     Raises:
-        ValueError: weights that are computed in the graph.
+        ValueError: a layer's weights are computed in the graph.
     """
 
     number = "P18"
@@ -73,7 +73,7 @@ def _replace(layer: OpticalNode, weight: ir.Value, unused: Callable[[str], str])
 
 
 def _values(layer: OpticalNode) -> NDArray[np.float32]:
-    """W as a product takes it, float32 ``[K, N]``."""
+    """W in the layout that `MatMul` takes, float32 ``[K, N]``."""
     bits = layer.attributes["weight_bits"]
     if layer.weight is None or (bits and layer.weight_scale is None):
         raise ValueError(f"node {layer.name!r}: its weights are computed in the graph, allowed are stored ones")
@@ -83,7 +83,7 @@ def _values(layer: OpticalNode) -> NDArray[np.float32]:
 
 
 def _remove(value: ir.Value) -> None:
-    """Takes a stored value that nothing reads any more out of its graph."""
+    """Removes a stored value from its graph if nothing reads it any more."""
     graph = value.graph
     if graph is None or value.uses() or value.is_graph_output():
         return

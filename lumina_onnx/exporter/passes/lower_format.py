@@ -1,4 +1,4 @@
-"""P11: a file is in no newer format than it needs."""
+"""P11: a file's format is no newer than it needs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["LowerFormat"]
 
 
 class LowerFormat(Pass):
-    """P11: a file is in no newer format than it needs.
+    """P11: a file's format is no newer than it needs.
 
-    Its IR version is the source's, but no newer one than ONNX Runtime 1.17 reads where its opset is one that this
-    reads, and nothing in the file needs the newer.
+    The IR version is the source's, but is lowered to the one that ONNX Runtime 1.17 reads if that release reads the
+    file's opset and nothing in the file needs a newer IR version.
     """
 
     number = "P11"
 
     def __init__(self, fallback: bool) -> None:
-        """`fallback`: whether the file is to have a function body."""
-        # Functions of an opset from 19 on need 9; initializers that are no inputs 4.
+        """`fallback`: whether the file will have a function body."""
+        # A function at opset 19 or later needs IR 9; initializers that are not inputs need IR 4.
         self._least = 9 if fallback else 4
 
     def call(self, model: ir.Model) -> PassResult:
@@ -36,7 +36,7 @@ class LowerFormat(Pass):
 
 
 def _needs_newer(model: ir.Model) -> bool:
-    """Whether a model holds what IR 10 brought: types of less than 8 bits, and functions of one name."""
+    """Whether a model uses what IR 10 introduced: types below 8 bits, and overloaded functions."""
     functions = list(model.functions.values())
     every = itertools.chain(model.graph.all_nodes(), *(function.all_nodes() for function in functions))
     values = [value for node in every for value in node.outputs]

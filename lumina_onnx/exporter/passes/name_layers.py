@@ -17,7 +17,7 @@ __all__ = ["NameLayers"]
 class NameLayers(Pass):
     """P04: a layer has the name of its module, and no other node has it.
 
-    The second call of "layer" is "layer_2", or the next number where there is a module of that name.
+    The second call of "layer" is "layer_2", or has the next free number if a module is named that.
     """
 
     number = "P04"
@@ -27,7 +27,7 @@ class NameLayers(Pass):
         self._modules = {spelled(path) for path in modules}
 
     def call(self, model: ir.Model) -> PassResult:
-        """Names layers by what P03 has noted, and renames other nodes."""
+        """Names layers by the module paths that P03 recorded, and renames other nodes that clash."""
         layers = {layer.node for layer in optical_nodes(model)}
         taken: set[str] = set()
         for node in model.graph.all_nodes():

@@ -1,4 +1,4 @@
-"""P07: what stays of the model is optimised, and what is drawn stays drawn."""
+"""P07: the model is optimised, and what is drawn stays drawn."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["Optimize"]
 
 
 class Optimize(Pass):
-    """P07: what stays of the model is optimised by onnxscript, and what is drawn in each run stays drawn.
+    """P07: the model is optimised by onnxscript, and what is drawn in each run stays drawn.
 
-    The optimiser takes a `Bernoulli`, or a `Dropout` in training, of a constant for a constant, and two of one input
-    for one: so nodes that draw are hidden from it. It merges equal nodes, so that layers need seeds of their own
-    before (P06).
+    The optimiser treats a `Bernoulli`, or a `Dropout` in training mode, of a constant as a constant, and merges two of
+    them that read the same input; so nodes that draw random numbers are hidden from it. It also merges equal nodes, so
+    layers must have separate seeds first (P06).
     """
 
     number = "P07"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Leaves equal results in fewer nodes."""
+        """Optimises the model; its results do not change."""
         known = Constants(model)
         drawing = [(node, node.domain) for node in model.graph.all_nodes() if known.draws(node)]
         for number, (node, _) in enumerate(drawing):

@@ -1,4 +1,4 @@
-"""P13: the attributes of a layer stand in the order of the operator's table."""
+"""P13: the attributes of a layer are in the order of the operator's table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ORDER = [row.name for row in PARAMETERS]
 
 
 class OrderAttributes(Pass):
-    """P13: the attributes of a layer stand in the order of the operator's table, the operator's version last."""
+    """P13: the attributes of a layer are in the order of the operator's table, the operator's version last."""
 
     number = "P13"
 

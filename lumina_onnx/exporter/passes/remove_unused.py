@@ -1,4 +1,4 @@
-"""P09: what nothing reads is not in the file."""
+"""P09: a file holds nothing that is never read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["RemoveUnused"]
 
 
 class RemoveUnused(Pass):
-    """P09: what nothing reads is not in the file: nodes, and initializers of subgraphs as of the main graph."""
+    """P09: a file holds nothing that is never read: no such nodes, and no such initializers in any graph."""
 
     number = "P09"
 
     def call(self, model: ir.Model) -> PassResult:
         """Removes nodes, then initializers."""
         modified = ir.passes.common.RemoveUnusedNodesPass()(model).modified
-        # That pass leaves the initializers of subgraphs.
+        # onnx_ir's pass leaves the initializers of subgraphs.
         for graph in model.graphs():
             for name, value in list(graph.initializers.items()):
                 if not (value.uses() or value.is_graph_output() or value.is_graph_input()):

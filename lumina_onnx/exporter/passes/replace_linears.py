@@ -1,4 +1,4 @@
-"""P02: a linear layer of floats becomes an optical one."""
+"""P02: a float linear layer becomes an optical one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["ReplaceLinears"]
 
 
 class ReplaceLinears(Pass):
-    """P02: a linear layer of floats becomes an `OpticalLinear` with W in float32, which P08 stores.
+    """P02: a float linear layer becomes an `OpticalLinear` with W in float32, which P08 stores.
 
-    It has the name of its product, and its X and Y.
+    The new node takes over the name of the layer's product, its X and the layer's Y.
     """
 
     number = "P02"
@@ -31,7 +31,7 @@ class ReplaceLinears(Pass):
         self._seed = seed
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replaces the layers that were given."""
+        """Replaces the chosen layers."""
         for linear, profile in self._chosen:
             _replace(linear, profile, self._seed)
         return PassResult(model, bool(self._chosen))
@@ -41,7 +41,7 @@ def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
     last = linear.add or linear.node
     arrays = [linear.weight, np.ones(len(linear.weight), np.float32)]
     arrays += [] if linear.bias is None else [linear.bias]
-    # As they are, perhaps transposed: a copy of all weights at once would take as much as the file.
+    # The arrays as they are, even if transposed: copying all weights at once would take as much memory as the file.
     stored = [ir.Value(const_value=ir.tensor(array)) for array in arrays]
     new = ir.Node(DOMAIN, OPERATOR, [linear.node.inputs[0], *stored], name=linear.name, version=VERSION, num_outputs=1)
     ranges = profile.output_range if isinstance(profile.output_range, tuple) else (profile.output_range,)

@@ -14,13 +14,13 @@ from . import Pass, PassResult
 __all__ = ["MODULE", "RestoreCalls"]
 
 MODULE = "lumina.module"
-"""Where a layer's node keeps the path of the module that calls it, in `ir.Node.meta`, which no file holds."""
+"""The key in `ir.Node.meta`, which is never written to a file, for the path of the module that made the call."""
 
 
 class RestoreCalls(Pass):
     """P03: a layer of an exported model has its module's seed and the weights that torch computes.
 
-    Until then it has the number of its call in the place of the seed, see :func:`lumina_onnx.exporter.calls.mark`.
+    Until this pass, its seed attribute holds the number of its call; see :func:`lumina_onnx.exporter.calls.mark`.
     """
 
     number = "P03"
@@ -29,7 +29,7 @@ class RestoreCalls(Pass):
         self._calls = calls
 
     def call(self, model: ir.Model) -> PassResult:
-        """Gives every layer what its call had, and removes what nothing reads then."""
+        """Gives every layer its call's seed and weights, and removes nodes that nothing reads any more."""
         layers = optical_nodes(model)
         for layer in layers:
             call = self._calls[layer.attributes["seed"]]

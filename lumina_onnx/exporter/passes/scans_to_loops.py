@@ -1,4 +1,4 @@
-"""P16: a `Scan` with layers inside is a `Loop`, which can carry more along."""
+"""P16: a `Scan` with layers inside becomes a `Loop`, which can carry more."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from . import Pass, PassResult
 __all__ = ["ScansToLoops", "obstacle"]
 
 _BEFORE_ALL = -(2**63) + 1
-"""Where a slice backwards ends."""
+"""The end of a backward slice that includes element 0."""
 
 
 class ScansToLoops(Pass):
-    """P16: a `Scan` with layers inside is a `Loop` that computes the same, and can carry more along.
+    """P16: a `Scan` with layers inside becomes a `Loop` that computes the same and can carry more.
 
-    It is for opsets from 13 on. A `Scan` with an :func:`obstacle` stays.
+    For opset 13 and later. A `Scan` with an :func:`obstacle` stays as it is.
     """
 
     number = "P16"
 
     def __init__(self, unused: Callable[[], str]) -> None:
-        """`unused` gives names that no value has."""
+        """`unused` returns names that no value has."""
         self._unused = unused
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replaces nodes, the innermost first."""
+        """Replaces the `Scan` nodes, innermost first."""
         scans = [node for node in model.graph.all_nodes() if node.op_type == "Scan" and not node.domain]
-        # An outer one is listed before those inside.
+        # A `Scan` is listed before those inside it.
         wanted = [node for node in reversed(scans) if _has_layers(_body(node)) and not obstacle(node)]
         for node in wanted:
             _replace(node, self._unused)
@@ -42,7 +42,7 @@ class ScansToLoops(Pass):
 
 
 def obstacle(node: ir.Node) -> str:
-    """Why a `Scan` cannot become a `Loop`; an empty string where it can."""
+    """Why a `Scan` cannot become a `Loop`; an empty string if it can."""
     for value, axis in _stacked(node):
         if axis and value.shape is None:
             return f"which stacks {value.name!r} along axis {axis}, and nobody says how many dimensions it has"
@@ -54,7 +54,7 @@ def _has_layers(graph: ir.Graph) -> bool:
 
 
 def _replace(node: ir.Node, unused: Callable[[], str]) -> None:
-    """Puts a `Loop`, with what goes before and after it, in the place of a `Scan`. The body stays the same graph."""
+    """Replaces a `Scan` by a `Loop`, with the nodes needed before and after it. The body stays the same graph."""
     body, stacked = _body(node), _stacked(node)
     count = node.attributes["num_scan_inputs"].as_int()
     carried = len(node.inputs) - count
@@ -106,7 +106,7 @@ def _replace(node: ir.Node, unused: Callable[[], str]) -> None:
 
 
 def _backwards(source: ir.Value, unused: Callable[[], str]) -> list[ir.Node]:
-    """Nodes that turn the first dimension round; the last one gives the result."""
+    """Nodes that reverse the first dimension; the last one gives the result."""
     bounds = [_constant(np.array([at]), unused) for at in (-1, _BEFORE_ALL, 0, -1)]
     return [*bounds, _node("Slice", [source, *(bound.outputs[0] for bound in bounds)], unused)]
 
@@ -126,11 +126,11 @@ def _body(node: ir.Node) -> ir.Graph:
 
 
 def _stacked(node: ir.Node) -> list[tuple[ir.Value, int]]:
-    """The results of the body that a `Scan` stacks, and along which axis of what it gives."""
+    """The results of the body that a `Scan` stacks, each with the axis of the stacked output."""
     outputs = list(_body(node).outputs)[len(node.inputs) - node.attributes["num_scan_inputs"].as_int() :]
     return list(zip(outputs, _list(node, "scan_output_axes", len(outputs)), strict=True))
 
 
 def _list(node: ir.Node, name: str, count: int) -> Any:
-    """An attribute of numbers; zeros where the node leaves it out."""
+    """An attribute that is a list of integers; zeros if the node omits it."""
     return list(node.attributes[name].as_ints()) if name in node.attributes else [0] * count

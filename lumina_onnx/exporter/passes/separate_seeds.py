@@ -1,4 +1,4 @@
-"""P06: no two noisy layers have one seed."""
+"""P06: no two noisy layers share a seed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _STEP = 0x9E3779B97F4A7C15
 
 
 class SeparateSeeds(Pass):
-    """P06: no two noisy layers have one seed, so that they do not share their noise.
+    """P06: no two noisy layers share a seed, so that they do not share their noise.
 
-    The first keeps its seed; each later one gets the next free one of a fixed sequence that starts there, so that two
-    exports of one model are the same. A note for each changed node.
+    The first layer keeps the seed; each later one gets the next free seed of a fixed sequence that starts there, so two
+    exports of one model are identical. There is a note for each changed node.
     """
 
     number = "P06"

@@ -1,4 +1,4 @@
-"""P17: what layers get and give are outputs of the model."""
+"""P17: what layers receive and return are outputs of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scans_to_loops import obstacle
 __all__ = ["SEQUENCES", "Place", "ShowLayers", "Shown", "Step", "places"]
 
 SEQUENCES = 13
-"""The first opset whose `If` and `Loop` pass sequences on."""
+"""The first opset in which `If` and `Loop` accept sequences."""
 
 _FLOATS = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
 
@@ -27,9 +27,9 @@ class Step:
 
     node: ir.Node
     attribute: str
-    """The one of the node that holds the next graph."""
+    """The attribute of the node that holds the next graph."""
     graph: ir.Graph
-    """That graph."""
+    """The graph in that attribute."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +38,44 @@ class Place:
 
     node: ir.Node
     graph: ir.Graph
-    """The graph that it lies in."""
+    """The graph that contains the node."""
     steps: tuple[Step, ...]
-    """The way there from the main graph."""
+    """The path to the node from the main graph."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The outputs that tell what a layer gets and gives."""
+    """The outputs that show what a layer receives and returns."""
 
     outputs: tuple[str, ...] = ()
-    """X and Y; where the layer is `nested` a single sequence of both, of each execution in turn."""
+    """X and Y; if the layer is `nested`, one sequence with the X and Y of each execution in turn."""
     nested: bool = False
 
 
 class ShowLayers(Pass):
-    """P17: what layers get and give, X and Y in float32, are outputs of the model.
+    """P17: what layers receive and return, X and Y in float32, are outputs of the model.
 
-    A value of the main graph becomes one. A value inside a subgraph is there in each execution, perhaps never and
-    perhaps a thousand times, so that a sequence of tensors collects it: empty in the main graph, handed down to where
-    the value is, longer after each execution, and handed back up to an output. An `If` hands it on as a result of both
-    branches, a `Loop` as a variable that it carries. A `Scan` carries tensors of one shape alone, and is made a `Loop`
-    by P16.
+    A value of the main graph becomes an output directly. A value inside a subgraph exists once per execution, perhaps
+    never and perhaps a thousand times, so a sequence of tensors collects it: the sequence starts empty in the main
+    graph, is passed down to the value, grows with each execution, and is passed back up to an output. An `If` passes
+    it on as a result of both branches, a `Loop` as a carried variable. A `Scan` can only carry tensors of a fixed
+    shape, so P16 turns it into a `Loop`.
     """
 
     number = "P17"
 
     def __init__(self, wanted: Collection[int], unused: Callable[[], str]) -> None:
-        """`wanted` are the numbers of layers in the model's order; `unused` gives names that no value has."""
+        """`wanted` are the indices of layers in the model's order; `unused` returns names that no value has."""
         self._wanted = wanted
         self._unused = unused
         self._outputs: dict[ir.Value, str] = {}
         self.shown: list[Shown] = []
-        """What shows each layer of the model; nothing shows one that is not wanted."""
+        """The outputs that show each layer of the model; empty for a layer that is not wanted."""
         self.reasons: dict[int, str] = {}
-        """Why a layer, by its number, cannot be shown."""
+        """Why a layer cannot be shown, by its index."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Adds outputs, those of subgraphs first: a `Loop` that carries more has its later results in other places."""
+        """Adds outputs, those of subgraphs first: carrying one more variable shifts the later results of a `Loop`."""
         opset = model.opset_imports.get("", 0)
         found = list(places(model.graph))
         shown = dict.fromkeys(range(len(found)), Shown())
@@ -99,7 +99,7 @@ class ShowLayers(Pass):
         return Shown((str(collected.name),), nested=True)
 
     def _output(self, graph: ir.Graph, value: ir.Value) -> str:
-        """The output that shows a value of the main graph, which may be an input or stored."""
+        """The output that shows a value of the main graph; the value may be an input or an initializer."""
         if value not in self._outputs:
             node = self._node("Identity", [value])
             graph.append(node)
@@ -109,9 +109,9 @@ class ShowLayers(Pass):
         return self._outputs[value]
 
     def _collect(self, place: Place, steps: tuple[Step, ...], sequence: ir.Value) -> ir.Value:
-        """Adds X and Y of a layer to a sequence, each time that its graph runs; returns the longer sequence.
+        """Appends a layer's X and Y to a sequence each time its graph runs; returns the longer sequence.
 
-        Both are values of the graph around the first step; of the layer's own where there is none.
+        Both sequences are values of the graph that contains the first step, or the layer's own graph without steps.
         """
         if not steps:
             for value in (place.node.inputs[0], place.node.outputs[0]):
@@ -129,7 +129,7 @@ class ShowLayers(Pass):
             return result
         carried = _typed(ir.Value(name=self._unused()))
         body = step.graph
-        # Of the body's inputs two are the iteration and the condition; of its outputs one is the condition.
+        # Two of the body's inputs are the iteration and the condition; one of its outputs is the condition.
         count = len(body.inputs) - 2
         inner = self._collect(place, tuple(further), carried)
         step.node.resize_inputs(count + 3)
@@ -139,7 +139,7 @@ class ShowLayers(Pass):
         return self._added_output(step.node, count)
 
     def _added_output(self, node: ir.Node, index: int) -> ir.Value:
-        """A new output of a node, those from this place on being one place later."""
+        """Inserts a new output of a node at an index; the outputs from there on move one place back."""
         node.resize_outputs(len(node.outputs) + 1)
         for place in reversed(range(index + 1, len(node.outputs))):
             before, after = node.outputs[place - 1], node.outputs[place]
@@ -151,7 +151,7 @@ class ShowLayers(Pass):
         return _typed(added)
 
     def _unchanged(self, branch: ir.Graph, sequence: ir.Value) -> ir.Value:
-        """A sequence as a result of a branch: one that lies around it cannot be, and `Identity` took none up to 13."""
+        """An outer sequence as a branch's result; it cannot be one directly, nor via `Identity` up to opset 13."""
         one = self._node("Constant", [], ir.AttrFloat32("value_float", 1.0))
         longer = self._node("SequenceInsert", [sequence, one.outputs[0]])
         same = self._node("SequenceErase", [longer.outputs[0]])

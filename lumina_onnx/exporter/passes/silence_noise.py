@@ -13,12 +13,12 @@ __all__ = ["SilenceNoise"]
 
 
 class SilenceNoise(Pass):
-    """P05: no layer draws noise: each of its levels is 0."""
+    """P05: no layer draws noise: every noise level is 0."""
 
     number = "P05"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Changes every layer."""
+        """Sets the noise levels of every layer to 0."""
         layers = optical_nodes(model)
         for layer in layers:
             set_attributes(layer.node, **dict.fromkeys(NOISE, 0.0))

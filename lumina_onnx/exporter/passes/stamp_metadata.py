@@ -17,14 +17,15 @@ from . import Pass, PassResult
 __all__ = ["StampMetadata"]
 
 _PROFILE = "lumina.profile."
-"""How the keys begin under which a hardware stands with the layers that run on it."""
+"""The prefix of the metadata keys that each describe one hardware profile and the layers that run on it."""
 
 
 class StampMetadata(Pass):
     """P14: a file says which hardware it is for, and who wrote it.
 
-    Whoever made the model stays its producer. Each distinct hardware has a key of its own in the metadata, made from
-    what it holds, so that those of two files can be merged. Nodes and values have the names that they are listed by.
+    A producer that the model already names is kept. Each distinct hardware profile has its own metadata key, derived
+    from its content, so that the metadata of two files can be merged. Nodes and values without a name get one, since
+    layers are listed by name.
     """
 
     number = "P14"
@@ -49,7 +50,7 @@ class StampMetadata(Pass):
 
 
 def _profiles(model: ir.Model) -> list[dict[str, Any]]:
-    """Each distinct hardware with the layers that run on it. Ranges are each layer's own and stand in its node."""
+    """Each distinct hardware profile with the layers that run on it. Ranges belong to a layer and stay in its node."""
     groups: dict[str, dict[str, Any]] = {}
     for layer in optical_nodes(model):
         profile = {

@@ -18,7 +18,7 @@ class StateDefaults(Pass):
     number = "P12"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Adds what nodes omit."""
+        """Adds the attributes that nodes omit."""
         modified = False
         for layer in optical_nodes(model):
             omitted = {name: value for name, value in defaults().items() if name not in layer.node.attributes}

@@ -21,25 +21,26 @@ from . import Pass, PassResult
 __all__ = ["PACKED_BITS", "StoreWeights"]
 
 PACKED_BITS = (1, 2, 4)
-"""Weight bits whose codes share bytes; the others up to 8 take a byte each, and 9..16 stay float32."""
+"""Weight bits whose codes are packed into shared bytes; other codes up to 8 bits take a byte each, 9..16 stay float32.
+"""
 
 
 class StoreWeights(Pass):
     """P08: W, W_scale and B of a layer are initializers of the node's own graph, W quantised to its bits.
 
-    Before 1.29 ONNX Runtime shows a custom operator in a subgraph no constants of the graphs around it. In each graph a
-    W is stored, and quantised, once, however many of its nodes read it at the same bits. What nothing reads any more
-    stays for :class:`.remove_unused.RemoveUnused`.
+    Before 1.29, ONNX Runtime does not show a custom operator in a subgraph the constants of the enclosing graphs. Each
+    graph stores and quantises a W once for all of its nodes that read it at the same bits. Values that nothing reads
+    any more are left to :class:`.remove_unused.RemoveUnused`.
 
     Raises:
-        ValueError: a W or B that is no float32 constant or not finite, or parameters that do not fit the layer's
-            size, naming the node.
+        ValueError: a W or B is not a float32 constant or not finite, or parameters do not fit the layer's size; the
+            message names the node.
     """
 
     number = "P08"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replaces the inputs of every layer but X."""
+        """Replaces every layer's inputs other than X."""
         known, names = Constants(model), Names(name for graph in model.graphs() for name in graph.initializers)
         stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
         layers = optical_nodes(model)
@@ -64,8 +65,8 @@ class StoreWeights(Pass):
 def _check(layer: OpticalNode, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
     """Refuses here what a session would refuse when it loads the file.
 
-    The kernel is asked about a matrix of one column and one of one row, which says all that depends on the sizes, so
-    that it does not quantise W for the question.
+    The kernel checks a matrix of one column and one of one row. Together they cover every check that depends on the
+    sizes, and W need not be quantised for it.
     """
     values = {name: each.value for name, each in layer.node.attributes.items() if name != "seed"}
     column, row = weight, weight[:1]
@@ -78,7 +79,7 @@ def _check(layer: OpticalNode, weight: NDArray[np.float32], bias: NDArray[np.flo
 
 @contextlib.contextmanager
 def _naming(layer: OpticalNode) -> Iterator[None]:
-    """Puts the layer's name before what the kernel says."""
+    """Prefixes the kernel's error messages with the layer's name."""
     try:
         yield
     except ValueError as error:
@@ -103,7 +104,7 @@ def _store(layer: OpticalNode, names: Names, bits: int, weight: NDArray[np.float
 
 
 def _own(layer: OpticalNode, index: int) -> ir.Value | None:
-    """An input of a node that is an initializer of its graph already."""
+    """An input of a node if it already is an initializer of the node's graph, else None."""
     value = layer.input(index)
     return value if value is not None and value.is_initializer() and value.graph is layer.node.graph else None
 
@@ -128,7 +129,7 @@ def _float_constant(known: Constants, layer: OpticalNode, index: int, name: str)
 
 
 def _add(layer: OpticalNode, names: Names, name: str | None, array: NDArray[Any]) -> ir.Value:
-    """A new initializer of a node's graph, its name made unique."""
+    """A new initializer of a node's graph, under a unique name."""
     graph = layer.node.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"{layer.name} lies in a function, which has no initializers; allowed are graphs")
