@@ -14,7 +14,7 @@ _NOT_ASCII = re.compile(r"[^ -~]")
 
 
 class Hardware(Protocol):
-    """Bits and noise levels, which both a profile and a layer of a file have."""
+    """The bits of a profile, or of a layer of a file."""
 
     @property
     def input_bits(self) -> int: ...
@@ -22,12 +22,6 @@ class Hardware(Protocol):
     def weight_bits(self) -> int: ...
     @property
     def output_bits(self) -> int: ...
-    @property
-    def noise_relative(self) -> float: ...
-    @property
-    def noise_additive(self) -> float: ...
-    @property
-    def noise_shot(self) -> float: ...
 
 
 def bits_text(hardware: Hardware) -> str:
@@ -42,8 +36,8 @@ def range_text(value: float | tuple[float, ...]) -> str:
     return f"{value:.4g}" if value else "dynamic"
 
 
-def noise_text(hardware: Hardware) -> str:
-    """The noise laws that are on, with their levels; "none" if there are none."""
+def noise_text(hardware: object) -> str:
+    """The noise laws that are on in a profile, or in a layer of a file, with their levels; "none" if there are none."""
     levels = [f"{name.removeprefix('noise_')} {level:g}" for name in NOISE if (level := getattr(hardware, name))]
     return ", ".join(levels) or "none"
 

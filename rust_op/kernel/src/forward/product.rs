@@ -1,7 +1,7 @@
 //! Rows times panels: which tiles multiply them, and where the results go.
 
 use crate::executor::{Executor, run_each};
-use crate::microkernel::amx::{ConfiguredTiles, TILE_ROWS, Tiles, bytes_behind};
+use crate::microkernel::amx::{ConfiguredTiles, Tiles, bytes_behind};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::isa::{Isa, Vectorized};
 use crate::microkernel::output::OutputBlock;
@@ -81,10 +81,12 @@ impl Product<'_> {
         }
     }
 
-    /// The permission to use matrix tiles, if there are enough rows for one.
+    /// The permission to use matrix tiles, if this product is one for them.
     fn tiles(&self) -> Option<Tiles> {
-        let is_large = matches!(self.rows, StagedRows::Int(_)) && self.x_step.len() >= TILE_ROWS;
-        self.weights.tier().tiles().filter(|_| is_large)
+        match self.rows {
+            StagedRows::Int(_) => self.weights.tier().tiles_for(self.x_step.len()),
+            StagedRows::Float(_) => None,
+        }
     }
 
     /// z of all rows and columns, on the calling thread.

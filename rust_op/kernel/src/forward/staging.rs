@@ -46,7 +46,7 @@ impl Staging {
         let values = if weights.params().is_integer() {
             let magnitudes = weights.needs_magnitudes();
             // Matrix tiles read whole tiles of rows.
-            let (rows, stride) = match weights.tier().tiles() {
+            let (rows, stride) = match weights.tier().tiles_for(rows) {
                 Some(_) => (rows.next_multiple_of(TILE_ROWS), tile_stride(k)),
                 None => (rows, code_stride(k)),
             };

@@ -151,10 +151,15 @@ impl Tier {
         self.tiles
     }
 
+    /// The permission to use matrix tiles for integer products of `rows` rows, if there are enough of them for one tile.
+    pub(crate) fn tiles_for(self, rows: usize) -> Option<Tiles> {
+        self.tiles.filter(|_| rows >= TILE_ROWS)
+    }
+
     /// [`Isa::PRODUCTS_PER_NS`] in a call of `m` rows.
     pub(crate) fn products_per_ns(self, m: usize) -> (u64, u64) {
         let (of_codes, of_floats) = self.facts().products_per_ns;
-        (if self.tiles.is_some() && m >= TILE_ROWS { TILE_PRODUCTS_PER_NS } else { of_codes }, of_floats)
+        (if self.tiles_for(m).is_some() { TILE_PRODUCTS_PER_NS } else { of_codes }, of_floats)
     }
 
     /// Whether panels of 8 bits hold signed codes, whose products need the magnitudes of X's codes.
