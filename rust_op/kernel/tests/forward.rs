@@ -149,7 +149,7 @@ impl Executor for Worthwhile {
         4
     }
 
-    fn worthwhile_ns(&self) -> u64 {
+    fn worthwhile_ns(&self, _wake_ns: u64) -> u64 {
         20_000
     }
 }
