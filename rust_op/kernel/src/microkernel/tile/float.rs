@@ -67,8 +67,9 @@ unsafe fn float_rows<S: Isa, const MR: usize>(
         if const { S::FLOAT_TILE.1 == 2 } {
             float_vectors::<S, MR, 2>(isa, rows, panel, depth, scaling, output, row, 0);
         } else {
-            float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 0);
-            float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 1);
+            for vector in 0..2 {
+                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, vector);
+            }
         }
     }
     MR

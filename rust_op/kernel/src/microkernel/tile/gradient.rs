@@ -127,8 +127,9 @@ impl Tile<'_> {
             if const { S::FLOAT_TILE.1 == 2 } {
                 self.vectors::<S, F, MR, 2>(isa, form, 0);
             } else {
-                self.vectors::<S, F, MR, 1>(isa, form, 0);
-                self.vectors::<S, F, MR, 1>(isa, form, 1);
+                for vector in 0..2 {
+                    self.vectors::<S, F, MR, 1>(isa, form, vector);
+                }
             }
         }
     }

@@ -148,6 +148,11 @@ unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, c
         // A panel is read once from beginning to end if the sums of both its vectors fit the registers.
         if const { S::INT_TILE.1 == 2 || (MR <= S::PANEL_WIDE_ROWS && BITS > 2) } {
             tile_vectors::<S, BITS, SIZE, MR, 2, CHAINS>(isa, rows, panel, scaling, output, row, 0);
+        } else if const { S::OWN_TILES } {
+            // One copy of the code for both. On x86, two are up to 8 % faster.
+            for vector in 0..2 {
+                tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, vector);
+            }
         } else {
             tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, 0);
             tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, 1);
