@@ -1,0 +1,533 @@
+"""Predicts with llvm-mca how fast the hot loops of the Arm tiers run, and fails where one is slower than its bar.
+
+    tests/board/speed.py liblumina_ort.so [liblumina_kernel.so ...] [--shipped LIBRARY ...] [--json FILE]
+
+Nothing is measured: llvm-mca simulates a loop on a model of the processor, with all that it reads in the first-level
+cache. Loops are found in the machine code and named by the functions that were inlined into them, so a library needs
+line tables: the release profile with `debug = "line-tables-only"` and `strip = "none"`. `--shipped` proves that a
+library without them holds the same loops, instruction for instruction.
+
+How a loop is counted:
+
+- Its multiply-adds (normals, elements) are counted from its instructions: see `WORK`.
+- All its instructions count, even those that a branch within the loop may skip; of the loops of noise, DAC and ADC,
+  which choose between whole and partial vectors, the shortest way through them that does the most.
+- A short loop within another one of the same function (sums of 16 bits, widened after some blocks) is simulated
+  together with it: the inner loop as often as it runs (`TRIPS`), then what surrounds it. That number must be an
+  immediate operand in the outer loop, so it is the one of the library.
+- Cycles are those of a trip in the steady state, without what precedes and follows the loop, and at least those that
+  decoding takes.
+- Of the same loop in a function, there may be several that differ in how much a trip does. Those that do the most are
+  compared with the bars. The others do what is left at the end of a row, and are listed as "rest".
+- A spill is an access to the stack. It costs what the loop takes less without it.
+
+The bounds are what the same model allows at best, whatever the order and the latencies of instructions: for the
+multiply-adds alone, and for all vector instructions but loads and stores.
+
+The bars hold for fixed versions of rustc and llvm-mca (`PINNED`). With others the table is printed but nothing is
+compared, and the exit status is 3. It is 1 where a bar is missed or a loop cannot be simulated, and 0 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from machine_code import Failure, Flow, Frame, Instruction, Loop, bounds, cycles, disassembled, origins, run
+
+# The kernel's side: names, tiles and bars. All that follows it depends on the instruction set alone.
+
+#: How the versions begin that the bars hold for.
+PINNED = {"rustc": "1.96.", "llvm-mca": "22.1."}
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A tier, and the processor whose model its loops are simulated on."""
+
+    type: str
+    """The tier's type in the names of generic functions."""
+    model: tuple[str, ...]
+    """What selects the model in llvm-mca."""
+    decoded: int
+    """Instructions that the processor decodes in a cycle."""
+
+
+# llvm-mca's model of the Cortex-A72 is that of the Cortex-A57. It has none of the Cortex-A76, which is the core of the
+# Neoverse N1. That model dispatches 3 operations a cycle, which suits the compiler's scheduler; the core dispatches 8,
+# of 4 instructions decoded.
+TIERS = {
+    "neon": Tier("Neon<false>", ("-mcpu=cortex-a72",), 3),
+    "neon_dotprod": Tier("Neon<true>", ("-mcpu=neoverse-n1", "-dispatch=8"), 4),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kind of work, and how much of it instructions do."""
+
+    function: str
+    """The name of the functions that do it, without generic arguments: a regular expression."""
+    file: str
+    """How the path of their source begins, within the kernel's folder of sources: a regular expression."""
+    units: dict[str, int]
+    """What an instruction does, by its name and the type of its result. It counts where it comes from the function."""
+    unit: str = "multiply-adds"
+    per: int = 1000
+    """Cycles are given for so many units."""
+    within: str = ""
+    """Where it is called from, directly or not: how that file's path begins, if it matters."""
+    shortest: bool = False
+    """Whether only the shortest way through a loop counts, of those that do the most."""
+    bar_on_spills: bool = True
+    """Whether spills may not cost a cycle."""
+
+
+PRODUCTS = {"smull.8h": 8, "smull2.8h": 8, "smlal.8h": 8, "smlal2.8h": 8, "sdot.4s": 16, "smmla.4s": 32}
+ROUNDED = {"fcvtns.4s": 4}
+# Of a square root are a sine and a cosine made.
+NORMALS = Work(r"fill_row", r"microkernel/gauss", {"fsqrt.4s": 8}, "normals", 1, shortest=True, bar_on_spills=False)
+WORK = {
+    "codes": Work(r"(?:wide|int|small|nibble|slot|pair|quad)_tile", r"microkernel/", PRODUCTS),
+    "floats": Work(r"float_tile", r"microkernel/tile/float", {"fmla.4s": 4}),
+    "gradient": Work(r"products", r"microkernel/tile/gradient", {"fmla.4s": 4}),
+    "normals": NORMALS,
+    "noise": replace(NORMALS, function=r"group", within=r".*epilogue"),
+    "DAC": Work(r"codes_i8", r"microkernel/r", ROUNDED, "elements", 1, r".*/dac", shortest=True, bar_on_spills=False),
+    "ADC": Work(r"group", r".*epilogue", ROUNDED, "elements", 1, shortest=True, bar_on_spills=False),
+}
+
+#: The caller of the algorithms for codes. Its generic arguments after the tier are the tile's.
+TILE, TILE_ARGUMENTS = r"(?:tile|int)_vectors", ("bits", "size", "rows", "vectors")
+
+
+def small_blocks(tile: dict[str, int]) -> int:
+    """Blocks whose products a sum of 16 bits has room for: `blocks_at_once` in tile/int/small.rs."""
+    largest = 2 if tile["bits"] == 1 else 2 ** tile["bits"] - 1
+    return (2**15 - 1) // (2 * largest * 127) // (8 // tile["size"])
+
+
+#: How often the inner loop of an algorithm runs in each trip of the loop around it.
+TRIPS: dict[str, Callable[[dict[str, int]], int]] = {"small_tile": small_blocks}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The most cycles that a tier's loops may take."""
+
+    work: str
+    cycles: dict[str, float]
+    """For each tier."""
+    tile: dict[str, int] = field(default_factory=dict)
+    """Which tiles: rows 0 are those of the tier's largest tile."""
+    in_python_only: bool = False
+    """Whether only the Python extension has such loops."""
+
+
+BARS = {
+    "8 bits, one row": Bar("codes", {"neon": 130, "neon_dotprod": 35}, {"size": 8, "bits": 8, "rows": 1}),
+    "4 bits, one row": Bar("codes", {"neon": 130, "neon_dotprod": 67}, {"size": 4, "bits": 4, "rows": 1}),
+    "2 bits, one row": Bar("codes", {"neon": 130, "neon_dotprod": 68}, {"size": 2, "bits": 2, "rows": 1}),
+    "1 bit, one row": Bar("codes", {"neon": 135, "neon_dotprod": 72}, {"size": 1, "bits": 1, "rows": 1}),
+    "8 bits, rows": Bar("codes", {"neon": 130, "neon_dotprod": 34}, {"size": 8, "bits": 8, "rows": 0}),
+    "4 bits, rows": Bar("codes", {"neon": 130}, {"size": 4, "bits": 4, "rows": 0}),
+    "2 bits, rows": Bar("codes", {"neon": 130}, {"size": 2, "bits": 2, "rows": 0}),
+    "1 bit, rows": Bar("codes", {"neon": 130}, {"size": 1, "bits": 1, "rows": 0}),
+    "floats": Bar("floats", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}),
+    "backward": Bar("gradient", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}, in_python_only=True),
+    "a normal": Bar("normals", {"neon": 8.5, "neon_dotprod": 6.2}, in_python_only=True),
+}
+
+#: An algorithm that is not compared with a bar where the tier has another one for such tiles, which then takes all rows
+#: but those of more than 2^16 columns (`SLOT_CHAIN_GROUPS` in tile/int/in_place.rs).
+FALLBACK = r"(?:wide|int)_tile"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a loop works at."""
+
+    tier: str
+    work: str
+    function: str
+    tile: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        tile = dict(self.tile)
+        parts = [self.function]
+        if "bits" in tile:
+            parts.append(f"{tile['bits']} bits" + (f" in {tile['size']}" if tile["size"] != tile["bits"] else ""))
+        if "rows" in tile:
+            parts.append(f"{tile['rows']} x {16 * tile['vectors']}")
+        return ", ".join(parts)
+
+
+def site_of(instruction: Instruction, frames: Sequence[Frame]) -> Site | None:
+    """What an instruction works at, if it does any of `WORK` for a tier of `TIERS`."""
+    for name, work in WORK.items():
+        if instruction.kind not in work.units:
+            continue
+        for depth, each in enumerate(frames):
+            if not (re.fullmatch(work.function, each.name) and re.match(work.file, each.file)):
+                continue
+            outer = frames[depth:]
+            if work.within and not any(re.match(work.within, other.file) for other in outer):
+                continue
+            tier = next((tier for tier, facts in TIERS.items() if each.arguments[0] == facts.type), None)
+            if tier is None:
+                return None
+            numbers = [int(argument) for argument in each.arguments[1:] if argument.isdecimal()]
+            tile = dict(zip(("rows", "vectors"), numbers[-2:], strict=False))
+            if name == "codes":
+                caller = next((other for other in outer if re.fullmatch(TILE, other.name)), None)
+                if caller is None:
+                    raise Failure(f"{each.name} at {instruction.address:#x} is not called from {TILE}")
+                tile = dict(zip(TILE_ARGUMENTS, map(int, caller.arguments[1:]), strict=False))
+            return Site(tier, name, each.name, tuple(tile.items()))
+    return None
+
+
+# Loops
+
+
+@dataclass
+class Case:
+    """A loop that is simulated."""
+
+    library: str
+    function: str
+    site: Site
+    trip: list[Instruction]
+    """What one trip executes: of the loop around it, where it is simulated together with that."""
+    inner_units: int
+    """Units of a trip of the inner loop alone."""
+    inner_trips: int
+    error: str = ""
+    main: bool = False
+    cycles: float = 0.0
+    """Cycles of a trip."""
+    spared_cycles: float = 0.0
+    """Cycles without accesses to the stack."""
+    bound: float = 0.0
+    """Cycles of the trip's vector instructions, without loads and stores, at best."""
+    unit_bound: float = 0.0
+    """Cycles of the instructions that `WORK` counts, at best."""
+
+    @property
+    def units(self) -> int:
+        """Multiply-adds, normals or elements of a trip."""
+        return self.inner_units * self.inner_trips
+
+    @property
+    def relative(self) -> float:
+        """Cycles as they are compared with a bar."""
+        return self.cycles * WORK[self.site.work].per / self.units if self.units else 0.0
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """Which parts of the cycles the two bounds are."""
+        return (self.bound / self.cycles, self.unit_bound / self.cycles) if self.cycles else (0.0, 0.0)
+
+    @property
+    def spills(self) -> int:
+        """Accesses to the stack."""
+        return sum(instruction.on_stack for instruction in self.trip)
+
+    @property
+    def spill_cycles(self) -> float:
+        """What those take of a trip's cycles."""
+        return self.cycles - self.spared_cycles
+
+    @property
+    def spills_cost(self) -> bool:
+        """Whether spills take a cycle of each trip of the inner loop."""
+        return WORK[self.site.work].bar_on_spills and self.spill_cycles >= self.inner_trips
+
+    def facts(self) -> dict[str, Any]:
+        """What is written as JSON."""
+        of_bound, of_unit_bound = self.parts
+        return {
+            "tier": self.site.tier,
+            "work": self.site.work,
+            "name": str(self.site),
+            **dict(self.site.tile),
+            "main": self.main,
+            "library": self.library,
+            "address": f"{self.trip[0].address:#x}",
+            "instructions": len(self.trip),
+            "units": self.units,
+            "cycles": self.cycles,
+            "relative": round(self.relative, 3),
+            "of_bound": round(of_bound, 4),
+            "of_unit_bound": round(of_unit_bound, 4),
+            "spills": self.spills,
+            "spill_cycles": self.spill_cycles,
+            "error": self.error,
+        }
+
+
+COUNTED = {kind for work in WORK.values() for kind in work.units}
+
+
+def works(instructions: Iterable[Instruction]) -> bool:
+    """Whether any instruction is of a kind that counts for some work."""
+    return any(instruction.kind in COUNTED for instruction in instructions)
+
+
+def cases_of(library: Path) -> list[Case]:
+    """The loops of a library that do any of `WORK` for a tier of `TIERS`."""
+    found: list[tuple[str, Flow, Loop]] = []
+    addresses: set[int] = set()
+    for function, instructions in disassembled(library).items():
+        if not works(instructions):
+            continue
+        flow = Flow(instructions)
+        for loop in flow.loops:
+            # What does such work around an inner loop that does is what is left at the end of a row.
+            if works(flow.own(loop)) and not any(works(flow.own(each)) for each in loop.below()):
+                found.append((function, flow, loop))
+                around = flow.own(loop.parent) if loop.parent else []
+                widening = [each for each in around if each.kind in WIDENING]
+                addresses.update(each.address for each in flow.own(loop) if each.kind in COUNTED)
+                addresses.update(each.address for each in widening)
+    frames = origins(library, addresses)
+    cases = []
+    for function, flow, loop in found:
+        sites = {site_of(each, frames[each.address]) for each in flow.own(loop) if each.kind in COUNTED} - {None}
+        if len(sites) > 1:
+            raise Failure(f"{library}: the loop at {flow.own(loop)[0].address:#x} mixes {', '.join(map(str, sites))}")
+        cases += [case_of(library, function, flow, loop, site, frames) for site in sites if site]
+    most: dict[tuple[str, Site], int] = defaultdict(int)
+    for case in cases:
+        most[case.function, case.site] = max(most[case.function, case.site], case.inner_units)
+    for case in cases:
+        case.main = case.inner_units == most[case.function, case.site]
+    return cases
+
+
+#: Instructions that add sums of 16 bits to sums of 32.
+WIDENING = {"sadalp.4s", "saddw.4s", "saddw2.4s"}
+
+
+def case_of(library: Path, function: str, flow: Flow, loop: Loop, site: Site, frames: dict[int, list[Frame]]) -> Case:
+    """A loop as it is simulated."""
+    work = WORK[site.work]
+
+    def units(instructions: Iterable[Instruction]) -> int:
+        counted = [each for each in instructions if each.kind in work.units]
+        return sum(work.units[each.kind] for each in counted if site_of(each, frames[each.address]))
+
+    trip = flow.shortest(loop, units) if work.shortest else flow.own(loop)
+    case = Case(library.name, function, site, trip, units(trip), 1)
+    if not trip:
+        case.error, case.trip = "every way through it calls a function or has a loop", flow.own(loop)
+    elif any(instruction.calls for instruction in trip):
+        case.error = "it calls a function"
+    elif loop.parent and site.function in TRIPS:
+        around = flow.own(loop.parent)
+        if any(
+            each.kind in WIDENING and any(frame.name == site.function for frame in frames[each.address])
+            for each in around
+        ):
+            case.inner_trips = TRIPS[site.function](dict(site.tile))
+            place = next((i for i, each in enumerate(around) if each.address > trip[0].address), len(around))
+            case.trip = [*around[:place], *trip * case.inner_trips, *around[place:]]
+            immediate = re.compile(rf"#(?:{case.inner_trips}|{case.inner_trips:#x})\b")
+            if not any(immediate.search(each.operands) for each in around):
+                case.error = f"the inner loop should run {case.inner_trips} times, which no operand around it says"
+            elif len(loop.parent.children) > 1:
+                case.error = "it is not the only loop in the one around it"
+    return case
+
+
+# Simulation
+
+
+def predict(cases: Sequence[Case]) -> None:
+    """Simulates the cases, each on its tier's processor."""
+    for name, tier in TIERS.items():
+        mine = [case for case in cases if case.site.tier == name and not case.error]
+        trips = [case.trip for case in mine]
+        taken = cycles(tier.model, trips)
+        spared = cycles(tier.model, [[each for each in trip if not each.on_stack] for trip in trips])
+        vectors = [[each for each in trip if each.is_vector and not each.is_memory] for trip in trips]
+        units = [[each for each in case.trip if each.kind in WORK[case.site.work].units] for case in mine]
+        for case, *figures in zip(
+            mine, taken, spared, bounds(tier.model, vectors), bounds(tier.model, units), strict=True
+        ):
+            case.cycles, case.spared_cycles, case.bound, case.unit_bound = figures
+            case.cycles = max(case.cycles, len(case.trip) / tier.decoded)
+            case.spared_cycles = max(case.spared_cycles, (len(case.trip) - case.spills) / tier.decoded)
+
+
+# Bars
+
+
+@dataclass
+class Result:
+    """A bar of a tier, and the loops that are compared with it."""
+
+    name: str
+    tier: str
+    cycles: float
+    cases: list[Case]
+    needed: bool
+    """Whether one of the libraries should have such loops."""
+
+    @property
+    def worst(self) -> Case | None:
+        """The slowest loop that could be simulated."""
+        return max((case for case in self.cases if not case.error), key=lambda case: case.relative, default=None)
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong; nothing if the bar is reached."""
+        if not self.cases:
+            return "no loop found" if self.needed else ""
+        errors = [f"cannot be simulated: {case.error}" for case in self.cases if case.error]
+        slow = ["too slow" for case in self.cases if not case.error and case.relative > self.cycles]
+        spilling = ["a spill costs a cycle" for case in self.cases if not case.error and case.spills_cost]
+        return ", ".join(dict.fromkeys(errors + slow + spilling))
+
+
+def results(cases: Sequence[Case], python: bool) -> list[Result]:
+    """Each bar with its loops. `python` says whether a Python extension is among the libraries."""
+    found = []
+    for name, bar in BARS.items():
+        for tier, limit in bar.cycles.items():
+            mine = [case for case in cases if case.site.tier == tier and case.site.work == bar.work and case.main]
+            want = dict(bar.tile)
+            if want.get("rows") == 0:
+                alike = {key: value for key, value in want.items() if key != "rows"}
+                rows = [dict(case.site.tile)["rows"] for case in mine if alike.items() <= dict(case.site.tile).items()]
+                want["rows"] = max(rows, default=0)
+            mine = [case for case in mine if want.items() <= dict(case.site.tile).items()]
+            own = [case for case in mine if not re.fullmatch(FALLBACK, case.site.function)]
+            found.append(Result(name, tier, limit, own or mine, python or not bar.in_python_only))
+    return found
+
+
+# The command
+
+
+def versions(libraries: Sequence[Path]) -> dict[str, str]:
+    """The versions of the compiler that made the libraries, and of llvm-mca."""
+    compilers = set()
+    for library in libraries:
+        made = re.findall(rb"rustc version (\S+)", library.read_bytes())
+        compilers |= {version.decode() for version in made} or {"unknown"}
+    simulator = re.search(r"LLVM version (\S+)", run("llvm-mca", "--version"))
+    return {"rustc": " and ".join(sorted(compilers)), "llvm-mca": simulator[1] if simulator else "unknown"}
+
+
+def missing_from(shipped: Sequence[Path], cases: Sequence[Case]) -> list[str]:
+    """Loops that none of the shipped libraries has, instruction for instruction."""
+    code = ["\n".join(each.shape for each in itertools.chain(*disassembled(path).values())) for path in shipped]
+    lost = []
+    for case in cases:
+        runs: list[list[Instruction]] = []
+        for each in sorted({each.address: each for each in case.trip}.values(), key=lambda each: each.address):
+            if runs and runs[-1][-1].address + 4 == each.address:
+                runs[-1].append(each)
+            else:
+                runs.append([each])
+        texts = ["\n".join(each.shape for each in part) for part in runs]
+        if not any(all(text in whole for text in texts) for whole in code):
+            lost.append(f"{case.site} at {case.trip[0].address:#x} of {case.library}")
+    return lost
+
+
+COLUMNS = "{:13} {:42} {:4} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6}"
+HEAD = ("tier", "loop", "", "copies", "instr.", "units", "cycles", "relative", "of bound", "of units", "spills", "cost")
+
+
+def table(cases: Iterable[Case]) -> Iterator[str]:
+    """The loops, a line for all that are alike."""
+    yield COLUMNS.format(*HEAD)
+    alike: dict[tuple[Any, ...], list[Case]] = defaultdict(list)
+    works = list(WORK)
+    for case in cases:
+        place = (case.site.tier, works.index(case.site.work), str(case.site), not case.main, case.relative, case.error)
+        key = (*place, len(case.trip), case.spills, case.spill_cycles)
+        alike[key].append(case)
+    for copies in (alike[key] for key in sorted(alike)):
+        case = copies[0]
+        name = (case.site.tier, f"{case.site.work}: {case.site}", "" if case.main else "rest", len(copies))
+        if case.error:
+            yield COLUMNS.format(*name, *("" for _ in HEAD[4:])).rstrip() + f" cannot be simulated: {case.error}"
+            continue
+        figures = (f"{case.cycles:.1f}", f"{case.relative:.2f}", *(f"{part:.0%}" for part in case.parts))
+        yield COLUMNS.format(*name, len(case.trip), case.units, *figures, case.spills, f"{case.spill_cycles:.1f}")
+
+
+def main() -> int:
+    """The command; see the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("libraries", nargs="+", type=Path, metavar="LIBRARY", help="with line tables")
+    parser.add_argument("--shipped", nargs="+", type=Path, default=[], metavar="LIBRARY", help="without them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--any-version", action="store_true", help="compare with the bars whatever the versions")
+    options = parser.parse_args()
+    try:
+        return compare(options)
+    except Failure as failure:
+        print(f"speed: {failure}", file=sys.stderr)
+        return 1
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Prints the tables, and returns the exit status."""
+    here = versions(options.libraries)
+    cases = [case for library in options.libraries for case in cases_of(library)]
+    predict(cases)
+    python = any(b"PyInit_lumina_kernel" in library.read_bytes() for library in options.libraries)
+    judged = results(cases, python)
+    print("\n".join(table(cases)))
+    print("\nBars, in cycles for 1,000 multiply-adds or for a normal:")
+    for result in judged:
+        worst = f"{result.worst.relative:8.2f}" if result.worst else f"{'':8}"
+        verdict = result.complaint or ("reached" if result.cases else "not looked for: in the Python extension only")
+        print(f"{result.tier:13} {result.name:16} {worst} of {result.cycles:5g}   {verdict}")
+    print(f"\nrustc {here['rustc']}, llvm-mca {here['llvm-mca']}")
+    if options.json:
+        facts = {
+            "versions": here,
+            "models": {name: list(tier.model) for name, tier in TIERS.items()},
+            "libraries": {library.name: library.stat().st_size for library in options.shipped},
+            "bars": [
+                {
+                    "name": result.name,
+                    "tier": result.tier,
+                    "bar": result.cycles,
+                    "relative": result.worst and round(result.worst.relative, 3),
+                    "complaint": result.complaint,
+                }
+                for result in judged
+            ],
+            "loops": [case.facts() for case in cases],
+        }
+        options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    compared = [case for result in judged for case in result.cases if not case.error]
+    lost = missing_from(options.shipped, compared) if options.shipped else []
+    for loop in lost:
+        print(f"speed: not in what is shipped: {loop}", file=sys.stderr)
+    other = [f"{name} {here[name]}, not {pin}x" for name, pin in PINNED.items() if not here[name].startswith(pin)]
+    if other and not options.any_version:
+        print(f"speed: NOT COMPARED, since the bars are for other versions: {', '.join(other)}", file=sys.stderr)
+        return 3
+    missed = [result for result in judged if result.complaint]
+    broken = [case for case in cases if case.error]
+    print(f"speed: {len(missed)} bars missed, {len(broken)} loops not simulated, {len(lost)} not in what is shipped")
+    return 1 if missed or broken or lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

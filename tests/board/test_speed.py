@@ -1,0 +1,223 @@
+"""What speed.py and machine_code.py make of machine code: loops, what counts in them, and the comparison with the bars.
+
+The code is written here, so that neither LLVM nor a library for aarch64 is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import speed
+from machine_code import Flow, Frame, Instruction, Loop, frame
+
+ROOT = Path(__file__).parents[2]
+
+
+def code(text: str, start: int = 0x1000) -> list[Instruction]:
+    """Instructions at consecutive addresses; `@n` stands for the address of line n."""
+    lines = text.strip().splitlines()
+    found = []
+    for index, line in enumerate(lines):
+        name, _, operands = line.strip().partition(" ")
+        operands = re.sub(r"@(\d+)", lambda m: f"{start + 4 * int(m[1]):#x} <f+0x0>", operands)
+        found.append(Instruction(start + 4 * index, name, operands))
+    return found
+
+
+def names(instructions: Iterable[Instruction]) -> list[str]:
+    return [instruction.name for instruction in instructions]
+
+
+NEST = """
+    mov x9, x1
+    movi v0.2d, #0
+    smlal v0.8h, v1.8b, v2.8b
+    subs x9, x9, #1
+    b.ne @2
+    sadalp v4.4s, v0.8h
+    add x9, x9, #4
+    cbnz x0, @1
+    ret
+"""
+
+
+def test_loops_within_loops() -> None:
+    flow = Flow(code(NEST))
+    inner, outer = flow.loops
+    assert names(flow.own(inner)) == ["smlal", "subs", "b.ne"]
+    assert names(flow.own(outer)) == ["movi", "sadalp", "add", "cbnz"]
+    assert inner.parent is outer
+    assert list(outer.below()) == [inner]
+
+
+def test_a_block_that_lies_elsewhere_belongs_to_its_loop() -> None:
+    flow = Flow(code("cbz x0, @4\nfmla v0.4s, v1.4s, v2.4s\ncbnz x1, @0\nret\nldr q0, [x0]\nb @1"))
+    (loop,) = flow.loops
+    assert names(flow.own(loop)) == ["cbz", "fmla", "cbnz", "ldr", "b"]
+
+
+def test_a_branch_back_into_a_block_that_something_else_leads_to_is_no_loop() -> None:
+    """A cold block may lie behind what it goes on to."""
+    assert Flow(code("cbz x0, @3\nfmul v0.4s, v1.4s, v2.4s\nret\nmov x1, x2\nb @1")).loops == []
+
+
+def test_the_shortest_way_does_the_most_without_calls() -> None:
+    instructions = code("""
+        cbz x0, @5
+        fcvtns v0.4s, v1.4s
+        nop
+        nop
+        b @9
+        cbz x1, @8
+        fcvtns v0.4s, v1.4s
+        b @9
+        bl @20
+        subs x9, x9, #1
+        b.ne @0
+        ret
+    """)
+    flow = Flow(instructions)
+    (loop,) = flow.loops
+
+    def units(some: Iterable[Instruction]) -> int:
+        return sum(each.kind == "fcvtns.4s" for each in some)
+
+    assert names(flow.shortest(loop, units)) == ["cbz", "cbz", "fcvtns", "b", "subs", "b.ne"]
+    (loop,) = Flow(code("bl @9\ncbnz x0, @0\nret")).loops
+    assert Flow(code("bl @9\ncbnz x0, @0\nret")).shortest(loop, units) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "is_memory", "on_stack", "is_vector"),
+    [
+        ("smlal2 v0.8h, v1.16b, v2.16b", "smlal2.8h", False, False, True),
+        ("sdot v0.4s, v1.16b, v2.4b[1]", "sdot.4s", False, False, True),
+        ("ldp q0, q1, [x2], #0x20", "ldp", True, False, True),
+        ("str q3, [sp, #0x40]", "str", True, True, True),
+        ("ldr x3, [sp]", "ldr", True, True, False),
+        ("add x3, sp, #0x10", "add", False, False, False),
+    ],
+)
+def test_instructions(text: str, kind: str, is_memory: bool, on_stack: bool, is_vector: bool) -> None:
+    (instruction,) = code(text)
+    found = (instruction.kind, instruction.is_memory, instruction.on_stack, instruction.is_vector)
+    assert found == (kind, is_memory, on_stack, is_vector)
+
+
+def test_addresses_do_not_matter_to_what_is_simulated() -> None:
+    here, there = code("b.ne @0\nadrp x8, @3"), code("b.ne @0\nadrp x8, @3", 0x2000)
+    assert [each.text for each in here] == [each.text for each in there] == ["b.ne somewhere", "adrp x8, somewhere"]
+
+
+def test_names_of_functions() -> None:
+    found = frame("small_tile<lumina_kernel::microkernel::neon::Neon<false>, 4, 8, (i32, u8), 2>", "/x/a.rs")
+    assert found == Frame("small_tile", ("Neon<false>", "4", "8", "(i32, u8)", "2"), "/x/a.rs")
+    assert frame("run", "/x/rust_op/kernel/src/forward/dac.rs").file == "forward/dac.rs"
+
+
+def frames(tier: str, function: str = "small_tile", tile: str = "4, 4, 1, 2, 1") -> list[Frame]:
+    """What an instruction of a tile comes from."""
+    path = "/x/rust_op/kernel/src/microkernel"
+    return [
+        frame("vmlal_s8", "/rust/core.rs"),
+        frame(f"{function}<{tier}, 4, 4, 1, 2>", f"{path}/tile/int/small.rs"),
+        frame(f"tile_vectors<{tier}, {tile}>", f"{path}/tile/int.rs"),
+    ]
+
+
+def test_what_a_loop_works_at() -> None:
+    (product,) = code("smlal v0.8h, v1.8b, v2.8b")
+    site = speed.site_of(product, frames("a::Neon<false>"))
+    assert site is not None
+    assert str(site) == "small_tile, 4 bits, 1 x 32"
+    assert site.tier == "neon"
+    assert speed.site_of(product, frames("Portable")) is None
+    (other,) = code("add v0.4s, v1.4s, v2.4s")
+    assert speed.site_of(other, frames("Neon<false>")) is None
+
+
+def nested_case(text: str = NEST) -> speed.Case:
+    flow = Flow(code(text))
+    inner = next(loop for loop in flow.loops if loop.parent)
+    (product,) = (each for each in flow.own(inner) if each.kind == "smlal.8h")
+    site = speed.site_of(product, frames("Neon<false>"))
+    assert site is not None
+    origins = {each.address: frames("Neon<false>") for block in flow.blocks for each in block}
+    return speed.case_of(Path("x.so"), "f", flow, inner, site, origins)
+
+
+def test_the_loop_around_sums_of_16_bits_is_counted() -> None:
+    """4 bits: 8 groups of products fit, which are 4 blocks of two slots."""
+    case = nested_case()
+    assert names(case.trip) == ["movi", *["smlal", "subs", "b.ne"] * 4, "sadalp", "add", "cbnz"]
+    assert (case.units, case.inner_units, case.inner_trips, case.error) == (32, 8, 4, "")
+
+
+def test_the_number_of_inner_trips_must_be_the_library_s() -> None:
+    assert "4 times" in nested_case(NEST.replace("#4", "#5")).error
+
+
+def test_the_kernel_has_the_names_and_constants_that_the_script_relies_on() -> None:
+    sources = ROOT / "rust_op" / "kernel" / "src" / "microkernel" / "tile"
+    small = (sources / "int" / "small.rs").read_text(encoding="utf-8")
+    assert "(i16::MAX as i32 / (2 * largest * LARGEST_CODE)) as usize" in small
+    assert "let blocks_at_once = small_groups(largest) / slots;" in small
+    (arguments,) = re.findall(r"unsafe fn tile_vectors<([^>]*)>", (sources / "int.rs").read_text(encoding="utf-8"))
+    assert re.findall(r"const (\w+)", arguments)[:4] == ["BITS", "SIZE", "MR", "NV"]
+
+
+def case(relative: float, rows: int = 1, function: str = "small_tile", **facts: object) -> speed.Case:
+    tile = (("bits", 4), ("size", 4), ("rows", rows), ("vectors", 1))
+    found = speed.Case("x.so", "f", speed.Site("neon", "codes", function, tile), code("nop"), 1000, 1, main=True)
+    found.cycles = found.spared_cycles = relative
+    for name, value in facts.items():
+        setattr(found, name, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cases", "complaint"),
+    [
+        ([case(130)], ""),
+        ([case(126), case(130.1)], "too slow"),
+        ([case(126, spared_cycles=125.0)], "a spill costs a cycle"),
+        ([case(126, spared_cycles=125.5)], ""),
+        ([case(126), case(0, error="it calls a function")], "cannot be simulated: it calls a function"),
+        ([case(126), case(500, function="wide_tile")], ""),
+        ([case(500, function="wide_tile")], "too slow"),
+        ([case(126), case(500, main=False)], ""),
+        ([], "no loop found"),
+    ],
+)
+def test_bars(cases: list[speed.Case], complaint: str) -> None:
+    (result,) = (r for r in speed.results(cases, python=False) if (r.name, r.tier) == ("4 bits, one row", "neon"))
+    assert result.complaint == complaint
+
+
+def test_bars_on_rows_are_for_the_largest_tile() -> None:
+    found = speed.results([case(500, rows=1), case(400, rows=2), case(128, rows=4)], python=False)
+    (result,) = (r for r in found if (r.name, r.tier) == ("4 bits, rows", "neon"))
+    assert result.complaint == ""
+
+
+def test_bars_that_only_the_python_extension_can_reach() -> None:
+    def missing(python: bool) -> set[str]:
+        return {result.name for result in speed.results([], python) if result.complaint}
+
+    assert missing(True) - missing(False) == {"backward", "a normal"}
+
+
+def test_a_loop_that_is_not_in_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = code("smlal v0.8h, v1.8b, v2.8b\nb.ne @0", 0x1000)
+    mine = case(126, trip=loop)
+    for shipped, lost in ((code("nop\nsmlal v0.8h, v1.8b, v2.8b\nb.ne @1", 0x8000), 0), (code("nop"), 1)):
+        monkeypatch.setattr(speed, "disassembled", lambda path, shipped=shipped: {"f": shipped})
+        assert len(speed.missing_from([Path("x.so")], [mine])) == lost
+
+
+def test_loops_are_numbered_from_their_header_on() -> None:
+    loop = Loop(3, {1, 3, 4})
+    assert loop.own() == [3, 4, 1]
