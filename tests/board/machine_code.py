@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,12 +81,7 @@ class Instruction:
     @property
     def text(self) -> str:
         """The instruction for the assembler, with one label in place of every address."""
-        return f"{self.name} {re.sub(ADDRESS, LABEL, self.operands)}"
-
-    @property
-    def shape(self) -> str:
-        """What is the same in every build that makes the same code, wherever it places it."""
-        return f"{self.name} {re.sub(ADDRESS, '', self.operands)}"
+        return f"{self.name} {ADDRESS.sub(LABEL, self.operands)}"
 
 
 def run(*command: str, given: str = "") -> str:
@@ -117,6 +113,13 @@ def disassembled(library: Path) -> dict[str, list[Instruction]]:
     if not found:
         raise Failure(f"{library}: llvm-objdump finds no functions in it")
     return found
+
+
+def text_of(library: Path) -> bytes:
+    """All machine code of a library."""
+    with tempfile.NamedTemporaryFile() as file:
+        run("llvm-objcopy", "--output-target=binary", "--only-section=.text", str(library), file.name)
+        return Path(file.name).read_bytes()
 
 
 # Control flow

@@ -5,8 +5,10 @@ The code is written here, so that neither LLVM nor a library for aarch64 is need
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,12 +212,41 @@ def test_bars_that_only_the_python_extension_can_reach() -> None:
     assert missing(True) - missing(False) == {"backward", "a normal"}
 
 
-def test_a_loop_that_is_not_in_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = code("smlal v0.8h, v1.8b, v2.8b\nb.ne @0", 0x1000)
-    mine = case(126, trip=loop)
-    for shipped, lost in ((code("nop\nsmlal v0.8h, v1.8b, v2.8b\nb.ne @1", 0x8000), 0), (code("nop"), 1)):
-        monkeypatch.setattr(speed, "disassembled", lambda path, shipped=shipped: {"f": shipped})
-        assert len(speed.missing_from([Path("x.so")], [mine])) == lost
+@pytest.mark.parametrize(
+    ("cycles", "rustc", "shipped", "status", "words"),
+    [
+        (126, "1.96.0", "same.so", 0, "speed: 0 bars missed"),
+        (131, "1.96.0", "same.so", 1, "too slow"),
+        (126, "1.96.0", "other.so", 1, "other.so has other machine code"),
+        (126, "1.97.0", "same.so", 3, "NOT COMPARED, since the bars are for other versions: rustc 1.97.0, not 1.96.x"),
+        (131, "1.97.0", "same.so", 3, "NOT COMPARED"),
+    ],
+)
+def test_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cycles: float,
+    rustc: str,
+    shipped: str,
+    status: int,
+    words: str,
+) -> None:
+    for name in ("lines.so", "same.so", "other.so"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(speed, "versions", lambda libraries: {"rustc": rustc, "llvm-mca": "22.1.8"})
+    monkeypatch.setattr(speed, "cases_of", lambda library: [case(cycles)])
+    monkeypatch.setattr(speed, "predict", lambda cases: None)
+    monkeypatch.setattr(speed, "text_of", lambda library: b"2" if library.name == "other.so" else b"1")
+    bars = {name: bar for name, bar in speed.BARS.items() if name == "4 bits, one row"}
+    monkeypatch.setattr(speed, "BARS", {name: replace(bar, cycles={"neon": 130}) for name, bar in bars.items()})
+    arguments = ["speed.py", str(tmp_path / "lines.so"), "--shipped", str(tmp_path / shipped)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--json", str(tmp_path / "speed.json")])
+    assert speed.main() == status
+    output = capsys.readouterr()
+    assert words in output.out + output.err
+    (bar,) = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["bars"]
+    assert (bar["relative"], bool(bar["complaint"])) == (cycles, cycles > 130)
 
 
 def test_loops_are_numbered_from_their_header_on() -> None:
