@@ -46,7 +46,7 @@ from machine_code import Failure, Flow, Frame, Instruction, Loop, bounds, cycles
 # The kernel's side: names, tiles and bars. All that follows it depends on the instruction set alone.
 
 #: How the versions begin that the bars hold for.
-PINNED = {"rustc": "1.96.", "llvm-mca": "22.1."}
+PINNED = {"rustc": ("1.95.", "1.96."), "llvm-mca": ("22.1.",)}
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,6 @@ class Case:
             **dict(self.site.tile),
             "main": self.main,
             "library": self.library,
-            "address": f"{self.trip[0].address:#x}",
             "instructions": len(self.trip),
             "units": self.units,
             "cycles": self.cycles,
@@ -451,6 +450,15 @@ def table(cases: Iterable[Case]) -> Iterator[str]:
         yield COLUMNS.format(*name, len(case.trip), case.units, *figures, case.spills, f"{case.spill_cycles:.1f}")
 
 
+def written(facts: dict[str, Any]) -> str:
+    """JSON with a line for each bar and each loop."""
+    parts = []
+    for name, value in facts.items():
+        lines = ",\n".join(map(json.dumps, value)) if isinstance(value, list) else ""
+        parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if lines else json.dumps(value)))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main() -> int:
     """The command; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -491,18 +499,23 @@ def compare(options: argparse.Namespace) -> int:
                     "tier": result.tier,
                     "bar": result.cycles,
                     "relative": result.worst and round(result.worst.relative, 3),
+                    "loop": next((place for place, case in enumerate(cases) if case is result.worst), None),
                     "complaint": result.complaint,
                 }
                 for result in judged
             ],
-            "loops": [case.facts() for case in cases],
+            "loops": [{"id": place, **case.facts()} for place, case in enumerate(cases)],
         }
-        options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(written(facts), encoding="utf-8")
     code = {text_of(library) for library in options.libraries} if options.shipped else set()
     others = [library for library in options.shipped if text_of(library) not in code]
     for library in others:
         print(f"speed: {library} has other machine code than what was looked at", file=sys.stderr)
-    strange = [f"{name} {here[name]}, not {pin}x" for name, pin in PINNED.items() if not here[name].startswith(pin)]
+    strange = [
+        f"{name} {here[name]}, not {' or '.join(f'{pin}x' for pin in pins)}"
+        for name, pins in PINNED.items()
+        if not here[name].startswith(pins)
+    ]
     if strange and not options.any_version:
         print(f"speed: NOT COMPARED, since the bars are for other versions: {', '.join(strange)}", file=sys.stderr)
         return 3
