@@ -120,9 +120,9 @@ def page(facts: dict[str, Any]) -> Group:
     for name in ("size", "batch", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
     for count in counts:
-        table.add_column(f"{count} thread{'s' if count > 1 else ''}", justify="right", no_wrap=True)
+        table.add_column(_threads(count), justify="right", no_wrap=True)
     if facts["predicted_for"]:
-        table.add_column(f"predicted, {counts[0]} thread{'s' if counts[0] > 1 else ''}", justify="right")
+        table.add_column(f"predicted, {_threads(counts[0])}", justify="right")
     places = list(dict.fromkeys((row["size"], row["batch"], row["bits"]) for row in rows))
     for index, (size, batch, bits) in enumerate(places):
         mine = {row["threads"]: row for row in rows if (row["size"], row["batch"], row["bits"]) == (size, batch, bits)}
@@ -132,9 +132,9 @@ def page(facts: dict[str, Any]) -> Group:
         times = [mine[count]["p50_us"] for count in counts] + ([predicted] if facts["predicted_for"] else [])
         table.add_row(f"{size} x {size}", str(batch), str(bits), *(time_text(each * 1e-6) for each in times))
     here = facts["machine"]
-    read = ", ".join(f"{each} GB/s by {count}" for count, each in facts["read_gb_per_s"].items())
+    read = ", ".join(f"{each} GB/s ({_threads(int(count))})" for count, each in facts["read_gb_per_s"].items())
     lines = [
-        f"{here['board'] or 'no known board'}, {here['processor']}, tier {facts['isa']}; memory read at {read} threads",
+        f"{here['board'] or 'no known board'}, {here['processor']}, tier {facts['isa']}; memory read at {read}",
         f"median time of a run in ONNX Runtime {facts['versions']['onnxruntime']}",
     ]
     if facts["predicted_for"]:
@@ -148,6 +148,10 @@ def block(facts: dict[str, Any]) -> list[str]:
     rows = [json.dumps([row[name] for name in COLUMNS], separators=(",", ":")) for row in facts["rows"]]
     body = [*(f"{row}," for row in rows[:-1]), *rows[-1:]]
     return [BEGIN, "{", *head, f'"columns": {json.dumps(COLUMNS)},', '"rows": [', *body, "]", "}", END]
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _versions() -> dict[str, str]:
