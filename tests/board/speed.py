@@ -20,7 +20,8 @@ How a loop is counted:
   decoding takes.
 - Of the same loop in a function, there may be several that differ in how much a trip does. Those that do the most are
   compared with the bars. The others do what is left at the end of a row, and are listed as "rest".
-- A spill is an access to the stack. It costs what the loop takes less without it.
+- A spill is an access to the stack in the innermost loop. Spills cost what that loop takes less without them, where
+  loads wait for earlier stores (otherwise the model lets no load wait, as if none read what was just written).
 
 The bounds are what the same model allows at best, whatever the order and the latencies of instructions: for the
 multiply-adds alone, and for all vector instructions but loads and stores.
@@ -207,15 +208,16 @@ class Case:
     site: Site
     trip: list[Instruction]
     """What one trip executes: of the loop around it, where it is simulated together with that."""
+    inner: list[Instruction]
+    """What a trip of the innermost loop executes."""
     inner_units: int
-    """Units of a trip of the inner loop alone."""
     inner_trips: int
     error: str = ""
     main: bool = False
     cycles: float = 0.0
     """Cycles of a trip."""
-    spared_cycles: float = 0.0
-    """Cycles without accesses to the stack."""
+    spill_cycles: float = 0.0
+    """What spills cost in a trip of the innermost loop."""
     bound: float = 0.0
     """Cycles of the trip's vector instructions, without loads and stores, at best."""
     unit_bound: float = 0.0
@@ -238,18 +240,13 @@ class Case:
 
     @property
     def spills(self) -> int:
-        """Accesses to the stack."""
-        return sum(instruction.on_stack for instruction in self.trip)
-
-    @property
-    def spill_cycles(self) -> float:
-        """What those take of a trip's cycles."""
-        return self.cycles - self.spared_cycles
+        """Accesses to the stack in the innermost loop."""
+        return sum(instruction.on_stack for instruction in self.inner)
 
     @property
     def spills_cost(self) -> bool:
-        """Whether spills take a cycle of each trip of the inner loop."""
-        return WORK[self.site.work].bar_on_spills and self.spill_cycles >= self.inner_trips
+        """Whether spills take a cycle where they may not."""
+        return WORK[self.site.work].bar_on_spills and self.spill_cycles >= 1
 
     def facts(self) -> dict[str, Any]:
         """What is written as JSON."""
@@ -325,9 +322,10 @@ def case_of(library: Path, function: str, flow: Flow, loop: Loop, site: Site, fr
         return sum(work.units[each.kind] for each in counted if site_of(each, frames[each.address]))
 
     trip = flow.shortest(loop, units) if work.shortest else flow.own(loop)
-    case = Case(library.name, function, site, trip, units(trip), 1)
+    case = Case(library.name, function, site, trip, trip, units(trip), 1)
     if not trip:
-        case.error, case.trip = "every way through it calls a function or has a loop", flow.own(loop)
+        case.error = "every way through it calls a function or has a loop"
+        case.trip = case.inner = flow.own(loop)
     elif any(instruction.calls for instruction in trip):
         case.error = "it calls a function"
     elif loop.parent and site.function in TRIPS:
@@ -355,16 +353,18 @@ def predict(cases: Sequence[Case]) -> None:
     for name, tier in TIERS.items():
         mine = [case for case in cases if case.site.tier == name and not case.error]
         trips = [case.trip for case in mine]
-        taken = cycles(tier.model, trips)
-        spared = cycles(tier.model, [[each for each in trip if not each.on_stack] for trip in trips])
         vectors = [[each for each in trip if each.is_vector and not each.is_memory] for trip in trips]
         units = [[each for each in case.trip if each.kind in WORK[case.site.work].units] for case in mine]
-        for case, *figures in zip(
-            mine, taken, spared, bounds(tier.model, vectors), bounds(tier.model, units), strict=True
-        ):
-            case.cycles, case.spared_cycles, case.bound, case.unit_bound = figures
-            case.cycles = max(case.cycles, len(case.trip) / tier.decoded)
-            case.spared_cycles = max(case.spared_cycles, (len(case.trip) - case.spills) / tier.decoded)
+        found = (cycles(tier.model, trips), bounds(tier.model, vectors), bounds(tier.model, units))
+        for case, taken, bound, unit_bound in zip(mine, *found, strict=True):
+            case.cycles = max(taken, len(case.trip) / tier.decoded)
+            case.bound, case.unit_bound = bound, unit_bound
+        spilling = [case for case in mine if case.spills]
+        waiting = (*tier.model, "-noalias=false")
+        with_spills = cycles(waiting, [case.inner for case in spilling])
+        without = cycles(waiting, [[each for each in case.inner if not each.on_stack] for case in spilling])
+        for case, taken, spared in zip(spilling, with_spills, without, strict=True):
+            case.spill_cycles = taken - spared
 
 
 # Bars

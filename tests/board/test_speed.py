@@ -173,8 +173,10 @@ def test_the_kernel_has_the_names_and_constants_that_the_script_relies_on() -> N
 
 def case(relative: float, rows: int = 1, function: str = "small_tile", **facts: object) -> speed.Case:
     tile = (("bits", 4), ("size", 4), ("rows", rows), ("vectors", 1))
-    found = speed.Case("x.so", "f", speed.Site("neon", "codes", function, tile), code("nop"), 1000, 1, main=True)
-    found.cycles = found.spared_cycles = relative
+    found = speed.Case(
+        "x.so", "f", speed.Site("neon", "codes", function, tile), code("nop"), code("nop"), 1000, 1, main=True
+    )
+    found.cycles = relative
     for name, value in facts.items():
         setattr(found, name, value)
     return found
@@ -185,8 +187,8 @@ def case(relative: float, rows: int = 1, function: str = "small_tile", **facts: 
     [
         ([case(130)], ""),
         ([case(126), case(130.1)], "too slow"),
-        ([case(126, spared_cycles=125.0)], "a spill costs a cycle"),
-        ([case(126, spared_cycles=125.5)], ""),
+        ([case(126, spill_cycles=1.0)], "a spill costs a cycle"),
+        ([case(126, spill_cycles=0.5)], ""),
         ([case(126), case(0, error="it calls a function")], "cannot be simulated: it calls a function"),
         ([case(126), case(500, function="wide_tile")], ""),
         ([case(500, function="wide_tile")], "too slow"),
