@@ -15,6 +15,8 @@ pub(crate) mod buffer;
 pub(crate) mod form;
 pub(crate) mod gauss;
 pub(crate) mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod output;
 pub(crate) mod panels;
 mod portable;

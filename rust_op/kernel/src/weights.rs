@@ -150,7 +150,7 @@ impl Weights {
 
     /// Whether their products need the magnitudes of X's codes.
     pub(crate) fn needs_magnitudes(&self) -> bool {
-        matches!(self.panels, Panels::Int { storage: Storage { zero: 0, .. }, .. })
+        self.tier.magnitudes() && matches!(self.panels, Panels::Int { storage: Storage { zero: 0, .. }, .. })
     }
 
     /// Bytes of the panels, which a product reads.

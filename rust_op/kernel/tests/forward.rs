@@ -207,6 +207,11 @@ fn a_tier_that_the_processor_has_was_tested() {
         let has_tiles = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
         assert_eq!(names.contains(&"amx"), has_vnni && has_tiles && may_use_tiles());
     }
+    #[cfg(target_arch = "aarch64")]
+    {
+        assert!(names.contains(&"neon"));
+        assert_eq!(names.contains(&"neon_dotprod"), std::arch::is_aarch64_feature_detected!("dotprod"));
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -25,7 +25,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         &[
             &["isa", "buffer"],
             &["portable", "avx2", "form", "row_ops", "gauss", "panels"],
-            &["avx512", "output", "amx"],
+            &["avx512", "neon", "output", "amx"],
             &["tier", "tile"],
         ],
     ),

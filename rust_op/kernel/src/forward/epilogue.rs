@@ -24,6 +24,8 @@ const ROWS_AT_ONCE: usize = 8;
 const NEAR_ELEMENTS: usize = 1 << 12;
 /// Columns that a pass takes at a time.
 const GROUP: usize = 2 * LANES;
+/// Groups whose normals are drawn before the first of them is added: so that drawing, and adding, have all registers.
+const NOISE_GROUPS: usize = 8;
 
 /// What the epilogue of a layer needs, computed once.
 #[derive(Clone, Debug)]
@@ -163,15 +165,21 @@ impl Epilogue {
     #[inline(always)]
     fn add_noise<S: Isa>(&self, isa: S, call_key: u64, m: u64, row_range: f32, y: &mut [f32]) -> i32 {
         let mut largest = 0;
+        let mut eps = [[0.0; GROUP]; NOISE_GROUPS];
         for (block, columns) in y.chunks_mut(rng::BLOCK).enumerate() {
-            let mut pass = AddNoise {
-                law: self.law,
-                levels: self.noise,
-                columns: self.ranges.as_ref().map(|ranges| &ranges.range[block * rng::BLOCK..]),
-                row_range: isa.splat(row_range),
-                gauss: Gauss::new(isa, rng::block_key(call_key, m, block as u64)),
-            };
-            largest = largest.max(run_pass(isa, columns, &mut pass));
+            let mut gauss = Gauss::new(isa, rng::block_key(call_key, m, block as u64));
+            for (part, columns) in columns.chunks_mut(NOISE_GROUPS * GROUP).enumerate() {
+                gauss.fill(&mut eps[..columns.len().div_ceil(GROUP)]);
+                let first = block * rng::BLOCK + part * NOISE_GROUPS * GROUP;
+                let mut pass = AddNoise {
+                    law: self.law,
+                    levels: self.noise,
+                    columns: self.ranges.as_ref().map(|ranges| &ranges.range[first..]),
+                    row_range: isa.splat(row_range),
+                    eps: eps.as_flattened(),
+                };
+                largest = largest.max(run_pass(isa, columns, &mut pass));
+            }
         }
         largest
     }

@@ -8,7 +8,7 @@ use crate::microkernel::output::OutputBlock;
 use crate::microkernel::panels::{BLOCK_BYTES, PANEL};
 use crate::microkernel::tile::Scaling;
 use crate::microkernel::tile::float::{FloatRows, float_panel};
-use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, stay_packed, unpack_panel};
+use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, unpack_panel};
 use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
@@ -33,9 +33,19 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// z of all rows in the columns of panel `panel`, which are the columns of `output`.
+    /// What turns the sums of panel `panel` into z.
     #[inline(always)]
-    fn panel<S: Isa>(
+    fn scaling(&self, panel: usize) -> Scaling<'_> {
+        Scaling {
+            x_step: self.x_step,
+            weight_scale: self.weights.panel_scale(panel),
+            bias: &self.bias.as_chunks::<PANEL>().0[panel],
+        }
+    }
+
+    /// z of all rows of codes in the columns of panel `panel`, which are the columns of `output`.
+    #[inline(always)]
+    fn code_panel<S: Isa>(
         &self,
         isa: S,
         tiles: Option<&ConfiguredTiles>,
@@ -43,42 +53,43 @@ impl Product<'_> {
         unpacked: &mut Option<Buffer<u8>>,
         output: OutputBlock<'_>,
     ) {
-        let k = self.weights.k();
-        let scaling = Scaling {
-            x_step: self.x_step,
-            weight_scale: self.weights.panel_scale(panel),
-            bias: &self.bias.as_chunks::<PANEL>().0[panel],
+        let (Panels::Int { storage, bytes }, StagedRows::Int(rows)) = (self.weights.panels(), &self.rows) else {
+            unreachable!("rows are staged for the weights that they meet")
         };
-        match (self.weights.panels(), &self.rows) {
-            (Panels::Int { storage, bytes }, StagedRows::Int(rows)) => {
-                let size = storage.panel_bytes(k);
-                let fetch = !self.weights.fit_near_caches();
-                let from_here = &bytes.as_slice()[panel * size..];
-                let packed = &from_here[..size];
-                let groups = k.div_ceil(4);
-                let unpack = storage.bits < 8 && (tiles.is_some() || self.x_step.len() > stay_packed::<S>());
-                let bytes = if unpack {
-                    let length = groups * BLOCK_BYTES + bytes_behind(groups);
-                    let unpacked = unpacked.get_or_insert_with(|| Buffer::new(length));
-                    unpack_panel(isa, *storage, packed, groups, unpacked.as_mut_slice());
-                    unpacked.as_slice()
-                } else {
-                    from_here
-                };
-                // The next panel is the one after this in memory, or the one before it.
-                let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
-                let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
-                match tiles {
-                    Some(tiles) => matrix_panel(isa, tiles, rows, &panel, &scaling, output),
-                    None => int_panel(isa, rows, &panel, &scaling, output),
-                }
-            }
-            (Panels::Float(values), StagedRows::Float(rows)) => {
-                let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
-                float_panel(isa, rows, values, k, &scaling, output);
-            }
-            _ => unreachable!("rows are staged for the weights that they meet"),
+        let k = self.weights.k();
+        let scaling = self.scaling(panel);
+        let size = storage.panel_bytes(k);
+        let fetch = !self.weights.fit_near_caches();
+        let from_here = &bytes.as_slice()[panel * size..];
+        let packed = &from_here[..size];
+        let groups = k.div_ceil(4);
+        let unpack = storage.bits < 8 && (tiles.is_some() || self.x_step.len() > S::STAY_PACKED);
+        let bytes = if unpack {
+            let length = groups * BLOCK_BYTES + bytes_behind(groups);
+            let unpacked = unpacked.get_or_insert_with(|| Buffer::new(length));
+            unpack_panel(isa, *storage, packed, groups, unpacked.as_mut_slice());
+            unpacked.as_slice()
+        } else {
+            from_here
+        };
+        // The next panel is the one after this in memory, or the one before it.
+        let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
+        let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
+        match tiles {
+            Some(tiles) => matrix_panel(isa, tiles, rows, &panel, &scaling, output),
+            None => int_panel(isa, rows, &panel, &scaling, output),
         }
+    }
+
+    /// The same for rows of floats.
+    #[inline(always)]
+    fn float_panel<S: Isa>(&self, isa: S, panel: usize, output: OutputBlock<'_>) {
+        let (Panels::Float(values), StagedRows::Float(rows)) = (self.weights.panels(), &self.rows) else {
+            unreachable!("rows are staged for the weights that they meet")
+        };
+        let k = self.weights.k();
+        let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
+        float_panel(isa, rows, values, k, &self.scaling(panel), output);
     }
 
     /// The permission to use matrix tiles, if this product is one for them.
@@ -125,19 +136,46 @@ struct MultiplyPanels<'a> {
     z: OutputBlock<'a>,
 }
 
+impl MultiplyPanels<'_> {
+    /// The panel that is the `step`-th to be read, of the first ones of `z`, and its columns there.
+    #[inline(always)]
+    fn next(&mut self, step: usize) -> (usize, OutputBlock<'_>) {
+        let (rows, columns) = (self.z.rows(), self.z.columns());
+        let panel = if self.product.backwards { columns.div_ceil(PANEL) - 1 - step } else { step };
+        (self.first_panel + panel, self.z.part(0..rows, panel * PANEL..columns.min((panel + 1) * PANEL)))
+    }
+}
+
 impl Vectorized for MultiplyPanels<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(mut self, isa: S) {
-        let (rows, columns) = (self.z.rows(), self.z.columns());
-        let panels = columns.div_ceil(PANEL);
+        if let StagedRows::Int(_) = self.product.rows {
+            return isa.with_products(MultiplyCodePanels(self));
+        }
+        for step in 0..self.z.columns().div_ceil(PANEL) {
+            let product = self.product;
+            let (panel, output) = self.next(step);
+            product.float_panel(isa, panel, output);
+        }
+    }
+}
+
+/// The same for codes.
+struct MultiplyCodePanels<'a>(MultiplyPanels<'a>);
+
+impl Vectorized for MultiplyCodePanels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(mut self, isa: S) {
+        let product = self.0.product;
+        let tiles = product.tiles().map(Tiles::configure);
         let mut unpacked = None;
-        let tiles = self.product.tiles().map(Tiles::configure);
-        for step in 0..panels {
-            let panel = if self.product.backwards { panels - 1 - step } else { step };
-            let output = self.z.part(0..rows, panel * PANEL..columns.min((panel + 1) * PANEL));
-            self.product.panel(isa, tiles.as_ref(), self.first_panel + panel, &mut unpacked, output);
+        for step in 0..self.0.z.columns().div_ceil(PANEL) {
+            let (panel, output) = self.0.next(step);
+            product.code_panel(isa, tiles.as_ref(), panel, &mut unpacked, output);
         }
     }
 }

@@ -74,10 +74,13 @@ impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
     const PRODUCTS_PER_NS: (u64, u64) = (80, 50);
     const SIGNED_CODES: bool = true;
+    const MAGNITUDES: bool = true;
     const SIGNS: bool = false;
     const SMALL_SUMS: bool = true;
     const ONE_CHAIN: bool = true;
     const INT_TILE: (usize, usize) = (4, 1);
+    const PANEL_WIDE_ROWS: usize = 2;
+    const STAY_PACKED: usize = 8;
     const FLOAT_TILE: (usize, usize) = (6, 1);
 
     fn detect() -> Option<Self> {
@@ -208,8 +211,12 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    fn negative(self, a: Self::I) -> Self::M {
-        a
+    fn has_bit<const BIT: u32>(self, a: Self::I) -> Self::M {
+        // SAFETY: `self` proves the instruction.
+        unsafe {
+            let count = _mm_cvtsi32_si128(31 - BIT as i32);
+            I(_mm256_sll_epi32(a.0, count), _mm256_sll_epi32(a.1, count))
+        }
     }
     #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {

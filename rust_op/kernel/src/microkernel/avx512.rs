@@ -49,10 +49,13 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const NAME: &'static str = if VNNI { "avx512" } else { "avx512bw" };
     const PRODUCTS_PER_NS: (u64, u64) = if VNNI { (400, 100) } else { (70, 50) };
     const SIGNED_CODES: bool = !VNNI;
+    const MAGNITUDES: bool = !VNNI;
     const SIGNS: bool = !VNNI;
     const SMALL_SUMS: bool = !VNNI;
     const ONE_CHAIN: bool = !VNNI;
     const INT_TILE: (usize, usize) = (12, 2);
+    const PANEL_WIDE_ROWS: usize = 2;
+    const STAY_PACKED: usize = if VNNI { 24 } else { 8 };
     const FLOAT_TILE: (usize, usize) = (12, 2);
 
     fn detect() -> Option<Self> {
@@ -194,9 +197,9 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         bits
     }
     #[inline(always)]
-    fn negative(self, a: Self::I) -> Self::M {
+    fn has_bit<const BIT: u32>(self, a: Self::I) -> Self::M {
         // SAFETY: `self` proves the instruction.
-        unsafe { _mm512_movepi32_mask(a) }
+        unsafe { _mm512_test_epi32_mask(a, _mm512_set1_epi32(1 << BIT)) }
     }
     #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {

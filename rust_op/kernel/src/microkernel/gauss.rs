@@ -1,7 +1,7 @@
 //! The normals of [`crate::noise`] in vectors: the same words, the same operations, the same order.
 
 use super::isa::{Isa, LANES};
-use crate::noise::{ANGLE_STEP, COS, LOG, MINUS_TWO_LN_2, SIN, SQRT_HALF_BITS, UNIFORM_OFFSET, UNIFORM_STEP};
+use crate::noise::{ANGLE_STEP, COS, GROUP, LOG, MINUS_TWO_LN_2, SIN, SQRT_HALF_BITS, UNIFORM_OFFSET};
 use crate::rng::{self, GOLDEN};
 
 /// The generators of one block.
@@ -23,13 +23,28 @@ const fn increments(word: usize) -> [u64; rng::LANES] {
 
 const INCREMENTS: [[u64; rng::LANES]; 4] = [increments(0), increments(1), increments(2), increments(3)];
 
+/// Each coefficient four times, for [`Isa::fma_constant`].
+const fn repeated<const COUNT: usize>(coefficients: [f32; COUNT]) -> [[f32; 4]; COUNT] {
+    let mut out = [[0.0; 4]; COUNT];
+    let mut power = 0;
+    while power < COUNT {
+        out[power] = [coefficients[power]; 4];
+        power += 1;
+    }
+    out
+}
+
+static LOG_REPEATED: [[f32; 4]; LOG.len()] = repeated(LOG);
+static SIN_REPEATED: [[f32; 4]; SIN.len()] = repeated(SIN);
+static COS_REPEATED: [[f32; 4]; COS.len()] = repeated(COS);
+
 #[inline(always)]
-fn horner<S: Isa, const COUNT: usize>(isa: S, coefficients: &[f32; COUNT], x: S::F) -> S::F {
-    let mut sum = isa.splat(coefficients[COUNT - 1]);
-    let mut power = COUNT - 1;
+fn horner<S: Isa, const COUNT: usize>(isa: S, coefficients: &'static [[f32; 4]; COUNT], x: S::F) -> S::F {
+    let mut sum = isa.fma_constant(x, isa.splat(coefficients[COUNT - 1][0]), &coefficients[COUNT - 2]);
+    let mut power = COUNT - 2;
     while power > 0 {
         power -= 1;
-        sum = isa.fma(sum, x, isa.splat(coefficients[power]));
+        sum = isa.fma_constant(sum, x, &coefficients[power]);
     }
     sum
 }
@@ -49,6 +64,17 @@ impl<S: Isa> Gauss<S> {
         Gauss { isa, state }
     }
 
+    /// The normals of the next groups of columns.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, groups: &mut [[f32; GROUP]]) {
+        for group in groups {
+            let [first, second] = self.group();
+            let (halves, _) = group.as_chunks_mut::<LANES>();
+            self.isa.store(&mut halves[0], first);
+            self.isa.store(&mut halves[1], second);
+        }
+    }
+
     /// One step of xoshiro256++ in every lane.
     #[inline(always)]
     pub(crate) fn draw(&mut self) -> S::I {
@@ -64,24 +90,25 @@ impl<S: Isa> Gauss<S> {
 
     /// The normals of the next 32 columns.
     #[inline(always)]
-    pub(crate) fn group(&mut self) -> [S::F; 2] {
+    fn group(&mut self) -> [S::F; 2] {
         let isa = self.isa;
         let (a, b) = (self.draw(), self.draw());
 
-        let u = isa.fma(isa.to_float(isa.shr::<1>(a)), isa.splat(UNIFORM_STEP), isa.splat(UNIFORM_OFFSET));
+        let u = isa.fraction_plus(isa.shr::<1>(a), UNIFORM_OFFSET);
         let bits = isa.bits(u);
         let exponent = isa.sar::<23>(isa.sub_i(bits, isa.splat_i(SQRT_HALF_BITS)));
         let f = isa.sub(isa.from_bits(isa.sub_i(bits, isa.shl::<23>(exponent))), isa.splat(1.0));
-        let log = isa.mul(f, horner(isa, &LOG, f));
-        let r = isa.sqrt(isa.fma(isa.to_float(exponent), isa.splat(MINUS_TWO_LN_2), log));
+        let log = isa.mul(f, horner(isa, &LOG_REPEATED, f));
+        let square = isa.fma(isa.to_float(exponent), isa.splat(MINUS_TWO_LN_2), log);
+        let r = isa.sqrt_of_moderate(square);
 
         let x = isa.mul(isa.to_float(isa.shl::<2>(b)), isa.splat(ANGLE_STEP));
         let square = isa.mul(x, x);
-        let sin = isa.mul(x, horner(isa, &SIN, square));
-        let sign = isa.and(b, isa.splat_i(i32::MIN));
-        let cos = isa.from_bits(isa.xor(isa.bits(horner(isa, &COS, square)), sign));
-        let exchanged = isa.negative(isa.shl::<1>(b));
-        [isa.mul(r, isa.select(exchanged, sin, cos)), isa.mul(r, isa.select(exchanged, cos, sin))]
+        let sin = isa.mul(x, horner(isa, &SIN_REPEATED, square));
+        let cos = isa.with_sign(horner(isa, &COS_REPEATED, square), b);
+        let exchanged = isa.has_bit::<30>(b);
+        let [first, second] = isa.exchange(exchanged, cos, sin);
+        [isa.mul(r, first), isa.mul(r, second)]
     }
 }
 
@@ -90,17 +117,12 @@ impl<S: Isa> Gauss<S> {
 pub(crate) fn fill_row<S: Isa>(isa: S, call_key: u64, row: u64, out: &mut [f32]) {
     for (block, columns) in out.chunks_mut(rng::BLOCK).enumerate() {
         let mut gauss = Gauss::new(isa, rng::block_key(call_key, row, block as u64));
-        for group in columns.chunks_mut(2 * LANES) {
-            let [first, second] = gauss.group();
-            if let Some((whole, _)) = group.split_first_chunk_mut::<{ 2 * LANES }>() {
-                let (halves, _) = whole.as_chunks_mut::<LANES>();
-                isa.store(&mut halves[0], first);
-                isa.store(&mut halves[1], second);
-            } else {
-                let (low, high) = group.split_at_mut(group.len().min(LANES));
-                isa.store_first(low, first);
-                isa.store_first(high, second);
-            }
+        let (groups, tail) = columns.as_chunks_mut::<GROUP>();
+        gauss.fill(groups);
+        if !tail.is_empty() {
+            let mut group = [0.0; GROUP];
+            gauss.fill(std::slice::from_mut(&mut group));
+            tail.copy_from_slice(&group[..tail.len()]);
         }
     }
 }

@@ -4,6 +4,8 @@
 //! every tier and the canonical orders (noise, mean) need no special cases. A value of an implementing
 //! type is the permission to use its instructions: it can be made only if the processor has them.
 
+use crate::noise::UNIFORM_STEP;
+
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
@@ -43,6 +45,25 @@ fn filled<T: Copy + Default>(source: &[T]) -> [T; LANES] {
     lanes
 }
 
+/// Where an integer tile of some rows and vectors begins: the operands of its algorithm.
+///
+/// The contract of the algorithms: `codes` points to as many rows as the tile has, `stride` apart, of `4 * groups`
+/// codes each, and so does `magnitudes` for a tier and storage that read them; `panel` points to blocks
+/// [`BLOCK_BYTES`](super::panels::BLOCK_BYTES) apart that hold `groups` groups, and of each block to as many vectors as
+/// the tile has.
+#[derive(Clone, Copy)]
+pub(crate) struct TileOrigin {
+    pub(crate) codes: *const i8,
+    pub(crate) magnitudes: *const i8,
+    pub(crate) stride: usize,
+    pub(crate) panel: *const u8,
+    pub(crate) groups: usize,
+    /// Whether panels are prefetched.
+    pub(crate) fetch: bool,
+    /// What is prefetched at the first block.
+    pub(crate) ahead: *const u8,
+}
+
 /// A computation that is compiled once for each tier, with that tier's instructions.
 pub(crate) trait Vectorized {
     /// What it returns.
@@ -72,9 +93,11 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Approximate multiply-adds per nanosecond on one core: of codes, and of floats.
     const PRODUCTS_PER_NS: (u64, u64);
     /// Whether the stored codes that [`Isa::dot`] multiplies are signed bytes, so that panels of 8 bits hold the codes
-    /// as they are; otherwise they are unsigned. With signed bytes it also takes the magnitudes of X's codes.
+    /// as they are; otherwise they are unsigned.
     const SIGNED_CODES: bool;
-    /// Whether [`Isa::dot`], with [`Isa::SIGNED_CODES`], takes the signs s of X's codes a (0 or -1) instead of the
+    /// Whether it then also takes the magnitudes of X's codes.
+    const MAGNITUDES: bool;
+    /// Whether [`Isa::dot`], with [`Isa::MAGNITUDES`], takes the signs s of X's codes a (0 or -1) instead of the
     /// codes, and sums |a| (c ^ s). That is |a| c, or -|a| c - |a| where a is negative: the caller has to add the sum
     /// of these |a|.
     const SIGNS: bool;
@@ -84,13 +107,25 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const ONE_CHAIN: bool;
     /// Rows of an integer tile, and how many vectors wide it is.
     const INT_TILE: (usize, usize);
-    /// The same for a float tile.
+    /// Rows up to which a tile is as wide as a panel although larger ones are not, for codes of more than 2 bits.
+    const PANEL_WIDE_ROWS: usize;
+    /// Rows up to which packed panels are read as they are. With more rows, unpacking a panel once pays.
+    const STAY_PACKED: usize;
+    /// Whether [`Isa::code_tile`] computes this tier's integer tiles.
+    const OWN_TILES: bool = false;
+    /// Rows of a float tile, and how many vectors wide it is.
     const FLOAT_TILE: (usize, usize);
 
     /// The permission, if this processor has the instructions.
     fn detect() -> Option<Self>;
     /// Runs `op` with this tier's instructions.
     fn vectorize<V: Vectorized>(self, op: V) -> V::Output;
+    /// Runs `op`, which multiplies codes, from within [`Isa::vectorize`]: with instructions for that alone, where there
+    /// are any.
+    #[inline(always)]
+    fn with_products<V: Vectorized>(self, op: V) -> V::Output {
+        op.run(self)
+    }
 
     fn splat(self, value: f32) -> Self::F;
     /// # Safety
@@ -119,8 +154,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn mask_bits(self, mask: Self::M) -> u16;
     /// The lanes whose bits are set.
     fn mask(self, bits: u16) -> Self::M;
-    /// The lanes whose top bit is set.
-    fn negative(self, a: Self::I) -> Self::M;
+    /// The lanes in which bit `BIT` is set.
+    fn has_bit<const BIT: u32>(self, a: Self::I) -> Self::M;
 
     fn splat_i(self, value: i32) -> Self::I;
     /// # Safety
@@ -153,7 +188,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// 4 codes of a row of X, or their signs ([`Isa::SIGNS`]), and their magnitudes where [`Isa::dot`] takes them.
     ///
     /// # Safety
-    /// `codes` is valid for reads of 4 bytes; with [`Isa::SIGNED_CODES`], so is `magnitudes`.
+    /// `codes` is valid for reads of 4 bytes; with [`Isa::MAGNITUDES`], so is `magnitudes`.
     unsafe fn activations(self, codes: *const i8, magnitudes: *const i8) -> Self::A;
     /// Adds to each column the product of its 4 stored codes with the 4 of `activations`; with [`Isa::SIGNS`], less
     /// what that leaves to the caller.
@@ -168,6 +203,20 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn widen(self, sum: Self::I, small: Self::I) -> Self::I {
         self.add_i(sum, small)
+    }
+
+    /// With [`Isa::OWN_TILES`], the sums of MR rows of codes with NV vectors of columns of a panel, whose codes take
+    /// `SIZE` bits each; each row's sums begin with its `start`.
+    ///
+    /// # Safety
+    /// As [`TileOrigin`] says, for MR rows and NV vectors.
+    #[inline(always)]
+    unsafe fn code_tile<const SIZE: u32, const MR: usize, const NV: usize>(
+        self,
+        _origin: TileOrigin,
+        _start: [i32; MR],
+    ) -> [[Self::I; NV]; MR] {
+        unreachable!("a tier without tiles of its own")
     }
 
     fn splat_u(self, value: u64) -> Self::U;
@@ -192,6 +241,46 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn store(self, target: &mut [f32; LANES], value: Self::F) {
         // SAFETY: a reference to 16 elements.
         unsafe { self.store_ptr(target.as_mut_ptr(), value) }
+    }
+
+    /// *a * b + c, rounded once.
+    ///
+    /// # Safety
+    /// `a` is valid for reads.
+    #[inline(always)]
+    unsafe fn fma_at(self, a: *const f32, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: valid, by this method's contract.
+        self.fma(self.splat(unsafe { *a }), b, c)
+    }
+
+    /// a * b + c, rounded once, with the constant c four times.
+    #[inline(always)]
+    fn fma_constant(self, a: Self::F, b: Self::F, c: &'static [f32; 4]) -> Self::F {
+        self.fma(a, b, self.splat(c[0]))
+    }
+
+    /// f32(a) * 2^-31 + b; f32(a) and the sum are rounded.
+    #[inline(always)]
+    fn fraction_plus(self, a: Self::I, b: f32) -> Self::F {
+        self.fma(self.to_float(a), self.splat(UNIFORM_STEP), self.splat(b))
+    }
+
+    /// The square roots of numbers from 2^-60 to 2^60, or of zeros.
+    #[inline(always)]
+    fn sqrt_of_moderate(self, a: Self::F) -> Self::F {
+        self.sqrt(a)
+    }
+
+    /// a, which is not negative, with the top bits of `sign`.
+    #[inline(always)]
+    fn with_sign(self, a: Self::F, sign: Self::I) -> Self::F {
+        self.from_bits(self.xor(self.bits(a), self.and(sign, self.splat_i(i32::MIN))))
+    }
+
+    /// a and b, exchanged in the lanes of the mask.
+    #[inline(always)]
+    fn exchange(self, mask: Self::M, a: Self::F, b: Self::F) -> [Self::F; 2] {
+        [self.select(mask, b, a), self.select(mask, a, b)]
     }
 
     /// The first 16 elements; zeros past the end.

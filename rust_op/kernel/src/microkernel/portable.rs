@@ -40,10 +40,13 @@ impl Isa for Portable {
     const NAME: &'static str = "portable";
     const PRODUCTS_PER_NS: (u64, u64) = (2, 1);
     const SIGNED_CODES: bool = false;
+    const MAGNITUDES: bool = false;
     const SIGNS: bool = false;
     const SMALL_SUMS: bool = false;
     const ONE_CHAIN: bool = false;
     const INT_TILE: (usize, usize) = (4, 1);
+    const PANEL_WIDE_ROWS: usize = 2;
+    const STAY_PACKED: usize = 24;
     const FLOAT_TILE: (usize, usize) = (4, 1);
 
     fn detect() -> Option<Self> {
@@ -143,8 +146,8 @@ impl Isa for Portable {
         std::array::from_fn(|lane| bits >> lane & 1 == 1)
     }
     #[inline(always)]
-    fn negative(self, a: Self::I) -> Self::M {
-        map(a, |a| a < 0)
+    fn has_bit<const BIT: u32>(self, a: Self::I) -> Self::M {
+        map(a, |a| a >> BIT & 1 == 1)
     }
 
     #[inline(always)]

@@ -10,6 +10,8 @@ pub(crate) use super::avx512::bf16::Bf16;
 #[cfg(not(target_arch = "x86_64"))]
 use super::form::Formed;
 use super::isa::{Isa, Vectorized};
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 use super::portable::Portable;
 use crate::error::Error;
 
@@ -29,6 +31,7 @@ struct Facts {
     name: &'static str,
     products_per_ns: (u64, u64),
     signed_codes: bool,
+    magnitudes: bool,
     float_tile: (usize, usize),
 }
 
@@ -38,6 +41,7 @@ impl Facts {
             name: S::NAME,
             products_per_ns: S::PRODUCTS_PER_NS,
             signed_codes: S::SIGNED_CODES,
+            magnitudes: S::MAGNITUDES,
             float_tile: S::FLOAT_TILE,
         }
     }
@@ -86,6 +90,10 @@ tiers! {
     Avx512Bw(Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(Neon<true>),
 }
 
 impl Tier {
@@ -162,9 +170,14 @@ impl Tier {
         (if self.tiles_for(m).is_some() { TILE_PRODUCTS_PER_NS } else { of_codes }, of_floats)
     }
 
-    /// Whether panels of 8 bits hold signed codes, whose products need the magnitudes of X's codes.
+    /// Whether panels of 8 bits hold signed codes.
     pub(crate) fn signed_codes(self) -> bool {
         self.facts().signed_codes
+    }
+
+    /// Whether products with them need the magnitudes of X's codes.
+    pub(crate) fn magnitudes(self) -> bool {
+        self.facts().magnitudes
     }
 
     /// Rows of a float tile, and how many vectors wide it is.

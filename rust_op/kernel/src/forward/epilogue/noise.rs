@@ -1,7 +1,6 @@
 //! The noise laws: the sigma of each, as in `reference.rs`, times a normal.
 
 use super::{Pass, pair};
-use crate::microkernel::gauss::Gauss;
 use crate::microkernel::isa::Isa;
 use crate::params::NoiseLevels;
 
@@ -27,14 +26,15 @@ impl Law {
     }
 }
 
-/// Pass 2 over the columns of one block.
+/// Pass 2 over some columns.
 pub(super) struct AddNoise<'a, S: Isa> {
     pub(super) law: Law,
     pub(super) levels: NoiseLevels,
-    /// The static full scales of the block's columns.
+    /// The static full scales of the columns.
     pub(super) columns: Option<&'a [f32]>,
     pub(super) row_range: S::F,
-    pub(super) gauss: Gauss<S>,
+    /// The normals of the columns.
+    pub(super) eps: &'a [f32],
 }
 
 impl<S: Isa> AddNoise<'_, S> {
@@ -73,7 +73,7 @@ impl<S: Isa> Pass<S> for AddNoise<'_, S> {
             Some(ranges) => pair(isa, ranges, column),
             None => [self.row_range; 2],
         };
-        let eps = self.gauss.group();
+        let eps = pair(isa, self.eps, column);
         [isa.fma(self.sigma(isa, z[0], range[0]), eps[0], z[0]), isa.fma(self.sigma(isa, z[1], range[1]), eps[1], z[1])]
     }
 }

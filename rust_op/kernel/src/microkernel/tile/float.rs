@@ -26,7 +26,6 @@ pub(crate) fn float_panel<S: Isa>(
     assert!(count <= output.rows());
     assert!(panel.len() >= depth * PANEL);
     assert!(count == 0 || rows.values.len() >= (count - 1) * rows.stride + depth);
-    let (tile_rows, _) = S::FLOAT_TILE;
     let mut row = 0;
     // SAFETY: the slices hold `count` rows and the panel, and the output has as many rows, as asserted above;
     // `row + MR <= count` at each call.
@@ -34,11 +33,11 @@ pub(crate) fn float_panel<S: Isa>(
         let output = output.tile();
         while row < count {
             let remaining = count - row;
-            row += if tile_rows >= 12 && remaining >= 12 {
+            row += if const { S::FLOAT_TILE.0 >= 12 } && remaining >= 12 {
                 float_rows::<S, 12>(isa, rows, panel, depth, scaling, output, row)
-            } else if tile_rows >= 8 && remaining >= 8 {
+            } else if const { S::FLOAT_TILE.0 >= 8 } && remaining >= 8 {
                 float_rows::<S, 8>(isa, rows, panel, depth, scaling, output, row)
-            } else if tile_rows == 6 && remaining >= 6 {
+            } else if const { S::FLOAT_TILE.0 == 6 } && remaining >= 6 {
                 float_rows::<S, 6>(isa, rows, panel, depth, scaling, output, row)
             } else if remaining >= 4 {
                 float_rows::<S, 4>(isa, rows, panel, depth, scaling, output, row)
@@ -65,12 +64,11 @@ unsafe fn float_rows<S: Isa, const MR: usize>(
 ) -> usize {
     // SAFETY: this function's contract is that of the calls.
     unsafe {
-        match S::FLOAT_TILE.1 {
-            2 => float_vectors::<S, MR, 2>(isa, rows, panel, depth, scaling, output, row, 0),
-            _ => {
-                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 0);
-                float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 1);
-            }
+        if const { S::FLOAT_TILE.1 == 2 } {
+            float_vectors::<S, MR, 2>(isa, rows, panel, depth, scaling, output, row, 0);
+        } else {
+            float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 0);
+            float_vectors::<S, MR, 1>(isa, rows, panel, depth, scaling, output, row, 1);
         }
     }
     MR
@@ -125,9 +123,8 @@ unsafe fn float_tile<S: Isa, const MR: usize, const NV: usize>(
                 *w = isa.load_ptr(panel.add(panel_lane::<S>(depth, k, 0) + v * LANES));
             }
             for row in 0..MR {
-                let a = isa.splat(*rows.add(row * stride + k));
                 for v in 0..NV {
-                    sums[row][v] = isa.fma(a, w[v], sums[row][v]);
+                    sums[row][v] = isa.fma_at(rows.add(row * stride + k), w[v], sums[row][v]);
                 }
             }
         }

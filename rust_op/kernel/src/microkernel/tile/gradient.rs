@@ -93,9 +93,9 @@ pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
                 let panel = panels.as_ptr().add(column * left.depth);
                 let tile = Tile { left, panel, finish, output: block.tile(), row, column };
                 match height {
-                    12 if tile_rows == 12 => tile.run::<S, F, 12>(isa, form),
-                    8 if tile_rows >= 8 => tile.run::<S, F, 8>(isa, form),
-                    6 if tile_rows == 6 => tile.run::<S, F, 6>(isa, form),
+                    12 if const { S::FLOAT_TILE.0 == 12 } => tile.run::<S, F, 12>(isa, form),
+                    8 if const { S::FLOAT_TILE.0 >= 8 } => tile.run::<S, F, 8>(isa, form),
+                    6 if const { S::FLOAT_TILE.0 == 6 } => tile.run::<S, F, 6>(isa, form),
                     4 => tile.run::<S, F, 4>(isa, form),
                     2 => tile.run::<S, F, 2>(isa, form),
                     _ => tile.run::<S, F, 1>(isa, form),
@@ -124,7 +124,7 @@ impl Tile<'_> {
     unsafe fn run<S: Isa, F: Form<S>, const MR: usize>(&self, isa: S, form: F) {
         // SAFETY: this method's contract is that of the calls.
         unsafe {
-            if S::FLOAT_TILE.1 == 2 {
+            if const { S::FLOAT_TILE.1 == 2 } {
                 self.vectors::<S, F, MR, 2>(isa, form, 0);
             } else {
                 self.vectors::<S, F, MR, 1>(isa, form, 0);

@@ -3,6 +3,7 @@
 //!
 //! | codes of a panel | tier | rows of a tile | algorithm | why |
 //! |---|---|---|---|---|
+//! | all | own tiles | any | [`Isa::code_tile`] | the algorithms below take instructions that it lacks |
 //! | 8 bits | all | any | [`wide`] | each code is a byte, each product goes into a sum of 32 bits |
 //! | 1, 2, 4 bits | small sums | any, except for the next line | [`small`] | two instructions per product, not four |
 //! | 1, 2 bits, packed | small sums | 1 | [`in_place::nibble_tile`] | no shifts, and two places fit 16 bits |
@@ -11,8 +12,8 @@
 //! | 1, 2, 4 bits, unpacked | others | any | [`wide`] | as with 8 bits |
 //!
 //! "Small sums" are tiers with [`Isa::SMALL_SUMS`], which sum the products of codes of up to 4 bits in 16 bits for a
-//! while. [`mod@choice`] decides. Where there are more than [`stay_packed`] rows, a panel is unpacked once for all of
-//! them.
+//! while. [`mod@choice`] decides. Where there are more than [`Isa::STAY_PACKED`] rows, a panel is unpacked once for all
+//! of them.
 
 mod blocks;
 mod choice;
@@ -24,7 +25,7 @@ pub(crate) use blocks::unpack_panel;
 use choice::{Algorithm, Choice};
 
 use super::Scaling;
-use crate::microkernel::isa::{Isa, LANES};
+use crate::microkernel::isa::{Isa, LANES, TileOrigin};
 use crate::microkernel::output::{OutputBlock, OutputTile};
 use crate::microkernel::panels::{BLOCK_BYTES, Storage};
 
@@ -34,7 +35,7 @@ pub(crate) struct CodeRows<'a> {
     /// The codes. With weights stored in 8 bits, and where the tier's dot reads signs ([`Isa::SIGNS`]), their signs
     /// instead.
     pub(crate) codes: &'a [i8],
-    /// The magnitudes of the codes, in rows like theirs, where the tier's dot reads them ([`Isa::SIGNED_CODES`]).
+    /// The magnitudes of the codes, in rows like theirs, where the tier's dot reads them ([`Isa::MAGNITUDES`]).
     pub(crate) magnitudes: &'a [i8],
     pub(crate) stride: usize,
     /// The sum of the codes of each row; with signs, the sum of the magnitudes of its negative codes.
@@ -55,12 +56,6 @@ pub(crate) struct IntPanel<'a> {
     pub(crate) next: *const u8,
 }
 
-/// Rows up to which packed panels are read as they are. With more rows, unpacking a panel once pays; it pays earlier
-/// where sums of 16 bits make the products cheap.
-pub(crate) const fn stay_packed<S: Isa>() -> usize {
-    if S::SMALL_SUMS { 8 } else { 24 }
-}
-
 /// z of `scaling.x_step.len()` rows of codes with one integer panel, into the first rows of `output`.
 #[inline(always)]
 pub(crate) fn int_panel<S: Isa>(
@@ -75,14 +70,14 @@ pub(crate) fn int_panel<S: Isa>(
     assert!(count <= output.rows() && count <= rows.sums.len());
     assert!(panel.bytes.len() >= panel.groups.div_ceil(codes_per_byte) * BLOCK_BYTES);
     assert!(count == 0 || rows.codes.len() >= (count - 1) * rows.stride + 4 * panel.groups);
-    assert!(!S::SIGNED_CODES || panel.storage.bits < 8 || rows.magnitudes.len() == rows.codes.len());
+    assert!(!S::MAGNITUDES || panel.storage.bits < 8 || rows.magnitudes.len() == rows.codes.len());
     // SAFETY: the slices hold the panel and `count` rows, with magnitudes where they are read, and the output has as
     // many rows, as asserted above.
     unsafe {
         let output = output.tile();
         match (panel.storage.bits, panel.unpacked) {
             (8, _) => panel_of::<S, 8, 8>(isa, rows, panel, scaling, output),
-            (_, true) if !S::SMALL_SUMS => panel_of::<S, 8, 8>(isa, rows, panel, scaling, output),
+            (_, true) if const { !S::SMALL_SUMS } => panel_of::<S, 8, 8>(isa, rows, panel, scaling, output),
             (4, false) => panel_of::<S, 4, 4>(isa, rows, panel, scaling, output),
             (2, false) => panel_of::<S, 2, 2>(isa, rows, panel, scaling, output),
             (_, false) => panel_of::<S, 1, 1>(isa, rows, panel, scaling, output),
@@ -95,7 +90,7 @@ pub(crate) fn int_panel<S: Isa>(
 
 /// The [`Choice`] for codes of `bits` bits that take `size` bits each.
 const fn choice<S: Isa>(bits: u32, size: u32) -> Choice {
-    Choice { tile_rows: S::INT_TILE.0, small_sums: S::SMALL_SUMS, bits, size }
+    Choice { tile_rows: S::INT_TILE.0, small_sums: S::SMALL_SUMS, own_tiles: S::OWN_TILES, bits, size }
 }
 
 /// [`int_panel`] for codes of `BITS` bits that take `SIZE` bits each.
@@ -123,7 +118,7 @@ unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
                 tile_rows::<S, BITS, SIZE, 8, 1>(isa, rows, panel, scaling, output, row);
             } else if const { choice::<S>(BITS, SIZE).has(6) } && height == 6 {
                 tile_rows::<S, BITS, SIZE, 6, 1>(isa, rows, panel, scaling, output, row);
-            } else if height == 4 {
+            } else if const { choice::<S>(BITS, SIZE).has(4) } && height == 4 {
                 tile_rows::<S, BITS, SIZE, 4, 1>(isa, rows, panel, scaling, output, row);
             } else if height == 2 {
                 tile_rows::<S, BITS, SIZE, 2, 2>(isa, rows, panel, scaling, output, row);
@@ -151,30 +146,13 @@ unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, c
     // SAFETY: this function's contract is that of the calls.
     unsafe {
         // A panel is read once from beginning to end if the sums of both its vectors fit the registers.
-        if const { S::INT_TILE.1 == 2 || (MR <= 2 && BITS > 2) } {
+        if const { S::INT_TILE.1 == 2 || (MR <= S::PANEL_WIDE_ROWS && BITS > 2) } {
             tile_vectors::<S, BITS, SIZE, MR, 2, CHAINS>(isa, rows, panel, scaling, output, row, 0);
         } else {
             tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, 0);
             tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, 1);
         }
     }
-}
-
-/// Where a tile of some rows and vectors begins: the operands of the algorithms.
-///
-/// The contract of the algorithms: `codes` points to as many rows as the tile has, `stride` apart, of `4 * groups`
-/// codes each, and so does `magnitudes` for a tier and storage that read them; `panel` points to blocks [`BLOCK_BYTES`]
-/// apart that hold `groups` groups, and of each block to as many vectors as the tile has.
-#[derive(Clone, Copy)]
-struct TileOrigin {
-    codes: *const i8,
-    magnitudes: *const i8,
-    stride: usize,
-    panel: *const u8,
-    groups: usize,
-    fetch: bool,
-    /// What is prefetched at the first block.
-    ahead: *const u8,
 }
 
 /// How far ahead of its use a panel is prefetched. Panels follow one another in memory.
@@ -230,7 +208,7 @@ unsafe fn tile_vectors<
         let codes = rows.codes.as_ptr().add(row * rows.stride);
         // Codes of fewer than 8 bits are multiplied without magnitudes.
         let magnitudes =
-            if S::SIGNED_CODES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
+            if S::MAGNITUDES && BITS == 8 { rows.magnitudes.as_ptr().add(row * rows.stride) } else { codes };
         let bytes = panel.bytes.as_ptr();
         // An unpacked panel is in the cache already. While the first rows use it, what is to be unpacked next is
         // prefetched: half of it with each of the two vectors of columns, or all of it with both at once. Stored panels
@@ -243,7 +221,9 @@ unsafe fn tile_vectors<
         };
         let panel = bytes.add(vector * 4 * LANES);
         let origin = TileOrigin { codes, magnitudes, stride: rows.stride, panel, groups, fetch, ahead };
-        let sums = if const { choice::<S>(BITS, SIZE).is(Algorithm::Nibble, MR) } {
+        let sums = if const { choice::<S>(BITS, SIZE).is(Algorithm::Own, MR) } {
+            isa.code_tile::<SIZE, MR, NV>(origin, start)
+        } else if const { choice::<S>(BITS, SIZE).is(Algorithm::Nibble, MR) } {
             in_place::nibble_tile::<S, BITS, MR, NV>(isa, origin, start)
         } else if const { choice::<S>(BITS, SIZE).is(Algorithm::Small, MR) } {
             small::small_tile::<S, BITS, SIZE, MR, NV>(isa, origin, start)

@@ -1,7 +1,6 @@
 //! What the algorithms share: the blocks of a panel, the codes in them, and the products of a group.
 
-use super::TileOrigin;
-use crate::microkernel::isa::{Isa, LANES};
+use crate::microkernel::isa::{Isa, LANES, TileOrigin};
 use crate::microkernel::panels::{BLOCK_BYTES, Storage};
 
 /// The stored codes of group `slot` of a block, one per byte.

@@ -8,6 +8,8 @@ pub(super) struct Choice {
     pub(super) tile_rows: usize,
     /// [`crate::microkernel::isa::Isa::SMALL_SUMS`].
     pub(super) small_sums: bool,
+    /// [`crate::microkernel::isa::Isa::OWN_TILES`].
+    pub(super) own_tiles: bool,
     /// Bits of a code.
     pub(super) bits: u32,
     /// Bits that a code takes: 8 where it is unpacked.
@@ -17,6 +19,7 @@ pub(super) struct Choice {
 /// How a tile is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Algorithm {
+    Own,
     Wide,
     Small,
     Nibble,
@@ -37,7 +40,8 @@ impl Choice {
             6 => self.is_small() && self.size == 8,
             // With codes of a single bit and sums of 16 bits, two tiles of 4 rows are faster.
             8 => self.tile_rows >= 8 && !(self.is_small() && self.bits == 1),
-            1 | 2 | 4 => true,
+            4 => self.tile_rows >= 4,
+            1 | 2 => true,
             _ => false,
         }
     }
@@ -50,7 +54,7 @@ impl Choice {
             6
         } else if self.has(8) && remaining >= 8 {
             8
-        } else if remaining >= 4 {
+        } else if self.has(4) && remaining >= 4 {
             4
         } else if remaining >= 2 {
             2
@@ -62,7 +66,9 @@ impl Choice {
     /// How a tile of `rows` rows is computed. [`Algorithm::Slot`] has a maximum length of rows; for longer ones,
     /// [`Algorithm::Wide`] takes its place.
     pub(super) const fn algorithm(self, rows: usize) -> Algorithm {
-        if self.is_small() && self.size <= 2 && rows == 1 {
+        if self.own_tiles {
+            Algorithm::Own
+        } else if self.is_small() && self.size <= 2 && rows == 1 {
             Algorithm::Nibble
         } else if self.is_small() {
             Algorithm::Small
@@ -81,7 +87,7 @@ impl Choice {
 
 #[cfg(test)]
 mod tests {
-    use super::Algorithm::{Nibble, Slot, Small, Wide};
+    use super::Algorithm::{Nibble, Own, Slot, Small, Wide};
     use super::*;
 
     /// The tiles of `count` rows, and their algorithms.
@@ -98,7 +104,8 @@ mod tests {
 
     #[test]
     fn tiles_of_each_tier_and_storage() {
-        let choice = |tile_rows, small_sums, bits, size| Choice { tile_rows, small_sums, bits, size };
+        let choice = |tile_rows, small_sums, bits, size| Choice { tile_rows, small_sums, own_tiles: false, bits, size };
+        let own_tier = |tile_rows, bits, size| Choice { own_tiles: true, ..choice(tile_rows, false, bits, size) };
         let small_tier = |bits, size| choice(4, true, bits, size);
         let large_tier = |bits, size| choice(12, false, bits, size);
         let large_small_tier = |bits, size| choice(12, true, bits, size);
@@ -118,6 +125,8 @@ mod tests {
             (large_small_tier(1, 1), 9, vec![(4, Small), (4, Small), (1, Nibble)]),
             (large_small_tier(2, 8), 20, vec![(12, Small), (8, Small)]),
             (large_small_tier(2, 8), 19, vec![(12, Small), (6, Small), (1, Small)]),
+            (own_tier(2, 8, 8), 5, vec![(2, Own), (2, Own), (1, Own)]),
+            (own_tier(4, 1, 1), 15, vec![(4, Own), (4, Own), (4, Own), (2, Own), (1, Own)]),
         ] {
             assert_eq!(tiles(choice, count), expected);
         }

@@ -1,10 +1,9 @@
 //! Packed codes are multiplied where they are in their bytes, which multiplies each by a power of two; the sums are
 //! divided by it at the end. For a few rows, the shifts of unpacking would be as much work as the products.
 
-use super::TileOrigin;
 use super::blocks::{dot_group, load_block};
 use super::small::{small_groups, widen_all};
-use crate::microkernel::isa::Isa;
+use crate::microkernel::isa::{Isa, TileOrigin};
 use crate::microkernel::panels::BLOCK_BYTES;
 
 /// [`super::small::small_tile`] for a single row and codes of 1 or 2 bits: each place in a half byte has its own sums

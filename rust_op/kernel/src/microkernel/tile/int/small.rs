@@ -1,8 +1,7 @@
 //! Sums of 16 bits, which have room for some products of small codes.
 
-use super::TileOrigin;
 use super::blocks::{dot_group, load_block, slots_of};
-use crate::microkernel::isa::Isa;
+use crate::microkernel::isa::{Isa, TileOrigin};
 use crate::microkernel::panels::BLOCK_BYTES;
 
 /// Adds sums of 16 bits to those of 32.

@@ -1,8 +1,7 @@
 //! Sums of 32 bits from the first product on.
 
-use super::TileOrigin;
 use super::blocks::{dot_group, load_block, slots_of};
-use crate::microkernel::isa::Isa;
+use crate::microkernel::isa::{Isa, TileOrigin};
 use crate::microkernel::panels::BLOCK_BYTES;
 
 /// Sums of MR rows of codes with NV vectors of columns, in `U` chains each.
