@@ -38,7 +38,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Tier:
     """A tier, and the processor whose model its loops are simulated on."""
 
     type: str
-    """The tier's type in the names of generic functions."""
+    """The tier's type, in the names of generic functions that multiply codes."""
     model: tuple[str, ...]
     """What selects the model in llvm-mca."""
     decoded: int
@@ -69,6 +69,8 @@ TIERS = {
     "neon": Tier("Neon<false>", ("-mcpu=cortex-a72",), 3),
     "neon_dotprod": Tier("Neon<true>", ("-mcpu=neoverse-n1", "-dispatch=8"), 4),
 }
+#: The type that stands there for all these tiers in everything else, which is compiled once.
+SHARED = "Neon<false>"
 
 
 @dataclass(frozen=True)
@@ -90,30 +92,31 @@ class Work:
     """Whether only the shortest way through a loop counts, of those that do the most."""
     bar_on_spills: bool = True
     """Whether spills may not cost a cycle."""
+    of_tier: bool = False
+    """Whether each tier has code of its own for it: see `SHARED`."""
 
 
 PRODUCTS = {"smull.8h": 8, "smull2.8h": 8, "smlal.8h": 8, "smlal2.8h": 8, "sdot.4s": 16, "smmla.4s": 32}
 ROUNDED = {"fcvtns.4s": 4}
-# Of a square root are a sine and a cosine made.
-NORMALS = Work(r"fill_row", r"microkernel/gauss", {"fsqrt.4s": 8}, "normals", 1, shortest=True, bar_on_spills=False)
 WORK = {
-    "codes": Work(r"(?:wide|int|small|nibble|slot|pair|quad)_tile", r"microkernel/", PRODUCTS),
+    "codes": Work(r"\w+_tile", r"microkernel/neon/", PRODUCTS, of_tier=True),
     "floats": Work(r"float_tile", r"microkernel/tile/float", {"fmla.4s": 4}),
     "gradient": Work(r"products", r"microkernel/tile/gradient", {"fmla.4s": 4}),
-    "normals": NORMALS,
-    "noise": replace(NORMALS, function=r"group", within=r".*epilogue"),
+    # Of a square root, which is estimated first, are a sine and a cosine made.
+    "normals": Work(r"group", r"microkernel/gauss", {"frsqrte.4s": 8}, "normals", 1, bar_on_spills=False),
+    "noise": Work(r"group", r".*epilogue/noise", {"fmla.4s": 4}, "elements", 1, shortest=True, bar_on_spills=False),
     "DAC": Work(r"codes_i8", r"microkernel/r", ROUNDED, "elements", 1, r".*/dac", shortest=True, bar_on_spills=False),
-    "ADC": Work(r"group", r".*epilogue", ROUNDED, "elements", 1, shortest=True, bar_on_spills=False),
+    "ADC": Work(r"group", r".*epilogue/adc", ROUNDED, "elements", 1, shortest=True, bar_on_spills=False),
 }
 
-#: The caller of the algorithms for codes. Its generic arguments after the tier are the tile's.
-TILE, TILE_ARGUMENTS = r"(?:tile|int)_vectors", ("bits", "size", "rows", "vectors")
+#: The caller of the algorithms for codes. Its first generic argument is the tier's type, those after it are the tile's.
+TILE, TILE_ARGUMENTS = r"tile_vectors", ("bits", "size", "rows", "vectors")
 
 
 def small_blocks(tile: dict[str, int]) -> int:
-    """Blocks whose products a sum of 16 bits has room for: `blocks_at_once` in tile/int/small.rs."""
-    largest = 2 if tile["bits"] == 1 else 2 ** tile["bits"] - 1
-    return (2**15 - 1) // (2 * largest * 127) // (8 // tile["size"])
+    """Blocks whose products a sum of 16 bits has room for: `blocks_at_once` in neon/multiply.rs."""
+    room = (2**15 - 1) // ((2 ** tile["size"] - 1) * 127)
+    return room // (8 // tile["size"])
 
 
 #: How often the inner loop of an algorithm runs in each trip of the loop around it.
@@ -144,12 +147,8 @@ BARS = {
     "1 bit, rows": Bar("codes", {"neon": 130}, {"size": 1, "bits": 1, "rows": 0}),
     "floats": Bar("floats", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}),
     "backward": Bar("gradient", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}, in_python_only=True),
-    "a normal": Bar("normals", {"neon": 8.5, "neon_dotprod": 6.2}, in_python_only=True),
+    "a normal": Bar("normals", {"neon": 8.5, "neon_dotprod": 6.2}),
 }
-
-#: An algorithm that is not compared with a bar where the tier has another one for such tiles, which then takes all rows
-#: but those of more than 2^16 columns (`SLOT_CHAIN_GROUPS` in tile/int/in_place.rs).
-FALLBACK = r"(?:wide|int)_tile"
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,8 @@ class Site:
         return ", ".join(parts)
 
 
-def site_of(instruction: Instruction, frames: Sequence[Frame]) -> Site | None:
-    """What an instruction works at, if it does any of `WORK` for a tier of `TIERS`."""
+def sites_of(instruction: Instruction, frames: Sequence[Frame]) -> list[Site]:
+    """What an instruction works at if it does any of `WORK`: the same for each of `TIERS` that executes it."""
     for name, work in WORK.items():
         if instruction.kind not in work.units:
             continue
@@ -182,18 +181,18 @@ def site_of(instruction: Instruction, frames: Sequence[Frame]) -> Site | None:
             outer = frames[depth:]
             if work.within and not any(re.match(work.within, other.file) for other in outer):
                 continue
-            tier = next((tier for tier, facts in TIERS.items() if each.arguments[0] == facts.type), None)
-            if tier is None:
-                return None
-            numbers = [int(argument) for argument in each.arguments[1:] if argument.isdecimal()]
-            tile = dict(zip(("rows", "vectors"), numbers[-2:], strict=False))
-            if name == "codes":
+            numbers = [int(argument) for argument in each.arguments if argument.isdecimal()]
+            tile = tuple(zip(("rows", "vectors"), numbers[-2:], strict=False))
+            tiers = [*TIERS] if each.arguments[0] == SHARED else []
+            if work.of_tier:
                 caller = next((other for other in outer if re.fullmatch(TILE, other.name)), None)
                 if caller is None:
                     raise Failure(f"{each.name} at {instruction.address:#x} is not called from {TILE}")
-                tile = dict(zip(TILE_ARGUMENTS, map(int, caller.arguments[1:]), strict=False))
-            return Site(tier, name, each.name, tuple(tile.items()))
-    return None
+                kind, *sizes = caller.arguments
+                tile = tuple(zip(TILE_ARGUMENTS, map(int, sizes), strict=False))
+                tiers = [tier for tier, facts in TIERS.items() if facts.type == kind]
+            return [Site(tier, name, each.name, tile) for tier in tiers]
+    return []
 
 
 # Loops
@@ -297,10 +296,11 @@ def cases_of(library: Path) -> list[Case]:
     frames = origins(library, addresses)
     cases = []
     for function, flow, loop in found:
-        sites = {site_of(each, frames[each.address]) for each in flow.own(loop) if each.kind in COUNTED} - {None}
-        if len(sites) > 1:
+        counted = [each for each in flow.own(loop) if each.kind in COUNTED]
+        sites = list(dict.fromkeys(site for each in counted for site in sites_of(each, frames[each.address])))
+        if len(sites) > len({site.tier for site in sites}):
             raise Failure(f"{library}: the loop at {flow.own(loop)[0].address:#x} mixes {', '.join(map(str, sites))}")
-        cases += [case_of(library, function, flow, loop, site, frames) for site in sites if site]
+        cases += [case_of(library, function, flow, loop, site, frames) for site in sites]
     most: dict[tuple[str, Site], int] = defaultdict(int)
     for case in cases:
         most[case.function, case.site] = max(most[case.function, case.site], case.inner_units)
@@ -319,7 +319,7 @@ def case_of(library: Path, function: str, flow: Flow, loop: Loop, site: Site, fr
 
     def units(instructions: Iterable[Instruction]) -> int:
         counted = [each for each in instructions if each.kind in work.units]
-        return sum(work.units[each.kind] for each in counted if site_of(each, frames[each.address]))
+        return sum(work.units[each.kind] for each in counted if site in sites_of(each, frames[each.address]))
 
     trip = flow.shortest(loop, units) if work.shortest else flow.own(loop)
     case = Case(library.name, function, site, trip, trip, units(trip), 1)
@@ -409,8 +409,7 @@ def results(cases: Sequence[Case], python: bool) -> list[Result]:
                 rows = [dict(case.site.tile)["rows"] for case in mine if alike.items() <= dict(case.site.tile).items()]
                 want["rows"] = max(rows, default=0)
             mine = [case for case in mine if want.items() <= dict(case.site.tile).items()]
-            own = [case for case in mine if not re.fullmatch(FALLBACK, case.site.function)]
-            found.append(Result(name, tier, limit, own or mine, python or not bar.in_python_only))
+            found.append(Result(name, tier, limit, mine, python or not bar.in_python_only))
     return found
 
 
