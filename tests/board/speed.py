@@ -71,6 +71,8 @@ TIERS = {
 }
 #: The type that stands there for all these tiers in everything else, which is compiled once.
 SHARED = "Neon<false>"
+#: That of the tier for any processor. Its loops are simulated on the same processors, for comparison.
+PORTABLE = "Portable"
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,15 @@ class Work:
     """Whether each tier has code of its own for it: see `SHARED`."""
 
 
-PRODUCTS = {"smull.8h": 8, "smull2.8h": 8, "smlal.8h": 8, "smlal2.8h": 8, "sdot.4s": 16, "smmla.4s": 32}
+PRODUCTS = {"smull.8h": 8, "smull2.8h": 8, "smlal.8h": 8, "smlal2.8h": 8, "sdot.4s": 16, "smmla.4s": 32, "mla.4s": 4}
 ROUNDED = {"fcvtns.4s": 4}
+# Of a square root are a sine and a cosine made. The tiers estimate it first.
+ROOTS = {"frsqrte.4s": 8, "fsqrt.4s": 8}
 WORK = {
-    "codes": Work(r"\w+_tile", r"microkernel/neon/", PRODUCTS, of_tier=True),
+    "codes": Work(r"\w+_tile", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
     "floats": Work(r"float_tile", r"microkernel/tile/float", {"fmla.4s": 4}),
     "gradient": Work(r"products", r"microkernel/tile/gradient", {"fmla.4s": 4}),
-    # Of a square root, which is estimated first, are a sine and a cosine made.
-    "normals": Work(r"group", r"microkernel/gauss", {"frsqrte.4s": 8}, "normals", 1, bar_on_spills=False),
+    "normals": Work(r"group", r"microkernel/gauss", ROOTS, "normals", 1, bar_on_spills=False),
     "noise": Work(r"group", r".*epilogue/noise", {"fmla.4s": 4}, "elements", 1, shortest=True, bar_on_spills=False),
     "DAC": Work(r"codes_i8", r"microkernel/r", ROUNDED, "elements", 1, r".*/dac", shortest=True, bar_on_spills=False),
     "ADC": Work(r"group", r".*epilogue/adc", ROUNDED, "elements", 1, shortest=True, bar_on_spills=False),
@@ -159,6 +162,8 @@ class Site:
     work: str
     function: str
     tile: tuple[tuple[str, int], ...]
+    portable: bool = False
+    """Whether the code is not the tier's but the portable one, for comparison."""
 
     def __str__(self) -> str:
         tile = dict(self.tile)
@@ -183,15 +188,16 @@ def sites_of(instruction: Instruction, frames: Sequence[Frame]) -> list[Site]:
                 continue
             numbers = [int(argument) for argument in each.arguments if argument.isdecimal()]
             tile = tuple(zip(("rows", "vectors"), numbers[-2:], strict=False))
-            tiers = [*TIERS] if each.arguments[0] == SHARED else []
+            kind, types = each.arguments[0], dict.fromkeys(TIERS, SHARED)
             if work.of_tier:
                 caller = next((other for other in outer if re.fullmatch(TILE, other.name)), None)
                 if caller is None:
                     raise Failure(f"{each.name} at {instruction.address:#x} is not called from {TILE}")
                 kind, *sizes = caller.arguments
                 tile = tuple(zip(TILE_ARGUMENTS, map(int, sizes), strict=False))
-                tiers = [tier for tier, facts in TIERS.items() if facts.type == kind]
-            return [Site(tier, name, each.name, tile) for tier in tiers]
+                types = {tier: facts.type for tier, facts in TIERS.items()}
+            portable = kind == PORTABLE
+            return [Site(tier, name, each.name, tile, portable) for tier in TIERS if portable or kind == types[tier]]
     return []
 
 
@@ -378,6 +384,8 @@ class Result:
     tier: str
     cycles: float
     cases: list[Case]
+    portable: Case | None
+    """What the portable tier has for it: its fastest loop, since it is compiled with more luck in some places."""
     needed: bool
     """Whether one of the libraries should have such loops."""
 
@@ -402,15 +410,22 @@ def results(cases: Sequence[Case], python: bool) -> list[Result]:
     found = []
     for name, bar in BARS.items():
         for tier, limit in bar.cycles.items():
-            mine = [case for case in cases if case.site.tier == tier and case.site.work == bar.work and case.main]
-            want = dict(bar.tile)
-            if want.get("rows") == 0:
-                alike = {key: value for key, value in want.items() if key != "rows"}
-                rows = [dict(case.site.tile)["rows"] for case in mine if alike.items() <= dict(case.site.tile).items()]
-                want["rows"] = max(rows, default=0)
-            mine = [case for case in mine if want.items() <= dict(case.site.tile).items()]
-            found.append(Result(name, tier, limit, mine, python or not bar.in_python_only))
+            alike = [case for case in cases if (case.site.tier, case.site.work) == (tier, bar.work)]
+            mine = matching(bar, [case for case in alike if case.main and not case.site.portable])
+            others = matching(bar, [case for case in alike if case.site.portable and not case.error])
+            portable = min(others, key=lambda case: case.relative, default=None)
+            found.append(Result(name, tier, limit, mine, portable, python or not bar.in_python_only))
     return found
+
+
+def matching(bar: Bar, cases: Sequence[Case]) -> list[Case]:
+    """The loops for a bar's tiles."""
+    want = dict(bar.tile)
+    if want.get("rows") == 0:
+        alike = {key: value for key, value in want.items() if key != "rows"}
+        rows = [dict(case.site.tile)["rows"] for case in cases if alike.items() <= dict(case.site.tile).items()]
+        want["rows"] = max(rows, default=0)
+    return [case for case in cases if want.items() <= dict(case.site.tile).items()]
 
 
 # The command
@@ -449,6 +464,11 @@ def table(cases: Iterable[Case]) -> Iterator[str]:
         yield COLUMNS.format(*name, len(case.trip), case.units, *figures, case.spills, f"{case.spill_cycles:.1f}")
 
 
+def figure(case: Case | None) -> str:
+    """Its cycles as they are compared with a bar."""
+    return f"{case.relative:8.2f}" if case else f"{'-':>8}"
+
+
 def written(facts: dict[str, Any]) -> str:
     """JSON with a line for each bar and each loop."""
     parts = []
@@ -476,16 +496,17 @@ def main() -> int:
 def compare(options: argparse.Namespace) -> int:
     """Prints the tables, and returns the exit status."""
     here = versions(options.libraries)
-    cases = [case for library in options.libraries for case in cases_of(library)]
-    predict(cases)
+    everything = [case for library in options.libraries for case in cases_of(library)]
+    predict(everything)
+    cases = [case for case in everything if not case.site.portable]
     python = any(b"PyInit_lumina_kernel" in library.read_bytes() for library in options.libraries)
-    judged = results(cases, python)
+    judged = results(everything, python)
     print("\n".join(table(cases)))
     print("\nBars, in cycles for 1,000 multiply-adds or for a normal:")
     for result in judged:
-        worst = f"{result.worst.relative:8.2f}" if result.worst else f"{'':8}"
         verdict = result.complaint or ("reached" if result.cases else "not looked for: in the Python extension only")
-        print(f"{result.tier:13} {result.name:16} {worst} of {result.cycles:5g}   {verdict}")
+        worst, portable = figure(result.worst), figure(result.portable)
+        print(f"{result.tier:13} {result.name:16} {worst} of {result.cycles:5g}, portable {portable}   {verdict}")
     print(f"\nrustc {here['rustc']}, llvm-mca {here['llvm-mca']}")
     if options.json:
         facts = {
@@ -498,6 +519,7 @@ def compare(options: argparse.Namespace) -> int:
                     "tier": result.tier,
                     "bar": result.cycles,
                     "relative": result.worst and round(result.worst.relative, 3),
+                    "portable": result.portable and round(result.portable.relative, 3),
                     "loop": next((place for place, case in enumerate(cases) if case is result.worst), None),
                     "complaint": result.complaint,
                 }

@@ -137,7 +137,11 @@ def test_what_a_loop_works_at() -> None:
     (site,) = speed.sites_of(product, frames("a::Neon<false>"))
     assert (site.tier, str(site)) == ("neon", "small_tile, 4 bits, 1 x 32")
     assert [site.tier for site in speed.sites_of(product, frames("Neon<true>"))] == ["neon_dotprod"]
-    assert speed.sites_of(product, frames("Portable")) == []
+    assert [(site.tier, site.portable) for site in speed.sites_of(product, frames("Portable"))] == [
+        ("neon", True),
+        ("neon_dotprod", True),
+    ]
+    assert speed.sites_of(product, frames("Neon<maybe>")) == []
     (other,) = code("add v0.4s, v1.4s, v2.4s")
     assert speed.sites_of(other, frames("Neon<false>")) == []
 
@@ -220,6 +224,16 @@ def test_bars_on_rows_are_for_the_largest_tile() -> None:
     found = speed.results([case(500, rows=1), case(400, rows=2), case(128, rows=4)], python=False)
     (result,) = (r for r in found if (r.name, r.tier) == ("4 bits, rows", "neon"))
     assert result.complaint == ""
+
+
+def test_the_portable_tier_is_compared_but_misses_no_bar() -> None:
+    others = [case(relative) for relative in (500, 640, 0)]
+    for each in others:
+        each.site = replace(each.site, portable=True)
+    others[2].error = "it calls a function"
+    found = speed.results([case(126), *others], python=False)
+    (result,) = (r for r in found if (r.name, r.tier) == ("4 bits, one row", "neon"))
+    assert (result.cases[0].relative, result.portable, result.complaint) == (126, others[0], "")
 
 
 def test_bars_that_only_the_python_extension_can_reach() -> None:
