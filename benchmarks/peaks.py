@@ -17,8 +17,22 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "rust_op" / "kernel" / "examples" / "peaks.rs"
 
 #: The instruction that a tier's integer products use.
-DOT = {"amx": "tdpbsud", "avx512": "vpdpbusd.512", "avx512bw": "vpmaddwd.512", "avx2": "vpmaddwd.256"}
-FMA = {"amx": "fma.512", "avx512": "fma.512", "avx512bw": "fma.512", "avx2": "fma.256"}
+DOT = {
+    "amx": "tdpbsud",
+    "avx512": "vpdpbusd.512",
+    "avx512bw": "vpmaddwd.512",
+    "avx2": "vpmaddwd.256",
+    "neon_dotprod": "sdot.128",
+    "neon": "smlal.128",
+}
+FMA = {
+    "amx": "fma.512",
+    "avx512": "fma.512",
+    "avx512bw": "fma.512",
+    "avx2": "fma.256",
+    "neon_dotprod": "fmla.128",
+    "neon": "fmla.128",
+}
 BF16 = {"amx": "vdpbf16ps.512", "avx512": "vdpbf16ps.512"}
 #: Rounds of an instruction in one call: some 100 us.
 ROUNDS = 50_000

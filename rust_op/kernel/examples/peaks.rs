@@ -15,7 +15,7 @@ use std::hint::black_box;
 /// and an addition are two); 0 if this processor has no such instruction, or nothing here has that name.
 ///
 /// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `tdpbsud`, `vpdpbusd.512`,
-/// `vpmaddwd.512`, `vpmaddwd.256`.
+/// `vpmaddwd.512`, `vpmaddwd.256`; `fmla.128`, `smlal.128`, `sdot.128`.
 ///
 /// # Safety
 /// `name` is a C string.
@@ -25,7 +25,9 @@ pub unsafe extern "C" fn lumina_peak(name: *const c_char, rounds: u64) -> u64 {
     let name = unsafe { CStr::from_ptr(name) };
     #[cfg(target_arch = "x86_64")]
     let operations = x86::peak(name.to_bytes(), rounds);
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    let operations = aarch64::peak(name.to_bytes(), rounds);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let operations = {
         let _ = name;
         0
@@ -71,8 +73,46 @@ unsafe fn read(source: *const [u64; 8], count: usize) -> u64 {
 
 /// Independent sums: more than any processor needs to hide four or five cycles of latency at two instructions per
 /// cycle.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const SUMS: usize = 12;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+    use std::arch::{asm, is_aarch64_feature_detected};
+    use std::hint::black_box;
+
+    use super::SUMS;
+
+    /// `rounds` rounds of an instruction on independent sums; returns the operations of one round.
+    macro_rules! repeat {
+        ($rounds:expr, $instruction:literal, $operations:expr) => {{
+            // SAFETY: NEON is part of aarch64.
+            let (a, b) = black_box(unsafe { (vdupq_n_u8(1), vdupq_n_u8(1)) });
+            // SAFETY: as above.
+            let mut sums = [unsafe { vdupq_n_u8(0) }; SUMS];
+            for _ in 0..$rounds {
+                for sum in &mut sums {
+                    // SAFETY: the caller has checked that the processor has the instruction, which touches no memory.
+                    unsafe { asm!($instruction, inout(vreg) *sum, in(vreg) a, in(vreg) b, options(nomem, nostack)) };
+                }
+            }
+            black_box(sums);
+            $operations * SUMS as u64
+        }};
+    }
+
+    pub fn peak(name: &[u8], rounds: u64) -> u64 {
+        match name {
+            b"fmla.128" => repeat!(rounds, "fmla {0:v}.4s, {1:v}.4s, {2:v}.4s", 2 * 4),
+            b"smlal.128" => repeat!(rounds, "smlal {0:v}.8h, {1:v}.8b, {2:v}.8b", 2 * 8),
+            b"sdot.128" if is_aarch64_feature_detected!("dotprod") => {
+                repeat!(rounds, ".arch_extension dotprod\nsdot {0:v}.4s, {1:v}.16b, {2:v}.16b", 2 * 16)
+            }
+            _ => 0,
+        }
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {

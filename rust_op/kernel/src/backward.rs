@@ -160,12 +160,12 @@ pub fn backward(
     });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
-    let work_ns = cost::backward_ns(products, inputs.shape);
-    let call = Call { tier, precision, inputs, threads: threads_for(executor, work_ns), unmasked_bias };
+    let work = cost::work(tier, cost::backward_ns(tier, products, inputs.shape));
+    let call = Call { tier, precision, inputs, threads: threads_for(executor, work), unmasked_bias };
     let for_x = call.tasks(Side::X, m, for_x, None);
     let for_weight = call.tasks(Side::Weight, n, for_weight, db);
     // Interleaved, since the first tasks of a strip pack it while its other tasks would wait.
-    run_each(executor, work_ns, interleave(for_x, for_weight), |task| task.run());
+    run_each(executor, work, interleave(for_x, for_weight), |task| task.run());
     Ok(())
 }
 

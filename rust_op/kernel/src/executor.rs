@@ -17,8 +17,9 @@ pub trait Executor: Sync {
     /// The approximate number of threads: a call is cut so that all of them have something to do.
     fn threads(&self) -> usize;
 
-    /// How much work, in nanoseconds of one thread, is worth handing to other threads.
-    fn worthwhile_ns(&self) -> u64 {
+    /// How much work, in nanoseconds of one thread, is worth handing to other threads, if waking one takes about
+    /// `wake_ns` on this processor.
+    fn worthwhile_ns(&self, _wake_ns: u64) -> u64 {
         0
     }
 
@@ -44,25 +45,34 @@ impl Executor for Serial {
     }
 }
 
-/// The number of threads for work of about `work_ns` nanoseconds.
-pub(crate) fn threads_for(executor: &dyn Executor, work_ns: u64) -> usize {
-    if work_ns < executor.worthwhile_ns() { 1 } else { executor.threads().max(1) }
+/// Estimates, in nanoseconds, by which it is decided whether work is handed to other threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    /// The work, on one thread.
+    pub(crate) ns: u64,
+    /// Waking another thread.
+    pub(crate) wake_ns: u64,
 }
 
-/// Runs `task` once on each of `items`, about `work_ns` nanoseconds of work in total. Whichever thread is free takes
-/// the next item, so no list of items is allocated.
-pub(crate) fn run_each<I>(executor: &dyn Executor, work_ns: u64, items: I, task: impl Fn(I::Item) + Sync)
+/// The number of threads for `work`.
+pub(crate) fn threads_for(executor: &dyn Executor, work: Work) -> usize {
+    if work.ns < executor.worthwhile_ns(work.wake_ns) { 1 } else { executor.threads().max(1) }
+}
+
+/// Runs `task` once on each of `items`, `work` in total. Whichever thread is free takes the next item, so no list of
+/// items is allocated.
+pub(crate) fn run_each<I>(executor: &dyn Executor, work: Work, items: I, task: impl Fn(I::Item) + Sync)
 where
     I: IntoIterator<Item: Send, IntoIter: ExactSizeIterator + Send>,
 {
     let items = items.into_iter();
     let count = items.len();
     match executor.order(count) {
-        None => share(executor, work_ns, count, items, task),
+        None => share(executor, work, count, items, task),
         Some(order) => {
             let mut items: Vec<_> = items.map(Some).collect();
             let reordered: Vec<_> = order.iter().map(|&index| items[index].take().expect("an order")).collect();
-            share(executor, work_ns, count, reordered.into_iter(), task);
+            share(executor, work, count, reordered.into_iter(), task);
         }
     }
 }
@@ -70,12 +80,12 @@ where
 /// [`run_each`] of `count` items in their order.
 fn share<T: Send>(
     executor: &dyn Executor,
-    work_ns: u64,
+    work: Work,
     count: usize,
     items: impl Iterator<Item = T> + Send,
     task: impl Fn(T) + Sync,
 ) {
-    if count <= 1 || threads_for(executor, work_ns) == 1 {
+    if count <= 1 || threads_for(executor, work) == 1 {
         let _environment = FloatEnv::canonical();
         items.for_each(task);
         return;
@@ -97,7 +107,11 @@ mod tests {
 
     use super::*;
 
-    /// Two threads, worthwhile from 1000 ns of work on; runs a call's tasks on a new thread and counts the calls.
+    const fn work(ns: u64) -> Work {
+        Work { ns, wake_ns: 500 }
+    }
+
+    /// Two threads, worthwhile from twice the time to wake one on; runs a call's tasks on a new thread and counts the calls.
     #[derive(Default)]
     struct Counting(AtomicUsize);
 
@@ -113,8 +127,8 @@ mod tests {
             2
         }
 
-        fn worthwhile_ns(&self) -> u64 {
-            1000
+        fn worthwhile_ns(&self, wake_ns: u64) -> u64 {
+            2 * wake_ns
         }
     }
 
@@ -124,9 +138,9 @@ mod tests {
             [(0, 8, false), (999, 8, false), (1000, 8, true), (u64::MAX, 8, true), (u64::MAX, 1, false)]
         {
             let executor = Counting::default();
-            assert_eq!(threads_for(&executor, work_ns), if work_ns < 1000 { 1 } else { 2 });
+            assert_eq!(threads_for(&executor, work(work_ns)), if work_ns < 1000 { 1 } else { 2 });
             let ran = Mutex::new(Vec::new());
-            run_each(&executor, work_ns, 0..count, |item| {
+            run_each(&executor, work(work_ns), 0..count, |item| {
                 ran.lock().expect("no task panics").push((item, thread::current().id()));
             });
             let ran = ran.into_inner().expect("no task panics");
@@ -149,7 +163,7 @@ mod tests {
                 1
             }
         }
-        run_each(&Alone, u64::MAX, 0..8, |_| ());
+        run_each(&Alone, work(u64::MAX), 0..8, |_| ());
     }
 
     /// However often an executor calls `work`, concurrently or one call after another, each task runs once.
@@ -172,7 +186,7 @@ mod tests {
         }
         for eagerness in [0, 1, 3] {
             let runs: Vec<AtomicUsize> = (0..20).map(|_| AtomicUsize::new(0)).collect();
-            run_each(&Eager(eagerness), 0, &runs, |runs| {
+            run_each(&Eager(eagerness), work(0), &runs, |runs| {
                 runs.fetch_add(1, Ordering::Relaxed);
             });
             assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
@@ -200,7 +214,7 @@ mod tests {
             (|count| (0..count).map(|index| index * 3 % count).collect(), [0, 3, 1, 4, 2]),
         ] {
             let taken = Mutex::new(Vec::new());
-            run_each(&Ordered(order), 0, 0..5, |item| taken.lock().expect("no task panics").push(item));
+            run_each(&Ordered(order), work(0), 0..5, |item| taken.lock().expect("no task panics").push(item));
             assert_eq!(taken.into_inner().expect("no task panics"), expected);
         }
     }

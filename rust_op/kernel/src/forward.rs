@@ -97,7 +97,7 @@ impl Layer {
             product_bias: &self.product_bias,
             epilogue: &self.epilogue,
             call_key: rng::call_key(key),
-            work_ns: self.forward_ns(m),
+            work: cost::work(self.weights.tier(), self.forward_ns(m)),
             backwards: m == 1 && key.stream % 2 == 1,
         };
         call.run(executor, x, y, saved.unwrap_or_default());
@@ -151,9 +151,9 @@ const NORMALS_PER_TASK: usize = 32_768;
 /// The normals that a call with this key draws for its rows of `columns` columns, from its first row on.
 pub fn fill_noise(tier: Tier, executor: &dyn Executor, key: NoiseKey, columns: usize, out: &mut [f32]) {
     let (call_key, rows_per_task) = (rng::call_key(key), NORMALS_PER_TASK.div_ceil(columns));
-    let work_ns = cost::noise_ns(out.len());
+    let work = cost::work(tier, cost::noise_ns(tier, out.len()));
     let tasks = out.chunks_mut(rows_per_task * columns).enumerate();
-    run_each(executor, work_ns, tasks, |(index, rows)| {
+    run_each(executor, work, tasks, |(index, rows)| {
         for (row, out) in rows.chunks_exact_mut(columns).enumerate() {
             fill_noise_row(tier, call_key, (index * rows_per_task + row) as u64, out);
         }

@@ -108,7 +108,7 @@ impl Weights {
         });
 
         let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-        run_each(executor, cost::weights_ns(n, k), tasks, |(channels, sink)| {
+        run_each(executor, cost::work(tier, cost::weights_ns(tier, n, k)), tasks, |(channels, sink)| {
             let first = channels.rows.start;
             if let Err(error) = tier.vectorize(channels.into(sink)) {
                 let mut failure = failure.lock().expect("no task panics with the lock");

@@ -134,8 +134,8 @@ fn threads_change_nothing() {
     }
 }
 
-/// Runs tasks one after another, says that its threads are worthwhile from 20 microseconds of work on, and counts how
-/// often it is called.
+/// Runs tasks one after another, says that its threads are worthwhile from three times the time to wake one on, and
+/// counts how often it is called.
 #[derive(Default)]
 struct Worthwhile(AtomicUsize);
 
@@ -149,8 +149,8 @@ impl Executor for Worthwhile {
         4
     }
 
-    fn worthwhile_ns(&self) -> u64 {
-        20_000
+    fn worthwhile_ns(&self, wake_ns: u64) -> u64 {
+        3 * wake_ns
     }
 }
 

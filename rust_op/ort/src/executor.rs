@@ -9,11 +9,12 @@ use lumina_kernel::Executor;
 use crate::guard::{Failure, guard};
 use crate::sys::KernelContext;
 
-/// Work, in nanoseconds of one thread, below which handing it to the pool costs more than it gains. That is little,
-/// since the pool's idle threads spin. On two cores of an AMD Zen 5, one row of 1,024 inputs and as many outputs took a
-/// session 11.7 us on one thread and 7.5 us on two with 8 bits, 5.4 us and 6.1 us with 4 bits; with the other core
-/// busy, two threads cost 1 us more.
-const WORTHWHILE_NS: u64 = 9_000;
+/// How many times as long as waking a thread takes work must be to be worth handing to the pool, as a fraction. That is
+/// little, since the pool's idle threads spin. On two cores of an AMD Zen 5 (9 us), one row of 1,024 inputs and as many
+/// outputs took a session 11.7 us on one thread and 7.5 us on two with 8 bits, 5.4 us and 6.1 us with 4 bits; with the
+/// other core busy, two threads cost 1 us more. Where threads sleep, work that takes as long as waking one breaks even,
+/// since the calling thread goes on meanwhile.
+const WORTHWHILE_WAKES: (u64, u64) = (3, 2);
 
 /// The pool of the session that a run belongs to: its `intra_op_num_threads`, and no other threads.
 pub(crate) struct SessionPool<'a> {
@@ -55,8 +56,8 @@ impl Executor for SessionPool<'_> {
         cores()
     }
 
-    fn worthwhile_ns(&self) -> u64 {
-        WORTHWHILE_NS
+    fn worthwhile_ns(&self, wake_ns: u64) -> u64 {
+        wake_ns * WORTHWHILE_WAKES.0 / WORTHWHILE_WAKES.1
     }
 }
 
@@ -68,8 +69,8 @@ fn cores() -> usize {
 
 /// Maximum threads that lay out a node's weights: a few are as fast as memory allows.
 const CREATION_THREADS: usize = 8;
-/// Work, in nanoseconds of one thread, below which starting threads costs more than it gains.
-const WORTH_STARTING_NS: u64 = 500_000;
+/// How many times as long as waking a thread takes work must be to be worth starting some.
+const WORTH_STARTING_WAKES: u64 = 80;
 
 /// Threads that create a node's kernel and then end: the session's pool is available to runs only.
 pub(crate) struct Creation;
@@ -91,8 +92,8 @@ impl Executor for Creation {
         cores().min(CREATION_THREADS)
     }
 
-    fn worthwhile_ns(&self) -> u64 {
-        WORTH_STARTING_NS
+    fn worthwhile_ns(&self, wake_ns: u64) -> u64 {
+        wake_ns * WORTH_STARTING_WAKES
     }
 }
 

@@ -19,8 +19,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::numbers::Int;
 use crate::openmp::OpenMp;
 
-/// Work, in nanoseconds of one thread, below which handing it to a worker gains nothing.
-const WORTHWHILE_NS: u64 = 20_000;
+/// How many times as long as waking a thread takes work must be to be worth handing to a worker, as a fraction.
+const WORTHWHILE_WAKES: (u64, u64) = (10, 3);
 /// How long a caller that has no work left spins while workers finish their last tasks.
 const PATIENCE: Duration = Duration::from_micros(200);
 /// A larger number of threads is taken to be a mistake.
@@ -203,7 +203,7 @@ impl Executor for Threads {
         }
     }
 
-    fn worthwhile_ns(&self) -> u64 {
-        WORTHWHILE_NS
+    fn worthwhile_ns(&self, wake_ns: u64) -> u64 {
+        wake_ns * WORTHWHILE_WAKES.0 / WORTHWHILE_WAKES.1
     }
 }

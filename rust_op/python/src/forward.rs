@@ -24,7 +24,7 @@ const DETACH_NS: u64 = 20_000;
 
 /// About how long a forward call takes that quantises the weights, in nanoseconds.
 pub fn fresh_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize)) -> u64 {
-    cost::weights_ns(n, k).saturating_add(cost::forward_ns(tier, params, (m, n, k), 0))
+    cost::weights_ns(tier, n, k).saturating_add(cost::forward_ns(tier, params, (m, n, k), 0))
 }
 
 /// The weights and the bias of a layer.

@@ -57,7 +57,7 @@ impl PyPreparedLayer {
         let source = Source { shape: (n, k), weight: weight.as_slice()?, scale: scale.as_deref(), bias };
         let (tier, threads) = (tier()?, Threads::current(py)?);
         let build = || source.prepare(tier, &threads, params);
-        run(py, cost::weights_ns(n, k), build)?.map(PyPreparedLayer).map_err(to_python)
+        run(py, cost::weights_ns(tier, n, k), build)?.map(PyPreparedLayer).map_err(to_python)
     }
 
     /// Y [..., N] for X [..., K], as from optical_linear_forward.
@@ -127,7 +127,7 @@ pub fn quantize_weight<'py>(
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let quantize = |codes: CodesMut<'_>| {
         let source = WeightSource::F32(weight);
-        run(py, cost::weights_ns(n, k), || {
+        run(py, cost::weights_ns(tier, n, k), || {
             Weights::new(tier, &threads, &params, (n, k), source, scale.as_deref(), Some(codes))
         })?
         .map_err(to_python)

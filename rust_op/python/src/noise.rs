@@ -113,7 +113,7 @@ pub fn noise<'py>(
     let (tier, threads) = (tier()?, Threads::current(py)?);
     let eps = eps.as_slice_mut()?;
     if !eps.is_empty() {
-        run(py, cost::noise_ns(eps.len()), || fill_noise(tier, &threads, key, shape[1], eps))?;
+        run(py, cost::noise_ns(tier, eps.len()), || fill_noise(tier, &threads, key, shape[1], eps))?;
     }
     Ok(result)
 }

@@ -77,7 +77,7 @@ impl Tensors {
         // SAFETY: these are tensors of these sizes, which the caller keeps and does not change during the call.
         let source = unsafe { source((n, k), weight.address(), bias)? };
         let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
-        run(py, cost::weights_ns(n, k), || source.prepare(tier, &threads, params))?
+        run(py, cost::weights_ns(tier, n, k), || source.prepare(tier, &threads, params))?
             .map(PyPreparedLayer)
             .map_err(to_python)
     }
@@ -218,7 +218,7 @@ impl Tensors {
         let products = usize::from(outputs.x.is_some()) + usize::from(outputs.weight.is_some());
         let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
         let work = || lumina_kernel::backward(tier, &threads, params, precision, &inputs, outputs);
-        run(py, cost::backward_ns(products, (m, n, k)), work)?.map_err(to_python)?;
+        run(py, cost::backward_ns(tier, products, (m, n, k)), work)?.map_err(to_python)?;
         Ok(true)
     }
 }

@@ -189,7 +189,8 @@ impl PySaved {
             Outputs { x: Some(dx.as_slice_mut()?), weight: Some(dw.as_slice_mut()?), bias: Some(db.as_slice_mut()?) };
         let (tier, threads) = (tier()?, Threads::current(py)?);
         let work = || lumina_kernel::backward(tier, &threads, &self.params, precision, &inputs, outputs);
-        run(py, cost::backward_ns(2, self.shape), work)?.map_err(|error| renamed(error, &[("grad_output", "dy")]))?;
+        run(py, cost::backward_ns(tier, 2, self.shape), work)?
+            .map_err(|error| renamed(error, &[("grad_output", "dy")]))?;
         drop((dx, dw, db));
         Ok((dx_object, dw_object, db_object))
     }

@@ -9,7 +9,7 @@ use super::epilogue::Epilogue;
 use super::product::Product;
 use super::staging::{CODE_ROWS, ConvertRows, Staging, StagingMut};
 use crate::cost;
-use crate::executor::{Executor, run_each, threads_for};
+use crate::executor::{Executor, Work, run_each, threads_for};
 use crate::microkernel::isa::{Isa, Vectorized};
 use crate::microkernel::output::OutputBlock;
 use crate::microkernel::panels::PANEL;
@@ -59,8 +59,8 @@ pub(super) struct Call<'a> {
     pub(super) product_bias: &'a [f32],
     pub(super) epilogue: &'a Epilogue,
     pub(super) call_key: u64,
-    /// The estimated time of the whole call on one thread.
-    pub(super) work_ns: u64,
+    /// The whole call.
+    pub(super) work: Work,
     /// Whether panels are read from last to first, as every other single-row call does: reading the weights is what
     /// such a call waits for ([`Product::backwards`]).
     pub(super) backwards: bool,
@@ -80,10 +80,10 @@ impl Call<'_> {
 
     fn by_rows(&self, executor: &dyn Executor, x: &[f32], y: &mut [f32], mut saved: Saved<'_>) {
         let (tier, n, k) = (self.weights.tier(), self.weights.n(), self.weights.k());
-        let rows_per_task = rows_per_task(x.len() / k, threads_for(executor, self.work_ns), self.row_costs());
+        let rows_per_task = rows_per_task(x.len() / k, threads_for(executor, self.work), self.row_costs());
         let tasks = y.chunks_mut(rows_per_task * n).enumerate();
         let tasks = tasks.map(|(index, y)| (index, y, saved.take_rows(rows_per_task, n, k)));
-        run_each(executor, self.work_ns, tasks, |(index, y, mut saved)| {
+        run_each(executor, self.work, tasks, |(index, y, mut saved)| {
             let (first, count) = (index * rows_per_task, y.len() / n);
             let x = &x[first * k..(first + count) * k];
             let mut x_step = [0.0; TASK_ROWS];
@@ -109,19 +109,19 @@ impl Call<'_> {
             .chunks(STEP_ROWS * k)
             .zip(x_step.chunks_mut(STEP_ROWS))
             .map(|(x, x_step)| self.convert(x, saved.take_rows(STEP_ROWS, n, k), staged.take_rows(STEP_ROWS), x_step));
-        run_each(executor, cost::dac_ns(m, k), converted, |task| tier.vectorize(task));
+        run_each(executor, cost::work(tier, cost::dac_ns(tier, m, k)), converted, |task| tier.vectorize(task));
 
         let product = self.product(&staging, x_step);
-        let tasks = if threads_for(executor, self.work_ns) == 1 { 1 } else { COLUMN_TASKS };
+        let tasks = if threads_for(executor, self.work) == 1 { 1 } else { COLUMN_TASKS };
         let panels_per_task = n.div_ceil(PANEL).div_ceil(tasks);
-        product.into_columns(executor, self.work_ns, panels_per_task, OutputBlock::new(y, (m, n)));
+        product.into_columns(executor, self.work, panels_per_task, OutputBlock::new(y, (m, n)));
 
         let finished = y.chunks_mut(STEP_ROWS * n).zip(x_step.chunks(STEP_ROWS)).enumerate();
         let finished = finished.map(|(index, (y, x_step))| {
             let adc_mask = adc_mask.as_mut().map(|mask| take_first(mask, STEP_ROWS * mask_stride(n)));
             FinishRows { call: self, first_row: index * STEP_ROWS, y, x_step, adc_mask }
         });
-        run_each(executor, cost::epilogue_ns(m, n), finished, |task| tier.vectorize(task));
+        run_each(executor, cost::work(tier, cost::epilogue_ns(tier, m, n)), finished, |task| tier.vectorize(task));
     }
 
     fn row_costs(&self) -> &'static RowCosts {

@@ -1,6 +1,6 @@
 //! Rows times panels: which tiles multiply them, and where the results go.
 
-use crate::executor::{Executor, run_each};
+use crate::executor::{Executor, Work, run_each};
 use crate::microkernel::amx::{ConfiguredTiles, Tiles, bytes_behind};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::isa::{Isa, Vectorized};
@@ -109,7 +109,7 @@ impl Product<'_> {
     pub(super) fn into_columns(
         self,
         executor: &dyn Executor,
-        work_ns: u64,
+        work: Work,
         panels_per_task: usize,
         mut z: OutputBlock<'_>,
     ) {
@@ -125,7 +125,7 @@ impl Product<'_> {
             };
             MultiplyPanels { product: &self, first_panel, z }
         });
-        run_each(executor, work_ns, tasks, |task| tier.vectorize(task));
+        run_each(executor, work, tasks, |task| tier.vectorize(task));
     }
 }
 

@@ -4,7 +4,7 @@
 //! | step | instructions |
 //! |---|---|
 //! | integer tiles | loops of their own: [`multiply`], and with dot products [`dotprod`] |
-//! | dot (of what those leave over) | `smull`, `addp`, `sadalp`: exact, since 2 * 127 * 127 < 2^15; or `sdot` |
+//! | dot (of the groups that those leave over) | `smull`, `addp`, `sadalp`: exact, since 2 * 127 * 127 < 2^15; or `sdot` |
 //! | mask | all bits of each lane |
 //! | min, max | a comparison and `bsl`: `fmin` and `fmax` return a NaN whichever operand it is |
 //! | 64-bit product | `mul` of exchanged halves, `uaddlp`, `umlal` |
@@ -16,7 +16,7 @@ mod multiply;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use blocks::repeated;
+use blocks::{add_groups, repeated};
 
 use super::isa::{Isa, LANES, TileOrigin, Vectorized};
 
@@ -463,13 +463,19 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         start: [i32; MR],
     ) -> [[I; NV]; MR] {
         // SAFETY: by this method's contract.
-        unsafe {
-            if DOT {
-                dotprod::tile::<DOT, SIZE, MR, NV>(self, origin, start)
-            } else {
-                multiply::tile::<DOT, SIZE, MR, NV>(self, origin, start)
+        let (mut sums, done) = unsafe {
+            if DOT { dotprod::products::<SIZE, MR, NV>(origin) } else { multiply::products::<SIZE, MR, NV>(origin) }
+        };
+        // SAFETY: by this method's contract.
+        unsafe { add_groups::<DOT, SIZE, MR, NV>(self, &mut sums, origin, done) };
+        for (sums, start) in sums.iter_mut().zip(start) {
+            for sum in sums {
+                // A single bit stands for 0 or 2.
+                let codes = if SIZE == 1 { self.add_i(*sum, *sum) } else { *sum };
+                *sum = self.add_i(codes, self.splat_i(start));
             }
         }
+        sums
     }
 
     #[inline(always)]

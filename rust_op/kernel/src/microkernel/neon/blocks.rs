@@ -3,6 +3,10 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use super::{I, Neon};
+use crate::microkernel::isa::{Isa, TileOrigin};
+use crate::microkernel::panels::BLOCK_BYTES;
+
 /// The body for each of some constants. The compiler does not unroll these loops, and where the index varies, shifts take
 /// their counts from registers and sums are in memory.
 macro_rules! unrolled {
@@ -81,12 +85,38 @@ pub(super) fn slots_of<const BITS: u32, const SLOT: usize>(block: [int8x16_t; 4]
     stored
 }
 
-/// The same for a slot that varies.
+/// Adds the products of groups `done..origin.groups`, one after another, by a shift that varies: little code for what takes
+/// little time.
+///
+/// # Safety
+/// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-pub(super) fn any_slot<const BITS: u32>(block: [int8x16_t; 4], slot: usize) -> [int8x16_t; 4] {
-    let mut stored = block;
-    for stored in &mut stored {
-        *stored = lowest(shift_right(*stored, BITS as usize * slot), BITS);
+pub(super) unsafe fn add_groups<const DOT: bool, const SIZE: u32, const MR: usize, const NV: usize>(
+    isa: Neon<DOT>,
+    sums: &mut [[I; NV]; MR],
+    origin: TileOrigin,
+    done: usize,
+) {
+    let slots = 8 / SIZE as usize;
+    for group in done..origin.groups {
+        for v in 0..NV {
+            // SAFETY: a block that holds one of `groups` groups.
+            let mut stored = unsafe { isa.load_i_ptr(origin.panel.add(group / slots * BLOCK_BYTES + v * 64)) };
+            if SIZE < 8 {
+                for register in &mut stored.0 {
+                    // SAFETY: NEON is part of aarch64.
+                    unsafe {
+                        let shifted = shift_right(vreinterpretq_s8_s32(*register), SIZE as usize * (group % slots));
+                        *register = vreinterpretq_s32_s8(lowest(shifted, SIZE));
+                    }
+                }
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: one of the groups of one of the rows.
+                let codes = unsafe { origin.codes.add(row * origin.stride + 4 * group) };
+                // SAFETY: 4 codes.
+                sums[v] = isa.dot(sums[v], stored, unsafe { isa.activations(codes, codes) });
+            }
+        }
     }
-    stored
 }

@@ -7,41 +7,21 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{any_slot, load_block, opaque, repeated, shift_right, slot, unrolled};
-use super::{I, Neon, sdot};
-use crate::microkernel::isa::{Isa, TileOrigin};
+use super::I;
+use super::blocks::{load_block, opaque, shift_right, slot, unrolled};
+use crate::microkernel::isa::TileOrigin;
 use crate::microkernel::panels::BLOCK_BYTES;
 
-/// Sums of 16 columns.
-type Sums = [int32x4_t; 4];
-
-/// As [`Isa::code_tile`].
+/// The products of whole steps, and of how many groups they are.
 ///
 /// # Safety
-/// As [`Isa::code_tile`].
+/// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-pub(super) unsafe fn tile<const DOT: bool, const SIZE: u32, const MR: usize, const NV: usize>(
-    isa: Neon<DOT>,
+pub(super) unsafe fn products<const SIZE: u32, const MR: usize, const NV: usize>(
     origin: TileOrigin,
-    start: [i32; MR],
-) -> [[I; NV]; MR] {
+) -> ([[I; NV]; MR], usize) {
     // SAFETY: this function's contract is that of the calls.
-    let sums = unsafe { if SIZE == 8 { quad_tile(origin) } else { packed_tile::<SIZE, MR, NV>(origin) } };
-    let mut out = [[isa.splat_i(0); NV]; MR];
-    for row in 0..MR {
-        for v in 0..NV {
-            for register in 0..4 {
-                let sum = sums[row][v][register];
-                // SAFETY: NEON is part of aarch64.
-                unsafe {
-                    // A single bit stands for 0 or 2.
-                    let sum = if SIZE == 1 { vaddq_s32(sum, sum) } else { sum };
-                    out[row][v].0[register] = vaddq_s32(sum, vdupq_n_s32(start[row]));
-                }
-            }
-        }
-    }
-    out
+    unsafe { if SIZE == 8 { quad_tile(origin) } else { packed_tile::<SIZE, MR, NV>(origin) } }
 }
 
 /// `sum` plus the products of the four codes in lane `LANE` of `codes`.
@@ -61,11 +41,11 @@ fn sdot_lane<const LANE: usize>(sum: int32x4_t, stored: int8x16_t, codes: int8x1
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-unsafe fn quad_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> [[Sums; NV]; MR] {
+unsafe fn quad_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> ([[I; NV]; MR], usize) {
     // SAFETY: NEON is part of aarch64; every access is to a block that holds one of `groups` groups, and to groups of
     // `codes`.
     unsafe {
-        let mut sums = [[[vdupq_n_s32(0); 4]; NV]; MR];
+        let mut sums = [[I([vdupq_n_s32(0); 4]); NV]; MR];
         for step in 0..origin.groups / 4 {
             let codes = load_codes::<MR>(origin, 4 * step);
             unrolled!(LANE in 0 1 2 3 => {
@@ -73,20 +53,14 @@ unsafe fn quad_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> [[S
                     let block = load_block(origin.panel.add((4 * step + LANE) * BLOCK_BYTES + v * 64));
                     for row in 0..MR {
                         for register in 0..4 {
-                            let sum = &mut sums[row][v][register];
+                            let sum = &mut sums[row][v].0[register];
                             *sum = sdot_lane::<LANE>(*sum, block[register], codes[row]);
                         }
                     }
                 }
             });
         }
-        for group in origin.groups / 4 * 4..origin.groups {
-            for v in 0..NV {
-                let block = load_block(origin.panel.add(group * BLOCK_BYTES + v * 64));
-                add_group(&mut sums, v, block, origin, group);
-            }
-        }
-        sums
+        (sums, origin.groups / 4 * 4)
     }
 }
 
@@ -95,7 +69,7 @@ unsafe fn quad_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> [[S
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-unsafe fn packed_tile<const BITS: u32, const MR: usize, const NV: usize>(origin: TileOrigin) -> [[Sums; NV]; MR] {
+unsafe fn packed_tile<const BITS: u32, const MR: usize, const NV: usize>(origin: TileOrigin) -> ([[I; NV]; MR], usize) {
     let slots = 8 / BITS as usize;
     let blocks = if BITS == 4 { 2 } else { 1 };
     let whole = origin.groups / (blocks * slots);
@@ -108,7 +82,7 @@ unsafe fn packed_tile<const BITS: u32, const MR: usize, const NV: usize>(origin:
             *mask = opaque(vdupq_n_s8((((1u32 << BITS) - 1) << (BITS as usize * place)) as i8));
         }
         // By the place of their codes; a single place if all are shifted to the lowest one.
-        let mut places = [[[[vdupq_n_s32(0); 4]; NV]; MR]; 4];
+        let mut places = [[[I([vdupq_n_s32(0); 4]); NV]; MR]; 4];
         for step in 0..whole {
             let group = step * blocks * slots;
             let mut codes = [load_codes::<MR>(origin, group); 2];
@@ -143,32 +117,26 @@ unsafe fn packed_tile<const BITS: u32, const MR: usize, const NV: usize>(origin:
                 for v in 0..NV {
                     for register in 0..4 {
                         let shift = vdupq_n_s32(-((BITS as usize * place) as i32));
-                        let sum = vshlq_s32(places[place][row][v][register], shift);
-                        sums[row][v][register] = vaddq_s32(sums[row][v][register], sum);
+                        let sum = &mut sums[row][v].0[register];
+                        *sum = vaddq_s32(*sum, vshlq_s32(places[place][row][v].0[register], shift));
                     }
                 }
             }
         }
-        for group in whole * blocks * slots..origin.groups {
-            for v in 0..NV {
-                let block = load_block(origin.panel.add(group / slots * BLOCK_BYTES + v * 64));
-                add_group(&mut sums, v, any_slot::<BITS>(block, group % slots), origin, group);
-            }
-        }
-        sums
+        (sums, whole * blocks * slots)
     }
 }
 
 /// Adds the products of 4 columns' codes, in register `register` of vector `v`, with lane `LANE` of each row's codes.
 #[inline(always)]
 fn add_lane<const BITS: u32, const MR: usize, const NV: usize, const LANE: usize>(
-    places: &mut [[[Sums; NV]; MR]; 4],
+    places: &mut [[[I; NV]; MR]; 4],
     [v, register]: [usize; 2],
     stored: int8x16_t,
     codes: [int8x16_t; MR],
 ) {
     for row in 0..MR {
-        let sum = &mut places[place::<BITS, MR>(LANE)][row][v][register];
+        let sum = &mut places[place::<BITS, MR>(LANE)][row][v].0[register];
         *sum = sdot_lane::<LANE>(*sum, stored, codes[row]);
     }
 }
@@ -220,26 +188,5 @@ unsafe fn load_codes<const MR: usize>(origin: TileOrigin, group: usize) -> [int8
             *codes = vld1q_s8(origin.codes.add(row * origin.stride + 4 * group));
         }
         codes
-    }
-}
-
-/// Adds the products of one group to the sums of vector `v`.
-///
-/// # Safety
-/// Each of the MR rows has the group.
-#[inline(always)]
-unsafe fn add_group<const MR: usize, const NV: usize>(
-    sums: &mut [[Sums; NV]; MR],
-    v: usize,
-    stored: [int8x16_t; 4],
-    origin: TileOrigin,
-    group: usize,
-) {
-    for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: 4 codes of one of the rows.
-        let codes = unsafe { repeated(origin.codes.add(row * origin.stride + 4 * group)) };
-        for (sum, stored) in sums[v].iter_mut().zip(stored) {
-            *sum = sdot(*sum, stored, codes);
-        }
     }
 }

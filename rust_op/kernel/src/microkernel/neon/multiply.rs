@@ -7,9 +7,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{any_slot, load_block, repeated, slots_of, unrolled};
-use super::{I, Neon};
-use crate::microkernel::isa::{Isa, TileOrigin};
+use super::I;
+use super::blocks::{load_block, repeated, slots_of, unrolled};
+use crate::microkernel::isa::TileOrigin;
 use crate::microkernel::panels::BLOCK_BYTES;
 
 /// Two sums of 32 bits for each of 16 columns.
@@ -20,32 +20,27 @@ type SmallSums = [[int16x8_t; 2]; 4];
 /// The largest magnitude of a DAC code.
 const LARGEST_CODE: usize = 127;
 
-/// As [`Isa::code_tile`].
+/// The products of whole steps, and of how many groups they are.
 ///
 /// # Safety
-/// As [`Isa::code_tile`].
+/// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-pub(super) unsafe fn tile<const DOT: bool, const SIZE: u32, const MR: usize, const NV: usize>(
-    isa: Neon<DOT>,
+pub(super) unsafe fn products<const SIZE: u32, const MR: usize, const NV: usize>(
     origin: TileOrigin,
-    start: [i32; MR],
-) -> [[I; NV]; MR] {
-    // SAFETY: this function's contract is that of the calls.
+) -> ([[I; NV]; MR], usize) {
+    // SAFETY: this function's contract is that of the calls; NEON is part of aarch64.
     unsafe {
-        let sums = if SIZE == 8 { pair_tile(origin) } else { small_tile::<SIZE, MR, NV>(origin) };
-        let mut out = [[isa.splat_i(0); NV]; MR];
+        let (sums, done) = if SIZE == 8 { pair_tile(origin) } else { small_tile::<SIZE, MR, NV>(origin) };
+        let mut out = [[I([vdupq_n_s32(0); 4]); NV]; MR];
         for row in 0..MR {
             for v in 0..NV {
                 for register in 0..4 {
                     let [low, high] = sums[row][v][register];
-                    let sum = vpaddq_s32(low, high);
-                    // A single bit stands for 0 or 2.
-                    let sum = if SIZE == 1 { vaddq_s32(sum, sum) } else { sum };
-                    out[row][v].0[register] = vaddq_s32(sum, vdupq_n_s32(start[row]));
+                    out[row][v].0[register] = vpaddq_s32(low, high);
                 }
             }
         }
-        out
+        (out, done)
     }
 }
 
@@ -54,7 +49,7 @@ pub(super) unsafe fn tile<const DOT: bool, const SIZE: u32, const MR: usize, con
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-unsafe fn pair_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> [[Sums; NV]; MR] {
+unsafe fn pair_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> ([[Sums; NV]; MR], usize) {
     // SAFETY: NEON is part of aarch64; every access is to a block that holds one of `groups` groups, and to a group of
     // `codes`.
     unsafe {
@@ -76,21 +71,7 @@ unsafe fn pair_tile<const MR: usize, const NV: usize>(origin: TileOrigin) -> [[S
                 });
             }
         }
-        if origin.groups % 2 == 1 {
-            let last = origin.groups - 1;
-            for v in 0..NV {
-                let block = load_block(origin.panel.add(last * BLOCK_BYTES + v * 64));
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let a = repeated(origin.codes.add(row * origin.stride + 4 * last));
-                    for register in 0..4 {
-                        let [low, high] = &mut sums[v][register];
-                        *low = vpadalq_s16(*low, vmull_s8(vget_low_s8(block[register]), vget_low_s8(a)));
-                        *high = vpadalq_s16(*high, vmull_high_s8(block[register], a));
-                    }
-                }
-            }
-        }
-        sums
+        (sums, origin.groups / 2 * 2)
     }
 }
 
@@ -131,7 +112,9 @@ fn add_pair<const MR: usize>(
 /// # Safety
 /// As [`TileOrigin`] says, for MR rows and NV vectors.
 #[inline(always)]
-unsafe fn small_tile<const BITS: u32, const MR: usize, const NV: usize>(origin: TileOrigin) -> [[Sums; NV]; MR] {
+unsafe fn small_tile<const BITS: u32, const MR: usize, const NV: usize>(
+    origin: TileOrigin,
+) -> ([[Sums; NV]; MR], usize) {
     let slots = 8 / BITS as usize;
     let room = i16::MAX as usize / (((1 << BITS) - 1) * LARGEST_CODE);
     let blocks_at_once = room / slots;
@@ -161,19 +144,7 @@ unsafe fn small_tile<const BITS: u32, const MR: usize, const NV: usize>(origin: 
             widen(&mut sums, &small);
             first = end;
         }
-        // Slots by a shift that varies: less code for what takes little time.
-        let mut small = [[[[vdupq_n_s16(0); 2]; 4]; NV]; MR];
-        for group in whole * slots..origin.groups {
-            for v in 0..NV {
-                let block = load_block(origin.panel.add(whole * BLOCK_BYTES + v * 64));
-                let stored = any_slot::<BITS>(block, group - whole * slots);
-                for (row, small) in small.iter_mut().enumerate() {
-                    add_products(&mut small[v], stored, origin.codes.add(row * origin.stride + 4 * group));
-                }
-            }
-        }
-        widen(&mut sums, &small);
-        sums
+        (sums, whole * slots)
     }
 }
 
