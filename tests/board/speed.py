@@ -20,6 +20,7 @@ How a loop is counted:
   decoding takes.
 - Of the same loop in a function, there may be several that differ in how much a trip does. Those that do the most are
   compared with the bars. The others do what is left at the end of a row, and are listed as "rest".
+- The loops of the portable tier are simulated as well, to show what the tiers gain: for each bar the fastest of them.
 - A spill is an access to the stack in the innermost loop. Spills cost what that loop takes less without them, where
   loads wait for earlier stores (otherwise the model lets no load wait, as if none read what was just written).
 
@@ -60,14 +61,16 @@ class Tier:
     """What selects the model in llvm-mca."""
     decoded: int
     """Instructions that the processor decodes in a cycle."""
+    units: tuple[str, ...]
+    """What the model calls its vector units."""
 
 
 # llvm-mca's model of the Cortex-A72 is that of the Cortex-A57. It has none of the Cortex-A76, which is the core of the
 # Neoverse N1. That model dispatches 3 operations a cycle, which suits the compiler's scheduler; the core dispatches 8,
 # of 4 instructions decoded.
 TIERS = {
-    "neon": Tier("Neon<false>", ("-mcpu=cortex-a72",), 3),
-    "neon_dotprod": Tier("Neon<true>", ("-mcpu=neoverse-n1", "-dispatch=8"), 4),
+    "neon": Tier("Neon<false>", ("-mcpu=cortex-a72",), 3, ("A57UnitW", "A57UnitX")),
+    "neon_dotprod": Tier("Neon<true>", ("-mcpu=neoverse-n1", "-dispatch=8"), 4, ("N1UnitV0", "N1UnitV1")),
 }
 #: The type that stands there for all these tiers in everything else, which is compiled once.
 SHARED = "Neon<false>"
@@ -102,8 +105,10 @@ PRODUCTS = {"smull.8h": 8, "smull2.8h": 8, "smlal.8h": 8, "smlal2.8h": 8, "sdot.
 ROUNDED = {"fcvtns.4s": 4}
 # Of a square root are a sine and a cosine made. The tiers estimate it first.
 ROOTS = {"frsqrte.4s": 8, "fsqrt.4s": 8}
+# What the tiles for codes leave over, at the end of a row.
+REST = r"add_groups"
 WORK = {
-    "codes": Work(r"\w+_tile", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
+    "codes": Work(rf"\w+_tile|{REST}", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
     "floats": Work(r"float_tile", r"microkernel/tile/float", {"fmla.4s": 4}),
     "gradient": Work(r"products", r"microkernel/tile/gradient", {"fmla.4s": 4}),
     "normals": Work(r"group", r"microkernel/gauss", ROOTS, "normals", 1, bar_on_spills=False),
@@ -311,7 +316,8 @@ def cases_of(library: Path) -> list[Case]:
     for case in cases:
         most[case.function, case.site] = max(most[case.function, case.site], case.inner_units)
     for case in cases:
-        case.main = case.inner_units == most[case.function, case.site]
+        most_of_all = case.inner_units == most[case.function, case.site]
+        case.main = most_of_all and not re.fullmatch(REST, case.site.function)
     return cases
 
 
@@ -361,8 +367,8 @@ def predict(cases: Sequence[Case]) -> None:
         trips = [case.trip for case in mine]
         vectors = [[each for each in trip if each.is_vector and not each.is_memory] for trip in trips]
         units = [[each for each in case.trip if each.kind in WORK[case.site.work].units] for case in mine]
-        found = (cycles(tier.model, trips), bounds(tier.model, vectors), bounds(tier.model, units))
-        for case, taken, bound, unit_bound in zip(mine, *found, strict=True):
+        best = [bounds(tier.model, tier.units, some) for some in (vectors, units)]
+        for case, taken, bound, unit_bound in zip(mine, cycles(tier.model, trips), *best, strict=True):
             case.cycles = max(taken, len(case.trip) / tier.decoded)
             case.bound, case.unit_bound = bound, unit_bound
         spilling = [case for case in mine if case.spills]
@@ -400,8 +406,9 @@ class Result:
         if not self.cases:
             return "no loop found" if self.needed else ""
         errors = [f"cannot be simulated: {case.error}" for case in self.cases if case.error]
-        slow = ["too slow" for case in self.cases if not case.error and case.relative > self.cycles]
-        spilling = ["a spill costs a cycle" for case in self.cases if not case.error and case.spills_cost]
+        good = [case for case in self.cases if not case.error]
+        slow = [f"too slow in {case.library}" for case in good if case.relative > self.cycles]
+        spilling = [f"a spill costs a cycle in {case.library}" for case in good if case.spills_cost]
         return ", ".join(dict.fromkeys(errors + slow + spilling))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import machine_code
 import pytest
 import speed
 from machine_code import Failure, Flow, Frame, Instruction, Loop, frame
@@ -120,6 +121,27 @@ def test_names_of_functions() -> None:
     assert frame("run", "/x/rust_op/kernel/src/forward/dac.rs").file == "forward/dac.rs"
 
 
+def test_a_bound_counts_what_any_unit_takes_with_what_only_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6 instructions, 2 are for the first unit alone: llvm-mca's bound is that of the 4 others."""
+    pressure = [(0, 1, 1.0), (6, 0, 3.01), (6, 1, 2.99), (6, 2, 9.0)]
+    region = {
+        "Name": "0",
+        "Instructions": ["nop"] * 6,
+        "SummaryView": {"BlockRThroughput": 2},
+        "ResourcePressureView": {
+            "ResourcePressureInfo": [
+                {"InstructionIndex": place, "ResourceIndex": unit, "ResourceUsage": usage}
+                for place, unit, usage in pressure
+            ]
+        },
+    }
+    answer = {"CodeRegions": [region], "TargetInfo": {"Resources": ["V0", "V1", "L"]}}
+    monkeypatch.setattr(machine_code, "run", lambda *command, given: json.dumps(answer))
+    assert machine_code.bounds([], ["V0", "V1"], [code("nop")]) == [pytest.approx(3)]
+    region["SummaryView"] = {"BlockRThroughput": 4}
+    assert machine_code.bounds([], ["V0", "V1"], [code("nop")]) == [4]
+
+
 PATH = "/x/rust_op/kernel/src/microkernel"
 
 
@@ -207,8 +229,8 @@ def case(relative: float, rows: int = 1, **facts: object) -> speed.Case:
     ("cases", "complaint"),
     [
         ([case(130)], ""),
-        ([case(126), case(130.1)], "too slow"),
-        ([case(126, spill_cycles=1.0)], "a spill costs a cycle"),
+        ([case(126), case(130.1), case(131)], "too slow in x.so"),
+        ([case(126, spill_cycles=1.0)], "a spill costs a cycle in x.so"),
         ([case(126, spill_cycles=0.5)], ""),
         ([case(126), case(0, error="it calls a function")], "cannot be simulated: it calls a function"),
         ([case(126), case(500, main=False)], ""),
