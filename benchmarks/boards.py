@@ -15,7 +15,7 @@ BITS = (8, 4, 2, 1)
 SIZES = (256, 512, 1024, 2048, 4096)
 CORES = (1, 2, 3, 4)
 #: Works that have no bar: names of their rows.
-OTHERS = {"noise": "noise of a layer, a normal", "DAC": "DAC, an element", "ADC": "ADC, an element"}
+OTHERS = {"noise": "adding a normal", "DAC": "DAC, an element", "ADC": "ADC, an element"}
 
 
 def bar_name(bits: int, rows: str) -> str:
@@ -55,7 +55,10 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def loops(facts: Facts) -> str:
-    """Tables of the loops that are compared with a bar, and of noise, DAC and ADC: the slowest copy of each."""
+    """Tables of the loops that are compared with a bar, and of noise, DAC and ADC: the slowest copy of each.
+
+    Beside them is what the portable tier takes.
+    """
     versions = facts["versions"]
     parts = [f"rustc {versions['rustc']}, llvm-mca {versions['llvm-mca']}."]
     for board in BOARDS:
@@ -63,18 +66,21 @@ def loops(facts: Facts) -> str:
         for bar in facts["bars"]:
             if bar["tier"] == board.tier:
                 told = next(loop for loop in facts["loops"] if loop["id"] == bar["loop"])
-                lines.append([bar["name"], *_figures(told), f"{bar['bar']:g}"])
-        lines += [[name, *_figures(slowest(facts, board.tier, work)), ""] for work, name in OTHERS.items()]
-        head = ["loop", "cycles", "of the bound", "of the products' bound", "spills", "bar"]
+                lines.append([bar["name"], *_figures(told), f"{bar['bar']:g}", _cycles(bar["portable"])])
+        lines += [[name, *_figures(slowest(facts, board.tier, work)), "", ""] for work, name in OTHERS.items()]
+        head = ["loop", "cycles", "of the bound", "of the products' bound", "spills", "bar", "portable kernel"]
         model = f"`{' '.join(facts['models'][board.tier])}`"
         parts.append(f"`{board.tier}`, {board.processor} ({model}):\n\n{_table(head, lines)}")
     return "\n\n".join(parts)
 
 
 def _figures(loop: Facts) -> list[str]:
-    cycles = f"{loop['relative']:.0f}" if loop["relative"] >= 20 else f"{loop['relative']:.1f}"
     of_products = _percent(loop["of_unit_bound"]) if loop["work"] in ("codes", "floats", "gradient") else ""
-    return [cycles, _percent(loop["of_bound"]), of_products, str(loop["spills"])]
+    return [_cycles(loop["relative"]), _percent(loop["of_bound"]), of_products, str(loop["spills"])]
+
+
+def _cycles(number: float | None) -> str:
+    return "" if number is None else f"{number:.0f}" if number >= 20 else f"{number:.1f}"
 
 
 def _percent(part: float) -> str:

@@ -96,7 +96,7 @@ class Work:
     shortest: bool = False
     """Whether only the shortest way through a loop counts, of those that do the most."""
     bar_on_spills: bool = True
-    """Whether spills may not cost a cycle."""
+    """Whether spills may not cost a cycle. Noise, DAC and ADC need more values at once than there are registers."""
     of_tier: bool = False
     """Whether each tier has code of its own for it: see `SHARED`."""
 
