@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n auto
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all demo test test-rust test-python notebook sanitize lint format bench bench-train bench-edge docs site notices \
-	wheel wheel-test versions board clean
+	wheel wheel-test versions board board-speed clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -100,6 +100,9 @@ versions: $(VENV)/dev.stamp ## Runs models in other releases of ONNX Runtime, wi
 
 board: $(VENV)/dev.stamp ## Builds liblumina_ort.so for aarch64 Linux and tests it under qemu
 	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run $(BOARD_ARGS)
+
+board-speed: $(VENV)/dev.stamp ## Predicts the speed of the Arm tiers' hot loops (llvm-mca), and compares it with bars
+	PYTHON=$(CURDIR)/$(BIN)/python tests/board/predict $(SPEED_ARGS)
 
 clean: ## Removes what was built
 	rm -rf target build dist $(VENV)

@@ -2,12 +2,14 @@
 
 The operator's table of parameters comes from the kernel, the page of profiles from the presets, the page of commands
 from the command line itself, the pages of measurements from the rows beside them, and the address of the repository
-from pyproject.toml. `--plots` redraws the plots of measurements as well.
+from pyproject.toml. From the page of boards come also the cycles in lumina_onnx/cli/boards.json. `--plots` redraws the
+plots of measurements as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import textwrap
@@ -112,7 +114,11 @@ def commands(_: Path) -> str:
     lines: list[str] = []
     for name, command in group.commands.items():
         shown = [parameter for parameter in command.params if not parameter.hidden]
-        places = [parameter.name.upper() for parameter in shown if parameter.param_type_name == "argument"]
+        places = [
+            parameter.name.upper() if parameter.required else f"[{parameter.name.upper()}]"
+            for parameter in shown
+            if parameter.param_type_name == "argument"
+        ]
         usage = " ".join(["lumina", name, *places, "[OPTIONS]"])
         lines += [f"## lumina {name}", "", plain(command.help), "", "```text", usage, "```", ""]
         lines += ["| argument or option | meaning |", "|---|---|"]
@@ -142,12 +148,45 @@ def speed(root: Path, language: str) -> str:
     return front.table(root / MEASUREMENTS, language)
 
 
+# What is predicted for boards
+
+BOARDS = MEASUREMENTS / "boards.json"
+
+
+def board_facts(root: Path) -> dict[str, Any]:
+    """What tests/board/speed.py wrote."""
+    return json.loads((root / BOARDS).read_text(encoding="utf-8"))
+
+
+def board_loops(root: Path) -> str:
+    """The page's table of loops."""
+    from benchmarks import boards
+
+    return boards.loops(board_facts(root))
+
+
+def board_times(root: Path) -> str:
+    """The page's tables of predicted times."""
+    from benchmarks import boards
+
+    return boards.times(board_facts(root))
+
+
+def board_cycles(root: Path) -> str:
+    """The cycles from which `lumina bench --layers` predicts the time of a layer."""
+    from benchmarks import boards
+
+    return json.dumps(boards.cycles(board_facts(root)), indent=2) + "\n"
+
+
 PARTS: list[tuple[str, str, Callable[[Path], str]]] = [
     ("docs/operator.md", "parameters", parameters),
     ("docs/reference/profiles.md", "profiles", profiles),
     ("docs/reference/command-line.md", "commands", commands),
     ("README.md", "speed", lambda root: speed(root, "en")),
     ("README.zh-CN.md", "speed", lambda root: speed(root, "zh")),
+    ("docs/measurements/boards.md", "loops", board_loops),
+    ("docs/measurements/boards.md", "times", board_times),
 ]
 
 
@@ -197,12 +236,13 @@ def wanted(root: Path) -> dict[Path, str]:
     for stem, kind in KINDS.items():
         report = Report.of_files([root / MEASUREMENTS / f"{stem}.json"])
         found[root / MEASUREMENTS / f"{stem}.md"] = pages.markdown(report, PAGES[kind], stem)
+    found[root / "lumina_onnx/cli/boards.json"] = board_cycles(root)
     return found
 
 
 def draw(root: Path) -> None:
     """Draws the plots of measurements."""
-    from benchmarks import plots
+    from benchmarks import boards, plots
     from benchmarks.questions import PAGES
     from benchmarks.report import Report
 
@@ -210,6 +250,7 @@ def draw(root: Path) -> None:
     for stem, report in reports.items():
         plots.draw(report, PAGES[KINDS[stem]], root / MEASUREMENTS / f"{stem}.svg")
     plots.front(reports["training"], reports["onnxruntime"], root / "docs" / "images" / "speed.svg")
+    boards.draw(board_facts(root), root / MEASUREMENTS / "boards.svg")
 
 
 def main() -> int:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
-import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -21,31 +17,27 @@ from rich.table import Table
 import lumina_kernel
 from lumina_onnx._files import replacing
 from lumina_onnx._text import text, visible
-from lumina_onnx.cli import arrays
+from lumina_onnx.cli import arrays, layers, timing
 from lumina_onnx.cli.console import (
-    Batch,
     Debug,
     Failure,
     Input,
     Json,
-    Model,
     command,
     need,
+    output,
     progress,
     show,
     size_text,
     time_text,
 )
 
-if TYPE_CHECKING:
-    import onnxruntime
+EPILOG = """
+Example: lumina bench model.onnx --batch 32 --threads 1 --threads 4 --plot latency.png
 
-EPILOG = "Example: lumina bench model.onnx --batch 32 --threads 1 --threads 4 --plot latency.png"
+Example: lumina bench --layers
+"""
 
-PERCENTILES = (50, 90, 99)
-ROUNDS = 25
-# About how many seconds a side runs in each round; it runs at least once.
-BURST = 20e-3
 # Without a limit, a typo could start a million threads and bring the machine down.
 MAXIMUM_THREADS = 1024
 
@@ -65,8 +57,26 @@ class Side:
 
 @command
 def bench(
-    model: Model,
-    batch: Batch = 1,
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL", help="A .onnx file.", exists=True, dir_okay=False, readable=True),
+    ] = None,
+    of_layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Measure single layers of several sizes and bits instead, and print a block to send to us. Needs "
+            "pip install onnx.",
+        ),
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Size of the model's symbolic dimensions in random inputs. \\[default: 1; with --layers 1 and 32]",
+        ),
+    ] = None,
     source: Input = None,
     threads: Annotated[
         list[int] | None,
@@ -79,7 +89,7 @@ def bench(
     ] = None,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Number of rounds; in each, every side runs for some 20 ms.")
-    ] = ROUNDS,
+    ] = timing.ROUNDS,
     target: Annotated[
         Path | None,
         typer.Option("--plot", dir_okay=False, help="Draw a bar chart: .png. Needs pip install 'lumina-onnx\\[plot]'."),
@@ -90,12 +100,22 @@ def bench(
     """Measure a file's latency in ONNX Runtime: with the operator's library, without it, and as a float32 model.
 
     Without the library the function body runs. The float32 twin multiplies by the dequantised weights instead.
+
+    With --layers and without a file, measure single layers, and compare them with what is predicted for a known board.
     """
+    if of_layers:
+        for name, value in {"MODEL": model, "--input": source, "--plot": target}.items():
+            if value is not None:
+                raise typer.BadParameter(f"{str(value)!r} cannot be given with --layers", param_hint=f"'{name}'")
+        _bench_layers([batch] if batch else layers.BATCHES, threads, rounds, as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("give a .onnx file, or --layers", param_hint="'MODEL'")
     if target is not None:
         _check_target(target)
-    counts = sorted({*(threads or thread_counts(usable_cores()))})
+    counts = _counts(threads)
     rows: list[dict[str, Any]] = []
-    feeds = arrays.feeds(arrays.load_model(model), source, batch=batch, seed=0)
+    feeds = arrays.feeds(arrays.load_model(model), source, batch=batch or 1, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         sides, left_out = _sides(model, Path(folder))
         with progress() as bar:
@@ -120,76 +140,18 @@ def bench(
     show(_page(facts), facts, as_json)
 
 
-class Bound:
-    """A session with its inputs and outputs bound; calling it runs it."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, feeds: arrays.Arrays) -> None:
-        import onnxruntime
-
-        self._session, self._binding = session, session.io_binding()
-        self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for output in session.get_outputs():
-            self._binding.bind_output(output.name)
-
-    def __call__(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+def _counts(threads: Sequence[int] | None) -> list[int]:
+    return sorted({*(threads or timing.thread_counts(timing.usable_cores()))})
 
 
-def measure(
-    calls: Sequence[Callable[[], None]], rounds: int = ROUNDS, after_round: Callable[[], None] = lambda: None
-) -> list[dict[str, Any]]:
-    """Percentiles of each call's latency in seconds ("p50" and so on), and the number of "runs" behind them.
-
-    The calls take turns, so that other load on the machine affects them all; each round reverses the order of the
-    previous one.
-    """
-    sizes = []
-    for call in calls:
-        call()
-        once = max(min(_time(call) for _ in range(3)), 1e-7)
-        sizes.append(max(1, round(BURST / once)))
-    latencies: list[list[float]] = [[] for _ in calls]
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for index in range(rounds):
-            for place in range(len(calls)) if index % 2 == 0 else reversed(range(len(calls))):
-                # An untimed run: the caches hold the other calls' data.
-                if sizes[place] > 1:
-                    calls[place]()
-                latencies[place] += [_time(calls[place]) for _ in range(sizes[place])]
-            after_round()
-    finally:
-        if enabled:
-            gc.enable()
-    return [
-        {
-            **{f"p{p}": float(value) for p, value in zip(PERCENTILES, np.percentile(each, PERCENTILES), strict=True)},
-            "runs": len(each),
-        }
-        for each in latencies
-    ]
-
-
-def thread_counts(cores: int) -> list[int]:
-    """The numbers of threads that are measured by default: 1 to 4, then doubling, and all cores."""
-    counts = [count for count in (1, 2, 3, 4) if count <= cores]
-    while counts[-1] < cores:
-        counts.append(min(2 * counts[-1], cores))
-    return counts
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _time(call: Callable[[], None]) -> float:
-    start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) * 1e-9
+def _bench_layers(batches: Sequence[int], threads: Sequence[int] | None, rounds: int, as_json: bool) -> None:
+    counts = _counts(threads)
+    with tempfile.TemporaryDirectory() as folder, progress() as bar:
+        task = bar.add_task("measure", total=layers.combinations(batches, counts) * rounds)
+        facts = layers.measure(Path(folder), batches, counts, rounds, lambda: bar.advance(task))
+    show(layers.page(facts), facts, as_json)
+    if not as_json:
+        output().print(text(*layers.block(facts)), soft_wrap=True)
 
 
 def _measure(
@@ -204,9 +166,9 @@ def _measure(
     calls = []
     for side in sides:
         session = arrays.load_model(side.path, threads, library=side.library, resting=True)
-        calls.append(Bound(session, feeds))
+        calls.append(timing.Bound(session, feeds))
     with arrays.running(sides[0].path, feeds, source):
-        measured = measure(calls, rounds, after_round)
+        measured = timing.measure(calls, rounds, after_round)
     rows = [
         {"threads": threads, "side": side.name, "bytes": side.bytes, **latency}
         for side, latency in zip(sides, measured, strict=True)
@@ -257,7 +219,7 @@ def _write_twin(model: Path, folder: Path) -> tuple[Path, int]:
 def _page(facts: dict[str, Any]) -> Group:
     with_twin = any(row["side"] == TWIN for row in facts["rows"])
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("threads", "", *(f"p{p}" for p in PERCENTILES), *(["speed"] if with_twin else []), "file"):
+    for name in ("threads", "", *(f"p{p}" for p in timing.PERCENTILES), *(["speed"] if with_twin else []), "file"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     previous = None
     for row in facts["rows"]:
@@ -266,7 +228,7 @@ def _page(facts: dict[str, Any]) -> Group:
         table.add_row(
             "" if row["threads"] == previous else str(row["threads"]),
             row["side"],
-            *(time_text(row[f"p{p}"]) for p in PERCENTILES),
+            *(time_text(row[f"p{p}"]) for p in timing.PERCENTILES),
             *([f"{row['speed_up']:.2f}x"] if with_twin else []),
             size_text(row["bytes"]),
         )

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lumina_onnx import OpticalProfile
 from lumina_onnx._text import text
-from lumina_onnx.cli import arrays, bench, classifier
+from lumina_onnx.cli import arrays, classifier, timing
 from lumina_onnx.cli.classifier import Estimate
 from lumina_onnx.cli.console import (
     Debug,
@@ -167,7 +167,7 @@ def onnx_outputs(path: Path, x: NDArray[np.float32], draws: int) -> list[NDArray
 
 def _latency(path: Path, x: NDArray[np.float32]) -> dict[str, Any]:
     session = arrays.load_model(path, 1)
-    (latency,) = bench.measure([bench.Bound(session, {session.get_inputs()[0].name: x})])
+    (latency,) = timing.measure([timing.Bound(session, {session.get_inputs()[0].name: x})])
     return latency
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.table import Table
 import lumina_kernel
 import lumina_onnx
 from lumina_onnx._text import text
+from lumina_onnx.cli import machine
 from lumina_onnx.cli.console import Debug, Json, command, show
 
 EPILOG = "Example: lumina info --json > report.json"
@@ -48,7 +48,7 @@ def collect() -> dict[str, Any]:
         "threads": lumina_kernel.num_threads(),
         "library": _told(lumina_onnx.library_path),
         "library in ONNX Runtime": _told(_registers),
-        "processor": _processor(),
+        "processor": f"{machine.processor()} ({platform.machine()})",
         "cores usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.platform(),
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -76,12 +76,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'unknown'} ({platform.machine()})"

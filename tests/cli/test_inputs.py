@@ -11,12 +11,12 @@ import onnx
 import pytest
 
 from lumina_onnx import exporter
-from lumina_onnx.cli import bench
+from lumina_onnx.cli import timing
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "BURST", 1e-3)
+    monkeypatch.setattr(timing, "BURST", 1e-3)
 
 
 @pytest.mark.parametrize("name", ["run", "bench"])

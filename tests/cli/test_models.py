@@ -12,7 +12,7 @@ import pytest
 
 import lumina_onnx
 from lumina_onnx import exporter
-from lumina_onnx.cli import bench
+from lumina_onnx.cli import timing
 
 
 def write(path: Path, **arrays: np.ndarray) -> Path:
@@ -252,7 +252,7 @@ def test_a_file_that_is_no_model(lumina: Any, tmp_path: Path, name: str, content
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "BURST", 1e-3)
+    monkeypatch.setattr(timing, "BURST", 1e-3)
 
 
 @pytest.mark.usefixtures("quick")
@@ -281,9 +281,9 @@ def test_bench_by_default_runs_on_one_thread_to_all_cores(
     lumina: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cores, counts in ((4, [1, 2, 3, 4]), (6, [1, 2, 3, 4, 6]), (16, [1, 2, 3, 4, 8, 16])):
-        assert bench.thread_counts(cores) == counts
+        assert timing.thread_counts(cores) == counts
     for cores, counts in ((1, [1]), (2, [1, 2])):
-        monkeypatch.setattr(bench, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(timing, "usable_cores", lambda cores=cores: cores)
         facts = json.loads(lumina("bench", model, "--rounds", 1, "--json").stdout)
         assert sorted({row["threads"] for row in facts["rows"]}) == counts
 
@@ -298,7 +298,7 @@ def test_a_measurement_runs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("time.perf_counter_ns", lambda: now[0])
     rounds = []
-    fast, slow = bench.measure(
+    fast, slow = timing.measure(
         [lambda: call("a", 5_000_000), lambda: call("b", 20_000_000)], 3, lambda: rounds.append(order.copy())
     )
     assert (fast["p50"], fast["p90"], fast["p99"]) == pytest.approx((5e-3,) * 3)

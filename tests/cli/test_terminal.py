@@ -21,7 +21,7 @@ import lumina_onnx
 from lumina_onnx import OpticalProfile, exporter
 from lumina_onnx import nn as optical
 from lumina_onnx._text import text, visible
-from lumina_onnx.cli import bench
+from lumina_onnx.cli import timing
 
 # Sets a title and a colour, reverses the writing direction, ends a line, and holds markup and a plot's math text.
 EVIL = "\x1b]0;title\x07\x1b[31m\u202e\x9b2J\n[bold red]x[/] $\\frac$ é中"
@@ -83,7 +83,7 @@ def test_names_are_seen_and_not_obeyed(
     columns: Any,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(bench, "BURST", 1e-3)
+    monkeypatch.setattr(timing, "BURST", 1e-3)
     options = {
         "run": ["--output", tmp_path / f"y{EVIL.replace('/', '')}.npz"],
         "bench": ["--threads", 1, "--rounds", 1, "--plot", tmp_path / f"y{EVIL.replace('/', '')}.png"],

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lumina_kernel
-from benchmarks import pages, peaks, plots, report
+from benchmarks import boards, pages, peaks, plots, report
 from benchmarks.context import Context
 from benchmarks.groups import GROUPS
 from benchmarks.machine import Machine
@@ -237,3 +237,20 @@ def test_goals_are_for_kinds_of_machines(vendor: str, tier: str, goal: float | N
     assert Context(here).goal(intel=5.0, amd=8.0) == goal
     assert Context(here).goal(any=1.5) == 1.5
     assert Context(here, quick=True).goal(any=1.5) is None
+
+
+def test_the_cycles_of_boards_are_those_of_the_slowest_loops() -> None:
+    """Where a tier has no bar for many rows of few bits, it unpacks them to 8 bits."""
+    facts = json.loads((ROOT / "docs" / "measurements" / "boards.json").read_text(encoding="utf-8"))
+    found = boards.cycles(facts)
+    assert set(found) == {"neon", "neon_dotprod"}
+    for tier, cycles in found.items():
+        bars = {bar["name"]: bar for bar in facts["bars"] if bar["tier"] == tier}
+        for bar in bars.values():
+            loop = facts["loops"][bar["loop"]]
+            assert (loop["tier"], loop["main"], loop["relative"]) == (tier, True, bar["relative"])
+        assert cycles["one row"]["1"] == bars["1 bit, one row"]["relative"]
+        assert cycles["rows"]["4"] == bars.get("4 bits, rows", bars["8 bits, rows"])["relative"]
+        converting = [loop["relative"] for loop in facts["loops"] if (loop["tier"], loop["work"]) == (tier, "DAC")]
+        assert cycles["DAC"] == max(converting)
+    assert "4 bits, rows" not in {bar["name"] for bar in facts["bars"] if bar["tier"] == "neon_dotprod"}

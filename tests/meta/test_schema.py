@@ -111,6 +111,9 @@ def test_the_check_of_the_generated_pages_can_fail(tmp_path: Path) -> None:
             re.sub(r"(git clone |repository-code: )\S+", r"\1elsewhere", text), encoding="utf-8"
         )
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    cycles = Path("lumina_onnx", "cli", "boards.json")
+    (tmp_path / cycles).parent.mkdir(parents=True)
+    shutil.copy(ROOT / cycles, tmp_path / cycles)
     page = tmp_path / "docs" / "operator.md"
     page.write_text(page.read_text(encoding="utf-8").replace("0 (no ADC), 2..16", "0..16"), encoding="utf-8")
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--root", str(tmp_path)]
