@@ -1,6 +1,6 @@
 //! The normals of [`crate::noise`] in vectors: the same words, the same operations, the same order.
 
-use super::isa::{Isa, LANES};
+use super::isa::{Isa, LANES, Vectorized};
 use crate::noise::{ANGLE_STEP, COS, GROUP, LOG, MINUS_TWO_LN_2, SIN, SQRT_HALF_BITS, UNIFORM_OFFSET};
 use crate::rng::{self, GOLDEN};
 
@@ -67,12 +67,7 @@ impl<S: Isa> Gauss<S> {
     /// The normals of the next groups of columns.
     #[inline(always)]
     pub(crate) fn fill(&mut self, groups: &mut [[f32; GROUP]]) {
-        for group in groups {
-            let [first, second] = self.group();
-            let (halves, _) = group.as_chunks_mut::<LANES>();
-            self.isa.store(&mut halves[0], first);
-            self.isa.store(&mut halves[1], second);
-        }
+        self.isa.vectorize(Fill { gauss: self, groups });
     }
 
     /// One step of xoshiro256++ in every lane.
@@ -93,7 +88,6 @@ impl<S: Isa> Gauss<S> {
     fn group(&mut self) -> [S::F; 2] {
         let isa = self.isa;
         let (a, b) = (self.draw(), self.draw());
-
         let u = isa.fraction_plus(isa.shr::<1>(a), UNIFORM_OFFSET);
         let bits = isa.bits(u);
         let exponent = isa.sar::<23>(isa.sub_i(bits, isa.splat_i(SQRT_HALF_BITS)));
@@ -109,6 +103,27 @@ impl<S: Isa> Gauss<S> {
         let exchanged = isa.has_bit::<30>(b);
         let [first, second] = isa.exchange(exchanged, cos, sin);
         [isa.mul(r, first), isa.mul(r, second)]
+    }
+}
+
+/// [`Gauss::fill`], as a function of its own: it needs all registers.
+struct Fill<'a, S: Isa> {
+    gauss: &'a mut Gauss<S>,
+    groups: &'a mut [[f32; GROUP]],
+}
+
+impl<S: Isa> Vectorized for Fill<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<T: Isa>(self, _isa: T) {
+        let isa = self.gauss.isa;
+        for group in self.groups {
+            let [first, second] = self.gauss.group();
+            let (halves, _) = group.as_chunks_mut::<LANES>();
+            isa.store(&mut halves[0], first);
+            isa.store(&mut halves[1], second);
+        }
     }
 }
 
