@@ -161,9 +161,19 @@ impl Case {
         }
     }
 
-    /// Asserts that `tier` under `executor` equals the reference.
-    pub fn check(&self, tier: Tier, executor: &dyn Executor) {
-        self.assert_same(tier, &self.run(tier, executor), &self.expected().0);
+    /// Asserts that every tier under every executor equals the reference.
+    pub fn check(&self, executors: &[&dyn Executor]) {
+        self.check_tiers(&Tier::available(), executors);
+    }
+
+    /// The same for some tiers.
+    pub fn check_tiers(&self, tiers: &[Tier], executors: &[&dyn Executor]) {
+        let (expected, _) = self.expected();
+        for tier in tiers {
+            for executor in executors {
+                self.assert_same(*tier, &self.run(*tier, *executor), &expected);
+            }
+        }
     }
 
     /// Asserts that the result of a tier is that of the reference.
@@ -188,12 +198,5 @@ impl Case {
         assert_same("w_scale", &got.w_scale, &expected.w_scale, &place);
         assert_same("adc mask", &got.adc, &expected.adc, &place);
         assert_same("dac mask", &got.dac, &expected.dac, &place);
-    }
-
-    /// Checks every tier of this processor.
-    pub fn check_all(&self) {
-        for tier in Tier::available() {
-            self.check(tier, &Serial);
-        }
     }
 }
