@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{Backward, Case, Reversed, Storage, any_bits, assert_same, small_random};
+use common::{Backward, Case, Reversed, Storage, any_bits, assert_same, bits, modes, small_random};
 use lumina_kernel::backward::Precision;
 use lumina_kernel::executor::Serial;
+use lumina_kernel::forward::fill_noise_row;
+use lumina_kernel::noise::fill_row;
 use lumina_kernel::params::OutputRange;
 use lumina_kernel::{NoiseKey, Params, Spec, Tier};
 use proptest::prelude::*;
@@ -164,10 +166,7 @@ fn a_batch_begins_as_a_shorter_one() {
 #[test]
 fn a_denormal_range_is_a_range_where_the_caller_flushes_denormals() {
     let spec = Spec { input_bits: 8, input_range: 1e-41, output_range: vec![1e-41], ..Spec::default() };
-    flush_denormals(true);
-    let params = Params::new(&spec);
-    flush_denormals(false);
-    let params = params.expect("valid");
+    let params = modes::within(modes::FLUSH, || Params::new(&spec)).expect("valid");
     assert_eq!(params.input_range, Some(1e-41));
     assert_eq!(params.output_range, OutputRange::Layer(1e-41));
 }
@@ -192,26 +191,62 @@ fn denormal_weights_have_codes_in_the_gradient_where_the_caller_flushes_denormal
     let expected = pass.expected();
     assert!(expected.x.iter().any(|dx| *dx != 0.0));
     for tier in Tier::available() {
-        flush_denormals(true);
-        let got = pass.run(tier, &Serial, Precision::Highest, [true; 3]);
-        flush_denormals(false);
+        let got = modes::within(modes::FLUSH, || pass.run(tier, &Serial, Precision::Highest, [true; 3]));
         pass.assert_same(tier.name(), &got, &expected);
     }
 }
 
-#[allow(unsafe_code, reason = "there is no safe way to set the register")]
-fn flush_denormals(on: bool) {
-    use std::arch::asm;
-    #[cfg(target_arch = "x86_64")]
-    {
-        let word: u32 = if on { 0x1F80 | 0x8000 | 0x40 } else { 0x1F80 };
-        // SAFETY: only the flush bits differ from the default.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags)) };
+/// Results are the same in whatever modes the caller computes, and the modes are afterwards what they were.
+#[test]
+fn the_callers_floating_point_modes_change_nothing() {
+    let (m, n, k) = (40, 33, 65);
+    let mut random = small_random(6);
+    let mut values = |count, size: f32| -> Vec<f32> { (0..count).map(|_| size * random()).collect() };
+    let (mut x, w, bias) = (values(m * k, 1e-20), values(n * k, 1e-20), values(n, 1e-40));
+    x[5 * k + 3] = -f32::NAN;
+    let dy = values(m * n, 1e-20);
+    for (input_bits, weight_bits) in [(8, 8), (8, 4), (4, 1), (12, 12), (0, 0)] {
+        let case = Case {
+            m,
+            n,
+            k,
+            spec: Spec { input_bits, weight_bits, output_bits: 0, noise_relative: 0.1, ..Spec::default() },
+            storage: Storage::F32,
+            x: x.clone(),
+            w: w.clone(),
+            bias: Some(bias.clone()),
+            key: NoiseKey { seed: 3, stream: 9 },
+        };
+        let (expected, _) = case.expected();
+        assert!(expected.y.iter().any(|bits| *bits & 0x7F80_0000 == 0 && *bits << 1 != 0), "the case has denormals");
+        let pass = Backward::new(&case, &dy);
+        let gradients = pass.expected();
+        let mut noise = vec![0.0; 70];
+        fill_row(11, 3, &mut noise);
+        for tier in Tier::available() {
+            for word in modes::all() {
+                let what = format!("{} in modes {word:#x}", tier.name());
+                let place = || what.clone();
+                let got = modes::within(word, || case.run(tier, &Serial));
+                assert_same("y", &got.y, &expected.y, &place);
+                assert_same("w_scale", &got.w_scale, &expected.w_scale, &place);
+                let got = modes::within(word, || pass.run(tier, &Serial, Precision::Highest, [true; 3]));
+                pass.assert_same(&what, &got, &gradients);
+                let mut eps = vec![7.0; noise.len()];
+                modes::within(word, || fill_noise_row(tier, 11, 3, &mut eps));
+                assert_same("noise", &bits(&eps), &bits(&noise), &place);
+            }
+        }
     }
-    #[cfg(target_arch = "aarch64")]
-    {
-        let word: u64 = u64::from(on) << 24;
-        // SAFETY: only the flush bit differs from the default.
-        unsafe { asm!("msr fpcr, {}", in(reg) word, options(nomem, nostack, preserves_flags)) };
-    }
+}
+
+/// The modes do what they are named after; otherwise the tests above would show nothing.
+#[test]
+fn modes_change_what_the_tests_compute() {
+    use std::hint::black_box;
+    let tiny = || black_box(1e-39f32) * black_box(1.0f32);
+    assert_eq!((modes::within(0, tiny), modes::within(modes::FLUSH, tiny)), (1e-39, 0.0));
+    let third = || black_box(1.0f32) / black_box(3.0f32);
+    let thirds = [modes::within(modes::UPWARD, third), modes::within(modes::TOWARDS_ZERO, third)];
+    assert_eq!(thirds.map(f32::to_bits), [0x3EAA_AAAB, 0x3EAA_AAAA]);
 }

@@ -205,38 +205,3 @@ fn a_tier_that_the_processor_has_was_tested() {
         assert_eq!(names.contains(&"neon_dotprod"), std::arch::is_aarch64_feature_detected!("dotprod"));
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_callers_floating_point_environment_changes_nothing() {
-    use std::arch::asm;
-    let set = |word: u32| {
-        #[allow(unsafe_code, reason = "there is no safe way to set the register")]
-        // SAFETY: only rounding and flush bits change, and they are restored below.
-        unsafe {
-            asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags));
-        }
-    };
-    let mut random = small_random(6);
-    let case = Case {
-        m: 40,
-        n: 33,
-        k: 65,
-        spec: Spec { input_bits: 8, weight_bits: 8, output_bits: 0, noise_relative: 0.1, ..Spec::default() },
-        storage: Storage::F32,
-        x: (0..40 * 65).map(|_| 1e-20 * random()).collect(),
-        w: (0..33 * 65).map(|_| 1e-20 * random()).collect(),
-        bias: None,
-        key: NoiseKey { seed: 3, stream: 9 },
-    };
-    let (expected, _) = case.expected();
-    assert!(expected.y.iter().any(|bits| *bits & 0x7F80_0000 == 0 && *bits << 1 != 0), "the case has denormals");
-    for tier in Tier::available() {
-        // Flush-to-zero, denormals-are-zero, rounding towards zero.
-        set(0x1F80 | 0x8000 | 0x40 | 0x6000);
-        let got = case.run(tier, &Serial);
-        set(0x1F80);
-        assert_eq!(got.y, expected.y, "{}", tier.name());
-        assert_eq!(got.w_scale, expected.w_scale, "{}", tier.name());
-    }
-}

@@ -5,6 +5,7 @@ mod backward;
 mod executors;
 mod forward;
 pub mod memory;
+pub mod modes;
 mod strategies;
 
 pub use backward::Backward;
