@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n auto
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help all demo test test-rust test-python notebook sanitize lint format bench bench-train bench-edge docs site notices \
-	wheel wheel-test versions board board-speed clean
+	wheel wheel-test versions board board-test board-speed clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -25,7 +25,7 @@ all: ## What continuous integration runs
 	@$(MAKE) --no-print-directory notebook
 	@$(MAKE) --no-print-directory wheel-test
 	@$(MAKE) --no-print-directory versions
-	@$(MAKE) --no-print-directory board BOARD_ARGS=--where-possible
+	@$(MAKE) --no-print-directory board-test BOARD_ARGS='--where-possible quick short'
 	@$(MAKE) --no-print-directory test
 
 demo: $(VENV)/demo.stamp ## Train, export and run a first model
@@ -87,9 +87,16 @@ site: $(VENV)/dev.stamp ## Builds the documentation into build/site; broken link
 notices: $(BIN)/python ## Rewrites THIRD-PARTY-NOTICES.txt from the crates that are linked
 	$(BIN)/python rust_op/notices/generate.py
 
-wheel: $(BIN)/python ## A wheel for Linux with glibc 2.17 or newer, in dist/ (zig links it)
+wheel: $(BIN)/python ## A wheel for Linux, in dist/ (TARGET=aarch64: for boards; zig links it)
+ifeq ($(TARGET),)
 	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' ziglang
 	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --zig --target-dir $(MATURIN_TARGET) --out dist
+else ifeq ($(TARGET),aarch64)
+	PYTHON=$(CURDIR)/$(BIN)/python tests/board/tools build/board
+	PYTHON=$(CURDIR)/$(BIN)/python tests/board/build --wheel dist
+else
+	$(error TARGET=$(TARGET): allowed is aarch64, or nothing for this machine)
+endif
 
 wheel-test: ## Builds the wheel and tests it in clean environments
 	PYTHON=$(PYTHON) CARGO_TARGET_DIR=$(MATURIN_TARGET) tests/wheel/run
@@ -98,8 +105,11 @@ wheel-test: ## Builds the wheel and tests it in clean environments
 versions: $(VENV)/dev.stamp ## Runs models in other releases of ONNX Runtime, with the library and without
 	$(BIN)/python tests/runtime/version_matrix.py 1.17.3 1.20.1 1.23.2 1.24.4 1.26.0 1.27.0 newest
 
-board: $(VENV)/dev.stamp ## Builds liblumina_ort.so for aarch64 Linux and tests it under qemu
-	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run $(BOARD_ARGS)
+board: $(BIN)/python ## Builds liblumina_ort.so for boards (aarch64 Linux) and tries it under qemu, some minutes
+	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run quick
+
+board-test: $(VENV)/dev.stamp ## All tests of the library and of the wheel for boards, under qemu
+	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run $(or $(BOARD_ARGS),full)
 
 board-speed: $(VENV)/dev.stamp ## Predicts the speed of the Arm tiers' hot loops (llvm-mca), and compares it with bars
 	PYTHON=$(CURDIR)/$(BIN)/python tests/board/predict $(SPEED_ARGS)

@@ -13,6 +13,8 @@ hypothesis.settings.register_profile(
     "lumina", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("lumina")
+# A quarter of the usual examples, for an emulated processor: --hypothesis-profile=few.
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("lumina"), max_examples=25)
 
 
 # pytest-xdist gives its workers the width of the terminal, but captured output must not depend on that width.

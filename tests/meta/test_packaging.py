@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,13 +25,45 @@ def tool(*command: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_library_exports_two_symbols() -> None:
-    lines = tool("nm", "-D", "--defined-only", lumina_onnx.library_path()).splitlines()
-    assert sorted(line.split()[-1] for line in lines) == ["PyInit_lumina_kernel", "RegisterCustomOps"]
+def checked(*arguments: object) -> str:
+    """What tests/wheel/check_files.py, which checks what is built, says of files."""
+    if shutil.which("nm") is None or shutil.which("readelf") is None:
+        pytest.skip("nm or readelf is not installed")
+    command = [sys.executable, ROOT / "tests" / "wheel" / "check_files.py", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else f"REFUSED {done.stderr}"
 
 
-def test_the_library_stays_loaded() -> None:
-    assert "NODELETE" in tool("readelf", "-d", lumina_onnx.library_path())
+def test_the_library() -> None:
+    assert re.fullmatch(r"\S+: \d+ bytes, stripped, needs glibc [\d.]+\n", checked(lumina_onnx.library_path()))
+
+
+def test_a_library_that_is_not_as_promised_is_refused(tmp_path: Path) -> None:
+    library = lumina_onnx.library_path()
+    assert re.search(r"REFUSED .*needs glibc [\d.]+: allowed is up to 2\.2", checked("--glibc", "2.2", library))
+    other = "x86_64" if platform.machine() == "aarch64" else "aarch64"
+    assert f"is not for {other}" in checked("--machine", other, library)
+    for_c = shutil.copy(library, tmp_path / "liblumina_ort.so")
+    assert "exports PyInit_lumina_kernel, RegisterCustomOps: allowed is RegisterCustomOps" in checked(for_c)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("lumina_onnx-1.0-cp311-cp311-linux_MACHINE.whl", [], "its name is not lumina_onnx-VERSION-cp310-abi3-"),
+        ("lumina_onnx-1.0-cp310-abi3-linux_MACHINE.whl", ["tests/a.py"], "holds what is not of the package: tests/a"),
+        ("lumina_onnx-1.0-cp310-abi3-linux_MACHINE.whl", ["lumina_onnx/py.typed"], "lacks licenses/LICENSE, licenses/"),
+    ],
+    ids=["name", "strange", "missing"],
+)
+def test_a_wheel_that_is_not_as_promised_is_refused(
+    name: str, content: list[str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name.replace("MACHINE", platform.machine())
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file in content:
+            wheel.writestr(file, "")
+    assert message in checked(path)
 
 
 def test_versions_agree() -> None:

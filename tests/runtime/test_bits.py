@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_model import Array, Layer, assert_same_bits, few_rows_layer, make_session, random_layer, run
 
@@ -67,7 +67,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(layer, x, draw(st.integers(1, 3)))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2 * settings().max_examples)
 @given(case=cases())
 def test_equals_the_reference(library: str, case: Case) -> None:
     x_shape = [f"d{axis}" for axis in range(case.x.ndim - 1)] + [case.x.shape[-1]]

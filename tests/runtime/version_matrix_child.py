@@ -118,14 +118,16 @@ def check(folder: Path, library: Any) -> Any:
 
 
 def main() -> None:
-    folder, results, draws, *libraries = sys.argv[1:]
-    run_bodies(Path(folder), Path(results))
+    folder, results, count, *libraries = sys.argv[1:]
+    draws = json.loads(count)
+    if draws is not None:
+        run_bodies(Path(folder), Path(results))
     for library in libraries:
         count = check(Path(folder), library)
         what = f"{count} models, the same bits ({Path(library).name})"
         print(f"onnxruntime {onnxruntime.__version__}: {what}", flush=True)
-    if int(draws):
-        count = check_noise(Path(folder), libraries[0], int(draws))
+    if draws:
+        count = check_noise(Path(folder), libraries[0], draws)
         what = f"{count} models with the same noise without the library"
         print(f"onnxruntime {onnxruntime.__version__}: {what}", flush=True)
 
