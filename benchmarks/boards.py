@@ -68,7 +68,7 @@ def loops(facts: Facts) -> str:
                 told = next(loop for loop in facts["loops"] if loop["id"] == bar["loop"])
                 lines.append([bar["name"], *_figures(told), f"{bar['bar']:g}", _cycles(bar["portable"])])
         lines += [[name, *_figures(slowest(facts, board.tier, work)), "", ""] for work, name in OTHERS.items()]
-        head = ["loop", "cycles", "of the bound", "of the products' bound", "spills", "bar", "portable kernel"]
+        head = ["loop", "cycles", "of the bound", "of the products' bound", "spills cost", "bar", "portable kernel"]
         model = f"`{' '.join(facts['models'][board.tier])}`"
         parts.append(f"`{board.tier}`, {board.processor} ({model}):\n\n{_table(head, lines)}")
     return "\n\n".join(parts)
@@ -76,7 +76,8 @@ def loops(facts: Facts) -> str:
 
 def _figures(loop: Facts) -> list[str]:
     of_products = _percent(loop["of_unit_bound"]) if loop["work"] in ("codes", "floats", "gradient") else ""
-    return [_cycles(loop["relative"]), _percent(loop["of_bound"]), of_products, str(loop["spills"])]
+    spills = loop["relative"] * loop["spill_cycles"] / loop["cycles"]
+    return [_cycles(loop["relative"]), _percent(loop["of_bound"]), of_products, _cycles(spills)]
 
 
 def _cycles(number: float | None) -> str:

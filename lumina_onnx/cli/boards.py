@@ -35,17 +35,12 @@ BOARDS = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds that a layer takes at least; the greater of both binds."""
+    """Seconds that a layer takes at least."""
 
     compute: float
     """For its arithmetic, shared by the threads."""
     memory: float
-    """To read its weights from memory once, which a layer that fits a cache need not do."""
-
-    @property
-    def seconds(self) -> float:
-        """The greater of both."""
-        return max(self.compute, self.memory)
+    """To read its weights from memory once. A layer that is run again and again need not do so if it fits a cache."""
 
 
 def find(name: str | None, processor: str) -> Board | None:

@@ -25,7 +25,7 @@ SIZES = (256, 1024, 4096)
 BITS = (8, 4, 2, 1)
 BATCHES = (1, 32)
 BEGIN, END = "----- lumina bench --layers: begin -----", "----- lumina bench --layers: end -----"
-COLUMNS = ("size", "bits", "batch", "threads", "p50_us", "p99_us", "predicted_us")
+COLUMNS = ("size", "bits", "batch", "threads", "p50_us", "p99_us", "predicted_us", "predicted_memory_us")
 
 
 def combinations(batches: Sequence[int], threads: Sequence[int]) -> int:
@@ -73,7 +73,7 @@ def measure(
                 calls = [timing.Bound(session, {"X": x}) for session in sessions.values()]
                 for bits, latency in zip(sessions, timing.measure(calls, rounds, after_round), strict=True):
                     predicted = _predicted(board, here["clock_mhz"], (bits, batch, size, size, count))
-                    figures = [latency["p50"], latency["p99"], predicted]
+                    figures = [latency["p50"], latency["p99"], *predicted]
                     micro = [None if seconds is None else round(seconds * 1e6, 1) for seconds in figures]
                     facts["rows"].append(dict(zip(COLUMNS, (size, bits, batch, count, *micro), strict=True)))
     facts["after"] = machine.state()
@@ -123,13 +123,15 @@ def page(facts: dict[str, Any]) -> Group:
         table.add_column(_threads(count), justify="right", no_wrap=True)
     if facts["predicted_for"]:
         table.add_column(f"predicted, {_threads(counts[0])}", justify="right")
+        table.add_column("memory", justify="right", no_wrap=True)
     places = list(dict.fromkeys((row["size"], row["batch"], row["bits"]) for row in rows))
     for index, (size, batch, bits) in enumerate(places):
         mine = {row["threads"]: row for row in rows if (row["size"], row["batch"], row["bits"]) == (size, batch, bits)}
         if index and places[index - 1][:2] != (size, batch):
             table.add_section()
-        predicted = mine[counts[0]]["predicted_us"]
-        times = [mine[count]["p50_us"] for count in counts] + ([predicted] if facts["predicted_for"] else [])
+        first = mine[counts[0]]
+        predicted = [first["predicted_us"], first["predicted_memory_us"]] if facts["predicted_for"] else []
+        times = [*(mine[count]["p50_us"] for count in counts), *predicted]
         table.add_row(f"{size} x {size}", str(batch), str(bits), *(time_text(each * 1e-6) for each in times))
     here = facts["machine"]
     read = ", ".join(f"{each} GB/s ({_threads(int(count))})" for count, each in facts["read_gb_per_s"].items())
@@ -139,6 +141,7 @@ def page(facts: dict[str, Any]) -> Group:
     ]
     if facts["predicted_for"]:
         lines.append(f"predicted for {facts['predicted_for']} by llvm-mca, not measured: docs/measurements/boards.md")
+        lines.append("a layer that fits no cache takes no less than memory needs to read its weights")
     return Group(text(*lines), table, text("Please send us the following, for example in an issue:"))
 
 
@@ -167,7 +170,9 @@ def _versions() -> dict[str, str]:
 
 def _predicted(
     board: boards.Board | None, megahertz: int | None, layer: tuple[int, int, int, int, int]
-) -> float | None:
+) -> tuple[float | None, float | None]:
+    """Seconds for the arithmetic, and to read the weights from memory."""
     if board is None:
-        return None
-    return boards.predict(board, *layer, hertz=megahertz * 1e6 if megahertz else None).seconds
+        return None, None
+    predicted = boards.predict(board, *layer, hertz=megahertz * 1e6 if megahertz else None)
+    return predicted.compute, predicted.memory

@@ -21,6 +21,9 @@ from op_model import Layer, assert_same_bits, make_session, random_layer, run
 import lumina_kernel
 import lumina_onnx
 
+#: Of ONNX Runtime.
+RELEASE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
 NOISY = random_layer(
     17, 40, weight_bits=4, storage="uint8", input_bits=8, noise_relative=0.1, noise_additive=0.05, seed=5
 )
@@ -309,11 +312,17 @@ def test_a_node_in_a_branch(library: str, inside: bool) -> None:
     flag = helper.make_tensor_value_info("C", onnx.TensorProto.BOOL, [])
     outer = helper.make_graph([choose], "outer", [*graph.input, flag], [y], initializers)
     model.graph.CopyFrom(outer)
+    if not inside and RELEASE < (1, 29):
+        with pytest.raises(
+            Exception, match="input W is not constant: allowed is an initializer"
+        ):
+            make_session(model.SerializeToString(), library)
+        return
     assert_same_bits(run(make_session(model.SerializeToString(), library), X), NOISY.expected(X))
 
 
 @pytest.mark.skipif(
-    tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 24),
+    RELEASE < (1, 24),
     reason="ONNX Runtime up to 1.23 crashes when a custom operator that infers shapes has an empty input",
 )
 def test_a_bias_left_out_by_an_empty_name(library: str) -> None:

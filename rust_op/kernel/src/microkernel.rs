@@ -15,7 +15,7 @@ pub(crate) mod buffer;
 pub(crate) mod form;
 pub(crate) mod gauss;
 pub(crate) mod isa;
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 pub(crate) mod output;
 pub(crate) mod panels;

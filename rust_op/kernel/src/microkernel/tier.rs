@@ -10,7 +10,7 @@ pub(crate) use super::avx512::bf16::Bf16;
 #[cfg(not(target_arch = "x86_64"))]
 use super::form::Formed;
 use super::isa::{Isa, Vectorized};
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 use super::neon::Neon;
 use super::portable::Portable;
 use crate::error::Error;
@@ -90,9 +90,9 @@ tiers! {
     Avx512Bw(Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512<true>),
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     Neon(Neon<false>),
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     NeonDotprod(Neon<true>),
 }
 

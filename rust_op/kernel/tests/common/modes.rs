@@ -1,11 +1,9 @@
 //! The floating-point modes of the calling thread, which a host may have changed before it calls the kernel.
 #![allow(unsafe_code, reason = "there is no safe way to set the register")]
 
-use std::arch::asm;
-
 #[cfg(target_arch = "x86_64")]
 mod register {
-    use super::asm;
+    use std::arch::asm;
 
     /// MXCSR.
     pub type Word = u32;
@@ -34,7 +32,7 @@ mod register {
 
 #[cfg(target_arch = "aarch64")]
 mod register {
-    use super::asm;
+    use std::arch::asm;
 
     /// FPCR.
     pub type Word = u64;
@@ -54,6 +52,22 @@ mod register {
         // SAFETY: reads a register that user code may read.
         unsafe { asm!("mrs {}, fpcr", out(reg) word, options(nostack, preserves_flags)) };
         word
+    }
+}
+
+/// No register is known here.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod register {
+    pub type Word = u32;
+    pub const FLUSH: Word = 0;
+    pub const DOWNWARD: Word = 0;
+    pub const UPWARD: Word = 0;
+    pub const OTHERS: &[Word] = &[];
+
+    pub fn write(_modes: Word) {}
+
+    pub fn read() -> Word {
+        0
     }
 }
 

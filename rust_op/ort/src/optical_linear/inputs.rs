@@ -126,7 +126,8 @@ fn weight_shape(w: &Tensor<'_>, bits: u32, in_features: Option<usize>) -> Result
 fn constant<'a>(info: &KernelInfo<'a>, index: usize, name: &str) -> Result<Tensor<'a>, Failure> {
     info.constant_input(index)?.ok_or_else(|| {
         Failure::invalid(format!(
-            "input {name} is not constant: allowed is an initializer that is not a graph input as well"
+            "input {name} is not constant: allowed is an initializer that is not a graph input as well, before ONNX \
+             Runtime 1.29 one of the node's own graph"
         ))
     })
 }
