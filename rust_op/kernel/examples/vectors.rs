@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use lumina_kernel::Precision;
 use lumina_kernel::params::{Params, Spec};
 use lumina_kernel::reference::{self, Weight};
 use lumina_kernel::rng::{self, NoiseKey};
@@ -83,6 +84,11 @@ impl Case {
         reference::forward(&params, &weight, self.bias.as_deref(), &self.x, self.k, self.key)
     }
 
+    /// Whether one of the operands of a gradient is codes of up to 8 bits.
+    fn has_codes(&self) -> bool {
+        [self.spec.input_bits, self.spec.weight_bits].iter().any(|bits| (1..=8).contains(bits))
+    }
+
     fn common(&self) -> Value {
         let spec = &self.spec;
         json!({
@@ -126,17 +132,32 @@ impl Case {
         value
     }
 
-    fn backward_json(&self, source: &mut Source) -> Value {
+    fn backward_json(&self, source: &mut Source, precision: &str) -> Value {
         let (params, weight) = self.quantized();
         let dy = source.floats(self.x.len() / self.k * self.n());
-        let gradients = reference::backward(&params, &weight, &self.forward(), &dy, self.k);
+        let exactly = Precision::from_name(precision).expect("a precision");
+        let gradients = reference::backward(&params, &weight, &self.forward(), &dy, self.k, exactly);
         let mut value = self.common();
+        if exactly != Precision::Highest {
+            value["precision"] = json!(precision);
+        }
         value["dy"] = json!(hex(&dy));
         value["dx"] = json!(hex(&gradients.x));
         value["dw"] = json!(hex(&gradients.weight));
         value["db"] = json!(hex(&gradients.bias));
         value
     }
+}
+
+/// Sums of several blocks, the last of one term or of a few, whose terms differ in size.
+fn blocks(source: &mut Source) -> Vec<Case> {
+    let sizes = [(513, 2, 3), (2, 1025, 3), (260, 3, 2), (3, 530, 2)];
+    let cases = sizes.iter().zip([(8, 8), (8, 4), (3, 1), (5, 2)]).map(|(&(m, n, k), (input_bits, weight_bits))| {
+        let spec = Spec { input_bits, weight_bits, output_bits: 0, ..Spec::default() };
+        let name = format!("blocks {m} x {k} x {n}, {input_bits} and {weight_bits} bits");
+        Case::new(name, spec, k, source.floats(m * k), source.floats(n * k))
+    });
+    cases.collect()
 }
 
 const INPUT_BITS: &[i64] = &[0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16];
@@ -392,7 +413,11 @@ pub fn files() -> Vec<(&'static str, String)> {
     }));
     let gradient: Vec<Case> = gradient.collect();
     let forward: Vec<Value> = forward.iter().map(Case::forward_json).collect();
-    let backward: Vec<Value> = gradient.iter().map(|case| case.backward_json(&mut source)).collect();
+    let mut backward: Vec<Value> = gradient.iter().map(|case| case.backward_json(&mut source, "highest")).collect();
+    let gradient: Vec<Case> = gradient.into_iter().filter(Case::has_codes).chain(blocks(&mut source)).collect();
+    for precision in ["high", "8 bits"] {
+        backward.extend(gradient.iter().map(|case| case.backward_json(&mut source, precision)));
+    }
     vec![
         ("rng.json", object_of_lines(&rng_json())),
         ("noise.json", object_of_lines(&noise_json())),

@@ -12,6 +12,7 @@ use crate::float_env::FloatEnv;
 use crate::microkernel::Tier;
 use crate::microkernel::output::OutputBlock;
 use crate::params::{BiasStage, Params};
+use crate::precision::Precision;
 use crate::quantize::{Quantizer, weight_quantizer};
 use crate::saved::{check_length, code_stride, mask_stride};
 use right::Right;
@@ -85,47 +86,6 @@ pub struct Outputs<'a> {
     /// db `[N]`.
     pub bias: Option<&'a mut [f32]>,
 }
-
-/// The least exactness required of the products, named as in `torch.set_float32_matmul_precision`.
-///
-/// With T terms g s c in an element's sum (g: dY where the ADC did not saturate; s: a row's or a channel's step; c: a
-/// code, or an analog value), the element is off the exact sum by at most
-///
-/// ```text
-/// (r + (T + 2) 2^-23) sum |g s c|  +  T 2^-125 (1 + max |c|)
-/// ```
-///
-/// where nothing overflows. The bias's gradient is the same at every precision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// Float32 in the contract's order, the same bits on every tier. r = 0.
-    #[default]
-    Highest,
-    /// r = 2^-16: g s may be rounded to a sum of two bf16. No tier does so: it would take as long as float32, which is
-    /// used instead.
-    High,
-    /// r = 2^-8: g s may be rounded to bf16. That is done if [`Tier::multiplies_bf16`] and c is a code of up to 8 bits;
-    /// a g s or a sum below 2^-126 then becomes 0. Everything else is as at [`Precision::Highest`].
-    Medium,
-}
-
-impl Precision {
-    /// The precision called `name`.
-    ///
-    /// # Errors
-    /// No precision has that name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "highest" => Ok(Precision::Highest),
-            "high" => Ok(Precision::High),
-            "medium" => Ok(Precision::Medium),
-            _ => Err(Error::value("precision", format!("{name:?}"), PRECISIONS)),
-        }
-    }
-}
-
-/// What [`Precision::from_name`] takes.
-pub const PRECISIONS: &str = "\"highest\", \"high\" or \"medium\"";
 
 /// The gradient of a forward pass (`docs/operator.md`, "Gradient").
 ///

@@ -2,9 +2,9 @@
 //!
 //! A module uses only those above it in this list (`tests/layers.rs` checks that):
 //!
-//! - [`schema`] (names, bounds), [`rng`], [`error`], [`quantize`], [`pack`], [`params`] (checked) and [`noise`] define
-//!   what is computed; [`reference`](mod@reference) computes it one scalar at a time, and everything below must equal
-//!   it bit for bit.
+//! - [`schema`] (names, bounds), [`rng`], [`error`], [`quantize`], [`pack`], [`params`] (checked), [`precision`] and
+//!   [`noise`] define what is computed; [`reference`](mod@reference) computes it one scalar at a time, and everything
+//!   below must equal it bit for bit.
 //! - [`executor`]: who runs the tasks of a call. No thread is started here.
 //! - [`saved`]: what a forward pass hands to a backward pass, and its layout.
 //! - `microkernel`: the tiers, and the loops over their vectors. [`cost`]: estimates of how long a call takes.
@@ -20,6 +20,7 @@ mod microkernel;
 pub mod noise;
 pub mod pack;
 pub mod params;
+pub mod precision;
 pub mod quantize;
 pub mod reference;
 pub mod rng;
@@ -33,6 +34,7 @@ pub use executor::{Executor, Serial};
 pub use forward::Layer;
 pub use microkernel::Tier;
 pub use params::{BiasStage, Params, Spec};
+pub use precision::Precision;
 pub use rng::NoiseKey;
 pub use saved::Saved;
 pub use weights::{WeightSource, Weights};

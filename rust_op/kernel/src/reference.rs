@@ -15,6 +15,7 @@
 
 use crate::noise;
 use crate::params::{BiasStage, NoiseLevels, Params};
+use crate::precision::{Block, Precision};
 use crate::quantize::{Quantizer, default_scale, levels, weight_code, weight_quantizer};
 use crate::rng::{self, NoiseKey};
 
@@ -213,9 +214,51 @@ pub struct Gradients {
     pub bias: Vec<f32>,
 }
 
-/// The straight-through gradient of dY `[M, N]`, clipped where a static range saturated. Each element is one chain of
-/// fused multiply-adds from 0 (n ascending for X, m ascending for W), which codes enter unscaled.
-pub fn backward(params: &Params, weight: &Weight, forward: &Forward, dy: &[f32], k: usize) -> Gradients {
+/// The left operand of a gradient's product: one row's terms v.
+enum Left {
+    Floats(Vec<f32>),
+    /// Blocks of [`Block::terms`] terms: their codes, and what a code stands for.
+    Blocks(Vec<(Vec<i32>, f32)>, Block),
+}
+
+impl Left {
+    fn new(terms: Vec<f32>, block: Option<Block>) -> Self {
+        let Some(block) = block else { return Left::Floats(terms) };
+        let coded = terms.chunks(block.terms).map(|terms| {
+            let scale = block.scale(maximum(terms));
+            let code = |v: &f32| if scale.step.is_nan() { 0 } else { scale.code(*v) };
+            (terms.iter().map(code).collect(), scale.step)
+        });
+        Left::Blocks(coded.collect(), block)
+    }
+
+    /// The sum of products with `right`, codes or analog values. A code is NaN if its weight is not finite.
+    fn dot(&self, right: impl Fn(usize) -> f32) -> f32 {
+        match self {
+            Left::Floats(terms) => terms.iter().enumerate().fold(0.0, |sum, (index, v)| v.mul_add(right(index), sum)),
+            Left::Blocks(blocks, block) => blocks.iter().enumerate().fold(0.0, |sum, (index, (codes, step))| {
+                let right = |i: usize| right(index * block.terms + i);
+                if (0..codes.len()).any(|i| right(i).is_nan()) {
+                    return NAN;
+                }
+                let products = codes.iter().enumerate().map(|(i, code)| code * right(i) as i32);
+                (products.sum::<i32>() as f32).mul_add(*step, sum)
+            }),
+        }
+    }
+}
+
+/// The straight-through gradient of dY `[M, N]`, clipped where a static range saturated. Each element is one chain from
+/// 0 (n ascending for X, m ascending for W): of fused multiply-adds that codes enter unscaled, or, below
+/// [`Precision::Highest`], of the sums of blocks.
+pub fn backward(
+    params: &Params,
+    weight: &Weight,
+    forward: &Forward,
+    dy: &[f32],
+    k: usize,
+    precision: Precision,
+) -> Gradients {
     let n = weight.scale.len();
     let m = forward.x_step.len();
     let g: Vec<f32> =
@@ -223,20 +266,19 @@ pub fn backward(params: &Params, weight: &Weight, forward: &Forward, dy: &[f32],
 
     let mut gradients = Gradients::default();
     for row in 0..m {
+        let terms = (0..n).map(|n_| g[row * n + n_] * weight.scale[n_]).collect();
+        let left = Left::new(terms, precision.block(params.weight_bits));
         for column in 0..k {
-            let sum = (0..n).fold(0.0f32, |sum, n_| {
-                (g[row * n + n_] * weight.scale[n_]).mul_add(weight.values[n_ * k + column], sum)
-            });
+            let sum = left.dot(|n_| weight.values[n_ * k + column]);
             let masked = forward.dac_saturated[row * k + column];
             gradients.x.push(if masked { 0.0 } else { canonical(sum) });
         }
     }
     for n_ in 0..n {
+        let terms = (0..m).map(|row| g[row * n + n_] * forward.x_step[row]).collect();
+        let left = Left::new(terms, precision.block(params.input_bits));
         for column in 0..k {
-            let sum = (0..m).fold(0.0f32, |sum, row| {
-                (g[row * n + n_] * forward.x_step[row]).mul_add(forward.x_values[row * k + column], sum)
-            });
-            gradients.weight.push(canonical(sum));
+            gradients.weight.push(canonical(left.dot(|row| forward.x_values[row * k + column])));
         }
         let through_adc = params.bias_stage == BiasStage::Analog;
         let source = if through_adc { &g[..] } else { dy };

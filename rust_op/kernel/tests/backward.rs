@@ -2,24 +2,31 @@
 
 mod common;
 
-use common::{Backward, Case, Reversed, Shuffled, Storage, Threads, case, small_random};
-use lumina_kernel::backward::Precision;
+use common::{Backward, Case, PRECISIONS, Reversed, Shuffled, Storage, Threads, case, small_random};
+use lumina_kernel::Precision;
 use lumina_kernel::executor::{Executor, Serial};
+use lumina_kernel::precision::Block;
 use lumina_kernel::reference::{self, Gradients};
 use lumina_kernel::{NoiseKey, Spec, Tier};
 use proptest::prelude::*;
 
 fn check(case: &Case, dy_seed: u64, executors: &[&dyn Executor]) {
-    let pass = Backward::seeded(case, dy_seed);
-    let expected = pass.expected();
-    for tier in Tier::available() {
-        for executor in executors {
-            let run = |wanted| pass.run(tier, *executor, Precision::Highest, wanted);
-            pass.assert_same(tier.name(), &run([true; 3]), &expected);
-            let (x, weight, bias) = (run([true, false, false]), run([false, true, false]), run([false, false, true]));
-            let alone = Gradients { x: x.x, weight: weight.weight, bias: bias.bias };
-            pass.assert_same(&format!("{} each alone", tier.name()), &alone, &expected);
-            assert!(x.weight.iter().chain(&x.bias).chain(&bias.x).chain(&bias.weight).all(|value| *value == 7.0));
+    check_pass(&Backward::seeded(case, dy_seed), executors);
+}
+
+fn check_pass(pass: &Backward, executors: &[&dyn Executor]) {
+    for precision in PRECISIONS {
+        let expected = pass.expected(precision);
+        for tier in Tier::available() {
+            for executor in executors {
+                let what = format!("{} {precision:?}", tier.name());
+                let run = |wanted| pass.run(tier, *executor, precision, wanted);
+                pass.assert_same(&what, &run([true; 3]), &expected);
+                let [x, weight, bias] = [[true, false, false], [false, true, false], [false, false, true]].map(run);
+                let alone = Gradients { x: x.x, weight: weight.weight, bias: bias.bias };
+                pass.assert_same(&format!("{what} each alone"), &alone, &expected);
+                assert!(x.weight.iter().chain(&x.bias).chain(&bias.x).chain(&bias.weight).all(|value| *value == 7.0));
+            }
         }
     }
 }
@@ -94,8 +101,7 @@ fn only(wanted: [bool; 3], gradients: &Gradients) -> Gradients {
 /// further: once for dW, with the bias's gradient, and once for dX. Both masks have bits set in each part.
 #[test]
 fn strips_of_several_parts() {
-    // A lane holds two terms where a tier multiplies bf16.
-    let terms = if Tier::available().iter().any(|tier| tier.multiplies_bf16()) { 2049 } else { 1025 };
+    let terms = 1025;
     for ((m, n, k), alone) in [((terms, 193, 481), [false, true, true]), ((193, terms, 481), [true, false, false])] {
         let mut random = small_random(m as u64);
         let mut values = |count| -> Vec<f32> { (0..count).map(|_| 2.0 * random()).collect() };
@@ -113,17 +119,13 @@ fn strips_of_several_parts() {
         let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
         let pass = Backward::new(&case, &dy);
         for (mask, columns) in [(&pass.forward.adc_saturated, n), (&pass.forward.dac_saturated, k)] {
-            for row in [0, 143, 144, m - 1] {
+            for row in [0, 95, 96, m - 1] {
                 let row = &mask[row * columns..][..columns];
                 assert!(row.contains(&true) && row.contains(&false), "{m} x {k} x {n}");
             }
         }
-        let expected = pass.expected();
+        let results = PRECISIONS.map(|precision| (precision, pass.expected(precision)));
         for tier in Tier::available() {
-            let mut results = vec![(Precision::Highest, expected.clone())];
-            if tier.multiplies_bf16() {
-                results.push((Precision::Medium, pass.run(tier, &Serial, Precision::Medium, [true; 3])));
-            }
             let runs: [(&dyn Executor, _); 5] = [
                 (&Serial, alone),
                 (&SaysTwo(Reversed), alone),
@@ -163,7 +165,7 @@ fn weights_that_are_not_finite_give_nan() {
         };
         let mut pass = Backward::new(&case, &dy);
         for tier in Tier::available() {
-            for precision in [Precision::Highest, Precision::Medium] {
+            for precision in PRECISIONS {
                 pass.case.w.clone_from(&w);
                 let mut expected = pass.run(tier, &Serial, precision, [true; 3]);
                 let bad = [(0, 0, f32::NAN), (2, 31, f32::INFINITY), (4, 64, -f32::INFINITY), (1, 69, -f32::NAN)];
@@ -178,51 +180,68 @@ fn weights_that_are_not_finite_give_nan() {
     }
 }
 
-/// A product's exact elements, the sums of the magnitudes of their terms, the number of terms, and the largest
-/// magnitude in the right operand.
+/// A product's exact elements, and by how much they may be off.
 struct Exact {
     sums: Vec<f64>,
+    /// The sums of the magnitudes of their terms.
     magnitudes: Vec<f64>,
-    terms: usize,
-    largest: f64,
+    bounds: Vec<f64>,
 }
 
-/// Products of `left` `[terms][rows]` and `right` `[terms][k]`, in f64.
-fn exact(left: impl Fn(usize, usize) -> f64, right: &[f32], (terms, rows, k): (usize, usize, usize)) -> Exact {
-    let (mut sums, mut magnitudes) = (vec![0.0; rows * k], vec![0.0; rows * k]);
+/// Products of `left` `[terms][rows]` and `right` `[terms][k]`, in f64, with the bound in the documentation of
+/// `Precision`.
+fn exact(
+    left: impl Fn(usize, usize) -> f64,
+    right: &[f32],
+    (terms, rows, k): (usize, usize, usize),
+    block: Option<Block>,
+) -> Exact {
+    let mut exact = Exact { sums: Vec::new(), magnitudes: Vec::new(), bounds: Vec::new() };
+    let largest = right.iter().fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())));
+    let t = terms as f64;
     for row in 0..rows {
-        for term in 0..terms {
-            for column in 0..k {
-                let product = left(term, row) * f64::from(right[term * k + column]);
-                sums[row * k + column] += product;
-                // An overflow reaches the sum even if the code is 0.
-                let overflows = left(term, row).abs() > 1e38;
-                magnitudes[row * k + column] += if overflows { f64::INFINITY } else { product.abs() };
-            }
+        let left: Vec<f64> = (0..terms).map(|term| left(term, row)).collect();
+        for column in 0..k {
+            let right: Vec<f64> = (0..terms).map(|term| f64::from(right[term * k + column])).collect();
+            let sum: f64 = left.iter().zip(&right).map(|(v, c)| v * c).sum();
+            // An overflow reaches the sum even if the code is 0.
+            let overflows = left.iter().any(|v| v.abs() > 1e38);
+            let magnitude: f64 = left.iter().zip(&right).map(|(v, c)| (v * c).abs()).sum();
+            let magnitude = if overflows { f64::INFINITY } else { magnitude };
+            let bound = match block {
+                None => (t + 2.0) * 2f64.powi(-23) * magnitude + t * 2f64.powi(-125) * (1.0 + largest),
+                Some(Block { levels, terms }) => {
+                    let blocks = left.chunks(terms).zip(right.chunks(terms)).map(|(left, right)| {
+                        let largest = left.iter().fold(0.0f64, |largest, v| largest.max(v.abs()));
+                        largest * right.iter().map(|c| c.abs()).sum::<f64>() / f64::from(2 * levels - 1)
+                    });
+                    let rounded = (left.chunks(terms).count() + 8) as f64 * 2f64.powi(-24) * magnitude;
+                    blocks.sum::<f64>() + rounded + t * 2f64.powi(-112) * (1.0 + largest)
+                }
+            };
+            exact.sums.push(sum);
+            exact.magnitudes.push(magnitude);
+            exact.bounds.push(bound);
         }
     }
-    let largest = right.iter().fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())));
-    Exact { sums, magnitudes, terms, largest }
+    exact
 }
 
 impl Exact {
-    /// Asserts that `got` is within the bound in the documentation of `Precision` for `r`, and returns the largest
-    /// error relative to the magnitudes of the terms.
-    fn check(&self, name: &str, got: &[f32], masked: &[bool], r: f64) -> f64 {
-        let (t, epsilon) = (self.terms as f64, 2f64.powi(-23));
+    /// Asserts that `got` is within the bound, and returns the largest error relative to the magnitudes of the terms.
+    fn check(&self, name: &str, got: &[f32], masked: &[bool]) -> f64 {
         let mut worst = 0.0f64;
         for (index, got) in got.iter().enumerate() {
             if masked.get(index) == Some(&true) {
                 assert_eq!(got.to_bits(), 0, "{name}[{index}] is masked");
                 continue;
             }
-            let (sum, magnitude) = (self.sums[index], self.magnitudes[index]);
+            let (sum, magnitude, bound) = (self.sums[index], self.magnitudes[index], self.bounds[index]);
             assert!(got.is_nan() || !sum.is_nan(), "{name}[{index}] = {got}, exact {sum}");
             if magnitude.is_nan() || magnitude > 1e38 {
                 continue;
             }
             let error = (f64::from(*got) - sum).abs();
-            let bound = (r + (t + 2.0) * epsilon) * magnitude + t * 2f64.powi(-125) * (1.0 + self.largest);
             assert!(error <= bound, "{name}[{index}] = {got:e}, exact {sum:e}, off by {error:e}, allowed {bound:e}");
             worst = worst.max(if magnitude > 1e-30 { error / magnitude } else { 0.0 });
         }
@@ -230,58 +249,27 @@ impl Exact {
     }
 }
 
-/// Checks the precisions below "highest" on every tier, and returns the largest relative errors of dX and of dW at
-/// "medium" on each.
-fn check_precisions(case: &Case, dy: &[f32], executors: &[&dyn Executor]) -> Vec<(Tier, [f64; 2])> {
+/// Checks that the reference keeps each precision's bound, and that every tier equals the reference. Returns the largest
+/// relative errors of dX and of dW at each precision.
+fn check_precisions(case: &Case, dy: &[f32], executors: &[&dyn Executor]) -> [[f64; 2]; 3] {
     let (m, n, k) = (case.m, case.n, case.k);
     let pass = Backward::new(case, dy);
+    check_pass(&pass, executors);
     let passed = |row: usize, column: usize| {
         let index = row * n + column;
         if pass.forward.adc_saturated[index] { 0.0 } else { f64::from(dy[index]) }
     };
     let for_x = |term: usize, row: usize| passed(row, term) * f64::from(pass.weight.scale[term]);
     let for_weight = |term: usize, row: usize| passed(term, row) * f64::from(pass.forward.x_step[term]);
-    let for_x = exact(for_x, &pass.weight.values, (n, m, k));
-    let for_weight = exact(for_weight, &pass.forward.x_values, (m, n, k));
-    let errors = |tier| check_precisions_of(&pass, tier, executors, [&for_x, &for_weight]);
-    Tier::available().into_iter().map(|tier| (tier, errors(tier))).collect()
-}
-
-fn check_precisions_of(
-    pass: &Backward,
-    tier: Tier,
-    executors: &[&dyn Executor],
-    [for_x, for_weight]: [&Exact; 2],
-) -> [f64; 2] {
-    let highest = pass.run(tier, &Serial, Precision::Highest, [true; 3]);
-    let high = pass.run(tier, &Serial, Precision::High, [true; 3]);
-    pass.assert_same("high", &high, &highest);
-
-    let medium = pass.run(tier, &Serial, Precision::Medium, [true; 3]);
-    for executor in executors {
-        pass.assert_same("executor", &pass.run(tier, *executor, Precision::Medium, [true; 3]), &medium);
-        let alone = pass.run(tier, *executor, Precision::Medium, [false, true, false]);
-        pass.assert_same("dw alone", &Gradients { weight: alone.weight, ..medium.clone() }, &medium);
-    }
-    let mut expected = medium.clone();
-    // Products of codes of more than 8 bits or of analog values, and the bias's gradient, are as at "highest".
-    let rounds = |bits: u32| tier.multiplies_bf16() && (1..=8).contains(&bits);
-    expected.bias.clone_from(&highest.bias);
-    if !rounds(pass.params.weight_bits) {
-        expected.x.clone_from(&highest.x);
-    }
-    if !rounds(pass.params.input_bits) {
-        expected.weight.clone_from(&highest.weight);
-    }
-    pass.assert_same("medium", &medium, &expected);
-
-    for_x.check("highest dx", &highest.x, &pass.forward.dac_saturated, 0.0);
-    for_weight.check("highest dw", &highest.weight, &[], 0.0);
-    let r = 2f64.powi(-8);
-    [
-        for_x.check("medium dx", &medium.x, &pass.forward.dac_saturated, r),
-        for_weight.check("medium dw", &medium.weight, &[], r),
-    ]
+    PRECISIONS.map(|precision| {
+        let for_x = exact(for_x, &pass.weight.values, (n, m, k), precision.block(pass.params.weight_bits));
+        let for_weight = exact(for_weight, &pass.forward.x_values, (m, n, k), precision.block(pass.params.input_bits));
+        let got = pass.expected(precision);
+        [
+            for_x.check(&format!("{precision:?} dx"), &got.x, &pass.forward.dac_saturated),
+            for_weight.check(&format!("{precision:?} dw"), &got.weight, &[]),
+        ]
+    })
 }
 
 /// dY: ordinary numbers, with others scattered among them.
@@ -339,26 +327,53 @@ proptest! {
         check_precisions(&case, &dy, &[&Threads::new(3), &Reversed]);
     }
 
-    /// "medium" does round where the tier multiplies bf16.
+    /// Fewer bits do round, by what their number lets expect: of 6 terms, the largest is rounded least.
     #[test]
-    fn medium_rounds_where_that_is_faster(dy_seed in any::<u64>()) {
+    fn fewer_bits_round_more(dy_seed in any::<u64>()) {
         let (m, n, k) = (5, 6, 32);
         let mut random = small_random(dy_seed);
         let mut values = |count| -> Vec<f32> { (0..count).map(|_| random()).collect() };
         let spec = Spec { input_bits: 8, weight_bits: 8, output_bits: 0, ..Spec::default() };
         let (x, w, dy) = (values(m * k), values(n * k), values(m * n));
         let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
-        for (tier, worst) in check_precisions(&case, &dy, &[]) {
-            prop_assert_eq!(worst.map(|worst| worst > 2f64.powi(-13)), [tier.multiplies_bf16(); 2]);
+        let [highest, bits16, bits8] = check_precisions(&case, &dy, &[]);
+        for side in 0..2 {
+            prop_assert!(highest[side] < 1e-6 && 1e-6 < bits16[side] && bits16[side] < 1e-3 && 1e-3 < bits8[side]);
         }
+    }
+
+    /// Beside a term that is much larger, the others are rounded to its step; what is tiny throughout becomes 0.
+    #[test]
+    fn outliers_and_tiny_gradients(dy_seed in any::<u64>(), exponent in -149i32..0, outlier in 1f32..1e4) {
+        let (m, n, k) = (70, 66, 33);
+        let mut random = small_random(dy_seed);
+        let mut values = |count| -> Vec<f32> { (0..count).map(|_| random()).collect() };
+        let spec = Spec { input_bits: 8, weight_bits: 4, output_bits: 0, ..Spec::default() };
+        let (x, w, mut dy) = (values(m * k), values(n * k), values(m * n));
+        dy.iter_mut().for_each(|dy| *dy = (f64::from(*dy) * 2f64.powi(exponent)) as f32);
+        dy[17 * n + 5] *= outlier;
+        let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
+        check_precisions(&case, &dy, &[&Serial]);
+    }
+}
+
+/// No sum of a block's products overflows.
+#[test]
+fn blocks_at_their_largest() {
+    for (m, n) in [(1024, 3), (3, 1024)] {
+        let k = 33;
+        let spec = Spec { input_bits: 8, weight_bits: 8, output_bits: 0, ..Spec::default() };
+        let (x, w, dy) = (vec![1.0; m * k], vec![-1.0; n * k], vec![-1.0; m * n]);
+        let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
+        check_pass(&Backward::new(&case, &dy), &[&Serial]);
     }
 }
 
 #[test]
 fn precisions_have_names() {
-    let named = ["highest", "high", "medium"].map(|name| Precision::from_name(name).expect("a name"));
-    assert_eq!(named, [Precision::Highest, Precision::High, Precision::Medium]);
+    let named = ["highest", "high", "medium", "8 bits"].map(|name| Precision::from_name(name).expect("a name"));
+    assert_eq!(named, [Precision::Highest, Precision::Bits16, Precision::Bits16, Precision::Bits8]);
     assert_eq!(Precision::default(), Precision::Highest);
     let refused = Precision::from_name("low").expect_err("no name");
-    assert_eq!(refused.to_string(), "precision = \"low\": allowed is \"highest\", \"high\" or \"medium\"");
+    assert_eq!(refused.to_string(), "precision = \"low\": allowed is \"highest\", \"high\", \"medium\" or \"8 bits\"");
 }

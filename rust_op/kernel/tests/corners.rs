@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Backward, Case, Reversed, Storage, any_bits, assert_same, bits, modes, small_random};
-use lumina_kernel::backward::Precision;
+use common::{Backward, Case, PRECISIONS, Reversed, Storage, any_bits, assert_same, bits, modes, small_random};
+use lumina_kernel::Precision;
 use lumina_kernel::executor::Serial;
 use lumina_kernel::forward::fill_noise_row;
 use lumina_kernel::noise::fill_row;
@@ -102,10 +102,12 @@ fn case(m: usize, n: usize, k: usize, special: bool) -> impl Strategy<Value = Ca
 
 fn check_backward(case: &Case, dy: &[f32]) {
     let pass = Backward::new(case, dy);
-    let expected = pass.expected();
-    for tier in Tier::available() {
-        let got = pass.run(tier, &Serial, Precision::Highest, [true; 3]);
-        pass.assert_same(tier.name(), &got, &expected);
+    for precision in PRECISIONS {
+        let expected = pass.expected(precision);
+        for tier in Tier::available() {
+            let got = pass.run(tier, &Serial, precision, [true; 3]);
+            pass.assert_same(&format!("{} {precision:?}", tier.name()), &got, &expected);
+        }
     }
 }
 
@@ -188,7 +190,7 @@ fn denormal_weights_have_codes_in_the_gradient_where_the_caller_flushes_denormal
         key: NoiseKey::default(),
     };
     let pass = Backward::new(&case, &[1e30; 12]);
-    let expected = pass.expected();
+    let expected = pass.expected(Precision::Highest);
     assert!(expected.x.iter().any(|dx| *dx != 0.0));
     for tier in Tier::available() {
         let got = modes::within(modes::FLUSH, || pass.run(tier, &Serial, Precision::Highest, [true; 3]));
@@ -220,7 +222,7 @@ fn the_callers_floating_point_modes_change_nothing() {
         let (expected, _) = case.expected();
         assert!(expected.y.iter().any(|bits| *bits & 0x7F80_0000 == 0 && *bits << 1 != 0), "the case has denormals");
         let pass = Backward::new(&case, &dy);
-        let gradients = pass.expected();
+        let gradients = PRECISIONS.map(|precision| (precision, pass.expected(precision)));
         let mut noise = vec![0.0; 70];
         fill_row(11, 3, &mut noise);
         for tier in Tier::available() {
@@ -230,8 +232,10 @@ fn the_callers_floating_point_modes_change_nothing() {
                 let got = modes::within(word, || case.run(tier, &Serial));
                 assert_same("y", &got.y, &expected.y, &place);
                 assert_same("w_scale", &got.w_scale, &expected.w_scale, &place);
-                let got = modes::within(word, || pass.run(tier, &Serial, Precision::Highest, [true; 3]));
-                pass.assert_same(&what, &got, &gradients);
+                for (precision, gradients) in &gradients {
+                    let got = modes::within(word, || pass.run(tier, &Serial, *precision, [true; 3]));
+                    pass.assert_same(&what, &got, gradients);
+                }
                 let mut eps = vec![7.0; noise.len()];
                 modes::within(word, || fill_noise_row(tier, 11, 3, &mut eps));
                 assert_same("noise", &bits(&eps), &bits(&noise), &place);

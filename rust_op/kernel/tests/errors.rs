@@ -2,7 +2,8 @@
 
 mod common;
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
+use lumina_kernel::Precision;
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Weight, backward};
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::saved::{CodesMut, Saved, code_stride, mask_stride};
 use lumina_kernel::{Error, Layer, NoiseKey, Params, Spec, Tier, WeightSource, Weights, pack};

@@ -4,8 +4,8 @@
 mod common;
 
 use common::memory::{Place, on_fault_say, signal_of};
-use common::{Backward, Case, Reversed, bits, case};
-use lumina_kernel::backward::Precision;
+use common::{Backward, Case, PRECISIONS, Reversed, bits, case};
+use lumina_kernel::Precision;
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::fill_noise_row;
 use lumina_kernel::noise::fill_row;
@@ -32,15 +32,16 @@ fn large_case() -> impl Strategy<Value = Case> {
 fn check(case: &Case, executor: &dyn Executor) {
     let (forward, _) = case.expected();
     let pass = Backward::seeded(case, 1);
-    let gradients = pass.expected();
+    let gradients = PRECISIONS.map(|precision| (precision, pass.expected(precision)));
     for tier in Tier::available() {
         for place in GUARDED {
             let (name, Case { m, n, k, spec, storage, .. }) = (tier.name(), case);
             on_fault_say(format!("{name} {place:?} {m}x{k}x{n} {storage:?} {spec:?}"));
             case.assert_same(tier, &case.run_at(place, tier, executor), &forward);
-            let run = |precision| pass.run_at(place, tier, executor, precision, [true; 3]);
-            pass.assert_same(name, &run(Precision::Highest), &gradients);
-            run(Precision::Medium);
+            for (precision, gradients) in &gradients {
+                let got = pass.run_at(place, tier, executor, *precision, [true; 3]);
+                pass.assert_same(&format!("{name} {precision:?}"), &got, gradients);
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         &[
             &["schema", "rng", "error", "float_env"],
             &["quantize", "noise", "saved", "executor"],
-            &["pack", "params"],
+            &["pack", "params", "precision"],
             &["reference"],
             &["microkernel"],
             &["cost"],

@@ -1,6 +1,7 @@
 //! The golden vectors against the scalar reference and against the kernels of every tier of this processor.
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
+use lumina_kernel::Precision;
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Weight, backward};
 use lumina_kernel::params::{BiasStage, Params, Spec};
 use lumina_kernel::rng::{self, NoiseKey};
 use lumina_kernel::saved::mask_stride;
@@ -229,7 +230,9 @@ fn gradient() {
         );
         let plain = reference::quantize_weight(case.params.weight_bits, k, &case.weight, case.scale.as_deref());
         let saved = reference::forward(&case.params, &plain, case.bias.as_deref(), &case.x, k, case.key);
-        let gradients = reference::backward(&case.params, &plain, &saved, &dy, k);
+        let precision = value["precision"].as_str().unwrap_or("highest");
+        let precision = Precision::from_name(precision).expect("a precision");
+        let gradients = reference::backward(&case.params, &plain, &saved, &dy, k, precision);
         assert_same_bits(&format!("{}: dX of the reference", case.name), &gradients.x, &dx);
         assert_same_bits(&format!("{}: dW of the reference", case.name), &gradients.weight, &dw);
         assert_same_bits(&format!("{}: db of the reference", case.name), &gradients.bias, &db);
@@ -269,7 +272,7 @@ fn gradient() {
             };
             let (mut got_x, mut got_w, mut got_b) = (vec![7.0; m * k], vec![7.0; n * k], vec![7.0; n]);
             let outputs = Outputs { x: Some(&mut got_x), weight: Some(&mut got_w), bias: Some(&mut got_b) };
-            backward(tier, &Serial, &case.params, Precision::Highest, &inputs, outputs).expect("a backward pass");
+            backward(tier, &Serial, &case.params, precision, &inputs, outputs).expect("a backward pass");
             assert_same_bits(&name("dX"), &got_x, &dx);
             assert_same_bits(&name("dW"), &got_w, &dw);
             assert_same_bits(&name("db"), &got_b, &db);

@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code, reason = "tensors are read and written in place")]
 
-use lumina_kernel::backward::{Outputs, PRECISIONS, Precision};
+use lumina_kernel::backward::Outputs;
+use lumina_kernel::precision::{PRECISIONS, Precision};
 use lumina_kernel::{NoiseKey, cost};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

@@ -1,6 +1,7 @@
 //! A forward pass with its gradient, on arrays.
 
-use lumina_kernel::backward::{Operand, Outputs, PRECISIONS, Precision};
+use lumina_kernel::backward::{Operand, Outputs};
+use lumina_kernel::precision::{PRECISIONS, Precision};
 use lumina_kernel::saved::{code_stride, mask_bits};
 use lumina_kernel::{NoiseKey, Params, cost};
 use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
@@ -146,14 +147,17 @@ impl PySaved {
     ///
     /// Args:
     ///     dy: float32 [M, N].
-    ///     precision: "highest", "high" or "medium", as in torch.set_float32_matmul_precision.
+    ///     precision: "highest", "high" or "medium", as in torch.set_float32_matmul_precision; or "8 bits".
     ///
-    /// "highest" is float32 in a fixed order: the same bits on every processor. The others allow g s to be rounded
-    /// first; results still do not depend on the number of threads. An element of dx or dw is a sum of T terms g s c
-    /// (g: dy where the ADC did not saturate; s: x_step or weight_scale; c: a code, or a value where that side is
-    /// analog). It is off the exact sum by at most (r + (T + 2) 2^-23) sum |g s c| + T 2^-125 (1 + max |c|) where
-    /// nothing overflows, with r = 0 at "highest", 2^-16 at "high" and 2^-8 at "medium". db is the same at each
-    /// precision.
+    /// "highest" is float32 in a fixed order. At the others, g s (g: dy where the ADC did not saturate; s: x_step or
+    /// weight_scale) is cut into blocks of the terms of a sum and rounded to a fixed point, whose full scale is the
+    /// block's largest magnitude: 16 bits in blocks of 512 terms at "high" and "medium", 8 bits in blocks of 256 at "8
+    /// bits". Its products with codes c of up to 8 bits are exact. Results are the same bits on every processor and for
+    /// any number of threads. An element of dx or dw, a sum of T terms in B blocks, is off the exact sum by at most
+    /// (T + 2) 2^-23 sum |g s c| + T 2^-125 (1 + max |c|) at "highest", and at the others by sum over blocks of
+    /// max|g s| sum|c| / (2 L - 1), plus (B + 8) 2^-24 sum |g s c| + T 2^-112 (1 + max |c|), with L = 32639 or, for 8
+    /// bits, 127; where nothing overflows. A side that is analog or has codes of more than 8 bits is computed as at
+    /// "highest", and so is db.
     ///
     /// Returns:
     ///     dx [M, K], dw [N, K] and db [N].

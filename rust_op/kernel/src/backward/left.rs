@@ -6,7 +6,8 @@ use super::Inputs;
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::row_ops::{load_vector, store_vector};
-use crate::microkernel::tile::gradient::{tile_height, tile_stride};
+use crate::microkernel::tile::gradient::{PackedRowsMut, tile_height, tile_stride};
+use crate::precision::Block;
 use crate::reference::NAN;
 use crate::saved::mask_stride;
 
@@ -56,6 +57,27 @@ impl<'a> GradientRow<'a> {
             None => dy,
         }
     }
+
+    /// g times the scale of each element.
+    #[inline(always)]
+    fn scaled<S: Isa>(&self, isa: S, column: usize, scale: &[f32]) -> S::F {
+        isa.mul(self.passed(isa, column), load_vector(isa, &scale[column..], 0))
+    }
+
+    /// Prefetches the elements from `column` on, `count` rows below this one.
+    #[inline(always)]
+    fn prefetch_below<S: Isa>(&self, isa: S, column: usize, count: usize) {
+        isa.prefetch(self.dy.as_ptr().wrapping_add(column + count * self.dy.len()));
+    }
+}
+
+/// Sets the scales of rows whose largest magnitudes are given, in the place of 1 / step.
+#[inline(always)]
+fn set_scales(block: Block, packed: &mut PackedRowsMut<'_>) {
+    for (step, inverse) in packed.steps.iter_mut().zip(packed.inverses.iter_mut()) {
+        let scale = block.scale(*inverse);
+        (*step, *inverse) = (scale.step, scale.inv);
+    }
 }
 
 /// Packs g * `scale`: rows `rows` of g become rows, its columns `terms` the terms of the sums.
@@ -67,37 +89,43 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     rows: Range<usize>,
     terms: Range<usize>,
     scale: &[f32],
-    packed: &mut [f32],
+    mut packed: PackedRowsMut<'_>,
 ) {
     let (tile_rows, _) = S::FLOAT_TILE;
     let depth = terms.len().div_ceil(F::TERMS);
-    for (tile, packed) in packed.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
+    if let Some(block) = form.block() {
+        for (index, largest) in rows.clone().zip(packed.inverses.iter_mut()) {
+            let row = GradientRow::new(inputs, index);
+            let mut magnitude = isa.splat_i(0);
+            for column in terms.clone().step_by(LANES) {
+                row.prefetch_below(isa, column, 1);
+                magnitude = isa.max_i(magnitude, isa.magnitude(row.scaled(isa, column, scale)));
+            }
+            *largest = f32::from_bits(isa.largest(magnitude) as u32);
+        }
+        set_scales(block, &mut packed);
+    }
+    for (tile, packed_tile) in packed.tiles.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
         let first = rows.start + tile * tile_rows;
         let height = tile_height(tile_rows, rows.end - first);
         let count = height.min(rows.end - first);
-        let mut taken = [GradientRow::new(inputs, first); LANES];
-        for (row, taken) in taken.iter_mut().enumerate().take(count) {
-            *taken = GradientRow::new(inputs, first + row);
-        }
+        let inverses = &packed.inverses[tile * tile_rows..];
         for start in (0..depth).step_by(LANES) {
-            let column = terms.start + start * F::TERMS;
             let mut vectors = [isa.splat_i(0); LANES];
-            let mut halves = [[isa.splat(0.0); LANES]; 2];
-            for (half, lanes) in halves.iter_mut().enumerate().take(F::TERMS) {
-                let column = column + half * LANES;
-                if column < terms.end {
-                    let scales = load_vector(isa, &scale[column..], 0);
-                    for (row, lanes) in taken[..count].iter().zip(lanes) {
-                        isa.prefetch(row.dy.as_ptr().wrapping_add(column + tile_rows * row.dy.len()));
-                        *lanes = isa.mul(row.passed(isa, column), scales);
+            for (index, lanes) in vectors.iter_mut().enumerate().take(count) {
+                let row = GradientRow::new(inputs, first + index);
+                let mut elements = [form.zero(isa); 2];
+                for (half, element) in elements.iter_mut().enumerate().take(F::TERMS) {
+                    let column = terms.start + half * depth + start;
+                    if column < terms.end {
+                        row.prefetch_below(isa, column, tile_rows);
+                        *element = form.left(isa, row.scaled(isa, column, scale), isa.splat(inverses[index]));
                     }
                 }
-            }
-            for (row, vector) in vectors.iter_mut().enumerate().take(count) {
-                *vector = isa.bits(form.join(isa, halves[0][row], halves[1][row]));
+                *lanes = isa.bits(form.lanes(isa, elements));
             }
             for (k, lanes) in (start..depth).zip(isa.transpose(vectors)) {
-                set_lanes(isa, packed, k * height, isa.from_bits(lanes));
+                set_lanes(isa, packed_tile, k * height, isa.from_bits(lanes));
             }
         }
     }
@@ -136,40 +164,54 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     inputs: &Inputs<'_>,
     rows: Range<usize>,
     terms: Range<usize>,
-    mut packed: Option<(&mut [f32], &[f32])>,
+    mut packed: Option<(PackedRowsMut<'_>, &[f32])>,
     mut bias: Option<Bias<'_>>,
 ) {
     let (tile_rows, _) = S::FLOAT_TILE;
     let depth = terms.len().div_ceil(F::TERMS);
-    let stride = tile_stride(tile_rows, depth);
-    for k in 0..depth {
-        let row = terms.start + k * F::TERMS;
-        let first = GradientRow::new(inputs, row);
-        let second = if F::TERMS == 2 && row + 1 < terms.end { Some(GradientRow::new(inputs, row + 1)) } else { None };
+    if let (Some((packed, _)), Some(_)) = (&mut packed, form.block()) {
+        packed.inverses.fill(0.0);
+    }
+    for index in terms.clone() {
+        let row = GradientRow::new(inputs, index);
         if let Some(bias) = &mut bias {
-            bias.add(isa, first, rows.start);
-            if let Some(second) = second {
-                bias.add(isa, second, rows.start);
-            }
+            bias.add(isa, row, rows.start);
         }
-        let Some((packed, x_step)) = &mut packed else { continue };
-        let x_steps = [isa.splat(x_step[row]), isa.splat(if second.is_some() { x_step[row + 1] } else { 0.0 })];
-        let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
-        for (tile, packed) in packed.chunks_exact_mut(stride).enumerate() {
-            let column = rows.start + tile * tile_rows;
-            let height = if tile < whole { tile_rows } else { last };
-            isa.prefetch(first.dy.as_ptr().wrapping_add(column + ROWS_AHEAD * first.dy.len()));
-            let first = isa.mul(first.passed(isa, column), x_steps[0]);
-            let second = match second {
-                Some(second) => isa.mul(second.passed(isa, column), x_steps[1]),
-                None => isa.splat(0.0),
-            };
-            set_lanes(isa, packed, k * height, form.zip(isa, first, second));
+        if let (Some((packed, x_step)), Some(_)) = (&mut packed, form.block()) {
+            let x_step = isa.splat(x_step[index]);
+            let (magnitudes, _) = packed.inverses.as_chunks_mut::<LANES>();
+            for (column, largest) in rows.clone().step_by(LANES).zip(magnitudes) {
+                row.prefetch_below(isa, column, ROWS_AHEAD);
+                let magnitude = isa.magnitude(isa.mul(row.passed(isa, column), x_step));
+                isa.store(largest, isa.from_bits(isa.max_i(isa.bits(isa.load(largest)), magnitude)));
+            }
         }
     }
     if let Some(bias) = bias {
         for sum in bias.sums.iter_mut().filter(|sum| sum.is_nan()) {
             *sum = NAN;
+        }
+    }
+    let Some((mut packed, x_step)) = packed else { return };
+    if let Some(block) = form.block() {
+        set_scales(block, &mut packed);
+    }
+    let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
+    for k in 0..depth {
+        for (tile, packed_tile) in packed.tiles.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
+            let column = rows.start + tile * tile_rows;
+            let height = if tile < whole { tile_rows } else { last };
+            let inverses = isa.load_first(&packed.inverses[tile * tile_rows..]);
+            let mut elements = [form.zero(isa); 2];
+            for (half, element) in elements.iter_mut().enumerate().take(F::TERMS) {
+                let index = terms.start + half * depth + k;
+                if index < terms.end {
+                    let row = GradientRow::new(inputs, index);
+                    row.prefetch_below(isa, column, ROWS_AHEAD);
+                    *element = form.left(isa, isa.mul(row.passed(isa, column), isa.splat(x_step[index])), inverses);
+                }
+            }
+            set_lanes(isa, packed_tile, k * height, form.lanes(isa, elements));
         }
     }
 }

@@ -23,63 +23,89 @@ pub(super) enum Right<'a> {
     Quantized { values: &'a [f32], bits: u32, quantizers: &'a [Quantizer] },
 }
 
+/// What a row of the right operand is read for: its columns from `column` on, of a row of `k`.
+#[derive(Clone, Copy)]
+pub(super) struct Columns {
+    pub(super) column: usize,
+    pub(super) k: usize,
+}
+
 impl Right<'_> {
-    /// Whether its elements are exact in bf16.
-    pub(super) fn fits_bf16(&self) -> bool {
+    /// Bits of its codes; 0 if it is analog.
+    pub(super) fn bits(&self) -> u32 {
         match self {
-            Right::Rows(values) => matches!(values, Operand::I8(_)),
-            Right::Signs(_) => true,
-            Right::Quantized { bits, .. } => *bits <= 8,
+            Right::Rows(Operand::F32(_)) => 0,
+            Right::Rows(Operand::I8(_)) => 8,
+            Right::Rows(Operand::I16(_)) => 16,
+            Right::Signs(_) => 1,
+            Right::Quantized { bits, .. } => *bits,
         }
     }
 
-    /// Writes columns `column..column + PANEL` of rows `terms`, as far as there are such columns, as a panel. The rest
-    /// of the panel has no meaning.
+    /// Writes some columns of rows `terms`, as many as a panel has or as far as there are any, as a panel. The rest of
+    /// the panel has no meaning.
     #[inline(always)]
     pub(super) fn widen<S: Isa, F: Form<S>>(
         &self,
         isa: S,
         form: F,
         terms: Range<usize>,
-        column: usize,
-        k: usize,
+        columns: Columns,
         panel: &mut [f32],
     ) {
         let (panel, _) = panel.as_chunks_mut::<LANES>();
-        let depth = panel.len() / (PANEL / LANES);
+        let depth = terms.len().div_ceil(F::TERMS);
+        let mut spoilt = [isa.splat(0.0); 2];
         for lane in 0..depth {
-            let row = terms.start + lane * F::TERMS;
-            let first = self.row(isa, row, column, k);
-            let second = if F::TERMS == 2 && row + 1 < terms.end {
-                self.row(isa, row + 1, column, k)
-            } else {
-                [isa.splat(0.0); 2]
-            };
+            let mut elements = [[form.zero(isa); 2]; 2];
+            for (part, elements) in elements.iter_mut().enumerate().take(F::TERMS) {
+                let row = terms.start + part * depth + lane;
+                if row < terms.end {
+                    *elements = self.row(isa, form, row, columns, &mut spoilt);
+                }
+            }
             for half in 0..PANEL / LANES {
                 let lanes = &mut panel[panel_lane::<S>(depth, lane, half) / LANES];
-                isa.store(lanes, form.zip(isa, first[half], second[half]));
+                isa.store(lanes, form.lanes(isa, [elements[0][half], elements[1][half]]));
             }
+        }
+        for half in 0..PANEL / LANES {
+            isa.store(&mut panel[depth * PANEL / LANES + half], spoilt[half]);
         }
     }
 
-    /// A panel's columns of one row, as floats.
+    /// A panel's columns of one row.
     #[inline(always)]
-    fn row<S: Isa>(&self, isa: S, row: usize, column: usize, k: usize) -> [S::F; 2] {
+    fn row<S: Isa, F: Form<S>>(
+        &self,
+        isa: S,
+        form: F,
+        row: usize,
+        Columns { column, k }: Columns,
+        spoilt: &mut [S::F; 2],
+    ) -> [F::Element; 2] {
         let count = PANEL.min(k - column);
         match self {
-            Right::Rows(Operand::F32(values)) => halves(isa, &values[row * k + column..][..count]),
-            Right::Signs(values) => quantized(isa, &values[row * k + column..], count, k, &Coder::Sign),
+            Right::Rows(Operand::F32(values)) => {
+                let [low, high] = halves(isa, &values[row * k + column..][..count]);
+                [form.value(isa, low), form.value(isa, high)]
+            }
+            Right::Signs(values) => {
+                let values = fetched_values(isa, &values[row * k + column..], count, k);
+                coded(isa, form, values, &Coder::Sign, spoilt)
+            }
             Right::Quantized { values, quantizers, .. } => {
+                let values = fetched_values(isa, &values[row * k + column..], count, k);
                 let coder = Coder::Quantizer(VectorQuantizer::new(isa, &quantizers[row]));
-                quantized(isa, &values[row * k + column..], count, k, &coder)
+                coded(isa, form, values, &coder, spoilt)
             }
             Right::Rows(Operand::I8(codes)) => {
                 let [low, high] = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
-                [isa.to_float(isa.load_i8_first(low)), isa.to_float(isa.load_i8_first(high))]
+                [form.finite_code(isa, isa.load_i8_first(low)), form.finite_code(isa, isa.load_i8_first(high))]
             }
             Right::Rows(Operand::I16(codes)) => {
                 let [low, high] = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
-                [isa.to_float(isa.load_i16_first(low)), isa.to_float(isa.load_i16_first(high))]
+                [form.finite_code(isa, isa.load_i16_first(low)), form.finite_code(isa, isa.load_i16_first(high))]
             }
         }
     }
@@ -91,20 +117,26 @@ fn halves<S: Isa>(isa: S, values: &[f32]) -> [S::F; 2] {
     [load_vector(isa, values, 0), if values.len() > LANES { load_vector(isa, values, 1) } else { isa.splat(0.0) }]
 }
 
-/// The codes of the first `count` of `values`, which are a panel's columns in a row of `k`; NaN where a value is not
-/// finite. Also prefetches a row further down, which lies on another page.
+/// The first `count` of `values`, which are a panel's columns in a row of `k`. Also prefetches a row further down, which
+/// lies on another page.
 #[inline(always)]
-fn quantized<S: Isa>(isa: S, values: &[f32], count: usize, k: usize, coder: &Coder<S>) -> [S::F; 2] {
+fn fetched_values<S: Isa>(isa: S, values: &[f32], count: usize, k: usize) -> [S::F; 2] {
     for line in (0..PANEL).step_by(LANES) {
         isa.prefetch(values.as_ptr().wrapping_add(ROWS_AHEAD * k + line));
     }
-    let values = halves(isa, &values[..count]);
-    let mut codes = values;
-    for (code, value) in codes.iter_mut().zip(values) {
-        // 0 * value is NaN where value is not finite, and adds nothing elsewhere.
-        *code = isa.fma(isa.splat(0.0), value, isa.to_float(coder.code(isa, value)));
-    }
-    codes
+    halves(isa, &values[..count])
+}
+
+/// The codes of values.
+#[inline(always)]
+fn coded<S: Isa, F: Form<S>>(
+    isa: S,
+    form: F,
+    [low, high]: [S::F; 2],
+    coder: &Coder<S>,
+    [spoilt_low, spoilt_high]: &mut [S::F; 2],
+) -> [F::Element; 2] {
+    [form.code(isa, coder.code(isa, low), low, spoilt_low), form.code(isa, coder.code(isa, high), high, spoilt_high)]
 }
 
 /// The two halves of the first `count` of `codes`, which are a panel's columns in a row of `stride`. Also prefetches a

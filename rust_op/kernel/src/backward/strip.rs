@@ -1,50 +1,42 @@
-//! How the backward pass is cut: a gradient into strips of rows, and a strip into tasks of some panels each. The tasks
-//! of a strip share its packed left operand, whose parts they pack between them.
+//! How the backward pass is cut: a gradient into strips of rows, and a strip into blocks of terms and groups of panels.
+//! Several tasks work on a strip at a time, each on a group of its own, and share the packed left operand of a block.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Inputs;
 use super::left::{Bias, pack_for_weight, pack_for_x};
-use super::right::Right;
-use super::{Inputs, Precision};
+use super::right::{Columns, Right};
 use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
-use crate::microkernel::form::{Floats, Form, Formed};
+use crate::microkernel::form::{Floats, Form, Formed, Pairs};
 use crate::microkernel::isa::{Isa, Vectorized};
 use crate::microkernel::output::OutputBlock;
 use crate::microkernel::panels::PANEL;
-use crate::microkernel::tier::Bf16;
-use crate::microkernel::tile::gradient::{Finish, PackedRows, gradient_panels, tile_stride};
+use crate::microkernel::tile::gradient::{Finish, PackedRows, PackedRowsMut, Panels, gradient_panels};
+use crate::precision::{Block, Precision};
 use crate::saved::mask_stride;
 
-/// Maximum rows of a strip. Each strip widens every panel again.
-const STRIP_ROWS: usize = 768;
-/// Maximum lanes of a packed strip (8 MiB), unless it has no more rows than a part.
-const STRIP_LANES: usize = 1 << 21;
+/// Maximum rows of a strip. Each strip widens every panel again; its packed left operand takes 384 KiB a block.
+const STRIP_ROWS: usize = 384;
 /// Maximum rows of a part of a strip.
-const PART_ROWS: usize = 192;
+const PART_ROWS: usize = 96;
 /// A whole number of tiles of 4, 6 or 12 rows, and of vectors.
 const ROW_UNIT: usize = 48;
-/// The approximate minimum number of tasks of a gradient per thread.
-const TASKS: usize = 8;
-/// Lanes of terms that are packed at a time: two panels of them stay in the second-level cache.
-const BLOCK_LANES: usize = 1024;
-/// Lanes of panels that a task widens at a time: they stay in the second-level cache.
-const PANEL_LANES: usize = 1 << 16;
+/// Terms of a block where floats are multiplied: as many lanes as a block of 16-bit integers takes.
+const FLOAT_BLOCK: usize = 256;
+/// The approximate minimum number of groups in a strip per task.
+const GROUPS: usize = 4;
+/// Tasks that work on a strip, if there are as many threads. Others have strips of their own, since the tasks of a
+/// strip wait for one another while they pack it.
+const USERS: usize = 4;
+/// Panels that a task widens at a time: with a block's terms they stay in the second-level cache.
+const PANELS_AT_ONCE: usize = 2;
 
 /// Cuts `rows` into about `count` ranges of whole tiles and vectors, of similar size.
 fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
     let rows_per_range = rows.len().div_ceil(count.max(1)).next_multiple_of(ROW_UNIT).max(1);
     rows.clone().step_by(rows_per_range).map(move |first| first..rows.end.min(first + rows_per_range))
-}
-
-/// The number of strips for `rows` rows of a gradient with `panels` panels and sums of `depth` terms: enough for
-/// `tasks` tasks, as far as there are rows for them.
-fn strips(rows: usize, panels: usize, depth: usize, tasks: usize) -> usize {
-    let for_tasks = tasks.div_ceil(panels).min(rows.div_ceil(PART_ROWS));
-    // Where sums are short, most of the work is storing them, and wide tasks are better than tall ones.
-    let strip_rows = (4 * depth).min(STRIP_LANES / depth.max(1)).clamp(PART_ROWS, STRIP_ROWS);
-    rows.div_ceil(strip_rows).max(for_tasks)
 }
 
 /// One of `first`, one of `second`, and so on; then the rest.
@@ -63,53 +55,50 @@ pub(super) fn interleave<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug)]
-enum Arithmetic {
-    /// As the contract defines it.
-    Floats(Tier),
-    /// The left operand rounded to bf16, in which codes of up to 8 bits are exact.
-    Bf16(Tier, Bf16),
+struct Arithmetic {
+    tier: Tier,
+    /// The fixed point of the left operand, or `None` if it stays in floats.
+    block: Option<Block>,
 }
 
 impl Arithmetic {
-    fn new(tier: Tier, precision: Precision, right: Option<&Right<'_>>) -> Self {
-        match (precision, right, tier.bf16()) {
-            (Precision::Medium, Some(right), Some(bf16)) if right.fits_bf16() => Arithmetic::Bf16(tier, bf16),
-            _ => Arithmetic::Floats(tier),
-        }
+    /// Terms of a block.
+    fn block_terms(self) -> usize {
+        self.block.map_or(FLOAT_BLOCK, |block| block.terms)
     }
 
-    /// Terms of a sum per lane.
-    fn terms(self) -> usize {
-        match self {
-            Arithmetic::Floats(_) => 1,
-            Arithmetic::Bf16(..) => 2,
-        }
-    }
-
-    /// Rows of a tile.
-    fn tile_rows(self) -> usize {
-        let (Arithmetic::Floats(tier) | Arithmetic::Bf16(tier, _)) = self;
-        tier.float_tile().0
+    /// Lanes for `terms` terms.
+    fn depth(self, terms: usize) -> usize {
+        if self.block.is_some() { terms.div_ceil(2) } else { terms }
     }
 
     /// Runs `op` with this arithmetic's instructions.
     fn vectorize<V: Formed>(self, op: V) {
-        match self {
-            Arithmetic::Floats(tier) => tier.vectorize(InFloats(op)),
-            Arithmetic::Bf16(_, bf16) => bf16.vectorize(op),
+        match self.block {
+            None => self.tier.vectorize(InForm(Floats, op)),
+            Some(block) => self.tier.vectorize(InForm(Pairs(block), op)),
         }
     }
 }
 
-/// A computation in floats.
-struct InFloats<V>(V);
+/// A computation in a form.
+struct InForm<F, V>(F, V);
 
-impl<V: Formed> Vectorized for InFloats<V> {
+impl<V: Formed> Vectorized for InForm<Floats, V> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        self.0.run(isa, Floats);
+        self.1.run(isa, self.0);
+    }
+}
+
+impl<V: Formed> Vectorized for InForm<Pairs, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        self.1.run(isa, self.0);
     }
 }
 
@@ -158,73 +147,65 @@ impl<'a> Call<'a> {
         if product.is_none() && bias.is_none() {
             return tasks;
         }
-        let panels = self.inputs.shape.2.div_ceil(PANEL);
-        let depth = self.depth(side);
-        let count = match product {
-            Some(_) => strips(rows, panels, depth, self.tasks_wanted()),
-            None => rows.div_ceil(PART_ROWS),
-        };
         let (operands, mut output) = product.unzip();
+        let rows_per_strip = if operands.is_some() { STRIP_ROWS } else { PART_ROWS };
+        let count = rows.div_ceil(rows_per_strip);
         for rows in cut(0..rows, count) {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
-            let strip = |users| Arc::new(Strip::new(self, side, rows.clone(), operands, users, bias));
-            let Some(output) = &mut output else {
-                tasks.push(GradientTask { strip: strip(1), product: None });
-                continue;
-            };
-            let panels_per_task = self.panels_per_task(rows.len(), depth);
-            let strip = strip(panels.div_ceil(panels_per_task));
-            let mut output = output.take_rows(rows.len());
-            tasks.extend((0..panels).step_by(panels_per_task).map(|first| {
-                let output = output.take_columns(output.columns().min(panels_per_task * PANEL));
-                let panels = first..panels.min(first + panels_per_task);
-                GradientTask { strip: strip.clone(), product: Some((panels, output)) }
-            }));
+            let output = output.as_mut().map(|output| output.take_rows(rows.len()));
+            let users = USERS.max(self.threads.div_ceil(count)).min(self.threads);
+            let strip = Arc::new(Strip::new(self, side, rows, operands.zip(output), users, bias));
+            let users = users.clamp(1, strip.groups.max(1));
+            tasks.extend(std::iter::repeat_with(|| GradientTask { strip: strip.clone() }).take(users));
         }
         tasks
     }
-
-    /// The approximate minimum number of tasks of a gradient.
-    fn tasks_wanted(&self) -> usize {
-        self.threads.saturating_mul(TASKS)
-    }
-
-    /// Panels per task of a strip: some 64 microseconds of work, or less where that would leave too few tasks, but at
-    /// least one.
-    fn panels_per_task(&self, rows: usize, depth: usize) -> usize {
-        let (m, n, k) = self.inputs.shape;
-        let task = (m * n * k / self.tasks_wanted()).clamp(1 << 20, 1 << 23);
-        (task / (rows * depth.max(1) * PANEL)).max(1)
-    }
 }
 
-/// Some rows of one gradient. The tasks that multiply them with different panels share the packed left operand:
-/// whichever task first needs a block of a part packs it, and the last task to use it frees it.
+/// Some rows of one gradient.
 struct Strip<'a> {
     call: Call<'a>,
     side: Side,
     /// `None` if the strip computes the bias's gradient alone.
     operands: Option<Operands<'a>>,
     arithmetic: Arithmetic,
-    /// The number of tasks of this strip.
-    users: usize,
     parts: Vec<Part<'a>>,
+    /// The number of groups of panels; 0 if there is no product.
+    groups: usize,
+    progress: Mutex<Progress<'a>>,
+}
+
+/// How far the groups of a strip are.
+struct Progress<'a> {
+    groups: Vec<Group<'a>>,
+    /// Groups that are done with each block.
+    finished: Vec<usize>,
+}
+
+/// The columns of some panels. Their sums go on from block to block.
+struct Group<'a> {
+    panels: Range<usize>,
+    /// The next block.
+    block: usize,
+    /// `None` while a task works on the group.
+    output: Option<OutputBlock<'a>>,
 }
 
 /// Rows of a strip whose left operand is packed by one task at a time.
 struct Part<'a> {
     rows: Range<usize>,
-    blocks: Vec<Mutex<Block>>,
+    /// The packed rows of each block: from its first use to its last.
+    packed: Vec<Mutex<Option<Arc<Buffer<f32>>>>>,
     /// The bias's gradient of these rows.
     bias: Mutex<Option<&'a mut [f32]>>,
 }
 
-/// [`BLOCK_LANES`] lanes of terms of a part.
-#[derive(Default)]
-struct Block {
-    packed: Option<Arc<Buffer<f32>>>,
-    /// Tasks that are done with it.
-    released: usize,
+/// A block of a group, which belongs to one task.
+struct Work<'a> {
+    group: usize,
+    block: usize,
+    panels: Range<usize>,
+    output: OutputBlock<'a>,
 }
 
 impl<'a> Strip<'a> {
@@ -232,59 +213,87 @@ impl<'a> Strip<'a> {
         call: Call<'a>,
         side: Side,
         rows: Range<usize>,
-        operands: Option<Operands<'a>>,
+        product: Option<(Operands<'a>, OutputBlock<'a>)>,
         users: usize,
         mut bias: Option<&'a mut [f32]>,
     ) -> Self {
-        let right = operands.as_ref().map(|operands| &operands.right);
-        let arithmetic = Arithmetic::new(call.tier, call.precision, right);
-        let mut strip = Strip { call, side, operands, arithmetic, users, parts: Vec::new() };
-        let blocks = strip.terms().count();
-        let count = rows.len().div_ceil(PART_ROWS);
-        strip.parts.extend(cut(rows, count).map(|rows| {
+        let (operands, output) = product.unzip();
+        let block = operands.and_then(|operands| call.precision.block(operands.right.bits()));
+        let arithmetic = Arithmetic { tier: call.tier, block };
+        let blocks = call.depth(side).div_ceil(arithmetic.block_terms()).max(1);
+        let parts = cut(rows.clone(), rows.len().div_ceil(PART_ROWS)).map(|rows| {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
-            let blocks = std::iter::repeat_with(Mutex::default).take(blocks).collect();
-            Part { rows, blocks, bias: Mutex::new(bias) }
-        }));
-        strip
+            let packed = std::iter::repeat_with(Mutex::default).take(blocks).collect();
+            Part { rows, packed, bias: Mutex::new(bias) }
+        });
+        let parts = parts.collect();
+        let panels = call.inputs.shape.2.div_ceil(PANEL);
+        let per_group = panels.div_ceil(GROUPS * users).max(1);
+        let mut groups = Vec::new();
+        if let Some(mut output) = output {
+            groups.extend((0..panels).step_by(per_group).map(|first| {
+                let output = output.take_columns(output.columns().min(per_group * PANEL));
+                Group { panels: first..panels.min(first + per_group), block: 0, output: Some(output) }
+            }));
+        }
+        let count = groups.len();
+        let progress = Mutex::new(Progress { groups, finished: vec![0; blocks] });
+        Strip { call, side, operands, arithmetic, parts, groups: count, progress }
     }
 
-    /// The terms of each block; one empty block if there are no terms.
-    fn terms(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (depth, block_terms) = (self.call.depth(self.side), BLOCK_LANES * self.arithmetic.terms());
-        (0..depth.max(1)).step_by(block_terms).map(move |start| start..depth.min(start + block_terms))
+    /// The terms of block `index`.
+    fn terms(&self, index: usize) -> Range<usize> {
+        let (depth, terms) = (self.call.depth(self.side), self.arithmetic.block_terms());
+        index * terms..depth.min((index + 1) * terms)
     }
 
-    /// The packed left operand, g times `scale`, of block `index` (which covers `terms`), for each part.
-    fn acquire(&self, index: usize, terms: &Range<usize>, scale: &[f32]) -> Vec<Arc<Buffer<f32>>> {
-        let packed = |part: &Part<'a>, mut block: MutexGuard<'_, Block>| {
-            let packed = block.packed.get_or_insert_with(|| {
-                let (rows, lanes) = (self.arithmetic.tile_rows(), terms.len().div_ceil(self.arithmetic.terms()));
-                let mut packed = Buffer::new(part.rows.len().div_ceil(rows) * tile_stride(rows, lanes));
+    /// The next block of whichever group is furthest behind and free; `None` if no group is free that has one. Then
+    /// those that work on the others will finish them.
+    fn take(&self) -> Option<Work<'a>> {
+        let Progress { groups, finished } = &mut *lock(&self.progress);
+        let free = groups.iter_mut().enumerate().filter(|(_, group)| group.output.is_some());
+        let (index, group) = free.min_by_key(|(_, group)| group.block)?;
+        let block = group.block;
+        if block == finished.len() {
+            return None;
+        }
+        let output = group.output.take()?;
+        Some(Work { group: index, block, panels: group.panels.clone(), output })
+    }
+
+    /// Gives back a group whose block is done; the last one to be done with a block frees it.
+    fn give_back(&self, work: Work<'a>) {
+        let Progress { groups, finished } = &mut *lock(&self.progress);
+        let group = &mut groups[work.group];
+        (group.block, group.output) = (work.block + 1, Some(work.output));
+        finished[work.block] += 1;
+        if finished[work.block] == self.groups {
+            for part in &self.parts {
+                *lock(&part.packed[work.block]) = None;
+            }
+        }
+    }
+
+    /// The packed left operand, g times `scale`, of block `index`, for each part.
+    fn packed(&self, index: usize, scale: &[f32]) -> Vec<Arc<Buffer<f32>>> {
+        let packed = |part: &Part<'a>, mut block: MutexGuard<'_, Option<Arc<Buffer<f32>>>>| {
+            let packed = block.get_or_insert_with(|| {
+                let (tile_rows, _) = self.call.tier.float_tile();
+                let (rows, depth) = (part.rows.len(), self.arithmetic.depth(self.terms(index).len()));
+                let mut packed = Buffer::new(PackedRows::elements(tile_rows, rows, depth));
                 let memory = Some((packed.as_mut_slice(), scale));
-                self.arithmetic.vectorize(PackLeft { strip: self, part, terms: terms.clone(), packed: memory });
+                self.arithmetic.vectorize(PackLeft { strip: self, part, terms: self.terms(index), packed: memory });
                 Arc::new(packed)
             });
             packed.clone()
         };
         // A part that another task is packing is skipped while there are others to pack.
         let parts: Vec<_> = (self.parts.iter())
-            .map(|part| part.blocks[index].try_lock().ok().map(|block| packed(part, block)))
+            .map(|part| part.packed[index].try_lock().ok().map(|block| packed(part, block)))
             .collect();
         (parts.into_iter().zip(&self.parts))
-            .map(|(done, part)| done.unwrap_or_else(|| packed(part, lock(&part.blocks[index]))))
+            .map(|(done, part)| done.unwrap_or_else(|| packed(part, lock(&part.packed[index]))))
             .collect()
-    }
-
-    /// Counts a task that is done with block `index`; the last one frees the block.
-    fn release(&self, index: usize) {
-        for part in &self.parts {
-            let mut block = lock(&part.blocks[index]);
-            block.released += 1;
-            if block.released == self.users {
-                block.packed = None;
-            }
-        }
     }
 }
 
@@ -307,8 +316,9 @@ impl Formed for PackLeft<'_, '_> {
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
         let Strip { call, side, .. } = self.strip;
         let rows = self.part.rows.clone();
+        let packed = self.packed.map(|(memory, scale)| (PackedRowsMut::new(memory, rows.len()), scale));
         if *side == Side::X {
-            let (packed, scale) = self.packed.expect("the gradient of X goes with no bias");
+            let (packed, scale) = packed.expect("the gradient of X goes with no bias");
             return pack_for_x(isa, form, call.inputs, rows, self.terms, scale, packed);
         }
         let mut bias = lock(&self.part.bias);
@@ -318,77 +328,74 @@ impl Formed for PackLeft<'_, '_> {
         {
             bias.sums.fill(0.0);
         }
-        pack_for_weight(isa, form, call.inputs, rows, self.terms, self.packed, bias);
+        pack_for_weight(isa, form, call.inputs, rows, self.terms, packed, bias);
     }
 }
 
-/// A task: a strip's rows of one gradient in the columns of some panels, or the bias's gradient alone.
+/// A task: works on a strip until there is nothing left to take, or computes the bias's gradient alone.
 pub(super) struct GradientTask<'a> {
     strip: Arc<Strip<'a>>,
-    /// The panels, and where the gradient in their columns goes.
-    product: Option<(Range<usize>, OutputBlock<'a>)>,
 }
 
 impl GradientTask<'_> {
     pub(super) fn run(self) {
-        let GradientTask { strip, mut product } = self;
-        for (index, terms) in strip.terms().enumerate() {
-            let (Some((panels, output)), Some(operands)) = (&mut product, strip.operands) else {
+        let strip = &*self.strip;
+        let Some(operands) = strip.operands else {
+            for index in 0..lock(&strip.progress).finished.len() {
                 for part in &strip.parts {
-                    strip.arithmetic.vectorize(PackLeft { strip: &strip, part, terms: terms.clone(), packed: None });
+                    strip.arithmetic.vectorize(PackLeft { strip, part, terms: strip.terms(index), packed: None });
                 }
-                continue;
-            };
-            let left = strip.acquire(index, &terms, operands.left_scale);
-            let (right, panels) = (operands.right, panels.clone());
-            strip.arithmetic.vectorize(MultiplyBlock { strip: &strip, left: &left, right, terms, panels, output });
+            }
+            return;
+        };
+        while let Some(mut work) = strip.take() {
+            let left = strip.packed(work.block, operands.left_scale);
+            strip.arithmetic.vectorize(MultiplyBlock { strip, left: &left, right: operands.right, work: &mut work });
             drop(left);
-            strip.release(index);
+            strip.give_back(work);
         }
     }
 }
 
-/// One block of the sums of a [`GradientTask`].
+/// The products of a block of a group.
 struct MultiplyBlock<'s, 'a> {
     strip: &'s Strip<'a>,
     /// The packed left operand of each part.
     left: &'s [Arc<Buffer<f32>>],
     right: Right<'a>,
-    terms: Range<usize>,
-    panels: Range<usize>,
-    output: &'s mut OutputBlock<'a>,
+    work: &'s mut Work<'a>,
 }
 
 impl Formed for MultiplyBlock<'_, '_> {
     #[inline(always)]
     fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
         let Strip { call, side, parts, .. } = self.strip;
+        let Work { block, panels, output, .. } = self.work;
         let (.., k) = call.inputs.shape;
-        let depth = self.terms.len().div_ceil(F::TERMS);
-        let panel_lanes = depth * PANEL;
-        let panels_at_once = (PANEL_LANES / panel_lanes.max(1)).clamp(1, self.panels.len());
-        let mut widened = Buffer::<f32>::new(panels_at_once * panel_lanes);
-        let (first_row, first_column) = (parts[0].rows.start, self.panels.start * PANEL);
-        for first in self.panels.clone().step_by(panels_at_once) {
-            let panels = first..self.panels.end.min(first + panels_at_once);
-            for (panel, lanes) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(panel_lanes.max(1))) {
-                self.right.widen(isa, form, self.terms.clone(), panel * PANEL, k, lanes);
+        let terms = self.strip.terms(*block);
+        let depth = terms.len().div_ceil(F::TERMS);
+        let mut widened = Buffer::<f32>::new(PANELS_AT_ONCE.min(panels.len()) * Panels::stride(depth));
+        let (first_row, first_column) = (parts[0].rows.start, panels.start * PANEL);
+        for first in panels.clone().step_by(PANELS_AT_ONCE) {
+            let panels = first..panels.end.min(first + PANELS_AT_ONCE);
+            for (panel, memory) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(Panels::stride(depth))) {
+                self.right.widen(isa, form, terms.clone(), Columns { column: panel * PANEL, k }, memory);
             }
             let columns = panels.start * PANEL..k.min(panels.end * PANEL);
             for (Part { rows, .. }, left) in parts.iter().zip(self.left) {
-                let left = PackedRows { values: left.as_slice(), rows: rows.len(), depth };
+                let left = PackedRows::new(left.as_slice(), rows.len(), depth);
                 let finish = Finish {
-                    continued: self.terms.start > 0,
-                    last: self.terms.end == call.depth(*side),
+                    continued: terms.start > 0,
+                    last: terms.end == call.depth(*side),
                     mask: if *side == Side::X { call.inputs.dac_mask } else { None },
                     mask_stride: mask_stride(k),
                     origin: (rows.start, columns.start),
                 };
-                let output = self.output.part(
+                let output = output.part(
                     rows.start - first_row..rows.end - first_row,
                     columns.start - first_column..columns.end - first_column,
                 );
-                gradient_panels(isa, form, &left, widened.as_slice(), &finish, output);
+                gradient_panels(isa, form, &left, Panels { memory: widened.as_slice() }, &finish, output);
             }
         }
     }

@@ -380,6 +380,11 @@ impl Isa for Avx2 {
             self.add_i(sum, I(_mm256_madd_epi16(small.0, ones), _mm256_madd_epi16(small.1, ones)))
         }
     }
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: `self` proves the instructions.
+        unsafe { self.add_i(sum, I(_mm256_madd_epi16(a.0, b.0), _mm256_madd_epi16(a.1, b.1))) }
+    }
 
     #[inline(always)]
     fn splat_u(self, value: u64) -> Self::U {

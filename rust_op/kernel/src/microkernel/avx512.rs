@@ -8,8 +8,6 @@
 //! | mask | k registers |
 //! | 64-bit product | `vpmullq` (AVX-512DQ) |
 
-pub(super) mod bf16;
-
 use std::arch::x86_64::*;
 
 use super::isa::{Isa, LANES, Vectorized, first_bits};
@@ -347,6 +345,12 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
         }
         // SAFETY: `self` proves the instructions.
         unsafe { self.add_i(sum, _mm512_madd_epi16(small, _mm512_set1_epi16(1))) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: `self` proves the instructions.
+        unsafe { if VNNI { _mm512_dpwssd_epi32(sum, a, b) } else { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) } }
     }
 
     #[inline(always)]

@@ -1,18 +1,47 @@
 //! How the backward products multiply: what a lane of their packed operands holds.
 
 use super::isa::Isa;
+use crate::precision::Block;
 
 /// What the lanes of packed operands hold, and how they are multiplied. A lane has 32 bits whatever it holds, and is
-/// passed around as a float. A value of an implementing type is the permission to use its instructions.
+/// passed around as a float.
+///
+/// Where a lane holds several terms of a sum, these lie apart: of a block packed into `depth` lanes, lane i holds the
+/// terms i, i + depth, and so on. Sums are then exact, so that the order does not matter, and rows of terms are packed
+/// without being interleaved.
 pub(crate) trait Form<S: Isa>: Copy {
-    /// Terms of a sum per lane: 1 (a float), or 2.
+    /// Terms of a sum per lane: 1 or 2.
     const TERMS: usize;
-    /// Lane i holds `first[i]` and, where lanes hold two, `second[i]`.
-    fn zip(self, isa: S, first: S::F, second: S::F) -> S::F;
-    /// The lanes hold the elements of `first` and then, where lanes hold two, those of `second`, in order.
-    fn join(self, isa: S, first: S::F, second: S::F) -> S::F;
+    /// Whether a sum goes on from one block to the next. Otherwise each block has a sum of its own, which a step turns
+    /// into a float.
+    const CHAINED: bool;
+    /// A term of either operand, of 16 rows or columns.
+    type Element: Copy;
+    /// 16 sums of products.
+    type Sum: Copy;
+
+    /// The fixed point of the left operand; `None` where it stays as it is.
+    fn block(self) -> Option<Block>;
+    /// Nothing, on either side.
+    fn zero(self, isa: S) -> Self::Element;
+    /// Terms of the left operand; `inv` is [`BlockScale::inv`](crate::precision::BlockScale::inv) of their rows.
+    fn left(self, isa: S, terms: S::F, inv: S::F) -> Self::Element;
+    /// Codes as terms of the right operand. Where a value they were made from is not finite, the sums of its column
+    /// will be NaN: by the term itself, or by `spoilt`, which is added to them.
+    fn code(self, isa: S, code: S::I, value: S::F, spoilt: &mut S::F) -> Self::Element;
+    /// Codes of values that are known to be finite, or were codes from the start.
+    fn finite_code(self, isa: S, code: S::I) -> Self::Element;
+    /// Analog values as terms of the right operand.
+    fn value(self, isa: S, value: S::F) -> Self::Element;
+    /// Lanes of `TERMS` elements each.
+    fn lanes(self, isa: S, elements: [Self::Element; 2]) -> S::F;
+
+    /// Where sums begin: at those of the preceding blocks, if they are chained.
+    fn start(self, isa: S, before: S::F) -> Self::Sum;
     /// `sum` plus the products of the lanes' terms.
-    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F;
+    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: Self::Sum) -> Self::Sum;
+    /// The sums up to the end of a block, whose codes stand for `step` each; `before` is the sum of the preceding blocks.
+    fn finish(self, isa: S, sum: Self::Sum, step: f32, before: S::F, spoilt: S::F) -> S::F;
 }
 
 /// A computation that is compiled once for each tier and form.
@@ -27,17 +56,103 @@ pub(crate) struct Floats;
 
 impl<S: Isa> Form<S> for Floats {
     const TERMS: usize = 1;
+    const CHAINED: bool = true;
+    type Element = S::F;
+    type Sum = S::F;
 
     #[inline(always)]
-    fn zip(self, _isa: S, first: S::F, _second: S::F) -> S::F {
-        first
+    fn block(self) -> Option<Block> {
+        None
     }
     #[inline(always)]
-    fn join(self, _isa: S, first: S::F, _second: S::F) -> S::F {
-        first
+    fn zero(self, isa: S) -> S::F {
+        isa.splat(0.0)
+    }
+    #[inline(always)]
+    fn left(self, _isa: S, terms: S::F, _inv: S::F) -> S::F {
+        terms
+    }
+    #[inline(always)]
+    fn code(self, isa: S, code: S::I, value: S::F, _spoilt: &mut S::F) -> S::F {
+        // 0 * value is NaN where value is not finite, and adds nothing elsewhere.
+        isa.fma(isa.splat(0.0), value, isa.to_float(code))
+    }
+    #[inline(always)]
+    fn finite_code(self, isa: S, code: S::I) -> S::F {
+        isa.to_float(code)
+    }
+    #[inline(always)]
+    fn value(self, _isa: S, value: S::F) -> S::F {
+        value
+    }
+    #[inline(always)]
+    fn lanes(self, _isa: S, [element, _]: [S::F; 2]) -> S::F {
+        element
+    }
+    #[inline(always)]
+    fn start(self, _isa: S, before: S::F) -> S::F {
+        before
     }
     #[inline(always)]
     fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::F) -> S::F {
         isa.fma(left, right, sum)
+    }
+    #[inline(always)]
+    fn finish(self, _isa: S, sum: S::F, _step: f32, _before: S::F, _spoilt: S::F) -> S::F {
+        sum
+    }
+}
+
+/// Lanes are pairs of 16-bit integers, the first term in the low half; products are summed exactly.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pairs(pub(crate) Block);
+
+impl<S: Isa> Form<S> for Pairs {
+    const TERMS: usize = 2;
+    const CHAINED: bool = false;
+    type Element = S::I;
+    type Sum = S::I;
+
+    #[inline(always)]
+    fn block(self) -> Option<Block> {
+        Some(self.0)
+    }
+    #[inline(always)]
+    fn zero(self, isa: S) -> S::I {
+        isa.splat_i(0)
+    }
+    #[inline(always)]
+    fn left(self, isa: S, terms: S::F, inv: S::F) -> S::I {
+        isa.round(isa.mul(terms, inv))
+    }
+    #[inline(always)]
+    fn code(self, isa: S, code: S::I, value: S::F, spoilt: &mut S::F) -> S::I {
+        *spoilt = isa.fma(isa.splat(0.0), value, *spoilt);
+        code
+    }
+    #[inline(always)]
+    fn finite_code(self, _isa: S, code: S::I) -> S::I {
+        code
+    }
+    #[inline(always)]
+    fn value(self, _isa: S, _value: S::F) -> S::I {
+        unreachable!("analog values are multiplied as floats")
+    }
+    #[inline(always)]
+    fn lanes(self, isa: S, [first, second]: [S::I; 2]) -> S::F {
+        isa.from_bits(isa.or(isa.and(first, isa.splat_i(0xFFFF)), isa.shl::<16>(second)))
+    }
+    #[inline(always)]
+    fn start(self, isa: S, _before: S::F) -> S::I {
+        isa.splat_i(0)
+    }
+    #[inline(always)]
+    fn multiply_add(self, isa: S, left: S::F, right: S::F, sum: S::I) -> S::I {
+        isa.dot_pairs(sum, isa.bits(left), isa.bits(right))
+    }
+    #[inline(always)]
+    fn finish(self, isa: S, sum: S::I, step: f32, before: S::F, spoilt: S::F) -> S::F {
+        // A sum is never -0, so that adding 0 changes nothing.
+        isa.add(isa.fma(isa.to_float(sum), isa.splat(step), before), spoilt)
     }
 }

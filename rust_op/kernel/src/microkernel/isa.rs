@@ -219,6 +219,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         unreachable!("a tier without tiles of its own")
     }
 
+    /// Adds to each lane the two products of its 16-bit integers, which do not overflow.
+    fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
+
     fn splat_u(self, value: u64) -> Self::U;
     fn load_u(self, source: &[u64; 8]) -> Self::U;
     fn add_u(self, a: Self::U, b: Self::U) -> Self::U;

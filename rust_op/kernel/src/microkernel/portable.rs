@@ -241,6 +241,12 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let products = |a: i32, b: i32| i32::from(a as i16) * i32::from(b as i16) + (a >> 16) * (b >> 16);
+        zip(sum, zip(a, b, products), i32::wrapping_add)
+    }
+
+    #[inline(always)]
     fn splat_u(self, value: u64) -> Self::U {
         [value; 8]
     }

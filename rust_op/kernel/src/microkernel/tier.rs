@@ -5,10 +5,6 @@ use super::amx::{TILE_ROWS, Tiles};
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use super::avx512::bf16::Bf16;
-#[cfg(not(target_arch = "x86_64"))]
-use super::form::Formed;
 use super::isa::{Isa, Vectorized};
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 use super::neon::Neon;
@@ -132,20 +128,6 @@ impl Tier {
         if self.tiles.is_some() { "amx" } else { self.facts().name }
     }
 
-    /// Whether the tier multiplies bf16, and on this processor does so faster than floats.
-    pub fn multiplies_bf16(self) -> bool {
-        self.bf16().is_some()
-    }
-
-    /// The permission to multiply bf16, where that is faster than floats.
-    pub(crate) fn bf16(self) -> Option<Bf16> {
-        match self.token {
-            #[cfg(target_arch = "x86_64")]
-            Token::Avx512(isa) => Bf16::detect(isa),
-            _ => None,
-        }
-    }
-
     /// Whether its vector code is the one that matrix tiles are used with.
     fn can_have_tiles(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -183,17 +165,5 @@ impl Tier {
     /// Rows of a float tile, and how many vectors wide it is.
     pub(crate) fn float_tile(self) -> (usize, usize) {
         self.facts().float_tile
-    }
-}
-
-/// The bf16 form, which other processors do not have: there is no value of this type.
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Bf16 {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl Bf16 {
-    pub(crate) fn vectorize<V: Formed>(self, _op: V) {
-        match self {}
     }
 }

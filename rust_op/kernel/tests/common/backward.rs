@@ -1,12 +1,15 @@
 //! A backward pass: the result of the reference, and that of a tier.
 
-use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Precision, Weight, backward};
+use lumina_kernel::Precision;
+use lumina_kernel::backward::{Factor, Inputs, Operand, Outputs, Weight, backward};
 use lumina_kernel::reference::{self, Gradients};
 use lumina_kernel::saved::{code_stride, mask_stride};
 use lumina_kernel::{Executor, Params, Tier};
 
 use super::memory::Place;
 use super::{Case, assert_same, bits, small_random};
+
+pub const PRECISIONS: [Precision; 3] = [Precision::Highest, Precision::Bits16, Precision::Bits8];
 
 /// A backward pass: what the forward pass of a case saves, laid out as the kernel does it, and dY.
 pub struct Backward {
@@ -59,8 +62,8 @@ impl Backward {
         Backward::new(case, &dy)
     }
 
-    pub fn expected(&self) -> Gradients {
-        reference::backward(&self.params, &self.weight, &self.forward, &self.dy, self.case.k)
+    pub fn expected(&self, precision: Precision) -> Gradients {
+        reference::backward(&self.params, &self.weight, &self.forward, &self.dy, self.case.k, precision)
     }
 
     /// The gradients of X, of W and of the bias that are wanted; the others stay 7.

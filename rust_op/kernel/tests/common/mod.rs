@@ -8,7 +8,7 @@ pub mod memory;
 pub mod modes;
 mod strategies;
 
-pub use backward::Backward;
+pub use backward::{Backward, PRECISIONS};
 pub use executors::{Reversed, Shuffled, Threads};
 pub use forward::{Case, Outcome, Storage};
 pub use strategies::{any_bits, case, spec};

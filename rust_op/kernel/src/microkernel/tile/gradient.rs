@@ -1,7 +1,7 @@
-//! Tiles of a gradient: both operands packed, one chain of fused multiply-adds per output.
+//! Tiles of a gradient: both operands packed, one chain of sums per output.
 //!
-//! The terms of a sum are in `depth` lanes of 32 bits ([`Form`] says what a lane holds). The left operand is in the
-//! tiles of [`PackedRows`], `[depth][rows]` each; the right one is in float panels of the same depth.
+//! The terms of a sum, or of a block of it, are in `depth` lanes of 32 bits ([`Form`] says what a lane holds). The left
+//! operand is in the tiles of [`PackedRows`], `[depth][rows]` each; the right one is in [`Panels`] of the same depth.
 
 use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
@@ -12,9 +12,53 @@ use crate::reference::NAN;
 /// Rows of the left operand, packed in tiles.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedRows<'a> {
-    pub(crate) values: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) depth: usize,
+    /// What a code of each row stands for, in a fixed point.
+    pub(crate) steps: &'a [f32],
+    pub(crate) tiles: &'a [f32],
+}
+
+/// The memory of [`PackedRows`].
+pub(crate) struct PackedRowsMut<'a> {
+    /// 1 / step of each row, to whole vectors.
+    pub(crate) inverses: &'a mut [f32],
+    pub(crate) steps: &'a mut [f32],
+    pub(crate) tiles: &'a mut [f32],
+}
+
+impl<'a> PackedRows<'a> {
+    /// Elements of memory for `rows` rows in tiles of `tile_rows` rows.
+    pub(crate) fn elements(tile_rows: usize, rows: usize, depth: usize) -> usize {
+        2 * rows.next_multiple_of(LANES) + rows.div_ceil(tile_rows) * tile_stride(tile_rows, depth)
+    }
+
+    pub(crate) fn new(memory: &'a [f32], rows: usize, depth: usize) -> Self {
+        let (steps, rest) = memory.split_at(rows.next_multiple_of(LANES));
+        PackedRows { rows, depth, steps, tiles: &rest[steps.len()..] }
+    }
+}
+
+impl<'a> PackedRowsMut<'a> {
+    pub(crate) fn new(memory: &'a mut [f32], rows: usize) -> Self {
+        let (steps, rest) = memory.split_at_mut(rows.next_multiple_of(LANES));
+        let (inverses, tiles) = rest.split_at_mut(steps.len());
+        PackedRowsMut { inverses, steps, tiles }
+    }
+}
+
+/// Consecutive panels of the right operand.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    /// [`Panels::stride`] apart: `depth` rows, and behind them what is added to the sums of each column.
+    pub(crate) memory: &'a [f32],
+}
+
+impl Panels<'_> {
+    /// Elements from one panel to the next.
+    pub(crate) const fn stride(depth: usize) -> usize {
+        (depth + 1) * PANEL
+    }
 }
 
 /// Lanes behind each tile of the left operand, since packing stores whole vectors, or halves of them.
@@ -74,15 +118,15 @@ pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
     left: &PackedRows<'_>,
-    panels: &[f32],
+    panels: Panels<'_>,
     finish: &Finish<'_>,
     mut output: OutputBlock<'_>,
 ) {
     let (tile_rows, _) = S::FLOAT_TILE;
     let columns = output.columns();
-    assert!(output.rows() == left.rows);
-    assert!(left.values.len() >= left.rows.div_ceil(tile_rows) * tile_stride(tile_rows, left.depth));
-    assert!(panels.len() >= columns.div_ceil(PANEL) * left.depth * PANEL);
+    assert!(output.rows() == left.rows && left.steps.len() >= left.rows);
+    assert!(left.tiles.len() >= left.rows.div_ceil(tile_rows) * tile_stride(tile_rows, left.depth));
+    assert!(panels.memory.len() >= columns.div_ceil(PANEL) * Panels::stride(left.depth));
     let mut row = 0;
     while row < left.rows {
         let height = tile_height(tile_rows, left.rows - row);
@@ -90,7 +134,7 @@ pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
             let mut block = output.part(0..left.rows, column..columns);
             // SAFETY: the block is used for nothing else; both operands hold what the tile reads, as asserted above.
             unsafe {
-                let panel = panels.as_ptr().add(column * left.depth);
+                let panel = panels.memory.as_ptr().add(column / PANEL * Panels::stride(left.depth));
                 let tile = Tile { left, panel, finish, output: block.tile(), row, column };
                 match height {
                     12 if const { S::FLOAT_TILE.0 == 12 } => tile.run::<S, F, 12>(isa, form),
@@ -139,30 +183,37 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn vectors<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(&self, isa: S, form: F, vector: usize) {
         let (tile_rows, _) = S::FLOAT_TILE;
+        let depth = self.left.depth;
         let rows = MR.min(self.left.rows - self.row);
-        let mut sums = [[isa.splat(0.0); NV]; MR];
+        let mut sums = [[form.start(isa, isa.splat(0.0)); NV]; MR];
         // SAFETY: only rows and lanes that exist by this method's contract are used.
         unsafe {
-            let left = self.left.values.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, self.left.depth));
-            let panel = self.panel.add(panel_lane::<S>(self.left.depth, 0, vector));
+            let left = self.left.tiles.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, depth));
+            let panel = self.panel.add(panel_lane::<S>(depth, 0, vector));
             for i in 0..rows {
                 for v in 0..NV {
                     self.output.prefetch(isa, self.row + i, vector + v);
                 }
             }
-            if self.finish.continued {
+            if F::CHAINED && self.finish.continued {
                 for (i, sums) in sums.iter_mut().enumerate().take(rows) {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = self.output.load(isa, self.row + i, vector + v);
+                        *sum = form.start(isa, self.output.load(isa, self.row + i, vector + v));
                     }
                 }
             }
-            let sums = products::<S, F, MR, NV>(isa, form, left, panel, self.left.depth, sums);
+            let sums = products::<S, F, MR, NV>(isa, form, left, panel, depth, sums);
             for (i, sums) in sums.iter().enumerate().take(rows) {
+                let row = self.row + i;
                 for (v, sum) in sums.iter().enumerate() {
-                    let row = self.row + i;
+                    let mut before = isa.splat(0.0);
+                    if !F::CHAINED && self.finish.continued {
+                        before = self.output.load(isa, row, vector + v);
+                    }
+                    let spoilt = isa.load_ptr(self.panel.add(depth * PANEL + (vector + v) * LANES));
+                    let sum = form.finish(isa, *sum, self.left.steps[row], before, spoilt);
                     let column = self.finish.origin.1 + self.column + (vector + v) * LANES;
-                    self.output.store(isa, row, vector + v, self.finish.apply(isa, row, column, *sum));
+                    self.output.store(isa, row, vector + v, self.finish.apply(isa, row, column, sum));
                 }
             }
         }
@@ -181,8 +232,8 @@ unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
     left: *const f32,
     panel: *const f32,
     depth: usize,
-    sums: [[S::F; NV]; MR],
-) -> [[S::F; NV]; MR] {
+    sums: [[F::Sum; NV]; MR],
+) -> [[F::Sum; NV]; MR] {
     let mut sums = sums;
     for k in 0..depth {
         // SAFETY: row k of the panel and of the tile.
