@@ -5,7 +5,6 @@ mod common;
 
 use common::memory::{Place, on_fault_say, signal_of};
 use common::{Backward, Case, PRECISIONS, Reversed, bits, case};
-use lumina_kernel::Precision;
 use lumina_kernel::executor::{Executor, Serial};
 use lumina_kernel::forward::fill_noise_row;
 use lumina_kernel::noise::fill_row;

@@ -110,10 +110,13 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
         let height = tile_height(tile_rows, rows.end - first);
         let count = height.min(rows.end - first);
         let inverses = &packed.inverses[tile * tile_rows..];
+        let mut taken = [GradientRow::new(inputs, first); LANES];
+        for (row, taken) in taken.iter_mut().enumerate().take(count) {
+            *taken = GradientRow::new(inputs, first + row);
+        }
         for start in (0..depth).step_by(LANES) {
             let mut vectors = [isa.splat_i(0); LANES];
-            for (index, lanes) in vectors.iter_mut().enumerate().take(count) {
-                let row = GradientRow::new(inputs, first + index);
+            for (index, (row, lanes)) in taken.iter().zip(&mut vectors).enumerate().take(count) {
                 let mut elements = [form.zero(isa); 2];
                 for (half, element) in elements.iter_mut().enumerate().take(F::TERMS) {
                     let column = terms.start + half * depth + start;
@@ -172,46 +175,60 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     if let (Some((packed, _)), Some(_)) = (&mut packed, form.block()) {
         packed.inverses.fill(0.0);
     }
-    for index in terms.clone() {
-        let row = GradientRow::new(inputs, index);
-        if let Some(bias) = &mut bias {
-            bias.add(isa, row, rows.start);
+    // What reads a row of dY first also adds it to the bias's gradient: a pass for the blocks' scales, or the packing.
+    let scales = form.block().is_some();
+    if scales || packed.is_none() {
+        for index in terms.clone() {
+            let row = GradientRow::new(inputs, index);
+            if let Some(bias) = &mut bias {
+                bias.add(isa, row, rows.start);
+            }
+            if let Some((packed, x_step)) = &mut packed {
+                let x_step = isa.splat(x_step[index]);
+                let (magnitudes, _) = packed.inverses.as_chunks_mut::<LANES>();
+                for (column, largest) in rows.clone().step_by(LANES).zip(magnitudes) {
+                    row.prefetch_below(isa, column, ROWS_AHEAD);
+                    let magnitude = isa.magnitude(isa.mul(row.passed(isa, column), x_step));
+                    isa.store(largest, isa.from_bits(isa.max_i(isa.bits(isa.load(largest)), magnitude)));
+                }
+            }
         }
-        if let (Some((packed, x_step)), Some(_)) = (&mut packed, form.block()) {
-            let x_step = isa.splat(x_step[index]);
-            let (magnitudes, _) = packed.inverses.as_chunks_mut::<LANES>();
-            for (column, largest) in rows.clone().step_by(LANES).zip(magnitudes) {
-                row.prefetch_below(isa, column, ROWS_AHEAD);
-                let magnitude = isa.magnitude(isa.mul(row.passed(isa, column), x_step));
-                isa.store(largest, isa.from_bits(isa.max_i(isa.bits(isa.load(largest)), magnitude)));
+    }
+    if let Some((mut packed, x_step)) = packed {
+        if let Some(block) = form.block() {
+            set_scales(block, &mut packed);
+        }
+        let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
+        for k in 0..depth {
+            if let (false, Some(bias)) = (scales, &mut bias) {
+                bias.add(isa, GradientRow::new(inputs, terms.start + k), rows.start);
+            }
+            let mut sources = [None; 2];
+            for (part, source) in sources.iter_mut().enumerate().take(F::TERMS) {
+                let index = terms.start + part * depth + k;
+                if index < terms.end {
+                    *source = Some((GradientRow::new(inputs, index), isa.splat(x_step[index])));
+                }
+            }
+            for (tile, packed_tile) in packed.tiles.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
+                let column = rows.start + tile * tile_rows;
+                let height = if tile < whole { tile_rows } else { last };
+                let inverses =
+                    if scales { isa.load_first(&packed.inverses[tile * tile_rows..]) } else { isa.splat(0.0) };
+                let mut elements = [form.zero(isa); 2];
+                for (source, element) in sources.iter().zip(&mut elements).take(F::TERMS) {
+                    if let Some((row, x_step)) = source {
+                        row.prefetch_below(isa, column, ROWS_AHEAD);
+                        *element = form.left(isa, isa.mul(row.passed(isa, column), *x_step), inverses);
+                    }
+                }
+                set_lanes(isa, packed_tile, k * height, form.lanes(isa, elements));
             }
         }
     }
     if let Some(bias) = bias {
         for sum in bias.sums.iter_mut().filter(|sum| sum.is_nan()) {
             *sum = NAN;
-        }
-    }
-    let Some((mut packed, x_step)) = packed else { return };
-    if let Some(block) = form.block() {
-        set_scales(block, &mut packed);
-    }
-    let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
-    for k in 0..depth {
-        for (tile, packed_tile) in packed.tiles.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
-            let column = rows.start + tile * tile_rows;
-            let height = if tile < whole { tile_rows } else { last };
-            let inverses = isa.load_first(&packed.inverses[tile * tile_rows..]);
-            let mut elements = [form.zero(isa); 2];
-            for (half, element) in elements.iter_mut().enumerate().take(F::TERMS) {
-                let index = terms.start + half * depth + k;
-                if index < terms.end {
-                    let row = GradientRow::new(inputs, index);
-                    row.prefetch_below(isa, column, ROWS_AHEAD);
-                    *element = form.left(isa, isa.mul(row.passed(isa, column), isa.splat(x_step[index])), inverses);
-                }
-            }
-            set_lanes(isa, packed_tile, k * height, form.lanes(isa, elements));
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::microkernel::form::Form;
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::panels::{PANEL, panel_lane};
 use crate::microkernel::row_ops::{Coder, VectorQuantizer, load_vector};
+use crate::microkernel::tile::gradient::Panels;
 use crate::quantize::Quantizer;
 use crate::saved::code_stride;
 
@@ -22,6 +23,9 @@ pub(super) enum Right<'a> {
     /// Weights `[N, K]` of more bits, and the quantiser of each row.
     Quantized { values: &'a [f32], bits: u32, quantizers: &'a [Quantizer] },
 }
+
+/// The most panels that are widened at a time.
+pub(super) const MAX_PANELS: usize = 4;
 
 /// What a row of the right operand is read for: its columns from `column` on, of a row of `k`.
 #[derive(Clone, Copy)]
@@ -42,8 +46,8 @@ impl Right<'_> {
         }
     }
 
-    /// Writes some columns of rows `terms`, as many as a panel has or as far as there are any, as a panel. The rest of
-    /// the panel has no meaning.
+    /// Writes rows `terms` of `count` panels of columns from `columns` on, as far as there are such columns. The rest of
+    /// the panels has no meaning. Panels side by side share the lines and pages of a row.
     #[inline(always)]
     pub(super) fn widen<S: Isa, F: Form<S>>(
         &self,
@@ -51,26 +55,33 @@ impl Right<'_> {
         form: F,
         terms: Range<usize>,
         columns: Columns,
-        panel: &mut [f32],
+        count: usize,
+        memory: &mut [f32],
     ) {
-        let (panel, _) = panel.as_chunks_mut::<LANES>();
         let depth = terms.len().div_ceil(F::TERMS);
-        let mut spoilt = [isa.splat(0.0); 2];
+        let stride = Panels::stride(depth) / LANES;
+        let (memory, _) = memory.as_chunks_mut::<LANES>();
+        let mut spoilt = [[isa.splat(0.0); 2]; MAX_PANELS];
         for lane in 0..depth {
-            let mut elements = [[form.zero(isa); 2]; 2];
-            for (part, elements) in elements.iter_mut().enumerate().take(F::TERMS) {
-                let row = terms.start + part * depth + lane;
-                if row < terms.end {
-                    *elements = self.row(isa, form, row, columns, &mut spoilt);
+            for (panel, spoilt) in spoilt.iter_mut().enumerate().take(count) {
+                let columns = Columns { column: columns.column + panel * PANEL, ..columns };
+                let mut elements = [[form.zero(isa); 2]; 2];
+                for (part, elements) in elements.iter_mut().enumerate().take(F::TERMS) {
+                    let row = terms.start + part * depth + lane;
+                    if row < terms.end {
+                        *elements = self.row(isa, form, row, columns, spoilt);
+                    }
+                }
+                for half in 0..PANEL / LANES {
+                    let lanes = &mut memory[panel * stride + panel_lane::<S>(depth, lane, half) / LANES];
+                    isa.store(lanes, form.lanes(isa, [elements[0][half], elements[1][half]]));
                 }
             }
-            for half in 0..PANEL / LANES {
-                let lanes = &mut panel[panel_lane::<S>(depth, lane, half) / LANES];
-                isa.store(lanes, form.lanes(isa, [elements[0][half], elements[1][half]]));
-            }
         }
-        for half in 0..PANEL / LANES {
-            isa.store(&mut panel[depth * PANEL / LANES + half], spoilt[half]);
+        for (panel, spoilt) in spoilt.iter().enumerate().take(count) {
+            for half in 0..PANEL / LANES {
+                isa.store(&mut memory[panel * stride + depth * PANEL / LANES + half], spoilt[half]);
+            }
         }
     }
 

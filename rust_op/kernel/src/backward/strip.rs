@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Inputs;
 use super::left::{Bias, pack_for_weight, pack_for_x};
-use super::right::{Columns, Right};
+use super::right::{Columns, MAX_PANELS, Right};
 use crate::microkernel::Tier;
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::form::{Floats, Form, Formed, Pairs};
@@ -17,21 +17,22 @@ use crate::microkernel::tile::gradient::{Finish, PackedRows, PackedRowsMut, Pane
 use crate::precision::{Block, Precision};
 use crate::saved::mask_stride;
 
-/// Maximum rows of a strip. Each strip widens every panel again; its packed left operand takes 384 KiB a block.
+/// Maximum rows of a strip. Each strip widens every panel again; its packed left operand takes 768 KiB for a block of
+/// floats, and half of that for one of 16 bits.
 const STRIP_ROWS: usize = 384;
 /// Maximum rows of a part of a strip.
 const PART_ROWS: usize = 96;
 /// A whole number of tiles of 4, 6 or 12 rows, and of vectors.
 const ROW_UNIT: usize = 48;
-/// Terms of a block where floats are multiplied: as many lanes as a block of 16-bit integers takes.
-const FLOAT_BLOCK: usize = 256;
+/// Terms of a block where floats are multiplied. Each block stores its sums and loads those of the one before.
+const FLOAT_BLOCK: usize = 512;
 /// The approximate minimum number of groups in a strip per task.
 const GROUPS: usize = 4;
 /// Tasks that work on a strip, if there are as many threads. Others have strips of their own, since the tasks of a
 /// strip wait for one another while they pack it.
 const USERS: usize = 4;
-/// Panels that a task widens at a time: with a block's terms they stay in the second-level cache.
-const PANELS_AT_ONCE: usize = 2;
+/// Lanes of panels that a task widens at a time: they stay in the second-level cache.
+const PANEL_LANES: usize = 1 << 15;
 
 /// Cuts `rows` into about `count` ranges of whole tiles and vectors, of similar size.
 fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
@@ -228,7 +229,9 @@ impl<'a> Strip<'a> {
         });
         let parts = parts.collect();
         let panels = call.inputs.shape.2.div_ceil(PANEL);
-        let per_group = panels.div_ceil(GROUPS * users).max(1);
+        // A task that has the strip to itself takes all panels at once.
+        let count = if users > 1 { GROUPS * users } else { 1 };
+        let per_group = panels.div_ceil(count).max(1);
         let mut groups = Vec::new();
         if let Some(mut output) = output {
             groups.extend((0..panels).step_by(per_group).map(|first| {
@@ -374,13 +377,13 @@ impl Formed for MultiplyBlock<'_, '_> {
         let (.., k) = call.inputs.shape;
         let terms = self.strip.terms(*block);
         let depth = terms.len().div_ceil(F::TERMS);
-        let mut widened = Buffer::<f32>::new(PANELS_AT_ONCE.min(panels.len()) * Panels::stride(depth));
+        let at_once = (PANEL_LANES / (depth * PANEL).max(1)).clamp(1, MAX_PANELS).min(panels.len());
+        let mut widened = Buffer::<f32>::new(at_once * Panels::stride(depth));
         let (first_row, first_column) = (parts[0].rows.start, panels.start * PANEL);
-        for first in panels.clone().step_by(PANELS_AT_ONCE) {
-            let panels = first..panels.end.min(first + PANELS_AT_ONCE);
-            for (panel, memory) in panels.clone().zip(widened.as_mut_slice().chunks_exact_mut(Panels::stride(depth))) {
-                self.right.widen(isa, form, terms.clone(), Columns { column: panel * PANEL, k }, memory);
-            }
+        for first in panels.clone().step_by(at_once) {
+            let panels = first..panels.end.min(first + at_once);
+            let from = Columns { column: first * PANEL, k };
+            self.right.widen(isa, form, terms.clone(), from, panels.len(), widened.as_mut_slice());
             let columns = panels.start * PANEL..k.min(panels.end * PANEL);
             for (Part { rows, .. }, left) in parts.iter().zip(self.left) {
                 let left = PackedRows::new(left.as_slice(), rows.len(), depth);

@@ -99,6 +99,28 @@ impl OutputTile {
         (pointer, self.columns.saturating_sub(vector * LANES).min(LANES))
     }
 
+    /// Whether the tile has all columns of its first `vectors` vectors.
+    #[inline(always)]
+    pub(super) fn is_whole(&self, vectors: usize) -> bool {
+        self.columns >= vectors * LANES
+    }
+
+    /// # Safety
+    /// `row` is one of the block's rows, and the tile has all columns of the vector.
+    #[inline(always)]
+    pub(super) unsafe fn store_whole<S: Isa>(&self, isa: S, row: usize, vector: usize, value: S::F) {
+        // SAFETY: elements of the block, which is borrowed for this tile.
+        unsafe { isa.store_ptr(self.at(row, vector).0, value) }
+    }
+
+    /// # Safety
+    /// As for [`OutputTile::store_whole`].
+    #[inline(always)]
+    pub(super) unsafe fn load_whole<S: Isa>(&self, isa: S, row: usize, vector: usize) -> S::F {
+        // SAFETY: elements of the block, which is borrowed for this tile.
+        unsafe { isa.load_ptr(self.at(row, vector).0) }
+    }
+
     /// Prefetches the memory of a vector: each of the rows below one another lies on another page.
     #[inline(always)]
     pub(super) fn prefetch<S: Isa>(&self, isa: S, row: usize, vector: usize) {

@@ -190,33 +190,83 @@ impl Tile<'_> {
         unsafe {
             let left = self.left.tiles.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, depth));
             let panel = self.panel.add(panel_lane::<S>(depth, 0, vector));
-            for i in 0..rows {
+            for i in 0..MR {
                 for v in 0..NV {
                     self.output.prefetch(isa, self.row + i, vector + v);
                 }
             }
-            if F::CHAINED && self.finish.continued {
-                for (i, sums) in sums.iter_mut().enumerate().take(rows) {
-                    for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = form.start(isa, self.output.load(isa, self.row + i, vector + v));
+            // Loops of a fixed length keep sums in registers.
+            if rows == MR && self.output.is_whole(vector + NV) {
+                let mut before = [[isa.splat(0.0); NV]; MR];
+                if F::CHAINED && self.finish.continued {
+                    before = self.whole::<S, MR, NV>(isa, vector);
+                }
+                for i in 0..MR {
+                    for v in 0..NV {
+                        sums[i][v] = form.start(isa, before[i][v]);
                     }
                 }
-            }
-            let sums = products::<S, F, MR, NV>(isa, form, left, panel, depth, sums);
-            for (i, sums) in sums.iter().enumerate().take(rows) {
-                let row = self.row + i;
-                for (v, sum) in sums.iter().enumerate() {
-                    let mut before = isa.splat(0.0);
-                    if !F::CHAINED && self.finish.continued {
-                        before = self.output.load(isa, row, vector + v);
+                let sums = products::<S, F, MR, NV>(isa, form, left, panel, depth, sums);
+                if !F::CHAINED && self.finish.continued {
+                    before = self.whole::<S, MR, NV>(isa, vector);
+                }
+                for i in 0..MR {
+                    for v in 0..NV {
+                        let spoilt = isa.load_ptr(self.spoilt(vector + v));
+                        let sum = form.finish(isa, sums[i][v], self.left.steps[self.row + i], before[i][v], spoilt);
+                        self.output.store_whole(isa, self.row + i, vector + v, self.finished(isa, i, vector + v, sum));
                     }
-                    let spoilt = isa.load_ptr(self.panel.add(depth * PANEL + (vector + v) * LANES));
-                    let sum = form.finish(isa, *sum, self.left.steps[row], before, spoilt);
-                    let column = self.finish.origin.1 + self.column + (vector + v) * LANES;
-                    self.output.store(isa, row, vector + v, self.finish.apply(isa, row, column, sum));
+                }
+            } else {
+                if F::CHAINED && self.finish.continued {
+                    for (i, sums) in sums.iter_mut().enumerate().take(rows) {
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = form.start(isa, self.output.load(isa, self.row + i, vector + v));
+                        }
+                    }
+                }
+                let sums = products::<S, F, MR, NV>(isa, form, left, panel, depth, sums);
+                for (i, sums) in sums.iter().enumerate().take(rows) {
+                    for (v, sum) in sums.iter().enumerate() {
+                        let mut before = isa.splat(0.0);
+                        if !F::CHAINED && self.finish.continued {
+                            before = self.output.load(isa, self.row + i, vector + v);
+                        }
+                        let spoilt = isa.load_ptr(self.spoilt(vector + v));
+                        let sum = form.finish(isa, *sum, self.left.steps[self.row + i], before, spoilt);
+                        self.output.store(isa, self.row + i, vector + v, self.finished(isa, i, vector + v, sum));
+                    }
                 }
             }
         }
+    }
+
+    /// Where the panel holds what is added to the sums of a vector.
+    #[inline(always)]
+    fn spoilt(&self, vector: usize) -> *const f32 {
+        self.panel.wrapping_add(self.left.depth * PANEL + vector * LANES)
+    }
+
+    /// [`Finish::apply`] to row `i` of the tile.
+    #[inline(always)]
+    fn finished<S: Isa>(&self, isa: S, i: usize, vector: usize, sum: S::F) -> S::F {
+        self.finish.apply(isa, self.row + i, self.finish.origin.1 + self.column + vector * LANES, sum)
+    }
+
+    /// The output as it is.
+    ///
+    /// # Safety
+    /// The output has MR rows here, and all columns of NV vectors from `vector` on.
+    #[inline(always)]
+    unsafe fn whole<S: Isa, const MR: usize, const NV: usize>(&self, isa: S, vector: usize) -> [[S::F; NV]; MR] {
+        let mut loaded = [[isa.splat(0.0); NV]; MR];
+        for i in 0..MR {
+            for v in 0..NV {
+                // SAFETY: rows and columns that are there, by this method's contract.
+                loaded[i][v] = unsafe { self.output.load_whole(isa, self.row + i, vector + v) };
+            }
+        }
+        loaded
     }
 }
 
