@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ._reference_checks import Floats, Params, Range, check_dtype, check_finite
 from ._reference_fma import fma32
+from ._reference_gradient import block_of, product
 from ._reference_noise import noise
 from ._reference_weights import largest_code, pack_weight, quantize, quantize_weight, unpack_weight, weight_values
 
@@ -105,18 +106,23 @@ def optical_linear_backward(
     bias_stage: str = "analog",
     seed: int = 0,
     stream: int = 0,
+    precision: str = "highest",
 ) -> tuple[Floats, Floats, Floats]:
     """The straight-through gradient of :func:`optical_linear`: ``(grad_input, grad_weight, grad_bias)``.
 
     ``grad_output`` is float32 ``[..., N]``; the results have the shapes of X ``[..., K]``, W ``[N, K]`` and ``[N]``.
-    Every other argument is that of the forward call. The gradient passes where ADC and DAC did not saturate (they can
-    only under a static range); the weight quantiser is never masked; the noise is a constant. Each product is one
-    chain of fused multiply-adds from 0, n ascending for X and m ascending for W.
+    Every other argument but `precision` is that of the forward call. The gradient passes where ADC and DAC did not
+    saturate (they can only under a static range); the weight quantiser is never masked; the noise is a constant.
+
+    At `precision` "highest" each product is one chain of fused multiply-adds from 0, n ascending for X and m ascending
+    for W. At "high" or "medium" and "8 bits" the gradient enters products with codes of up to 8 bits in a fixed point
+    of 16 or 8 bits: docs/operator.md, "Block fixed point".
     """
     params = Params.check(
         input_bits, weight_bits, output_bits, input_range, output_range, noise_relative, noise_additive, noise_shot,
         bias_stage, seed, stream,
     )  # fmt: skip
+    block = block_of(precision)
     w, scale = weight_values(weight, weight_bits, weight_scale, None)
     x, b = _check_arrays(params, input, w, bias)
     check_dtype("grad_output", grad_output)
@@ -127,14 +133,10 @@ def optical_linear_backward(
     with np.errstate(all="ignore"):
         g = np.where(forward.adc_saturated, np.float32(0), dy)
 
-        dx = np.zeros(x.shape, dtype=np.float32)
-        for n in range(w.shape[0]):
-            dx = fma32((g[:, n] * scale[n])[:, None], w[n][None, :], dx)
+        dx = product(g * scale, w, weight_bits, block)
         dx = np.where(forward.dac_saturated, np.float32(0), _canonical(dx))
 
-        dw = np.zeros(w.shape, dtype=np.float32)
-        for m in range(x.shape[0]):
-            dw = fma32((g[m] * forward.x_step[m])[:, None], forward.x_values[m][None, :], dw)
+        dw = product((g * forward.x_step[:, None]).T, forward.x_values, input_bits, block)
 
         db = np.zeros(w.shape[0], dtype=np.float32)
         for row in g if bias_stage == "analog" else dy:

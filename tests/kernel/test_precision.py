@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 
 import lumina_kernel
 
-#: r of each precision, as lumina_kernel.Saved.backward documents it.
-RELATIVE: dict[Literal["highest", "high", "medium"], float] = {"highest": 0.0, "high": 2**-16, "medium": 2**-8}
+#: The largest code and the terms of a block of each precision's fixed point; None for floats.
+BLOCKS: dict[Any, tuple[int, int] | None] = {
+    "highest": None,
+    "high": (32639, 512),
+    "medium": (32639, 512),
+    "8 bits": (127, 256),
+}
 
 
 @dataclass
@@ -51,7 +56,8 @@ def forward(shape: tuple[int, int, int], seed: int, size: float = 1.0, **paramet
 
 @st.composite
 def passes(draw: st.DrawFn) -> Pass:
-    shape = draw(st.integers(1, 60)), draw(st.integers(1, 60)), draw(st.integers(1, 70))
+    sizes = st.one_of(st.integers(1, 60), st.sampled_from([256, 257, 600]))
+    shape = draw(sizes), draw(sizes), draw(st.integers(1, 70))
     input_bits, weight_bits = draw(st.sampled_from([2, 8, 12])), draw(st.sampled_from([1, 4, 8, 16]))
     seed, size = draw(st.integers(0, 2**32)), draw(st.sampled_from([1.0, 1e-38, 1e25]))
     return forward(shape, seed, size, input_bits=input_bits, weight_bits=weight_bits)
@@ -64,34 +70,42 @@ def threads() -> Iterator[None]:
     lumina_kernel.set_num_threads(before)
 
 
-def assert_within(actual: np.ndarray, left: np.ndarray, right: np.ndarray, relative: float) -> None:
-    """Asserts that ``actual`` is the product of ``left`` [rows, T] and ``right`` [T, K] within the bound."""
-    terms = left.shape[1]
-    bound = (relative + (terms + 2) * 2.0**-23) * (abs(left) @ abs(right))
-    bound += terms * 2.0**-125 * (1 + abs(right).max(initial=0))
+def assert_within(actual: np.ndarray, left: np.ndarray, right: np.ndarray, bits: int, precision: Any) -> None:
+    """Asserts that ``actual`` is the product of ``left`` [rows, T] and ``right`` [T, K], codes of ``bits`` bits, within
+    the bound of ``Saved.backward``.
+    """
+    terms, magnitudes, largest = left.shape[1], abs(left) @ abs(right), 1 + abs(right).max(initial=0)
+    block = BLOCKS[precision] if bits <= 8 else None
+    if block is None:
+        bound = (terms + 2) * 2.0**-23 * magnitudes + terms * 2.0**-125 * largest
+    else:
+        levels, size = block
+        cuts = [slice(start, start + size) for start in range(0, terms, size)]
+        bound = (len(cuts) + 8) * 2.0**-24 * magnitudes + terms * 2.0**-112 * largest
+        for cut in cuts:
+            bound += np.outer(abs(left[:, cut]).max(axis=1), abs(right[cut]).sum(axis=0)) / (2 * levels - 1)
     assert np.all(abs(actual - left @ right) <= bound)
 
 
-@pytest.mark.parametrize("precision", RELATIVE)
+@pytest.mark.parametrize("precision", BLOCKS)
 @given(passes())
-def test_every_precision_keeps_its_bound(precision: Literal["highest", "high", "medium"], case: Pass) -> None:
+def test_every_precision_keeps_its_bound(precision: Any, case: Pass) -> None:
     dx, dw, db = case.gradients(precision)
     g, x, w = case.factors()
     masked = case.saved.dac_saturated
     assert masked is not None
     assert not dx[masked].any()
     for_x, for_weight = g * case.saved.weight_scale, (g * case.saved.x_step[:, None]).T
-    relative = RELATIVE[precision]
     # A masked element is not a sum; the exact sum is put in its place.
-    assert_within(np.where(masked, for_x @ w, dx), for_x, w, relative)
-    assert_within(dw, for_weight, x, relative)
+    assert_within(np.where(masked, for_x @ w, dx), for_x, w, case.params.weight_bits, precision)
+    assert_within(dw, for_weight, x, case.params.input_bits, precision)
     np.testing.assert_array_equal(db, case.gradients("highest")[2])
 
 
 @pytest.mark.usefixtures("threads")
 def test_threads_change_no_bits() -> None:
     case = forward((300, 200, 260), 0, input_bits=8, weight_bits=8)
-    for precision in RELATIVE:
+    for precision in BLOCKS:
         expected = None
         for count in (1, 2, 3, 8):
             lumina_kernel.set_num_threads(count)
@@ -103,10 +117,10 @@ def test_threads_change_no_bits() -> None:
 def test_errors() -> None:
     case = forward((2, 3, 4), 0, input_bits=8, weight_bits=8)
     for precision, error, message in [
-        ("low", ValueError, 'precision = "low": allowed is "highest", "high" or "medium"'),
-        ("", ValueError, 'precision = "": allowed is "highest", "high" or "medium"'),
-        (1, TypeError, 'precision is of type int: allowed is "highest", "high" or "medium"'),
-        (None, TypeError, 'precision is of type NoneType: allowed is "highest", "high" or "medium"'),
+        ("low", ValueError, 'precision = "low": allowed is "highest", "high", "medium" or "8 bits"'),
+        ("", ValueError, 'precision = "": allowed is "highest", "high", "medium" or "8 bits"'),
+        (1, TypeError, 'precision is of type int: allowed is "highest", "high", "medium" or "8 bits"'),
+        (None, TypeError, 'precision is of type NoneType: allowed is "highest", "high", "medium" or "8 bits"'),
     ]:
         with pytest.raises(error, match=re.escape(message)):
             case.gradients(precision)

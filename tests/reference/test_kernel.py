@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ PARAMETERS = (
     "input_bits", "weight_bits", "output_bits", "input_range", "output_range", "noise_relative", "noise_additive",
     "noise_shot", "bias_stage",
 )  # fmt: skip
+PRECISIONS: tuple[Any, ...] = ("highest", "high", "medium", "8 bits")
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-30, 3e38, -3e38, np.inf, -np.inf, np.nan]
 
 
@@ -85,18 +87,68 @@ def test_forward_over_several_blocks_of_noise(columns: int) -> None:
     assert_same_bits(layer.forward(x, 4, 5), expected)
 
 
+def assert_same_gradients(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, params: dict[str, Any], dy: np.ndarray, precision: Any
+) -> None:
+    y, saved = lumina_kernel.forward_train(kernel_params(params), x, weight, bias, params["seed"], params["stream"])
+    assert_same_bits(y, reference.optical_linear(x, weight, bias, **params))
+    expected = reference.optical_linear_backward(dy, x, weight, bias, precision=precision, **params)
+    for actual, wanted in zip(saved.backward(dy, precision), expected, strict=True):
+        assert_same_bits(actual, wanted)
+
+
 @settings(max_examples=200, deadline=None)
-@given(calls(largest=40))
-def test_backward(call: tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]) -> None:
+@given(calls(largest=40), st.sampled_from(PRECISIONS))
+def test_backward(call: tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]], precision: Any) -> None:
     x, weight, bias, params = call
     params.pop("weight_scale", None)
     dy = np.random.default_rng(1).standard_normal((len(x), len(weight))).astype(np.float32)
-    expected = reference.optical_linear_backward(dy, x, weight, bias, **params)
+    assert_same_gradients(x, weight, bias, params, dy, precision)
 
-    y, saved = lumina_kernel.forward_train(kernel_params(params), x, weight, bias, params["seed"], params["stream"])
-    assert_same_bits(y, reference.optical_linear(x, weight, bias, **params))
-    for actual, wanted in zip(saved.backward(dy), expected, strict=True):
-        assert_same_bits(actual, wanted)
+
+@st.composite
+def gradients(draw: st.DrawFn, shape: tuple[int, int]) -> np.ndarray:
+    """dY of one size, of many sizes, or with outliers; down to denormals; some of it not finite."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dy = random.standard_normal(shape) * draw(st.sampled_from([1.0, 1e-30, 1e-34, 3e-37, 1e-40, 1e-45, 1e30]))
+    match draw(st.sampled_from(["normal", "many sizes", "outliers"])):
+        case "many sizes":
+            dy *= 10.0 ** random.uniform(-9, 0, shape)
+        case "outliers":
+            dy[random.random(shape) < 0.01] *= 1e6
+    for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=3)):
+        dy[random.integers(shape[0]), random.integers(shape[1])] = value
+    with np.errstate(over="ignore"):
+        return np.asarray(dy, dtype=np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from(PRECISIONS))
+def test_backward_over_several_blocks_of_terms(data: st.DataObject, precision: Any) -> None:
+    sizes = st.sampled_from([1, 2, 3, 5, 13, 17])
+    terms = st.sampled_from([255, 256, 257, 300, 511, 512, 513, 768, 1025])
+    m, n = data.draw(st.one_of(st.tuples(sizes, terms), st.tuples(terms, sizes)))
+    k = data.draw(st.sampled_from([1, 2, 3, 7, 31, 33]))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    x, weight, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k), (n,)))
+    if data.draw(st.booleans()):
+        x[random.integers(m)] = data.draw(st.sampled_from(SPECIAL))
+    bits = st.sampled_from([0, 2, 3, 4, 5, 8, 9, 16])
+    input_bits = data.draw(bits)
+    params: dict[str, Any] = {
+        "input_bits": input_bits,
+        "weight_bits": data.draw(st.one_of(bits, st.just(1))),
+        "output_bits": data.draw(st.sampled_from([0, 8])),
+        "input_range": data.draw(st.sampled_from([0.0, 1.0])) if input_bits else 0.0,
+        "output_range": data.draw(st.sampled_from([0.0, 1.5])),
+        "noise_relative": 0.0,
+        "noise_additive": data.draw(st.sampled_from([0.0, 0.1])),
+        "noise_shot": 0.0,
+        "bias_stage": data.draw(st.sampled_from(["analog", "digital"])),
+        "seed": 1,
+        "stream": 2,
+    }
+    assert_same_gradients(x, weight, bias, params, data.draw(gradients((m, n))), precision)
 
 
 @settings(max_examples=200, deadline=None)
@@ -137,6 +189,17 @@ def test_both_refuse(wrong: dict[str, Any]) -> None:
     rest = {key: value for key, value in wrong.items() if key != "weight_scale"}
     with pytest.raises(ValueError, match=name):
         lumina_kernel.PreparedLayer(lumina_kernel.Params(**rest), weight, None, wrong.get("weight_scale"))
+
+
+@pytest.mark.parametrize("precision", ["low", "", "Highest"])
+def test_both_refuse_a_precision(precision: Any) -> None:
+    x, weight, dy = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32), np.ones((1, 3), np.float32)
+    message = re.escape(f'precision = "{precision}": allowed is "highest", "high", "medium" or "8 bits"')
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        reference.optical_linear_backward(dy, x, weight, precision=precision)
+    _, saved = lumina_kernel.forward_train(lumina_kernel.Params(), x, weight, None, 0, 0)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        saved.backward(dy, precision)
 
 
 @pytest.mark.parametrize("function", [reference.optical_linear, reference.optical_linear_backward])

@@ -131,6 +131,46 @@ def test_gradient_is_clipped_where_a_range_saturates(stage: str, db: float) -> N
     np.testing.assert_array_equal(dx, [[1.0, 0.25], [0.0, 0.25]])
 
 
+def test_gradients_in_a_fixed_point() -> None:
+    # One output and input codes of 1: dX is v = g * 1 itself, rounded; the rows of dW are the sums of v over m.
+    x, weight = np.ones((3, 1), np.float32), np.ones((1, 1), np.float32)
+    params: dict[str, Any] = {"input_bits": 8, "weight_bits": 1, "output_bits": 0}
+    dy = np.array([[127.0], [1.4], [-0.6]], np.float32)
+    for precision, dw in (("highest", 127.8), ("high", 127.8), ("medium", 127.8), ("8 bits", 127.0)):
+        gradient = reference.optical_linear_backward(dy, x, weight, precision=precision, **params)
+        # A row of dX is a block of its own, so that its only term keeps all its bits but the rounding of the step.
+        np.testing.assert_allclose(gradient[0], dy, rtol=2e-7)
+        # At 8 bits a code of dW stands for 1: 127 + 1 - 1.
+        np.testing.assert_allclose(gradient[1], [[dw]], rtol=5e-5)
+        np.testing.assert_array_equal(gradient[2], np.float32(127.0) + dy[1] + dy[2])
+
+
+@pytest.mark.parametrize(("precision", "terms", "levels"), [("high", 512, 32639), ("8 bits", 256, 127)])
+def test_blocks_of_a_fixed_point(precision: str, terms: int, levels: int) -> None:
+    x, weight = np.ones((1, 1), np.float32), np.ones((2 * terms + 1, 1), np.float32)
+    dy = np.zeros((1, 2 * terms + 1), np.float32)
+
+    def gradient() -> Any:
+        params: dict[str, Any] = {"weight_bits": 1, "output_bits": 0, "precision": precision}
+        return reference.optical_linear_backward(dy, x, weight, **params)[0].item()
+
+    # Beside 1 a small term is less than half a code; in another block it keeps its value.
+    dy[0, terms - 1], dy[0, 0] = 1.0, 0.4 / levels
+    assert gradient() == 1.0
+    dy[0, 0], dy[0, terms] = 0.0, 0.4 / levels
+    assert gradient() == pytest.approx(1 + 0.4 / levels, abs=1e-7)
+    # Blocks whose full scale is too small for a reciprocal are 0; what is not finite makes the sum NaN.
+    dy[:] = 0.0
+    smallest = np.float32(levels) / np.finfo(np.float32).max
+    dy[0, -1] = smallest
+    assert gradient() == pytest.approx(float(smallest), rel=1e-2)
+    dy[0, -1] = np.nextafter(smallest, np.float32(0)) * np.float32(0.999)
+    assert gradient() == 0.0
+    for value in (np.nan, np.inf, -np.inf):
+        dy[0, terms] = value
+        assert np.isnan(gradient())
+
+
 def call(**changes: Any) -> Any:
     arguments: dict[str, Any] = {"input": np.ones((2, 3), np.float32), "weight": np.ones((4, 3), np.float32)} | changes
     return reference.optical_linear(arguments.pop("input"), arguments.pop("weight"), **arguments)

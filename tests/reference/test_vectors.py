@@ -44,7 +44,11 @@ def call(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | Non
 
 
 def name_of(case: dict[str, Any]) -> str:
-    return str(case["name"])
+    return f"{case['name']}, {precision_of(case)}" if "dy" in case else str(case["name"])
+
+
+def precision_of(case: dict[str, Any]) -> Any:
+    return case.get("precision", "highest")
 
 
 @pytest.mark.parametrize(("start", "word"), read("rng.json")["mix"])
@@ -117,14 +121,27 @@ def test_forward_of_the_kernel(case: dict[str, Any]) -> None:
         assert_same_bits(np.asarray(layer.weight_scale), floats(case["scale"]))
 
 
+def assert_gradients(case: dict[str, Any], gradients: tuple[np.ndarray, ...]) -> None:
+    m, n, k = case["m"], case["n"], case["k"]
+    for name, shape, actual in zip(("dx", "dw", "db"), ((m, k), (n, k), (n,)), gradients, strict=True):
+        assert_same_bits(actual, floats(case[name], *shape))
+
+
 @pytest.mark.parametrize("case", read("backward.json"), ids=name_of)
 def test_backward(case: dict[str, Any]) -> None:
     x, weight, bias, params = call(case)
-    m, n, k = case["m"], case["n"], case["k"]
-    dx, dw, db = reference.optical_linear_backward(floats(case["dy"], m, n), x, weight, bias, **params)
-    assert_same_bits(dx, floats(case["dx"], m, k))
-    assert_same_bits(dw, floats(case["dw"], n, k))
-    assert_same_bits(db, floats(case["db"], n))
+    dy, precision = floats(case["dy"], case["m"], case["n"]), precision_of(case)
+    assert_gradients(case, reference.optical_linear_backward(dy, x, weight, bias, precision=precision, **params))
+
+
+# forward_train takes no scale of the weight.
+@pytest.mark.parametrize("case", [case for case in read("backward.json") if case["weight_scale"] is None], ids=name_of)
+def test_backward_of_the_kernel(case: dict[str, Any]) -> None:
+    x, weight, bias, params = call(case)
+    seed, stream = params.pop("seed"), params.pop("stream")
+    _, saved = lumina_kernel.forward_train(lumina_kernel.Params(**params), x, weight, bias, seed, stream)
+    dy = floats(case["dy"], case["m"], case["n"])
+    assert_gradients(case, saved.backward(dy, precision_of(case)))
 
 
 def test_the_cases_reach_every_parameter() -> None:
