@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.machine import Machine
-from benchmarks.peaks import BF16, DOT, FMA, Peaks
+from benchmarks.peaks import DOT, FMA, PAIRS, Peaks
 from benchmarks.results import Shape
 from benchmarks.timing import FULL, QUICK, Effort
 
@@ -66,14 +66,13 @@ class Context:
         return by_kind.get(kind, by_kind.get("any"))
 
     def instruction(self, peak: str) -> str | None:
-        """The tier's instruction for "dot" (8-bit codes), "fma" or "bf16"; None where it has none."""
-        return {"dot": DOT, "fma": FMA, "bf16": BF16}[peak].get(self.machine.tier)
+        """The tier's instruction for "dot" (8-bit codes), "fma" or "pairs" (16-bit codes); None where it has none."""
+        return {"dot": DOT, "fma": FMA, "pairs": PAIRS}[peak].get(self.machine.tier)
 
     def rate(self, peak: str) -> float | None:
         """Operations per second that one core reaches with the :meth:`instruction`."""
         return self.rates.get(self.instruction(peak) or "")
 
     def gradient_peak(self, precision: str) -> str:
-        """The peak for the products of a backward pass: "bf16" at "medium" where that is faster, else "fma"."""
-        faster = (self.rate("bf16") or 0.0) > (self.rate("fma") or 0.0)
-        return "bf16" if precision == "medium" and faster else "fma"
+        """The peak for the products of a backward pass with codes of up to 8 bits."""
+        return "fma" if precision == "highest" else "pairs"

@@ -33,7 +33,8 @@ FMA = {
     "neon_dotprod": "fmla.128",
     "neon": "fmla.128",
 }
-BF16 = {"amx": "vdpbf16ps.512", "avx512": "vdpbf16ps.512"}
+#: The instruction that multiplies pairs of 16-bit codes in a gradient.
+PAIRS = {"amx": "vpdpwssd.512", "avx512": "vpdpwssd.512", "avx512bw": "vpmaddwd.512", "avx2": "vpmaddwd.256"}
 #: Rounds of an instruction in one call: some 100 us.
 ROUNDS = 50_000
 VECTOR = 64
@@ -118,7 +119,7 @@ class Peaks:
 
     def rates(self, effort: Effort) -> dict[str, float]:
         """Operations per second of one core, by instruction, from the best sample of each."""
-        names = [name for name in dict.fromkeys((*FMA.values(), *BF16.values(), *DOT.values())) if self.has(name)]
+        names = [name for name in dict.fromkeys((*FMA.values(), *PAIRS.values(), *DOT.values())) if self.has(name)]
         calls = {name: (lambda name=name: self.operations(name)) for name in names}
         times = interleave(calls, effort)
         return {name: self.operations(name) / min(times[name].seconds) for name in names}

@@ -120,7 +120,7 @@ KERNEL = Page(
                 Line("8-bit product with DAC and scaling", "gemm", "^int8"),
                 Line("float32 product", "gemm", "^float32"),
                 Line('both gradients, float32 (precision "highest")', "gemm", 'dX and dW, precision "highest"'),
-                Line('both gradients, bfloat16 (precision "medium")', "gemm", 'dX and dW, precision "medium"'),
+                Line('both gradients, fewer bits (precision "medium")', "gemm", 'dX and dW, precision "medium"'),
                 Line("weights quantised and packed, 8 bits", "packing", "8-bit"),
                 Line("weights quantised and packed, 4 bits", "packing", "4-bit"),
             ),
@@ -207,8 +207,8 @@ TRAINING = Page(
             "gains little from a second one."
         ),
         'precision "medium"': (
-            "gradients are products of bfloat16 on processors that multiply those faster (AMD's from Zen 5 on), and "
-            'those of `"highest"` elsewhere.'
+            "the products of gradients may have fewer bits than float32: "
+            "[the operator](../operator.md#block-fixed-point) says which."
         ),
         "networks": (
             "inputs are random, and the optimizer (SGD) is part of the step. The ViT-Tiny line has the four linear "

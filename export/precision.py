@@ -1,4 +1,4 @@
-"""Whether gradients in bfloat16 train as well as in float32: test accuracy over seeds at each precision.
+"""Whether gradients in fewer bits train as well as in float32: test accuracy over seeds at each precision.
 
 Writes docs/measurements/precision.json (every figure) and the generated part of precision.md. `--check` trains nothing
 and tells whether they agree.
@@ -138,7 +138,7 @@ def _difference(paired: Estimate) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measures whether gradients in bfloat16 train as well.")
+    parser = argparse.ArgumentParser(description="Measures whether gradients in fewer bits train as well.")
     parser.add_argument("--check", action="store_true", help="only compare the page with its figures")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=30, help="epochs of each training run")

@@ -24,8 +24,8 @@ from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 
 LAW = f"{BITS}, noise_relative"
-#: The names in ``torch.set_float32_matmul_precision``. "high" is not measured: on both sides it equals "highest" on
-#: processors without instructions for it.
+#: The names in ``torch.set_float32_matmul_precision``. "high" is not measured: on our side it equals "medium", and in
+#: PyTorch it equals "highest" on processors without instructions for it.
 HIGHEST, MEDIUM = "highest", "medium"
 #: The rivals at each precision, and the precision at which each runs. autocast always multiplies in bfloat16.
 COMPARED = {

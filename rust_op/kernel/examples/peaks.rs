@@ -14,8 +14,8 @@ use std::hint::black_box;
 /// Runs `rounds` rounds of the instruction called `name` and returns the number of operations in them (a multiplication
 /// and an addition are two); 0 if this processor has no such instruction, or nothing here has that name.
 ///
-/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `vdpbf16ps.512`, `tdpbsud`, `vpdpbusd.512`,
-/// `vpmaddwd.512`, `vpmaddwd.256`; `fmla.128`, `smlal.128`, `sdot.128`.
+/// Names: `fma.512`, `fma.256` (`vfmadd231ps`), `tdpbsud`, `vpdpbusd.512`, `vpdpwssd.512`, `vpmaddwd.512`,
+/// `vpmaddwd.256`; `fmla.128`, `smlal.128`, `sdot.128`.
 ///
 /// # Safety
 /// `name` is a C string.
@@ -135,11 +135,6 @@ mod x86 {
                 unsafe { fma_256(rounds) };
                 2 * 8 * SUMS as u64
             }
-            b"vdpbf16ps.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") => {
-                // SAFETY: AVX-512 F and BF16 are there.
-                unsafe { vdpbf16ps_512(rounds) };
-                2 * 32 * SUMS as u64
-            }
             b"tdpbsud" if may_use_tiles() => {
                 // SAFETY: tiles may be used.
                 unsafe { tdpbsud(rounds) };
@@ -149,6 +144,11 @@ mod x86 {
                 // SAFETY: AVX-512 F and VNNI are there.
                 unsafe { vpdpbusd_512(rounds) };
                 2 * 64 * SUMS as u64
+            }
+            b"vpdpwssd.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") => {
+                // SAFETY: AVX-512 F and VNNI are there.
+                unsafe { vpdpwssd_512(rounds) };
+                2 * 32 * SUMS as u64
             }
             b"vpmaddwd.512" if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") => {
                 // SAFETY: AVX-512 F and BW are there.
@@ -193,21 +193,6 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX-512 F and BF16.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn vdpbf16ps_512(rounds: u64) {
-        let (a, b) = (_mm512_set1_ps(1.001), _mm512_set1_ps(-0.999));
-        let (a, b) = black_box((_mm512_cvtne2ps_pbh(a, a), _mm512_cvtne2ps_pbh(b, b)));
-        let mut sums = [_mm512_setzero_ps(); SUMS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, a, b);
-            }
-        }
-        black_box(sums);
-    }
-
-    /// # Safety
     /// The processor has AVX-512 F and VNNI.
     #[target_feature(enable = "avx512f,avx512vnni")]
     unsafe fn vpdpbusd_512(rounds: u64) {
@@ -216,6 +201,20 @@ mod x86 {
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 F and VNNI.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn vpdpwssd_512(rounds: u64) {
+        let (a, b) = black_box((_mm512_set1_epi16(3), _mm512_set1_epi16(-5)));
+        let mut sums = [_mm512_setzero_si512(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpwssd_epi32(*sum, a, b);
             }
         }
         black_box(sums);
