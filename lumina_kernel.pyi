@@ -48,7 +48,7 @@ class _Array(Protocol):
 _ArrayT = TypeVar("_ArrayT", bound=_Array)
 _Numbers: TypeAlias = SupportsFloat | Iterable[SupportsFloat]
 _BiasStage: TypeAlias = Literal["analog", "digital"]
-_Precision: TypeAlias = Literal["highest", "high", "medium"]
+_Precision: TypeAlias = Literal["highest", "high", "medium", "8 bits"]
 
 class _Parameter(TypedDict):
     name: str
@@ -284,18 +284,23 @@ class Saved:
 
         Args:
             dy: [M, N].
-            precision: The least exactness required of dx and dw, as in torch.set_float32_matmul_precision. "highest" is
-                float32 in a fixed order: the same bits on every processor. "medium" rounds g s to bf16 where the
-                processor multiplies that faster than floats (AMD's from Zen 5 on) and the codes have up to 8 bits;
-                elsewhere it is "highest". "high" allows a sum of two bf16, which pays nowhere, so it is "highest".
+            precision: "highest", "high" or "medium", as in torch.set_float32_matmul_precision; or "8 bits".
 
-        An element of dx or dw is a sum of T terms g s c: g is dy where the ADC did not saturate, s is an element of
-        weight_scale or x_step, c is a code (a value where that side is analog). It is off the exact sum by at most
+        "highest" is float32 in a fixed order. At the others, g s (g: dy where the ADC did not saturate; s: x_step or
+        weight_scale) is cut into blocks of the terms of a sum and rounded to a fixed point, whose full scale is the
+        block's largest magnitude: 16 bits in blocks of 512 terms at "high" and "medium", 8 bits in blocks of 256 terms
+        at "8 bits". Its products with codes c of up to 8 bits are exact. Results are the same bits on every processor
+        and for any number of threads. An element of dx or dw, a sum of T terms in B blocks, is off the exact sum by at
+        most
 
-            (r + (T + 2) 2^-23) sum |g s c|  +  T 2^-125 (1 + max |c|)
+            (T + 2) 2^-23 sum |g s c|  +  T 2^-125 (1 + max |c|)
 
-        where nothing overflows, with r = 0 at "highest", 2^-16 at "high" and 2^-8 at "medium". Results do not depend
-        on the number of threads, and db does not depend on the precision.
+        at "highest", and at the others
+
+            sum over blocks of max|g s| sum|c| / (2 L - 1)  +  (B + 8) 2^-24 sum |g s c|  +  T 2^-112 (1 + max |c|)
+
+        with L = 32639 or, for 8 bits, 127; where nothing overflows. A side that is analog or has codes of more than 8
+        bits is computed as at "highest", and so is db.
 
         Raises:
             TypeError: An argument of another kind or dtype.

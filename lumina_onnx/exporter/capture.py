@@ -312,10 +312,10 @@ def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None
         )
 
 
-def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any) -> Any:
+def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any, gradient_bits: int = 0) -> Any:
     """torch's `lumina::optical_linear` as a node with W in float32; P08 of :mod:`.passes` stores W.
 
-    The stream is dropped: in ONNX Runtime it is the node's invocation counter.
+    The stream is dropped: in ONNX Runtime it is the node's invocation counter. So are the gradient's bits.
     """
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
     ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))

@@ -1,12 +1,12 @@
 """Optical linear layers for PyTorch: train with the hardware's bits and noise in the loop.
 
 ``convert(model, profile)`` makes every ``nn.Linear`` optical, ``calibrate(model, batches)`` gives it fixed full scales,
-and the model trains as before; ``noise`` and ``frozen`` are context managers for evaluation.
+and the model trains as before; ``noise``, ``frozen`` and ``gradient_bits`` are context managers.
 """
 
 from lumina_onnx.nn import functional
 from lumina_onnx.nn.calibrate import CalibrationReport, LayerCalibration, calibrate
-from lumina_onnx.nn.context import frozen, noise
+from lumina_onnx.nn.context import frozen, gradient_bits, noise
 from lumina_onnx.nn.convert import ConversionReport, LayerReport, convert, report
 from lumina_onnx.nn.linear import OpticalLinear
 
@@ -20,6 +20,7 @@ __all__ = [
     "convert",
     "frozen",
     "functional",
+    "gradient_bits",
     "noise",
     "report",
 ]

@@ -72,23 +72,23 @@ def _needs(ctx: Any) -> tuple[bool, bool, bool]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _bias, _stream, _release, _layer, _seed, *parameters = inputs
+    x, weight, _bias, _stream, bits_of_block, _release, _layer, _seed, bits, *parameters = inputs
     _y, saved, history = output
     ctx.set_materialize_grads(False)
     ctx.k = weight.shape[1]
-    ctx.parameters = parameters
+    ctx.arguments = (bits, *parameters)
     # `history` has no elements, but its graph leads back to x and weight: through it a second derivative reaches
     # _second_derivative.
     kept = Kept(*ctx.needs_input_grad[:2])
-    ctx.save_for_backward(*_read(x, weight, params_of(parameters), kept), saved, history)
+    ctx.save_for_backward(*_read(x, weight, params_of(parameters), kept), saved, history, bits_of_block)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
-    nothing: tuple[None, ...] = (None,) * (4 + len(NAMES))
+    nothing: tuple[None, ...] = (None,) * (6 + len(NAMES))
     if grad is None:
         return (None, None, None, *nothing)
     needs = _needs(ctx)
-    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *Kept(), *ctx.parameters)
+    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *Kept(), *ctx.arguments)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
@@ -99,10 +99,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
     x, weight, bias, stream, seed, *parameters = inputs
     ctx.set_materialize_grads(False)
-    ctx.call = (seed, *parameters)
+    ctx.call = (seed, keyword_only_inputs["gradient_bits"], *parameters)
     ctx.save_for_backward(x, weight, bias, stream)
 
 
@@ -112,11 +112,13 @@ def _backward_of_inference(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return (None, None, None, *nothing)
     x, weight, bias, stream = ctx.saved_tensors
-    seed, *parameters = ctx.call
-    _, saved, history = optical_linear_train(x, weight, bias, stream, _torch_state.RELEASE, "", seed, *parameters)
+    _seed, bits, *parameters = ctx.call
+    release, layer = _torch_state.RELEASE, ""
+    _, saved, history = optical_linear_train(x, weight, bias, stream, None, release, layer, *ctx.call)
     needs, kept = _needs(ctx), Kept()
     operands = _read(x, weight, params_of(parameters), kept)
-    gradients = optical_linear_backward(grad, *operands, saved, history, weight.shape[1], *needs, *kept, *parameters)
+    k = weight.shape[1]
+    gradients = optical_linear_backward(grad, *operands, saved, history, None, k, *needs, *kept, bits, *parameters)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
@@ -167,7 +169,11 @@ class TrainTransformed(torch.autograd.Function):
 
 
 class TrainNow(torch.autograd.Function):
-    """The forward pass and its gradient in a plain eager call. `call` is (params, seed, stream, prepared weights)."""
+    """The forward pass and its gradient in a plain eager call.
+
+    `call` is (params, seed, stream, prepared weights); `bits` are those of the gradient's products. In a checkpoint
+    that is not reentrant, the gradient has the bits of the first forward pass.
+    """
 
     @staticmethod
     def forward(
@@ -176,34 +182,36 @@ class TrainNow(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         call: tuple[lumina_kernel.Params, int, int, lumina_kernel.PreparedLayer | None],
+        bits: int | None,
     ) -> Tensor:
         params, kept = call[0], (x.requires_grad, weight.requires_grad)
         y, saved = _kernel.forward(x, weight, bias, *call, kept)
         ctx.set_materialize_grads(False)
-        ctx.call = (weight.shape[1], kept, params)
+        ctx.call = (weight.shape[1], kept, params, bits)
         ctx.save_for_backward(*_read(x, weight, params, kept), saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * 4
-        k, kept, params = ctx.call
-        *needs, _ = ctx.needs_input_grad
+            return (None,) * 5
+        k, kept, params, bits = ctx.call
+        *needs, _, _ = ctx.needs_input_grad
         *noise, x, weight, saved = ctx.saved_tensors
         if noise:
             _check_noise(ctx.noise, noise[0])
         dx: Tensor | None
         if _kernel.is_float(grad) and count_dispatch_modes() == 0 and current_transform() is None:
-            dx, dw, db = _kernel.backward(grad, x, weight, saved, k, needs, kept, params)
+            dx, dw, db = _kernel.backward(grad, x, weight, saved, k, needs, kept, params, bits)
         else:
             # Several gradients at once (is_grads_batched), another kind of tensor, or something that intercepts calls.
             history = grad.new_empty(0)
-            outputs = optical_linear_backward(grad, x, weight, saved, history, k, *needs, *kept, *values_of(params))
+            arguments = (*needs, *kept, bits or 0, *values_of(params))
+            outputs = optical_linear_backward(grad, x, weight, saved, history, None, k, *arguments)
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if torch.is_grad_enabled():  # create_graph
             dx, dw, db = _without_derivative((dx, dw, db), (grad, x, weight))
-        return dx, dw, db, None
+        return dx, dw, db, None, None
 
 
 class TrainUnderNoise(TrainNow):
@@ -217,7 +225,7 @@ class TrainUnderNoise(TrainNow):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         y = TrainNow.forward(ctx, *arguments)
-        params, _, stream, _ = arguments[-1]
+        params, _, stream, _ = arguments[3]
         ctx.noise = stream if has_noise(params) else NO_NOISE
         # First, so that a mismatch also shows where torch stops as soon as it has the number of tensors it expects.
         ctx.save_for_backward(torch.tensor(ctx.noise, dtype=torch.int64, device="cpu"), *ctx.to_save)

@@ -86,6 +86,14 @@ def check_counter(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value}: allowed is 0..2^63-1")
 
 
+def check_gradient_bits(bits: object) -> None:
+    """Raises unless `bits` is 8 or None."""
+    if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool)):
+        raise TypeError(f"gradient_bits is {type(bits).__name__} {bits!r}: allowed is 8, or None")
+    if bits not in (None, 8):
+        raise ValueError(f"gradient_bits = {bits}: allowed is 8, or None")
+
+
 def named(error: ValueError, layer: str) -> ValueError:
     """`error` with the layer's name in front, or unchanged where `layer` is empty."""
     return ValueError(f"{layer}: {error}") if layer else error

@@ -15,7 +15,17 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
 import lumina_kernel
-from lumina_onnx.nn import _autograd, _checks, _fx, _kernel, _parameters, _scope, _streams, _torch_state
+from lumina_onnx.nn import (
+    _autograd,
+    _checks,
+    _fx,
+    _gradient_bits,
+    _kernel,
+    _parameters,
+    _scope,
+    _streams,
+    _torch_state,
+)
 from lumina_onnx.nn._kernel import are_call
 from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform, tracing_state
 from lumina_onnx.profile import OpticalProfile
@@ -51,13 +61,15 @@ def run_plain(
     seed: int,
     stream: int | Tensor | None,
     layer: str,
+    bits: int | None = None,
     fixed: bool = False,
     prepared: lumina_kernel.PreparedLayer | None = None,
 ) -> Tensor:
     """Runs the operator on a call for which :func:`is_plain` is true.
 
-    `layer` is the layer's name in error messages, empty if there is no layer; `fixed` is whether a block around the
-    call sets its noise; `prepared` holds the weights if they were prepared beforehand.
+    `layer` is the layer's name in error messages, empty if there is no layer; `bits` are those of its gradient's
+    products, from :func:`._gradient_bits.of_call`; `fixed` is whether a block around the call sets its noise;
+    `prepared` holds the weights if they were prepared beforehand.
     """
     if type(profile) is not OpticalProfile:
         _checks.check_is_profile(profile)
@@ -69,7 +81,7 @@ def run_plain(
     try:
         if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
             train = _train_under_noise if fixed else _train
-            return train(x, weight, bias, (profile._params, seed, number, prepared))
+            return train(x, weight, bias, (profile._params, seed, number, prepared), bits)
         return _kernel.forward(x, weight, bias, profile._params, seed, number, prepared, None)[0]
     except ValueError as error:
         raise _checks.named(error, layer) from None
@@ -83,6 +95,7 @@ def run_checked(
     seed: int,
     stream: int | Tensor | None,
     layer: str,
+    bits: int | None = None,
     fixed: bool = False,
 ) -> Tensor:
     """:func:`run_plain` for a call that is not plain, at least not before its tensors are cast."""
@@ -91,8 +104,8 @@ def run_checked(
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     _checks.check_call(x, weight, bias)
     if not is_dynamo_compiling() and is_plain(x, weight, bias):
-        return run_plain(x, weight, bias, profile, seed, stream, layer, fixed)
-    return _run_registered(x, weight, bias, profile, seed, stream, layer)
+        return run_plain(x, weight, bias, profile, seed, stream, layer, bits, fixed)
+    return _run_registered(x, weight, bias, profile, seed, stream, layer, bits)
 
 
 def _run_registered(
@@ -103,6 +116,7 @@ def _run_registered(
     seed: int,
     stream: int | Tensor | None,
     layer: str,
+    bits: int | None,
 ) -> Tensor:
     """:func:`run_plain` through torch's operator registry, for tensors that have been checked."""
     _checks.check_is_profile(profile)
@@ -113,17 +127,17 @@ def _run_registered(
     parameters = _parameters.values_of(profile)
     if is_exporting() or _torch_state.is_recorded():  # one program, with and without gradients
         key = _streams.tensor_of(profile, stream)
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters, gradient_bits=bits or 0)
     if not is_compiling() and _torch_state.has_tangent(x, weight, bias):
         raise RuntimeError(_autograd.NO_FORWARD_MODE)
     key = _streams.tensor_of(profile, stream)
-    release = _torch_state.RELEASE
+    own = (_torch_state.RELEASE, layer, seed, bits or 0, *parameters)
     if _torch_state.is_transformed() and not is_compiling():
         train: Any = _autograd.TrainTransformed.apply
-        y: Tensor = train(x, weight, bias, key, release, layer, seed, *parameters)[0]
+        y: Tensor = train(x, weight, bias, key, None, *own)[0]
         return y
     if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
-        return torch.ops.lumina.optical_linear_train(x, weight, bias, key, release, layer, seed, *parameters)[0]
+        return torch.ops.lumina.optical_linear_train(x, weight, bias, key, _gradient_bits.of_block(), *own)[0]
     if is_compiling() or not layer:
         return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
     try:

@@ -88,14 +88,18 @@ def backward(
     needs: Sequence[bool],
     kept: tuple[bool, bool],
     params: lumina_kernel.Params,
+    bits: int | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias (None where not needed), from what the forward pass kept."""
+    """The gradients of x, weight and bias (None where not needed), from what the forward pass kept.
+
+    `bits` are those of the products: 8, or None for the precision that torch asks for.
+    """
     saved = _aligned(saved)
     *leading, n = grad.shape
     dx = torch.empty(*leading, k) if needs[0] else None
     dw = torch.empty(n, k) if needs[1] else None
     db = torch.empty(n) if needs[2] else None
-    threads, precision = torch.get_num_threads(), _torch_state.gradient_precision()
+    threads, precision = torch.get_num_threads(), "8 bits" if bits else _torch_state.gradient_precision()
     if (
         grad.is_neg()
         or (x is not None and x.is_neg())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lumina_onnx.nn import _checks, _kernel
+from lumina_onnx.nn import _checks, _gradient_bits, _kernel
 from lumina_onnx.nn._kernel import Kept
 from lumina_onnx.nn._parameters import SIGNATURE, call_of, params_of
 
@@ -24,10 +24,12 @@ from lumina_onnx.nn._parameters import SIGNATURE, call_of, params_of
     "lumina::optical_linear",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {SIGNATURE}) -> Tensor",
+    # The last one is an option, so that a program saved without it loads.
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {SIGNATURE}, *, int gradient_bits=0) "
+    "-> Tensor",
 )
 def optical_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any, gradient_bits: int = 0
 ) -> Tensor:
     _checks.check_call(x, weight, bias)
     params, number = call_of(parameters, stream)
@@ -35,7 +37,9 @@ def optical_linear(
 
 
 @optical_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any) -> Tensor:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any, gradient_bits: int = 0
+) -> Tensor:
     _checks.check_devices(x=x, weight=weight, bias=bias)  # one tensor on "meta" brings even a call on real ones here
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -44,17 +48,19 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int,
     "lumina::optical_linear_train",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor stream, str release, str layer, int seed, "
-    f"{SIGNATURE}) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor stream, Tensor? bits_of_block, str release, str layer, "
+    f"int seed, int gradient_bits, {SIGNATURE}) -> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_train(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     stream: Tensor,
+    bits_of_block: Tensor | None,
     release: str,
     layer: str,
     seed: int,
+    gradient_bits: int,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     _checks.check_call(x, weight, bias)
@@ -72,9 +78,11 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     stream: Tensor,
+    bits_of_block: Tensor | None,
     release: str,
     layer: str,
     seed: int,
+    gradient_bits: int,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     _checks.check_devices(x=x, weight=weight, bias=bias)
@@ -92,8 +100,8 @@ def _(
     "lumina::optical_linear_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor history, int k, "
-    "bool need_x, bool need_weight, bool need_bias, bool kept_for_x, bool kept_for_weight, "
+    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor history, Tensor? bits_of_block, int k, "
+    "bool need_x, bool need_weight, bool need_bias, bool kept_for_x, bool kept_for_weight, int gradient_bits, "
     f"{SIGNATURE}) -> (Tensor, Tensor, Tensor)",
 )
 def optical_linear_backward(
@@ -102,18 +110,21 @@ def optical_linear_backward(
     weight: Tensor | None,
     saved: Tensor,
     history: Tensor,
+    bits_of_block: Tensor | None,
     k: int,
     need_x: bool,
     need_weight: bool,
     need_bias: bool,
     kept_for_x: bool,
     kept_for_weight: bool,
+    gradient_bits: int,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     _checks.check_tensor("grad", grad)
     needs = (need_x, need_weight, need_bias)
     kept = Kept(kept_for_x, kept_for_weight)
-    gradients = _kernel.backward(grad, x, weight, saved, k, needs, kept, params_of(parameters))
+    bits = _gradient_bits.chosen(gradient_bits, bits_of_block)
+    gradients = _kernel.backward(grad, x, weight, saved, k, needs, kept, params_of(parameters), bits)
     return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -124,12 +135,14 @@ def _(
     weight: Tensor | None,
     saved: Tensor,
     history: Tensor,
+    bits_of_block: Tensor | None,
     k: int,
     need_x: bool,
     need_weight: bool,
     need_bias: bool,
     kept_for_x: bool,
     kept_for_weight: bool,
+    gradient_bits: int,
     *parameters: Any,
 ) -> tuple[Tensor, ...]:
     _checks.check_devices(grad=grad, x=x, weight=weight, saved=saved, history=history)
@@ -144,7 +157,7 @@ def _(
 def _each_sample(operator: Any) -> None:
     """Makes `operator` run sample by sample under ``torch.vmap``."""
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any, **options: Any) -> tuple[Any, Any]:
         def sample(index: int) -> list[Any]:
             taken = []
             for argument, dim in zip(arguments, in_dims, strict=True):
@@ -158,7 +171,7 @@ def _each_sample(operator: Any) -> None:
         def together(results: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
             return torch.stack(results)[: info.batch_size]
 
-        results = [operator(*sample(index)) for index in range(max(info.batch_size, 1))]
+        results = [operator(*sample(index), **options) for index in range(max(info.batch_size, 1))]
         if isinstance(results[0], Tensor):
             return together(results), 0
         return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
@@ -183,6 +196,7 @@ def _backward_flops(
     weight: Any,
     saved: Any,
     history: Any,
+    bits_of_block: Any,
     k: int,
     need_x: bool,
     need_weight: bool,

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 #: Kinds of blocks: NOISE sets (on, stream) of the noise, SUBSTITUTE a `linear.Substitute` that runs in a layer's place;
-#: CAPTURE is around the capture of a model for ONNX Runtime, whatever its layers are.
-NOISE, SUBSTITUTE, CAPTURE = "noise", "substitute", "capture"
+#: GRADIENT_BITS the bits of its gradient's products; CAPTURE is around the capture of a model for ONNX Runtime.
+NOISE, SUBSTITUTE, GRADIENT_BITS, CAPTURE = "noise", "substitute", "gradient_bits", "capture"
+#: In place of a layer's number: each layer, and each call of the function.
+EACH = 0
 
 _blocks: ContextVar[tuple[Block, ...]] = ContextVar("lumina_onnx.nn", default=())
 _entered: ContextVar[None] = ContextVar("lumina_onnx.nn entered")
@@ -72,8 +74,9 @@ def settings_of(number: int) -> dict[str, Any]:
     """What the innermost block of each kind sets for the layer with this number."""
     found: dict[str, Any] = {}
     for block in current():
-        if number in block.settings and not block.over:
-            found.setdefault(block.kind, block.settings[number])
+        place = number if number in block.settings else EACH
+        if place in block.settings and not block.over:
+            found.setdefault(block.kind, block.settings[place])
     return found
 
 
@@ -85,6 +88,13 @@ def noise_of(number: int) -> tuple[bool, int | None]:
     """Whether a layer's noise is on, and its stream where that is fixed."""
     noise: tuple[bool, int | None] = settings_of(number).get(NOISE, (True, None))
     return noise
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def gradient_bits_of_call(own: int | None) -> int | None:
+    """The bits of a gradient's products: `own`, those of the layer, unless a block sets others."""
+    bits: int | None = settings_of(EACH).get(GRADIENT_BITS, own)
+    return bits
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -12,14 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import config as functorch_config
 from torch._guards import active_fake_mode
-from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.compiler import is_dynamo_compiling
-from torch.fx import traceback
-from torch.utils import checkpoint
 
-from lumina_onnx.nn import _checks, _scope, _torch_state
+from lumina_onnx.nn import _checks, _recomputation, _scope, _torch_state
 from lumina_onnx.nn._checks import COUNTERS
 from lumina_onnx.profile import OpticalProfile
 
@@ -80,40 +76,7 @@ def _(state: Tensor, layer: Tensor) -> Tensor:
     return state.new_empty((), dtype=torch.int64)
 
 
-# A second draw in the backward pass would give another stream, and that of another context. So the stream is saved,
-# whatever else is recomputed there by torch.utils.checkpoint, or by torch.compile where memory is short.
-
-
-@draw_stream.register_torch_dispatch(checkpoint._CachingTorchDispatchMode)
-def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
-    """In a checkpointed block, eager or compiled."""
-    policy, mode.policy_fn = mode.policy_fn, _must_save
-    try:
-        return mode.__torch_dispatch__(operator, types, arguments, keywords)
-    finally:
-        mode.policy_fn = policy
-
-
-def _must_save(*_: Any, **__: Any) -> checkpoint.CheckpointPolicy:
-    return checkpoint.CheckpointPolicy.MUST_SAVE
-
-
-@draw_stream.register_torch_dispatch(FunctionalTensorMode)
-def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
-    """Where the operator becomes a node of a compiled graph: marks that node as torch.utils.checkpoint would."""
-    if functorch_config.activation_memory_budget == 0 and torch.is_grad_enabled():
-        raise RuntimeError(
-            "torch._functorch.config.activation_memory_budget = 0 computes everything again in the backward pass, "
-            "another noise stream too: allowed with noise is more than 0"
-        )
-    meta = traceback.get_current_meta()
-    before = meta.copy()
-    meta["recompute"] = checkpoint.CheckpointPolicy.MUST_SAVE
-    try:
-        return mode.__torch_dispatch__(operator, types, arguments, keywords)
-    finally:
-        meta.clear()
-        meta.update(before)
+_recomputation.never(draw_stream, "another noise stream too: allowed with noise is more than 0")
 
 
 _NO_STREAM_IN_A_BRANCH = (

@@ -152,9 +152,15 @@ class Observer:
         self.outputs = Histogram()
 
     def forward(
-        self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
+        self,
+        layer: OpticalLinear,
+        x: Tensor,
+        profile: OpticalProfile,
+        stream: int | None,
+        bits: int | None,
+        fixed: bool,
     ) -> Tensor:
-        """Implements :class:`.linear.Substitute`, ignoring the noise; counts the layer's input and analog output."""
+        """Implements :class:`.linear.Substitute`, without noise; counts the layer's input and analog output."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
         analog = dynamic.replace(output_bits=0)
         bias = layer.bias if layer.profile.bias_stage == "analog" else None

@@ -1,4 +1,4 @@
-"""Context managers over the optical layers of a model: `noise` and `frozen`."""
+"""Context managers: `noise` and `frozen` over the optical layers of a model, `gradient_bits` over all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
-from lumina_onnx.nn import _checks, _dispatch, _fx, _kernel, _scope, _torch_state
+from lumina_onnx.nn import _checks, _dispatch, _fx, _gradient_bits, _kernel, _scope, _torch_state
 from lumina_onnx.nn.linear import OpticalLinear, optical_layers
 from lumina_onnx.profile import OpticalProfile
 
@@ -55,6 +55,44 @@ def noise(model: nn.Module, on: bool = False, *, stream: int | None = None) -> I
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer._noise_when_traced = value
+
+
+@contextlib.contextmanager
+def gradient_bits(bits: int | None) -> Iterator[None]:
+    """Computes the gradients of the layers that are called in the block with products of 8 bits.
+
+    ``with gradient_bits(8):`` around the forward pass is enough: the setting is kept with it for ``backward()``. With
+    None, a gradient is as exact as ``torch.set_float32_matmul_precision`` asks when it is computed, as without a block.
+
+    A block goes before a layer's own `gradient_bits`, and that before torch's setting; of several blocks, the innermost
+    counts. Like those of `noise`, a block belongs to the thread and context that enters it, and a compiled graph looks
+    it up when it runs. (The first block of a process makes ``torch.compile`` compile again.) It applies to every
+    :class:`OpticalLinear` and to calls of :func:`.functional.optical_linear`, which says how exact such a gradient is.
+
+    ``torch.utils.checkpoint`` with ``use_reentrant=True``, or around a compiled module, reads the setting when it runs
+    the forward pass again in ``backward()``, and so does a branch of ``torch.cond`` and the body of such a loop:
+    there, call ``backward()`` inside the block as well, or set the layers' own.
+
+    Args:
+        bits: 8, or None.
+
+    Raises:
+        ValueError: another number.
+        TypeError: no number.
+    """
+    _checks.check_gradient_bits(bits)
+    traced = _gradient_bits.traced
+    if not is_dynamo_compiling():
+        traced.any_block = True
+        with _scope.Block(_scope.GRADIENT_BITS, {_scope.EACH: bits}):
+            yield
+        return
+    before = traced.bits  # as in `noise`, such a block also ends inside the function
+    try:
+        traced.bits = (bits,)
+        yield
+    finally:
+        traced.bits = before
 
 
 @contextlib.contextmanager
@@ -152,14 +190,20 @@ class Frozen:
         return prepared
 
     def forward(
-        self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
+        self,
+        layer: OpticalLinear,
+        x: Tensor,
+        profile: OpticalProfile,
+        stream: int | None,
+        bits: int | None,
+        fixed: bool,
     ) -> Tensor:
         """Implements :class:`.linear.Substitute`."""
         weight, bias = layer.weight, layer.bias
         plain = _dispatch.is_plain(x, weight, bias)
         # In a graph or transform, a tensor wraps a watched one or takes its place.
         if not plain and (is_compiling() or _torch_state.is_transformed() or _fx.is_traced(x)):
-            return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
+            return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, bits, fixed)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):
             watched.check(tensor, layer)
         if layer._profile is not self._profile and layer._profile != self._profile:
@@ -167,6 +211,6 @@ class Frozen:
         if not plain:
             x = _dispatch.autocast(x)
             if not _dispatch.is_plain(x, weight, bias):
-                return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, fixed)
+                return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, bits, fixed)
         prepared = self._prepare(layer, profile)
-        return _dispatch.run_plain(x, weight, bias, profile, layer.seed, stream, layer.label, fixed, prepared)
+        return _dispatch.run_plain(x, weight, bias, profile, layer.seed, stream, layer.label, bits, fixed, prepared)

@@ -34,6 +34,7 @@ def convert(
     skip: str | Iterable[str] = (),
     overrides: Mapping[str, OpticalProfile] | None = None,
     seed: int = 0,
+    gradient_bits: int | None = None,
     inplace: bool = False,
 ) -> _Model:
     """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
@@ -65,6 +66,8 @@ def convert(
             ``*`` crosses dots). A string that is a layer's name is not taken as a pattern.
         overrides: name pattern -> profile for the layers it matches; of several that match, the last counts.
         seed: 0..2^63-1; models converted with different seeds have different noise.
+        gradient_bits: 8 makes the layers that take `profile` or an override compute their gradients with 8 bits (see
+            :func:`lumina_onnx.nn.gradient_bits`); None leaves their setting as it is.
         inplace: converts `model` itself, rather than a deep copy.
 
     Returns:
@@ -78,6 +81,7 @@ def convert(
     check_is_whole(model)
     _checks.check_is_profile(profile)
     _checks.check_counter("seed", seed)
+    _checks.check_gradient_bits(gradient_bits)
     overrides = dict(overrides or {})
     for pattern, override in overrides.items():
         _checks.check_is_profile(override, f"overrides[{pattern!r}]")
@@ -97,7 +101,7 @@ def convert(
             skipped[entry.module] = skipping[0]
         elif not skipping and _why_left(entry) is None:
             plan.append((entry, _profile_for(entry, chosen(overriding, overrides, entry.names, profile))))
-    _apply(plan, skipped, layers, seed)
+    _apply(plan, skipped, layers, seed, gradient_bits)
     _close_fast_paths(model)
     if not any(isinstance(module, OpticalLinear) for module in model.modules()):
         warnings.warn(
@@ -151,6 +155,8 @@ class LayerReport:
     """Key of the layer's noise; None if the layer was left as it is."""
     reason: str
     """Why the layer was left as it is; empty if it was converted."""
+    gradient_bits: int | None = None
+    """Bits of the products in the layer's gradient; None where they are as exact as torch asks."""
 
     @property
     def converted(self) -> bool:
@@ -175,9 +181,9 @@ class ConversionReport:
         return tuple(layer for layer in self.layers if not layer.converted)
 
     def __str__(self) -> str:
-        header = ("layer", "kind", "N", "K", "bits x/w/y", "input range", "output range", "noise")
-        rows = [
-            (
+        header = ["layer", "kind", "N", "K", "bits x/w/y", "input range", "output range", "noise"]
+        rows: list[list[object]] = [
+            [
                 " = ".join((layer.name or "(model)", *layer.aliases)),
                 layer.kind,
                 layer.out_features,
@@ -186,10 +192,15 @@ class ConversionReport:
                 range_text(profile.input_range) if profile.input_bits else "-",
                 range_text(profile.output_range),
                 noise_text(profile),
-            )
+            ]
             for layer in self.converted
             if (profile := layer.profile) is not None
         ]
+        bits = [layer.gradient_bits for layer in self.converted]
+        if any(bits):
+            header.append("gradient")
+            for row, own in zip(rows, bits, strict=True):
+                row.append(f"{own} bits" if own else "-")
         kinds = Counter(layer.kind for layer in self.left)
         counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         parts = [f"{len(rows)} converted, {len(self.left)} left" + (f" ({counted})" if counted else "")]
@@ -223,7 +234,8 @@ def report(model: nn.Module) -> ConversionReport:
         else:
             continue
         n, k = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (0, 0)
-        rows.append(LayerReport(entry.names[0], entry.names[1:], type(module).__name__, k, n, profile, seed, reason))
+        kind, bits = type(module).__name__, module.gradient_bits if isinstance(module, OpticalLinear) else None
+        rows.append(LayerReport(entry.names[0], entry.names[1:], kind, k, n, profile, seed, reason, bits))
     return ConversionReport(tuple(rows))
 
 
@@ -294,7 +306,11 @@ def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
 
 
 def _apply(
-    plan: list[tuple[_Entry, OpticalProfile]], skipped: dict[nn.Module, str], layers: list[_Entry], seed: int
+    plan: list[tuple[_Entry, OpticalProfile]],
+    skipped: dict[nn.Module, str],
+    layers: list[_Entry],
+    seed: int,
+    gradient_bits: int | None,
 ) -> None:
     for module, pattern in skipped.items():
         setattr(module, _SKIPPED, pattern)
@@ -308,12 +324,14 @@ def _apply(
         if isinstance(module, OpticalLinear):
             module.profile = profile
             module.name = name
+            if gradient_bits is not None:
+                module.gradient_bits = gradient_bits
             if owners[module.seed] is not module:
                 module.seed = _free_seed(seed, name, owners)
                 owners[module.seed] = module
         else:
             layer_seed = _free_seed(seed, name, owners)
-            become_optical(module, profile, layer_seed, name)
+            become_optical(module, profile, layer_seed, name, gradient_bits)
             owners[layer_seed] = module
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from lumina_onnx.nn import _checks, _dispatch, _fx, _streams
+from lumina_onnx.nn import _checks, _dispatch, _fx, _gradient_bits, _streams
 from lumina_onnx.profile import OpticalProfile
 
 __all__ = ["optical_linear"]
@@ -28,17 +28,22 @@ def optical_linear(
     through the quantisers otherwise, and treats the noise as a constant. There is no second derivative: asking for one
     raises.
 
-    The gradient is as exact as ``torch.set_float32_matmul_precision`` asks at the time it is computed; the forward pass
-    does not depend on that setting. ``"highest"``, torch's default, is float32 with the reference's bits. ``"high"`` is
-    the same here. ``"medium"`` rounds the scaled output gradient to bfloat16 where that is faster (on AMD processors
-    from Zen 5 on, with codes of up to 8 bits), and is ``"highest"`` elsewhere. An element of the gradient of x or
-    weight is a sum of T products of a gradient g, a step s and a code c (a value, where that side is analog). It
-    differs from the exact sum by at most ::
+    The gradient is as exact as ``torch.set_float32_matmul_precision`` asks at the time it is computed, unless the call
+    is in a block of :func:`lumina_onnx.nn.gradient_bits`; the forward pass does not depend on either. An element of the
+    gradient of x or weight is a sum of T products g * s * c of a gradient, a step and a code. ``"highest"``, torch's
+    default, is float32. Otherwise g * s is rounded to a fixed point, whose full scale is the largest ``abs(g * s)`` of
+    a block of terms: with 16 bits in blocks of 512 terms at ``"high"`` and ``"medium"``, which are the same here, and
+    with 8 bits in blocks of 256 terms in ``gradient_bits(8)``. The sums of a block's products are then exact. So each
+    has the same bits on every processor and for any number of threads. An element differs from the exact sum by at
+    most ::
 
-        (r + (T + 2) * 2**-23) * sum(abs(g * s * c)) + T * 2**-125 * (1 + max(abs(c)))
+        float32    (T + 2) * 2**-23 * sum(abs(g * s * c)) + T * 2**-125 * (1 + max(abs(c)))
+        in blocks  sum over blocks of max(abs(g * s)) * sum(abs(c)) / (2 * L - 1)
+                   + (B + 8) * 2**-24 * sum(abs(g * s * c)) + T * 2**-112 * (1 + max(abs(c)))
 
-    where nothing overflows, with r = 0 at ``"highest"``, 2**-16 at ``"high"`` and 2**-8 at ``"medium"``. The bias's
-    gradient does not depend on the precision.
+    where nothing overflows, with B blocks and L = 32639 for 16 bits, 127 for 8. Small terms beside a large one of the
+    same block are therefore less exact than their own size would suggest. Where a side is analog or has codes of more
+    than 8 bits, products with it are those of ``"highest"``, and so is the bias's gradient.
 
     Under ``torch.autocast("cpu")``, bfloat16 and float16 tensors are cast to float32, since the operator computes and
     returns float32. Otherwise such tensors are refused.
@@ -65,7 +70,7 @@ def optical_linear(
         # The number that stands for no noise is internal: from a user it is refused like any other negative number.
         stream = stream.clamp(min=_streams.NO_NOISE + 1)
     if not is_dynamo_compiling() and _dispatch.is_plain(x, weight, bias):
-        return _dispatch.run_plain(x, weight, bias, profile, seed, stream, "")
+        return _dispatch.run_plain(x, weight, bias, profile, seed, stream, "", _gradient_bits.of_call())
     if _fx.is_traced(x, weight, bias):
         return _fx.function_node(optical_linear, x, weight, bias, profile, seed=seed, stream=stream)
-    return _dispatch.run_checked(x, weight, bias, profile, seed, stream, "")
+    return _dispatch.run_checked(x, weight, bias, profile, seed, stream, "", _gradient_bits.of_call())

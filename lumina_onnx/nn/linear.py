@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lumina_onnx._text import bits_text, noise_text, range_text
-from lumina_onnx.nn import _checks, _dispatch, _fx, _scope, _state, _streams, _torch_state
+from lumina_onnx.nn import _checks, _dispatch, _fx, _gradient_bits, _scope, _state, _streams, _torch_state
 from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._wrappers import unwrapped
 from lumina_onnx.profile import OpticalProfile
@@ -24,16 +24,26 @@ _Layer = TypeVar("_Layer", bound="OpticalLinear")
 # for it inside a compiled function, and the entries that it has handed out.
 _TRANSIENT = ("_identity", "_noise_when_traced", "_held")
 _OF_OLD_PICKLES = ("name", "_noise", "_frozen", "_observer")
-_OWN = ("_profile", "_quiet", "seed", "_name", "_label", *_TRANSIENT)
+_OWN = ("_profile", "_quiet", "seed", "_name", "_label", "_gradient_bits", *_TRANSIENT)
 
 
 class Substitute(Protocol):
     """What runs in a layer's place inside a block: an observer of the layer's signals, or its frozen weights."""
 
     def forward(
-        self, layer: OpticalLinear, x: Tensor, profile: OpticalProfile, stream: int | None, fixed: bool
+        self,
+        layer: OpticalLinear,
+        x: Tensor,
+        profile: OpticalProfile,
+        stream: int | None,
+        bits: int | None,
+        fixed: bool,
     ) -> Tensor:
-        """The layer's output. `profile`, `stream` and `fixed` (whether they fix the noise) are what ``noise`` sets."""
+        """The layer's output.
+
+        `profile`, `stream` and `fixed` (whether they fix the noise) are what ``noise`` sets, `bits` are those of the
+        gradient's products.
+        """
 
 
 class _Entry:
@@ -78,12 +88,16 @@ class OpticalLinear(nn.Linear):
         profile: bits, ranges and noise of the hardware.
         seed: key of the layer's noise, 0..2^63-1. None: what torch's generator would draw next, without advancing it,
             so that the parameters are those of ``nn.Linear`` under the same ``torch.manual_seed``.
+        gradient_bits: 8 for a gradient in products of 8 bits, or None for one as exact as
+            ``torch.set_float32_matmul_precision`` asks; :func:`.functional.optical_linear` says how exact each is.
         device: the CPU, or "meta".
         dtype: ``torch.float32``.
 
     Attributes:
         profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
         seed: the noise's key.
+        gradient_bits: 8 or None; a block of :func:`lumina_onnx.nn.gradient_bits` goes before it. It is read in the
+            forward pass, and is not part of the ``state_dict``.
         name: the layer's name in error messages; :func:`lumina_onnx.nn.convert` sets it to the module's name.
         input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders
             that look for them; `profile` and `seed` hold the same information.
@@ -104,6 +118,7 @@ class OpticalLinear(nn.Linear):
         *,
         profile: OpticalProfile,
         seed: int | None = None,
+        gradient_bits: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -114,9 +129,9 @@ class OpticalLinear(nn.Linear):
             else:
                 with torch.random.fork_rng(devices=[]):
                     seed = _draw_seed()
-        self._set_up(profile, seed, "")
+        self._set_up(profile, seed, "", gradient_bits)
 
-    def _set_up(self, profile: OpticalProfile, seed: int, name: str) -> None:
+    def _set_up(self, profile: OpticalProfile, seed: int, name: str, gradient_bits: int | None) -> None:
         try:
             _checks.check_weight(self.weight, self.bias)
         except (TypeError, ValueError) as error:
@@ -124,6 +139,7 @@ class OpticalLinear(nn.Linear):
         _checks.check_counter("seed", seed)
         self.seed = seed
         self.name = name
+        self.gradient_bits = gradient_bits
         self._become_someone()
         self.profile = profile
 
@@ -158,9 +174,25 @@ class OpticalLinear(nn.Linear):
         for each in (self._profile, self._quiet):
             _ = each._text  # made here, where Dynamo does not trace
 
+    @property
+    def gradient_bits(self) -> int | None:
+        """Bits of the products in the layer's gradient: 8, or None for the precision that torch asks for."""
+        return self._gradient_bits
+
+    @gradient_bits.setter
+    def gradient_bits(self, gradient_bits: int | None) -> None:
+        _checks.check_gradient_bits(gradient_bits)
+        self._gradient_bits = gradient_bits
+
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, profile: OpticalProfile, *, seed: int | None = None, name: str = ""
+        cls,
+        linear: nn.Linear,
+        profile: OpticalProfile,
+        *,
+        seed: int | None = None,
+        name: str = "",
+        gradient_bits: int | None = None,
     ) -> OpticalLinear:
         """An optical layer with the very parameters (and hooks) of `linear`.
 
@@ -172,7 +204,7 @@ class OpticalLinear(nn.Linear):
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear is {type(linear).__name__}: allowed is a torch.nn.Linear")
         layer = shallow_copy(linear)
-        return become_optical(layer, profile, _draw_seed() if seed is None else seed, name)
+        return become_optical(layer, profile, _draw_seed() if seed is None else seed, name, gradient_bits)
 
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` with this layer's very parameters (and hooks)."""
@@ -190,15 +222,17 @@ class OpticalLinear(nn.Linear):
             self._take_over()
         profile: OpticalProfile = self._profile
         stream: int | None = None
+        bits = self._gradient_bits
         fixed = False
         if _scope.current():
             settings = _scope.settings_of(self._identity.number)
             on, stream = settings.get(_scope.NOISE, (True, None))
             fixed = (not on or stream is not None) and profile._has_noise
             profile = profile if on else self._quiet
+            bits = settings.get(_scope.GRADIENT_BITS, bits)
             if _scope.SUBSTITUTE in settings:
                 substitute: Substitute = settings[_scope.SUBSTITUTE]
-                return substitute.forward(self, input, profile, stream, fixed)
+                return substitute.forward(self, input, profile, stream, bits, fixed)
         weight: Any
         bias: Any
         parameters = self._parameters
@@ -207,8 +241,8 @@ class OpticalLinear(nn.Linear):
         except KeyError:  # a parametrised or pruned weight is an attribute
             weight, bias = self.weight, self.bias
         if _dispatch.is_plain(input, weight, bias):
-            return _dispatch.run_plain(input, weight, bias, profile, self.seed, stream, self._label, fixed)
-        return _dispatch.run_checked(input, weight, bias, profile, self.seed, stream, self._label, fixed)
+            return _dispatch.run_plain(input, weight, bias, profile, self.seed, stream, self._label, bits, fixed)
+        return _dispatch.run_checked(input, weight, bias, profile, self.seed, stream, self._label, bits, fixed)
 
     def _forward_when_traced(self, input: Tensor) -> Tensor:
         """The forward pass in code that Dynamo traces, which cannot read the context variable itself."""
@@ -223,7 +257,8 @@ class OpticalLinear(nn.Linear):
         elif profile._has_noise:
             stream = _streams.of_layer(self._identity.tensor)
         profile = profile if on else self._quiet
-        return _dispatch.run_checked(input, self.weight, self.bias, profile, self.seed, stream, self._label)
+        bits = _gradient_bits.of_call(self._gradient_bits)
+        return _dispatch.run_checked(input, self.weight, self.bias, profile, self.seed, stream, self._label, bits)
 
     @property
     def label(self) -> str:
@@ -240,9 +275,10 @@ class OpticalLinear(nn.Linear):
         noise = noise_text(profile)
         if profile._has_noise:
             noise = f"{'on' if self.noise_is_on else 'off'} ({noise})"
+        gradient = "" if self._gradient_bits is None else f", gradient_bits={self._gradient_bits}"
         return (
             f"{super().extra_repr()}, bits={bits_text(profile)}, input_range={range_text(profile.input_range)}, "
-            f"output_range={range_text(profile.output_range)}, bias_stage={profile.bias_stage}, noise={noise}"
+            f"output_range={range_text(profile.output_range)}, bias_stage={profile.bias_stage}, noise={noise}{gradient}"
         )
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
@@ -356,7 +392,7 @@ class OpticalLinear(nn.Linear):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = {name: value for name, value in state.items() if name not in _OF_OLD_PICKLES}
-        super().__setstate__(kept)  # type: ignore[no-untyped-call]
+        super().__setstate__({"_gradient_bits": None, **kept})  # type: ignore[no-untyped-call]
         self._become_someone()
         if "name" in state:  # as the first release pickled it
             self.name = state["name"]
@@ -369,14 +405,17 @@ class OpticalLinear(nn.Linear):
         _held: _state.Held | None
         _identity: _scope.Identity
         _noise_when_traced: tuple[bool, int | None] | None
+        _gradient_bits: int | None
 
 
-def become_optical(linear: nn.Linear, profile: OpticalProfile, seed: int, name: str) -> OpticalLinear:
+def become_optical(
+    linear: nn.Linear, profile: OpticalProfile, seed: int, name: str, gradient_bits: int | None
+) -> OpticalLinear:
     """Turns `linear` itself into an OpticalLinear, so that references to the module and its parameters stay valid."""
     before, attributes = linear.__class__, dict(linear.__dict__)
     linear.__class__ = OpticalLinear
     try:
-        OpticalLinear._set_up(linear, profile, seed, name)  # type: ignore[arg-type]
+        OpticalLinear._set_up(linear, profile, seed, name, gradient_bits)  # type: ignore[arg-type]
     except Exception:
         linear.__class__ = before
         linear.__dict__.clear()

@@ -37,16 +37,18 @@ def test_operators_are_registered_soundly(grad: bool, profile: OpticalProfile) -
     stream = torch.tensor(3)
     if grad:
         torch.library.opcheck(
-            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, "0.0", "", 1, *parameters)
+            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, None, "0.0", "", 1, 8, *parameters)
         )
     else:
         torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, bias, stream, 1, *parameters))
-        torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, None, stream, 1, *parameters))
+        arguments = (x, weight, None, stream, 1, *parameters)
+        torch.library.opcheck(torch.ops.lumina.optical_linear.default, arguments, {"gradient_bits": 8})
 
 
-def test_the_drawing_operator_is_registered_soundly() -> None:
+def test_the_operators_that_look_settings_up_are_registered_soundly() -> None:
     arguments = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
     torch.library.opcheck(torch.ops.lumina.draw_stream.default, arguments, test_utils="test_schema")
+    torch.library.opcheck(torch.ops.lumina.gradient_bits_of_block.default, arguments[:1])
 
 
 @pytest.mark.parametrize("profile", [CLEAN, NOISY, OpticalProfile(0, 0, 0, noise_shot=0.2, output_range=2.0)])
@@ -77,8 +79,8 @@ def test_no_stream_is_no_noise() -> None:
     nothing, stream = torch.tensor(NO_NOISE), torch.tensor(0)
     inference, train = torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train
     assert torch.equal(inference(x, weight, bias, nothing, 1, *parameters), optical_linear(x, weight, bias, CLEAN))
-    found = train(x, weight, bias, nothing, "0.0", "", 1, *parameters)
-    assert all(map(torch.equal, found, train(x, weight, bias, stream, "0.0", "", 1, *silent)))
+    found = train(x, weight, bias, nothing, None, "0.0", "", 1, 0, *parameters)
+    assert all(map(torch.equal, found, train(x, weight, bias, stream, None, "0.0", "", 1, 0, *silent)))
 
 
 WRONG_CALLS = [
@@ -95,14 +97,26 @@ def test_the_operators_refuse_what_the_kernel_cannot_read(error: Any, message: A
     with pytest.raises(error, match=message):
         torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *arguments)
     with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), "0.0", "", 0, *arguments)
+        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), None, "0.0", "", 0, 0, *arguments)
 
 
 def test_the_gradients_operator_refuses_what_the_kernel_cannot_read() -> None:
     def backward(grad: Any, saved: Any) -> None:
         arguments = _parameters.values_of(CLEAN)
         torch.ops.lumina.optical_linear_backward(
-            grad, None, torch.ones(4, 5), saved, torch.zeros(0), 5, True, True, True, *_kernel.Kept(), *arguments
+            grad,
+            None,
+            torch.ones(4, 5),
+            saved,
+            torch.zeros(0),
+            None,
+            5,
+            True,
+            True,
+            True,
+            *_kernel.Kept(),
+            0,
+            *arguments,
         )
 
     with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):
@@ -154,7 +168,8 @@ def test_the_operators_parameters_are_the_kernels() -> None:
     table = {row["name"]: row["type"] for row in lumina_kernel.schema()}
     types = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
     for name in ("optical_linear", "optical_linear_train", "optical_linear_backward"):
-        declared = getattr(torch.ops.lumina, name).default._schema.arguments[-len(_parameters.NAMES) :]
+        declared = [each for each in getattr(torch.ops.lumina, name).default._schema.arguments if not each.kwarg_only]
+        declared = declared[-len(_parameters.NAMES) :]
         for argument, parameter in zip(declared, _parameters.NAMES, strict=True):
             assert argument.name == parameter
             kind = str(argument.type).replace("List[float]", "float[]")

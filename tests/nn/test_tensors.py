@@ -280,23 +280,22 @@ def test_devices_are_not_mixed_by_the_operators() -> None:
     """With one tensor on "meta", torch uses the function that gives the results' shapes instead of the operator."""
     x, weight, bias = call()
     parameters = _parameters.values_of(OpticalProfile())
+    own = (_torch_state.RELEASE, "", 0, 0, *parameters)
     operators = torch.ops.lumina
     stream = torch.zeros((), dtype=torch.int64)
     message = "weight is on meta and x on cpu: allowed is one device for all"
     with pytest.raises(TypeError, match=message):
         operators.optical_linear(x, weight.to("meta"), bias, stream, 0, *parameters)
     with pytest.raises(TypeError, match=message):
-        operators.optical_linear_train(x, weight.to("meta"), bias, stream, _torch_state.RELEASE, "", 0, *parameters)
+        operators.optical_linear_train(x, weight.to("meta"), bias, stream, None, *own)
     with pytest.raises(TypeError, match="bias is on meta and x on cpu: allowed is one device for all"):
         operators.optical_linear(x, weight, bias.to("meta"), stream, 0, *parameters)
-    y, saved, history = operators.optical_linear_train(
-        x, weight, bias, stream, _torch_state.RELEASE, "", 0, *parameters
-    )
-    operands = {"x": None, "weight": weight, "saved": saved, "history": history}
+    y, saved, history = operators.optical_linear_train(x, weight, bias, stream, None, *own)
+    operands = {"x": None, "weight": weight, "saved": saved, "history": history, "bits_of_block": None}
     for name in ("weight", "saved", "history"):
         changed = {**operands, name: operands[name].to("meta")}.values()
         with pytest.raises(TypeError, match=f"{name} is on meta and grad on cpu: allowed is one device for all"):
-            operators.optical_linear_backward(y, *changed, K, True, True, True, True, True, *parameters)
+            operators.optical_linear_backward(y, *changed, K, True, True, True, True, True, 0, *parameters)
 
 
 def test_defaults_of_torch_change_nothing() -> None:
