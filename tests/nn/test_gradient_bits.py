@@ -444,8 +444,38 @@ def test_no_memory_for_the_setting() -> None:
 def test_a_model_compiled_inside_a_checkpoint() -> None:
     net = model()
     compiled = torch.compile(net, backend="aot_eager")
+    forward = functools.partial(recompute, compiled)
     with gradient_bits(8):
-        assert same(gradients(net, functools.partial(recompute, compiled)), expected(net, BOTH))
+        assert same(gradients(net, forward), expected(net, BOTH))
+    assert same(gradients(net, forward, gradient_bits(8)), expected(net)), "the graph looks it up again"
+    net[0].gradient_bits = 8
+    assert same(gradients(net, forward), expected(net, {0: 8}))
+
+
+def test_a_block_inside_a_checkpoint_of_a_compiled_function() -> None:
+    net = model()
+
+    def body(x: Any) -> Any:
+        with gradient_bits(8):
+            return net(x)
+
+    compiled = torch.compile(lambda x: recompute(body, x), backend="aot_eager", fullgraph=True)
+    assert same(gradients(net, compiled), expected(net, BOTH))
+
+
+def test_branches_of_a_compiled_graph() -> None:
+    """torch computes a branch anew for its gradient."""
+    net = model()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def function(x: Any) -> Any:
+        return torch.cond(x.sum() > -1e9, net, lambda x: 2 * net(x), (x,))
+
+    with gradient_bits(8):
+        assert same(gradients(net, function), expected(net, BOTH))
+    assert same(gradients(net, function, gradient_bits(8)), expected(net)), "the branch looks it up again"
+    net[2].gradient_bits = 8
+    assert same(gradients(net, function), expected(net, {2: 8}))
 
 
 # Programs
