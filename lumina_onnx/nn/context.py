@@ -67,18 +67,19 @@ def gradient_bits(bits: int | None) -> Iterator[None]:
     A block goes before a layer's own `gradient_bits`, and that before torch's setting; of several blocks, the innermost
     counts. Like those of `noise`, a block belongs to the thread and context that enters it, and a compiled graph looks
     it up when it runs. (The first block of a process makes ``torch.compile`` compile again.) It applies to every
-    :class:`OpticalLinear` and to calls of :func:`.functional.optical_linear`, which says how exact such a gradient is.
+    :class:`OpticalLinear` and to calls of :func:`lumina_onnx.nn.functional.optical_linear`, whose page says how exact
+    such a gradient is.
 
-    ``torch.utils.checkpoint`` with ``use_reentrant=True``, or around a compiled module, reads the setting when it runs
-    the forward pass again in ``backward()``, and so does a branch of ``torch.cond`` and the body of such a loop:
-    there, call ``backward()`` inside the block as well, or set the layers' own.
+    ``torch.utils.checkpoint`` with ``use_reentrant=True`` or around a compiled module reads the setting again when
+    ``backward()`` repeats the forward pass; so do the branches of ``torch.cond`` and the bodies of torch's loops.
+    There, call ``backward()`` inside the block as well, or set the layers' own.
 
     Args:
         bits: 8, or None.
 
     Raises:
         ValueError: another number.
-        TypeError: no number.
+        TypeError: another type.
     """
     _checks.check_gradient_bits(bits)
     traced = _gradient_bits.traced

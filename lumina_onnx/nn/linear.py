@@ -89,7 +89,8 @@ class OpticalLinear(nn.Linear):
         seed: key of the layer's noise, 0..2^63-1. None: what torch's generator would draw next, without advancing it,
             so that the parameters are those of ``nn.Linear`` under the same ``torch.manual_seed``.
         gradient_bits: 8 for a gradient in products of 8 bits, or None for one as exact as
-            ``torch.set_float32_matmul_precision`` asks; :func:`.functional.optical_linear` says how exact each is.
+            ``torch.set_float32_matmul_precision`` asks; the page of
+            :func:`lumina_onnx.nn.functional.optical_linear` says how exact each is.
         device: the CPU, or "meta".
         dtype: ``torch.float32``.
 

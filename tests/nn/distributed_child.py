@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-from lumina_onnx.nn import OpticalLinear, calibrate, convert, noise
+from lumina_onnx.nn import OpticalLinear, calibrate, convert, gradient_bits, noise
 from lumina_onnx.profile import OpticalProfile
 
 PROFILE = OpticalProfile(noise_additive=0.1)
@@ -167,7 +167,13 @@ def main(rank: int, world: int, folder: Path) -> None:
     optimiser.zero_grad()
     parallel(x).square().sum().backward()
     gradients = [parameter.grad for parameter in net.parameters()]
+    optimiser.zero_grad(set_to_none=True)
+    with noise(net), gradient_bits(8):
+        y = parallel(batch(rank)[0])
+    y.square().sum().backward()
+    of_8_bits = [parameter.grad for parameter in net.parameters()]
     found = {"losses": losses, "weights": weights, "alike": alike, "apart": apart, "gradients": gradients}
+    found |= {"of 8 bits": of_8_bits}
     found |= {"calibrated": calibrated(rank), "saved": saved(rank, folder)}
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from lumina_onnx.nn import _ranks, calibrate, convert, noise  # noqa: E402
+from lumina_onnx.nn import _ranks, calibrate, convert, gradient_bits, noise  # noqa: E402
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this torch has no gloo", allow_module_level=True)
@@ -65,6 +65,23 @@ def test_ranks_have_the_noise_of_their_seed(ranks: Any) -> None:
     assert torch.equal(ranks[0]["apart"], ranks[0]["alike"])
     assert not torch.equal(ranks[1]["apart"], ranks[0]["apart"])
     assert all_equal(ranks[0]["gradients"], ranks[1]["gradients"])
+
+
+def test_ranks_average_gradients_of_8_bits(ranks: Any) -> None:
+    net = child.model()
+    with torch.no_grad():
+        for parameter, trained in zip(net.parameters(), ranks[0]["weights"], strict=True):
+            parameter.copy_(trained)
+
+    def gradients(rank: int, bits: int | None) -> Any:
+        with noise(net), gradient_bits(bits):
+            y = net(child.batch(rank)[0])
+        return torch.autograd.grad(y.square().sum(), list(net.parameters()))
+
+    for bits in (8, None):
+        mean = [(a + b) / 2 for a, b in zip(gradients(0, bits), gradients(1, bits), strict=True)]
+        for rank in ranks:
+            assert all_equal(rank["of 8 bits"], mean) == (bits == 8)
 
 
 # Calibration
