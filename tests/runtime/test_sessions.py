@@ -313,9 +313,7 @@ def test_a_node_in_a_branch(library: str, inside: bool) -> None:
     outer = helper.make_graph([choose], "outer", [*graph.input, flag], [y], initializers)
     model.graph.CopyFrom(outer)
     if not inside and RELEASE < (1, 29):
-        with pytest.raises(
-            Exception, match="input W is not constant: allowed is an initializer"
-        ):
+        with pytest.raises(Exception, match="input W is not constant: allowed is an initializer"):
             make_session(model.SerializeToString(), library)
         return
     assert_same_bits(run(make_session(model.SerializeToString(), library), X), NOISY.expected(X))
