@@ -30,12 +30,17 @@ from lumina_onnx.cli.classifier import Estimate
 DOCS = Path(__file__).parents[1] / "docs" / "measurements"
 BEGIN = "<!-- begin: results, written by export/precision.py -->"
 END = "<!-- end: results -->"
-PRECISIONS = ("highest", "high", "medium")
+#: "high" and "medium" are the same.
+PRECISIONS = ("highest", "high", "8 bits")
 
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Sets the precision of gradients in the block, as ``torch.set_float32_matmul_precision`` names it."""
+    """Sets the precision of gradients in the block: "8 bits", or one of ``torch.set_float32_matmul_precision``."""
+    if name == "8 bits":
+        with optical.gradient_bits(8):
+            yield
+        return
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:

@@ -157,13 +157,14 @@ def test_the_page_on_precision_shows_its_figures(precision: Any, monkeypatch: py
     figures = json.loads((ROOT / "docs" / "measurements" / "precision.json").read_text(encoding="utf-8"))
     rows = precision.summary(figures)
     assert {(row["recipe"], row["precision"]) for row in rows} == {
-        (recipe, asked) for recipe in ("mnist5k-8bit", "mnist5k-4bit") for asked in ("highest", "high", "medium")
+        (recipe, asked) for recipe in ("mnist5k-8bit", "mnist5k-4bit") for asked in ("highest", "high", "8 bits")
     }
     for row in rows:
         assert row["accuracy"].count == 20
         # As the page states: less than one of the 1,000 test images.
         assert abs(row["paired"].mean) < 1e-3, row
-        assert row["precision"] == "medium" or row["paired"].mean == row["paired"].error == 0, row
+        same = row["paired"].mean == row["paired"].error == 0
+        assert same == (row["precision"] == "highest"), row
 
 
 def test_precision_trains_measures_and_checks(precision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,8 +175,8 @@ def test_precision_trains_measures_and_checks(precision: Any, monkeypatch: pytes
     figures = json.loads((tmp_path / "precision.json").read_text(encoding="utf-8"))
     assert figures["images"] == 128
     for seeds in figures["recipes"].values():
-        assert [set(seed) for seed in seeds] == [{"highest", "high", "medium"}] * 2
+        assert [set(seed) for seed in seeds] == [{"highest", "high", "8 bits"}] * 2
     run(precision, monkeypatch, "--check", "--docs", tmp_path)
-    page.write_text(page.read_text(encoding="utf-8").replace('"medium"', '"low"'), encoding="utf-8")
+    page.write_text(page.read_text(encoding="utf-8").replace('"8 bits"', '"low"'), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"precision\.md and precision\.json disagree: run precision\.py"):
         run(precision, monkeypatch, "--check", "--docs", tmp_path)
