@@ -297,7 +297,7 @@ class Saved:
 
         at "highest", and at the others
 
-            sum over blocks of max|g s| sum|c| / (2 L - 1)  +  (B + 8) 2^-24 sum |g s c|  +  T 2^-112 (1 + max |c|)
+            sum over blocks of max|g s| sum|c| / (2 L - 1)  +  (2 B + 8) 2^-24 sum |g s c|  +  T 2^-112 (1 + max |c|)
 
         with L = 32639 or, for 8 bits, 127; where nothing overflows. A side that is analog or has codes of more than 8
         bits is computed as at "highest", and so is db.

@@ -89,7 +89,8 @@ def check_counter(name: str, value: object) -> None:
 def check_gradient_bits(bits: object) -> None:
     """Raises unless `bits` is 8 or None."""
     if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool)):
-        raise TypeError(f"gradient_bits is {type(bits).__name__} {bits!r}: allowed is 8, or None")
+        told = f" {bits!r}" if isinstance(bits, (bool, float, str)) else ""
+        raise TypeError(f"gradient_bits is {type(bits).__name__}{told}: allowed is 8, or None")
     if bits not in (None, 8):
         raise ValueError(f"gradient_bits = {bits}: allowed is 8, or None")
 

@@ -39,7 +39,7 @@ def optical_linear(
 
         float32    (T + 2) * 2**-23 * sum(abs(g * s * c)) + T * 2**-125 * (1 + max(abs(c)))
         in blocks  sum over blocks of max(abs(g * s)) * sum(abs(c)) / (2 * L - 1)
-                   + (B + 8) * 2**-24 * sum(abs(g * s * c)) + T * 2**-112 * (1 + max(abs(c)))
+                   + (2 * B + 8) * 2**-24 * sum(abs(g * s * c)) + T * 2**-112 * (1 + max(abs(c)))
 
     where nothing overflows, with B blocks and L = 32639 for 16 bits, 127 for 8. Small terms beside a large one of the
     same block are therefore less exact than their own size would suggest. Where a side is analog or has codes of more

@@ -81,7 +81,7 @@ def assert_within(actual: np.ndarray, left: np.ndarray, right: np.ndarray, bits:
     else:
         levels, size = block
         cuts = [slice(start, start + size) for start in range(0, terms, size)]
-        bound = (len(cuts) + 8) * 2.0**-24 * magnitudes + terms * 2.0**-112 * largest
+        bound = (2 * len(cuts) + 8) * 2.0**-24 * magnitudes + terms * 2.0**-112 * largest
         for cut in cuts:
             bound += np.outer(abs(left[:, cut]).max(axis=1), abs(right[cut]).sum(axis=0)) / (2 * levels - 1)
     assert np.all(abs(actual - left @ right) <= bound)

@@ -4,13 +4,13 @@ use crate::error::Error;
 
 /// How the products of a gradient are computed. Each gives the same bits on every tier and for every number of threads.
 ///
-/// The left operand of a product, v = g s (g: dY where the ADC did not saturate; s: a row's or a channel's step), is
-/// multiplied by codes c of up to 8 bits. With T terms in an element's sum, in B blocks, the element is off the exact
-/// sum by at most
+/// The left operand of a product, v = g s rounded to float32 (g: dY where the ADC did not saturate; s: a row's or a
+/// channel's step), is multiplied by codes c of up to 8 bits. With T terms in an element's sum, in B blocks, the element
+/// is off the exact sum of unrounded g s c by at most
 ///
 /// ```text
 /// Highest         (T + 2) 2^-23 sum |v c|  +  T 2^-125 (1 + max |c|)
-/// Bits16, Bits8   sum over blocks of max|v| sum|c| / (2 L - 1)  +  (B + 8) 2^-24 sum |v c|  +  T 2^-112 (1 + max |c|)
+/// Bits16, Bits8   sum over blocks of max|v| sum|c| / (2 L - 1)  +  (2 B + 8) 2^-24 sum |v c|  +  T 2^-112 (1 + max |c|)
 /// ```
 ///
 /// where nothing overflows; L is 32639 or 127 ([`Block::levels`]). Products with codes of more bits or with analog

@@ -215,7 +215,7 @@ fn exact(
                         let largest = left.iter().fold(0.0f64, |largest, v| largest.max(v.abs()));
                         largest * right.iter().map(|c| c.abs()).sum::<f64>() / f64::from(2 * levels - 1)
                     });
-                    let rounded = (left.chunks(terms).count() + 8) as f64 * 2f64.powi(-24) * magnitude;
+                    let rounded = (2 * left.chunks(terms).count() + 8) as f64 * 2f64.powi(-24) * magnitude;
                     blocks.sum::<f64>() + rounded + t * 2f64.powi(-112) * (1.0 + largest)
                 }
             };
@@ -355,6 +355,27 @@ proptest! {
         let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
         check_precisions(&case, &dy, &[&Serial]);
     }
+}
+
+/// Codes that are rounded up to twice their terms, and one rounding for each of many blocks.
+#[test]
+fn many_blocks_keep_the_bound() {
+    let (m, n, k) = (400 * 512, 1, 1);
+    let mut x = vec![0.0f32; m];
+    let mut dy = vec![0.0f32; m];
+    dy[0] = 32639.0;
+    for (index, (dy, x)) in dy.iter_mut().zip(&mut x).enumerate().skip(1) {
+        if index < 512 {
+            (*dy, *x) = (0.5f32.next_up(), if index <= 64 { 65.0 } else { 64.0 });
+        } else if index % 512 == 0 {
+            (*dy, *x) = (0.50001 / 256.0, 1.0);
+        }
+    }
+    // A code of X stands for 1.
+    let spec = Spec { input_bits: 8, weight_bits: 8, output_bits: 0, input_range: 127.0, ..Spec::default() };
+    let w = vec![1.0];
+    let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
+    check_precisions(&case, &dy, &[&Serial]);
 }
 
 /// No sum of a block's products overflows.

@@ -155,7 +155,7 @@ impl PySaved {
     /// bits". Its products with codes c of up to 8 bits are exact. Results are the same bits on every processor and for
     /// any number of threads. An element of dx or dw, a sum of T terms in B blocks, is off the exact sum by at most
     /// (T + 2) 2^-23 sum |g s c| + T 2^-125 (1 + max |c|) at "highest", and at the others by sum over blocks of
-    /// max|g s| sum|c| / (2 L - 1), plus (B + 8) 2^-24 sum |g s c| + T 2^-112 (1 + max |c|), with L = 32639 or, for 8
+    /// max|g s| sum|c| / (2 L - 1), plus (2 B + 8) 2^-24 sum |g s c| + T 2^-112 (1 + max |c|), with L = 32639 or, for 8
     /// bits, 127; where nothing overflows. A side that is analog or has codes of more than 8 bits is computed as at
     /// "highest", and so is db.
     ///

@@ -186,7 +186,8 @@ impl Tile<'_> {
         let depth = self.left.depth;
         let rows = MR.min(self.left.rows - self.row);
         let mut sums = [[form.start(isa, isa.splat(0.0)); NV]; MR];
-        // SAFETY: only rows and lanes that exist by this method's contract are used.
+        // SAFETY: only rows of the output and lanes of both operands that exist by this method's contract are used: a tile
+        // of the left operand is padded to MR rows, and a panel has a row more than its depth.
         unsafe {
             let left = self.left.tiles.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, depth));
             let panel = self.panel.add(panel_lane::<S>(depth, 0, vector));
