@@ -40,7 +40,7 @@ fn any_case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, max_shrink_iters: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, max_shrink_iters: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn every_tier_equals_the_reference(case in any_case(), dy_seed in any::<u64>()) {
@@ -305,7 +305,7 @@ fn any_case_and_gradient() -> impl Strategy<Value = (Case, Vec<f32>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, max_shrink_iters: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, max_shrink_iters: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn every_precision_keeps_its_bound((case, dy) in any_case_and_gradient()) {
