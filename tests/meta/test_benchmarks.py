@@ -114,12 +114,19 @@ def test_every_group_is_asked_about(outputs: Path, tmp_path: Path, kind: str) ->
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("stem", "kind"), [("kernel", ""), ("training", "training"), ("onnxruntime", "edge")])
-def test_every_question_has_its_answers(stem: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("stem", "kind", "unanswered"),
+    [
+        # Measured before "medium" was fixed point in blocks.
+        ("kernel", "", {'both gradients, fewer bits (precision "medium")'}),
+        ("training", "training", {'precision "medium"'}),
+        ("onnxruntime", "edge", set()),
+    ],
+)
+def test_every_question_has_its_answers(stem: str, kind: str, unanswered: set[str]) -> None:
     rows = report.Report.of_files([ROOT / "docs" / "measurements" / f"{stem}.json"]).rows
-    for question in PAGES[kind].questions:
-        for line in question.lines:
-            assert any(line.holds(row) for row in rows), line
+    lines = [line for question in PAGES[kind].questions for line in question.lines]
+    assert {line.label for line in lines if not any(line.holds(row) for row in rows)} == unanswered
 
 
 def example(ratio: float, **more: Any) -> Row:

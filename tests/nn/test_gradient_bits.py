@@ -616,7 +616,7 @@ def test_convert_and_report() -> None:
         (TypeError, True, "gradient_bits is bool True: allowed is 8, or None"),
         (TypeError, 8.0, "gradient_bits is float 8.0: allowed is 8, or None"),
         (TypeError, "8", "gradient_bits is str '8': allowed is 8, or None"),
-        (TypeError, nn.Linear(2, 3), "gradient_bits is Linear: allowed is 8, or None"),
+        (TypeError, [8], "gradient_bits is list: allowed is 8, or None"),
     ],
 )
 def test_other_bits_are_refused(error: Any, value: Any, message: str) -> None:
