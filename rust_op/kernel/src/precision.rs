@@ -74,7 +74,7 @@ impl Block {
         let levels = self.levels as f32;
         let inv = levels / largest;
         if !largest.is_finite() {
-            BlockScale { inv: 0.0, step: f32::from_bits(0x7FC0_0000) }
+            BlockScale { inv: 0.0, step: f32::NAN }
         } else if inv.is_finite() {
             BlockScale { inv, step: largest / levels }
         } else {

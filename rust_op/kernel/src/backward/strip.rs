@@ -70,7 +70,7 @@ impl Arithmetic {
 
     /// Lanes for `terms` terms.
     fn depth(self, terms: usize) -> usize {
-        if self.block.is_some() { terms.div_ceil(2) } else { terms }
+        if self.block.is_some() { terms.div_ceil(Pairs::TERMS) } else { terms }
     }
 
     /// Runs `op` with this arithmetic's instructions.

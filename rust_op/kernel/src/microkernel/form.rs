@@ -107,8 +107,13 @@ impl<S: Isa> Form<S> for Floats {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pairs(pub(crate) Block);
 
+impl Pairs {
+    /// [`Form::TERMS`], on every tier.
+    pub(crate) const TERMS: usize = 2;
+}
+
 impl<S: Isa> Form<S> for Pairs {
-    const TERMS: usize = 2;
+    const TERMS: usize = Pairs::TERMS;
     const CHAINED: bool = false;
     type Element = S::I;
     type Sum = S::I;
