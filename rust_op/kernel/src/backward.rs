@@ -109,14 +109,14 @@ pub fn backward(
     };
     let for_x = dx.zip(inputs.weight).map(|(dx, Weight { values, scale })| {
         let right = match params.weight_bits {
-            0 => Right::Rows(Operand::F32(values)),
+            0 => Right::Rows(Operand::F32(values), 0),
             1 => Right::Signs(values),
             bits => Right::Quantized { values, bits, quantizers: &quantizers },
         };
         (Operands { right, left_scale: scale }, OutputBlock::new(dx, (m, k)))
     });
     let for_weight = dw.zip(inputs.x).map(|(dw, Factor { values, steps })| {
-        (Operands { right: Right::Rows(values), left_scale: steps }, OutputBlock::new(dw, (n, k)))
+        (Operands { right: Right::Rows(values, params.input_bits), left_scale: steps }, OutputBlock::new(dw, (n, k)))
     });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;

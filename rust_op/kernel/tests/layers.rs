@@ -24,8 +24,8 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         "microkernel",
         &[
             &["isa", "buffer"],
-            &["portable", "avx2", "form", "row_ops", "gauss", "panels"],
-            &["avx512", "neon", "output", "amx"],
+            &["portable", "avx2", "row_ops", "gauss", "panels"],
+            &["avx512", "neon", "form", "output", "amx"],
             &["tier", "tile"],
         ],
     ),

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::Inputs;
-use crate::microkernel::form::Form;
+use crate::microkernel::form::{Form, MAX_TERMS};
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::row_ops::{load_vector, store_vector};
-use crate::microkernel::tile::gradient::{PackedRowsMut, tile_height, tile_stride};
+use crate::microkernel::tile::gradient::{PackedRowsMut, row_stride, tile_height, tile_stride};
 use crate::precision::Block;
 use crate::reference::NAN;
 use crate::saved::mask_stride;
@@ -105,7 +105,31 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
         }
         set_scales(block, &mut packed);
     }
-    for (tile, packed_tile) in packed.tiles.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
+    if F::BY_ROWS {
+        let memory = packed.lanes.chunks_exact_mut(row_stride(depth).max(1));
+        for ((index, row_memory), (sum, inverse)) in rows.zip(memory).zip(packed.sums.iter_mut().zip(&*packed.inverses))
+        {
+            let (row, inverse) = (GradientRow::new(inputs, index), isa.splat(*inverse));
+            let mut total = isa.splat_i(0);
+            for (vector, lanes) in row_memory.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let start = vector * LANES;
+                let mut elements = [form.zero(isa); MAX_TERMS];
+                for (part, element) in elements.iter_mut().enumerate().take(F::TERMS) {
+                    let column = terms.start + part * depth + start;
+                    if column < terms.end {
+                        let scaled = row.scaled(isa, column, scale);
+                        let scaled = if depth - start < LANES { isa.first(scaled, depth - start) } else { scaled };
+                        *element = form.left(isa, scaled, inverse);
+                    }
+                }
+                total = form.add_up(isa, total, elements);
+                isa.store(lanes, form.lanes(isa, elements));
+            }
+            *sum = isa.total(total);
+        }
+        return;
+    }
+    for (tile, packed_tile) in packed.lanes.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
         let first = rows.start + tile * tile_rows;
         let height = tile_height(tile_rows, rows.end - first);
         let count = height.min(rows.end - first);
@@ -117,9 +141,9 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
         for start in (0..depth).step_by(LANES) {
             let mut vectors = [isa.splat_i(0); LANES];
             for (index, (row, lanes)) in taken.iter().zip(&mut vectors).enumerate().take(count) {
-                let mut elements = [form.zero(isa); 2];
-                for (half, element) in elements.iter_mut().enumerate().take(F::TERMS) {
-                    let column = terms.start + half * depth + start;
+                let mut elements = [form.zero(isa); MAX_TERMS];
+                for (part, element) in elements.iter_mut().enumerate().take(F::TERMS) {
+                    let column = terms.start + part * depth + start;
                     if column < terms.end {
                         row.prefetch_below(isa, column, tile_rows);
                         *element = form.left(isa, row.scaled(isa, column, scale), isa.splat(inverses[index]));
@@ -154,6 +178,39 @@ impl Bias<'_> {
             let sum = isa.add(load_vector(isa, tail, 0), row.passed(isa, column + sums.len() * LANES));
             store_vector(isa, tail, 0, sum);
         }
+    }
+}
+
+/// Rows `terms` of g times s_x, as the terms of a block.
+struct Source<'a> {
+    inputs: &'a Inputs<'a>,
+    terms: Range<usize>,
+    x_step: &'a [f32],
+}
+
+impl Source<'_> {
+    /// The terms of lane `lane`, in 16 columns from `column` on.
+    #[inline(always)]
+    fn elements<S: Isa, F: Form<S>>(
+        &self,
+        isa: S,
+        form: F,
+        lane: usize,
+        column: usize,
+        inverses: S::F,
+    ) -> [F::Element; MAX_TERMS] {
+        let depth = self.terms.len().div_ceil(F::TERMS);
+        let mut elements = [form.zero(isa); MAX_TERMS];
+        for (part, element) in elements.iter_mut().enumerate().take(F::TERMS) {
+            let index = self.terms.start + part * depth + lane;
+            if index < self.terms.end {
+                let row = GradientRow::new(self.inputs, index);
+                row.prefetch_below(isa, column, ROWS_AHEAD);
+                let scaled = isa.mul(row.passed(isa, column), isa.splat(self.x_step[index]));
+                *element = form.left(isa, scaled, inverses);
+            }
+        }
+        elements
     }
 }
 
@@ -198,31 +255,42 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
         if let Some(block) = form.block() {
             set_scales(block, &mut packed);
         }
-        let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
-        for k in 0..depth {
-            if let (false, Some(bias)) = (scales, &mut bias) {
-                bias.add(isa, GradientRow::new(inputs, terms.start + k), rows.start);
-            }
-            let mut sources = [None; 2];
-            for (part, source) in sources.iter_mut().enumerate().take(F::TERMS) {
-                let index = terms.start + part * depth + k;
-                if index < terms.end {
-                    *source = Some((GradientRow::new(inputs, index), isa.splat(x_step[index])));
-                }
-            }
-            for (tile, packed_tile) in packed.tiles.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
-                let column = rows.start + tile * tile_rows;
-                let height = if tile < whole { tile_rows } else { last };
-                let inverses =
-                    if scales { isa.load_first(&packed.inverses[tile * tile_rows..]) } else { isa.splat(0.0) };
-                let mut elements = [form.zero(isa); 2];
-                for (source, element) in sources.iter().zip(&mut elements).take(F::TERMS) {
-                    if let Some((row, x_step)) = source {
-                        row.prefetch_below(isa, column, ROWS_AHEAD);
-                        *element = form.left(isa, isa.mul(row.passed(isa, column), *x_step), inverses);
+        let source = Source { inputs, terms, x_step };
+        if F::BY_ROWS {
+            packed.sums.fill(0);
+            for start in (0..depth).step_by(LANES) {
+                for first in (0..rows.len()).step_by(LANES) {
+                    let inverses = isa.load_first(&packed.inverses[first..]);
+                    let mut total = isa.splat_i(0);
+                    let mut vectors = [isa.splat_i(0); LANES];
+                    for (lane, vector) in (start..depth).zip(&mut vectors) {
+                        let elements = source.elements(isa, form, lane, rows.start + first, inverses);
+                        total = form.add_up(isa, total, elements);
+                        *vector = isa.bits(form.lanes(isa, elements));
+                    }
+                    for (sum, total) in packed.sums[first..].iter_mut().zip(isa.lanes(total)) {
+                        *sum += total;
+                    }
+                    let stride = row_stride(depth);
+                    for (row, lanes) in (first..rows.len()).zip(isa.transpose(vectors)) {
+                        let memory = &mut packed.lanes[row * stride + start..];
+                        isa.store(memory.first_chunk_mut().expect("rows are whole vectors"), isa.from_bits(lanes));
                     }
                 }
-                set_lanes(isa, packed_tile, k * height, form.lanes(isa, elements));
+            }
+        } else {
+            let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
+            for k in 0..depth {
+                if let (false, Some(bias)) = (scales, &mut bias) {
+                    bias.add(isa, GradientRow::new(inputs, source.terms.start + k), rows.start);
+                }
+                for (tile, packed_tile) in packed.lanes.chunks_exact_mut(tile_stride(tile_rows, depth)).enumerate() {
+                    let height = if tile < whole { tile_rows } else { last };
+                    let inverses =
+                        if scales { isa.load_first(&packed.inverses[tile * tile_rows..]) } else { isa.splat(0.0) };
+                    let elements = source.elements(isa, form, k, rows.start + tile * tile_rows, inverses);
+                    set_lanes(isa, packed_tile, k * height, form.lanes(isa, elements));
+                }
             }
         }
     }

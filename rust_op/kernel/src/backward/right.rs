@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::Operand;
 use super::left::ROWS_AHEAD;
-use crate::microkernel::form::Form;
+use crate::microkernel::form::{Form, MAX_TERMS};
 use crate::microkernel::isa::{Isa, LANES};
-use crate::microkernel::panels::{PANEL, panel_lane};
+use crate::microkernel::panels::PANEL;
 use crate::microkernel::row_ops::{Coder, VectorQuantizer, load_vector};
 use crate::microkernel::tile::gradient::Panels;
 use crate::quantize::Quantizer;
@@ -16,8 +16,8 @@ use crate::saved::code_stride;
 /// What g is multiplied by.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Right<'a> {
-    /// Rows as they are: those of X, or of analog weights.
-    Rows(Operand<'a>),
+    /// Rows as they are, and the bits of their codes: those of X, or of analog weights.
+    Rows(Operand<'a>, u32),
     /// Weights of one bit, `[N, K]`.
     Signs(&'a [f32]),
     /// Weights `[N, K]` of more bits, and the quantiser of each row.
@@ -38,11 +38,9 @@ impl Right<'_> {
     /// Bits of its codes; 0 if it is analog.
     pub(super) fn bits(&self) -> u32 {
         match self {
-            Right::Rows(Operand::F32(_)) => 0,
-            Right::Rows(Operand::I8(_)) => 8,
-            Right::Rows(Operand::I16(_)) => 16,
+            Right::Rows(Operand::F32(_), _) => 0,
             Right::Signs(_) => 1,
-            Right::Quantized { bits, .. } => *bits,
+            Right::Rows(_, bits) | Right::Quantized { bits, .. } => *bits,
         }
     }
 
@@ -65,7 +63,7 @@ impl Right<'_> {
         for lane in 0..depth {
             for (panel, spoilt) in spoilt.iter_mut().enumerate().take(count) {
                 let columns = Columns { column: columns.column + panel * PANEL, ..columns };
-                let mut elements = [[form.zero(isa); 2]; 2];
+                let mut elements = [[form.zero(isa); 2]; MAX_TERMS];
                 for (part, elements) in elements.iter_mut().enumerate().take(F::TERMS) {
                     let row = terms.start + part * depth + lane;
                     if row < terms.end {
@@ -73,8 +71,8 @@ impl Right<'_> {
                     }
                 }
                 for half in 0..PANEL / LANES {
-                    let lanes = &mut memory[panel * stride + panel_lane::<S>(depth, lane, half) / LANES];
-                    isa.store(lanes, form.lanes(isa, [elements[0][half], elements[1][half]]));
+                    let lanes = &mut memory[panel * stride + F::panel_lane(depth, lane, half) / LANES];
+                    isa.store(lanes, form.lanes(isa, elements.map(|halves| halves[half])));
                 }
             }
         }
@@ -97,7 +95,7 @@ impl Right<'_> {
     ) -> [F::Element; 2] {
         let count = PANEL.min(k - column);
         match self {
-            Right::Rows(Operand::F32(values)) => {
+            Right::Rows(Operand::F32(values), _) => {
                 let [low, high] = halves(isa, &values[row * k + column..][..count]);
                 [form.value(isa, low), form.value(isa, high)]
             }
@@ -110,11 +108,11 @@ impl Right<'_> {
                 let coder = Coder::Quantizer(VectorQuantizer::new(isa, &quantizers[row]));
                 coded(isa, form, values, &coder, spoilt)
             }
-            Right::Rows(Operand::I8(codes)) => {
+            Right::Rows(Operand::I8(codes), _) => {
                 let [low, high] = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
                 [form.finite_code(isa, isa.load_i8_first(low)), form.finite_code(isa, isa.load_i8_first(high))]
             }
-            Right::Rows(Operand::I16(codes)) => {
+            Right::Rows(Operand::I16(codes), _) => {
                 let [low, high] = fetched(isa, &codes[row * code_stride(k) + column..], code_stride(k), count);
                 [form.finite_code(isa, isa.load_i16_first(low)), form.finite_code(isa, isa.load_i16_first(high))]
             }
@@ -125,6 +123,10 @@ impl Right<'_> {
 /// A panel's columns of values, padded with zeros.
 #[inline(always)]
 fn halves<S: Isa>(isa: S, values: &[f32]) -> [S::F; 2] {
+    if let Some(whole) = values.first_chunk::<PANEL>() {
+        let (vectors, _) = whole.as_chunks::<LANES>();
+        return [isa.load(&vectors[0]), isa.load(&vectors[1])];
+    }
     [load_vector(isa, values, 0), if values.len() > LANES { load_vector(isa, values, 1) } else { isa.splat(0.0) }]
 }
 

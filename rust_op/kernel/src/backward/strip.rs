@@ -8,24 +8,29 @@ use super::Inputs;
 use super::left::{Bias, pack_for_weight, pack_for_x};
 use super::right::{Columns, MAX_PANELS, Right};
 use crate::microkernel::Tier;
+use crate::microkernel::amx::{ConfiguredTiles, Tiles};
 use crate::microkernel::buffer::Buffer;
-use crate::microkernel::form::{Floats, Form, Formed, Pairs};
-use crate::microkernel::isa::{Isa, Vectorized};
+use crate::microkernel::form::{Bytes, Floats, Pairs};
+use crate::microkernel::isa::Isa;
 use crate::microkernel::output::OutputBlock;
-use crate::microkernel::panels::PANEL;
-use crate::microkernel::tile::gradient::{Finish, PackedRows, PackedRowsMut, Panels, gradient_panels};
+use crate::microkernel::panels::{PANEL, Storage};
+use crate::microkernel::tile::gradient::{
+    BlockProduct, Finish, Formed, InForm, Multiply, PackedRows, PackedRowsMut, Panels,
+};
 use crate::precision::{Block, Precision};
-use crate::saved::mask_stride;
+use crate::saved::{mask_stride, take_first};
 
 /// Maximum rows of a strip. Each strip widens every panel again; its packed left operand takes 768 KiB for a block of
 /// floats, and half of that for one of 16 bits.
-const STRIP_ROWS: usize = 384;
+const STRIP_ROWS: usize = 768;
 /// Maximum rows of a part of a strip.
 const PART_ROWS: usize = 96;
 /// A whole number of tiles of 4, 6 or 12 rows, and of vectors.
 const ROW_UNIT: usize = 48;
 /// Terms of a block where floats are multiplied. Each block stores its sums and loads those of the one before.
 const FLOAT_BLOCK: usize = 512;
+/// Blocks of bytes that are packed at a time.
+const BLOCKS_OF_BYTES: usize = 2;
 /// The approximate minimum number of groups in a strip per task.
 const GROUPS: usize = 4;
 /// Tasks that work on a strip, if there are as many threads. Others have strips of their own, since the tasks of a
@@ -58,48 +63,72 @@ pub(super) fn interleave<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
 #[derive(Clone, Copy, Debug)]
 struct Arithmetic {
     tier: Tier,
-    /// The fixed point of the left operand, or `None` if it stays in floats.
-    block: Option<Block>,
+    lanes: Lanes,
+}
+
+/// What a lane of packed operands holds.
+#[derive(Clone, Copy, Debug)]
+enum Lanes {
+    Floats,
+    Pairs(Block),
+    Bytes(Block, Storage),
 }
 
 impl Arithmetic {
-    /// Terms of a block.
-    fn block_terms(self) -> usize {
-        self.block.map_or(FLOAT_BLOCK, |block| block.terms)
+    /// How g is multiplied by codes of `bits` bits (0: analog values).
+    fn new(tier: Tier, precision: Precision, bits: u32) -> Self {
+        let lanes = match precision.block(bits) {
+            None => Lanes::Floats,
+            Some(block) if block.levels <= i32::from(i8::MAX) && bits <= tier.by_fours() => {
+                Lanes::Bytes(block, Storage::of(bits, tier.signed_codes()))
+            }
+            Some(block) => Lanes::Pairs(block),
+        };
+        Arithmetic { tier, lanes }
     }
 
-    /// Lanes for `terms` terms.
-    fn depth(self, terms: usize) -> usize {
-        if self.block.is_some() { terms.div_ceil(Pairs::TERMS) } else { terms }
+    /// Terms of a block.
+    fn block_terms(self) -> usize {
+        match self.lanes {
+            Lanes::Floats => FLOAT_BLOCK,
+            Lanes::Pairs(block) | Lanes::Bytes(block, _) => block.terms,
+        }
+    }
+
+    /// Terms of a stage: of one block or several, which are packed together.
+    fn stage_terms(self) -> usize {
+        self.block_terms() * if let Lanes::Bytes(..) = self.lanes { BLOCKS_OF_BYTES } else { 1 }
+    }
+
+    /// The blocks of a stage: one without terms where there are none.
+    fn blocks(self, stage: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (Range { start, end }, terms) = (stage.clone(), self.block_terms());
+        let count = stage.len().div_ceil(terms).max(1);
+        (0..count).map(move |index| start + index * terms..end.min(start + (index + 1) * terms))
+    }
+
+    /// Elements of memory for a block of `terms` terms of `rows` rows of the left operand.
+    fn packed_elements(self, rows: usize, terms: usize) -> usize {
+        let (tile_rows, _) = self.tier.float_tile();
+        match self.lanes {
+            Lanes::Floats => PackedRows::elements(Some(tile_rows), rows, terms),
+            Lanes::Pairs(_) => PackedRows::elements(Some(tile_rows), rows, terms.div_ceil(Pairs::TERMS)),
+            Lanes::Bytes(..) => PackedRows::elements(None, rows, terms.div_ceil(Bytes::TERMS)),
+        }
     }
 
     /// Runs `op` with this arithmetic's instructions.
     fn vectorize<V: Formed>(self, op: V) {
-        match self.block {
-            None => self.tier.vectorize(InForm(Floats, op)),
-            Some(block) => self.tier.vectorize(InForm(Pairs(block), op)),
+        match self.lanes {
+            Lanes::Floats => self.tier.vectorize(InForm(Floats, op)),
+            Lanes::Pairs(block) => self.tier.vectorize(InForm(Pairs(block), op)),
+            Lanes::Bytes(block, storage) => self.tier.vectorize(InForm(Bytes { block, storage }, op)),
         }
     }
-}
 
-/// A computation in a form.
-struct InForm<F, V>(F, V);
-
-impl<V: Formed> Vectorized for InForm<Floats, V> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        self.1.run(isa, self.0);
-    }
-}
-
-impl<V: Formed> Vectorized for InForm<Pairs, V> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        self.1.run(isa, self.0);
+    /// The permission to use matrix tiles, if there are products for them.
+    fn tiles(self) -> Option<Tiles> {
+        self.tier.tiles().filter(|_| matches!(self.lanes, Lanes::Bytes(..)))
     }
 }
 
@@ -179,15 +208,15 @@ struct Strip<'a> {
 /// How far the groups of a strip are.
 struct Progress<'a> {
     groups: Vec<Group<'a>>,
-    /// Groups that are done with each block.
+    /// Groups that are done with each stage.
     finished: Vec<usize>,
 }
 
-/// The columns of some panels. Their sums go on from block to block.
+/// The columns of some panels. Their sums go on from stage to stage.
 struct Group<'a> {
     panels: Range<usize>,
-    /// The next block.
-    block: usize,
+    /// The next stage.
+    stage: usize,
     /// `None` while a task works on the group.
     output: Option<OutputBlock<'a>>,
 }
@@ -195,16 +224,16 @@ struct Group<'a> {
 /// Rows of a strip whose left operand is packed by one task at a time.
 struct Part<'a> {
     rows: Range<usize>,
-    /// The packed rows of each block: from its first use to its last.
+    /// The packed rows of each stage: from its first use to its last.
     packed: Vec<Mutex<Option<Arc<Buffer<f32>>>>>,
     /// The bias's gradient of these rows.
     bias: Mutex<Option<&'a mut [f32]>>,
 }
 
-/// A block of a group, which belongs to one task.
+/// A stage of a group, which belongs to one task.
 struct Work<'a> {
     group: usize,
-    block: usize,
+    stage: usize,
     panels: Range<usize>,
     output: OutputBlock<'a>,
 }
@@ -219,12 +248,12 @@ impl<'a> Strip<'a> {
         mut bias: Option<&'a mut [f32]>,
     ) -> Self {
         let (operands, output) = product.unzip();
-        let block = operands.and_then(|operands| call.precision.block(operands.right.bits()));
-        let arithmetic = Arithmetic { tier: call.tier, block };
-        let blocks = call.depth(side).div_ceil(arithmetic.block_terms()).max(1);
+        let bits = operands.map_or(0, |operands| operands.right.bits());
+        let arithmetic = Arithmetic::new(call.tier, call.precision, bits);
+        let stages = call.depth(side).div_ceil(arithmetic.stage_terms()).max(1);
         let parts = cut(rows.clone(), rows.len().div_ceil(PART_ROWS)).map(|rows| {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
-            let packed = std::iter::repeat_with(Mutex::default).take(blocks).collect();
+            let packed = std::iter::repeat_with(Mutex::default).take(stages).collect();
             Part { rows, packed, bias: Mutex::new(bias) }
         });
         let parts = parts.collect();
@@ -236,56 +265,61 @@ impl<'a> Strip<'a> {
         if let Some(mut output) = output {
             groups.extend((0..panels).step_by(per_group).map(|first| {
                 let output = output.take_columns(output.columns().min(per_group * PANEL));
-                Group { panels: first..panels.min(first + per_group), block: 0, output: Some(output) }
+                Group { panels: first..panels.min(first + per_group), stage: 0, output: Some(output) }
             }));
         }
         let count = groups.len();
-        let progress = Mutex::new(Progress { groups, finished: vec![0; blocks] });
+        let progress = Mutex::new(Progress { groups, finished: vec![0; stages] });
         Strip { call, side, operands, arithmetic, parts, groups: count, progress }
     }
 
-    /// The terms of block `index`.
+    /// The terms of stage `index`.
     fn terms(&self, index: usize) -> Range<usize> {
-        let (depth, terms) = (self.call.depth(self.side), self.arithmetic.block_terms());
+        let (depth, terms) = (self.call.depth(self.side), self.arithmetic.stage_terms());
         index * terms..depth.min((index + 1) * terms)
     }
 
-    /// The next block of whichever group is furthest behind and free; `None` if no group is free that has one. Then
+    /// The next stage of whichever group is furthest behind and free; `None` if no group is free that has one. Then
     /// those that work on the others will finish them.
     fn take(&self) -> Option<Work<'a>> {
         let Progress { groups, finished } = &mut *lock(&self.progress);
         let free = groups.iter_mut().enumerate().filter(|(_, group)| group.output.is_some());
-        let (index, group) = free.min_by_key(|(_, group)| group.block)?;
-        let block = group.block;
-        if block == finished.len() {
+        let (index, group) = free.min_by_key(|(_, group)| group.stage)?;
+        let stage = group.stage;
+        if stage == finished.len() {
             return None;
         }
         let output = group.output.take()?;
-        Some(Work { group: index, block, panels: group.panels.clone(), output })
+        Some(Work { group: index, stage, panels: group.panels.clone(), output })
     }
 
-    /// Gives back a group whose block is done; the last one to be done with a block frees it.
+    /// Gives back a group whose stage is done; the last one to be done with a stage frees it.
     fn give_back(&self, work: Work<'a>) {
         let Progress { groups, finished } = &mut *lock(&self.progress);
         let group = &mut groups[work.group];
-        (group.block, group.output) = (work.block + 1, Some(work.output));
-        finished[work.block] += 1;
-        if finished[work.block] == self.groups {
+        (group.stage, group.output) = (work.stage + 1, Some(work.output));
+        finished[work.stage] += 1;
+        if finished[work.stage] == self.groups {
             for part in &self.parts {
-                *lock(&part.packed[work.block]) = None;
+                *lock(&part.packed[work.stage]) = None;
             }
         }
     }
 
-    /// The packed left operand, g times `scale`, of block `index`, for each part.
+    /// Elements of memory for a block of `terms` terms of a part.
+    fn packed_elements(&self, part: &Part<'a>, terms: usize) -> usize {
+        self.arithmetic.packed_elements(part.rows.len(), terms)
+    }
+
+    /// The packed left operand, g times `scale`, of stage `index`, for each part.
     fn packed(&self, index: usize, scale: &[f32]) -> Vec<Arc<Buffer<f32>>> {
         let packed = |part: &Part<'a>, mut block: MutexGuard<'_, Option<Arc<Buffer<f32>>>>| {
             let packed = block.get_or_insert_with(|| {
-                let (tile_rows, _) = self.call.tier.float_tile();
-                let (rows, depth) = (part.rows.len(), self.arithmetic.depth(self.terms(index).len()));
-                let mut packed = Buffer::new(PackedRows::elements(tile_rows, rows, depth));
+                let terms = self.terms(index);
+                let elements = self.arithmetic.blocks(&terms).map(|block| self.packed_elements(part, block.len()));
+                let mut packed = Buffer::new(elements.sum());
                 let memory = Some((packed.as_mut_slice(), scale));
-                self.arithmetic.vectorize(PackLeft { strip: self, part, terms: self.terms(index), packed: memory });
+                self.arithmetic.vectorize(PackLeft { strip: self, part, terms, packed: memory });
                 Arc::new(packed)
             });
             packed.clone()
@@ -305,7 +339,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs a block of a part, g times the scale of its terms, and adds g to the bias's gradient; if `packed` is `None`,
+/// Packs a stage of a part, g times the scale of its terms, and adds g to the bias's gradient; if `packed` is `None`,
 /// only the latter.
 struct PackLeft<'s, 'a> {
     strip: &'s Strip<'a>,
@@ -316,22 +350,32 @@ struct PackLeft<'s, 'a> {
 
 impl Formed for PackLeft<'_, '_> {
     #[inline(always)]
-    fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
-        let Strip { call, side, .. } = self.strip;
+    fn run<S: Isa, F: Multiply<S>>(self, isa: S, form: F) {
+        let Strip { call, side, arithmetic, .. } = self.strip;
         let rows = self.part.rows.clone();
-        let packed = self.packed.map(|(memory, scale)| (PackedRowsMut::new(memory, rows.len()), scale));
-        if *side == Side::X {
-            let (packed, scale) = packed.expect("the gradient of X goes with no bias");
-            return pack_for_x(isa, form, call.inputs, rows, self.terms, scale, packed);
-        }
         let mut bias = lock(&self.part.bias);
-        let mut bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
-        if let Some(bias) = &mut bias
+        if let Some(sums) = bias.as_deref_mut()
             && self.terms.start == 0
         {
-            bias.sums.fill(0.0);
+            sums.fill(0.0);
         }
-        pack_for_weight(isa, form, call.inputs, rows, self.terms, packed, bias);
+        let mut packed = self.packed;
+        for terms in arithmetic.blocks(&self.terms) {
+            let packed = packed.as_mut().map(|(memory, scale)| {
+                let memory = take_first(memory, self.strip.packed_elements(self.part, terms.len()));
+                (PackedRowsMut::new(memory, rows.len()), *scale)
+            });
+            match side {
+                Side::X => {
+                    let (packed, scale) = packed.expect("the gradient of X goes with no bias");
+                    pack_for_x(isa, form, call.inputs, rows.clone(), terms, scale, packed);
+                }
+                Side::Weight => {
+                    let bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
+                    pack_for_weight(isa, form, call.inputs, rows.clone(), terms, packed, bias);
+                }
+            }
+        }
     }
 }
 
@@ -351,54 +395,77 @@ impl GradientTask<'_> {
             }
             return;
         };
+        let tiles = strip.arithmetic.tiles().map(Tiles::configure);
         while let Some(mut work) = strip.take() {
-            let left = strip.packed(work.block, operands.left_scale);
-            strip.arithmetic.vectorize(MultiplyBlock { strip, left: &left, right: operands.right, work: &mut work });
+            let left = strip.packed(work.stage, operands.left_scale);
+            strip.arithmetic.vectorize(MultiplyStage {
+                strip,
+                tiles: tiles.as_ref(),
+                left: &left,
+                right: operands.right,
+                work: &mut work,
+            });
             drop(left);
             strip.give_back(work);
         }
     }
 }
 
-/// The products of a block of a group.
-struct MultiplyBlock<'s, 'a> {
+/// The products of a stage of a group.
+struct MultiplyStage<'s, 'a> {
     strip: &'s Strip<'a>,
+    tiles: Option<&'s ConfiguredTiles>,
     /// The packed left operand of each part.
     left: &'s [Arc<Buffer<f32>>],
     right: Right<'a>,
     work: &'s mut Work<'a>,
 }
 
-impl Formed for MultiplyBlock<'_, '_> {
+impl Formed for MultiplyStage<'_, '_> {
     #[inline(always)]
-    fn run<S: Isa, F: Form<S>>(self, isa: S, form: F) {
-        let Strip { call, side, parts, .. } = self.strip;
-        let Work { block, panels, output, .. } = self.work;
+    fn run<S: Isa, F: Multiply<S>>(self, isa: S, form: F) {
+        let Strip { call, side, parts, arithmetic, .. } = self.strip;
+        let Work { stage, panels, output, .. } = self.work;
         let (.., k) = call.inputs.shape;
-        let terms = self.strip.terms(*block);
-        let depth = terms.len().div_ceil(F::TERMS);
-        let at_once = (PANEL_LANES / (depth * PANEL).max(1)).clamp(1, MAX_PANELS).min(panels.len());
-        let mut widened = Buffer::<f32>::new(at_once * Panels::stride(depth));
+        let blocks: Vec<_> = arithmetic.blocks(&self.strip.terms(*stage)).collect();
+        let depth = |block: &Range<usize>| block.len().div_ceil(F::TERMS);
+        let lanes = blocks.iter().map(depth).sum::<usize>();
+        let at_once = (PANEL_LANES / (lanes * PANEL).max(1)).clamp(1, MAX_PANELS).min(panels.len());
+        let elements = blocks.iter().map(|block| Panels::elements(at_once, depth(block)));
+        let mut widened = Buffer::<f32>::new(elements.sum());
         let (first_row, first_column) = (parts[0].rows.start, panels.start * PANEL);
         for first in panels.clone().step_by(at_once) {
             let panels = first..panels.end.min(first + at_once);
             let from = Columns { column: first * PANEL, k };
-            self.right.widen(isa, form, terms.clone(), from, panels.len(), widened.as_mut_slice());
+            let mut memory = widened.as_mut_slice();
+            for block in &blocks {
+                let memory = take_first(&mut memory, Panels::elements(at_once, depth(block)));
+                self.right.widen(isa, form, block.clone(), from, panels.len(), memory);
+            }
             let columns = panels.start * PANEL..k.min(panels.end * PANEL);
-            for (Part { rows, .. }, left) in parts.iter().zip(self.left) {
-                let left = PackedRows::new(left.as_slice(), rows.len(), depth);
-                let finish = Finish {
-                    continued: terms.start > 0,
-                    last: terms.end == call.depth(*side),
-                    mask: if *side == Side::X { call.inputs.dac_mask } else { None },
-                    mask_stride: mask_stride(k),
-                    origin: (rows.start, columns.start),
-                };
-                let output = output.part(
-                    rows.start - first_row..rows.end - first_row,
-                    columns.start - first_column..columns.end - first_column,
-                );
-                gradient_panels(isa, form, &left, Panels { memory: widened.as_slice() }, &finish, output);
+            for (part, left) in parts.iter().zip(self.left) {
+                let rows = part.rows.clone();
+                let (mut left, mut right) = (left.as_slice(), widened.as_slice());
+                // The sums of a part stay in the cache from block to block.
+                for block in &blocks {
+                    let depth = depth(block);
+                    let (memory, behind) = left.split_at(self.strip.packed_elements(part, block.len()));
+                    let panels = Panels { memory: right };
+                    (left, right) = (behind, &right[Panels::elements(at_once, depth)..]);
+                    let finish = Finish {
+                        continued: block.start > 0,
+                        last: block.end == call.depth(*side),
+                        mask: if *side == Side::X { call.inputs.dac_mask } else { None },
+                        mask_stride: mask_stride(k),
+                        origin: (rows.start, columns.start),
+                    };
+                    let output = output.part(
+                        rows.start - first_row..rows.end - first_row,
+                        columns.start - first_column..columns.end - first_column,
+                    );
+                    let left = PackedRows::new(memory, rows.len(), depth);
+                    form.multiply(isa, BlockProduct { tiles: self.tiles, left, panels, finish, output });
+                }
             }
         }
     }

@@ -82,6 +82,7 @@ impl Isa for Avx2 {
     const PANEL_WIDE_ROWS: usize = 2;
     const STAY_PACKED: usize = 8;
     const FLOAT_TILE: (usize, usize) = (6, 1);
+    const BY_FOURS: u32 = 4;
 
     fn detect() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))

@@ -47,6 +47,20 @@ fn kept() -> Option<MutexGuard<'static, VecDeque<Vec<Line>>>> {
     None
 }
 
+/// The same memory as elements that are no larger.
+pub(crate) fn cast<T: Plain, U: Plain>(slice: &[T]) -> &[U] {
+    const { assert!(size_of::<U>() <= size_of::<T>() && align_of::<U>() <= align_of::<T>()) };
+    // SAFETY: the memory is aligned for `U` and as long; any bits are a value of both types.
+    unsafe { std::slice::from_raw_parts(slice.as_ptr().cast(), size_of_val(slice) / size_of::<U>()) }
+}
+
+/// [`cast`], to be written.
+pub(crate) fn cast_mut<T: Plain, U: Plain>(slice: &mut [T]) -> &mut [U] {
+    const { assert!(size_of::<U>() <= size_of::<T>() && align_of::<U>() <= align_of::<T>()) };
+    // SAFETY: as in `cast`, and `slice` is borrowed mutably.
+    unsafe { std::slice::from_raw_parts_mut(slice.as_mut_ptr().cast(), size_of_val(slice) / size_of::<U>()) }
+}
+
 impl<T: Plain> Buffer<T> {
     /// Takes a kept buffer that is large enough but not wasteful, or makes one.
     pub(crate) fn new(len: usize) -> Self {

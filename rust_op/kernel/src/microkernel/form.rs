@@ -1,7 +1,11 @@
 //! How the backward products multiply: what a lane of their packed operands holds.
 
-use super::isa::Isa;
+use super::isa::{Isa, LANES};
+use super::panels::{PANEL, Storage, panel_lane};
 use crate::precision::Block;
+
+/// The most terms that a lane holds.
+pub(crate) const MAX_TERMS: usize = 4;
 
 /// What the lanes of packed operands hold, and how they are multiplied. A lane has 32 bits whatever it holds, and is
 /// passed around as a float.
@@ -10,15 +14,12 @@ use crate::precision::Block;
 /// terms i, i + depth, and so on. Sums are then exact, so that the order does not matter, and rows of terms are packed
 /// without being interleaved.
 pub(crate) trait Form<S: Isa>: Copy {
-    /// Terms of a sum per lane: 1 or 2.
+    /// Terms of a sum per lane: 1, 2 or 4.
     const TERMS: usize;
-    /// Whether a sum goes on from one block to the next. Otherwise each block has a sum of its own, which a step turns
-    /// into a float.
-    const CHAINED: bool;
+    /// Whether the left operand is packed row by row, instead of in tiles.
+    const BY_ROWS: bool;
     /// A term of either operand, of 16 rows or columns.
     type Element: Copy;
-    /// 16 sums of products.
-    type Sum: Copy;
 
     /// The fixed point of the left operand; `None` where it stays as it is.
     fn block(self) -> Option<Block>;
@@ -33,8 +34,28 @@ pub(crate) trait Form<S: Isa>: Copy {
     fn finite_code(self, isa: S, code: S::I) -> Self::Element;
     /// Analog values as terms of the right operand.
     fn value(self, isa: S, value: S::F) -> Self::Element;
-    /// Lanes of `TERMS` elements each.
-    fn lanes(self, isa: S, elements: [Self::Element; 2]) -> S::F;
+    /// Lanes of the first `TERMS` elements.
+    fn lanes(self, isa: S, elements: [Self::Element; MAX_TERMS]) -> S::F;
+    /// With `BY_ROWS`, `sum` plus the left operand's elements.
+    #[inline(always)]
+    fn add_up(self, _isa: S, sum: S::I, _elements: [Self::Element; MAX_TERMS]) -> S::I {
+        sum
+    }
+
+    /// Where vector `vector` of row `lane` begins in a panel of `depth` rows.
+    #[inline(always)]
+    fn panel_lane(depth: usize, lane: usize, vector: usize) -> usize {
+        panel_lane::<S>(depth, lane, vector)
+    }
+}
+
+/// A form whose left operand is packed in tiles.
+pub(crate) trait InTiles<S: Isa>: Form<S> {
+    /// Whether a sum goes on from one block to the next. Otherwise each block has a sum of its own, which a step turns
+    /// into a float.
+    const CHAINED: bool;
+    /// 16 sums of products.
+    type Sum: Copy;
 
     /// Where sums begin: at those of the preceding blocks, if they are chained.
     fn start(self, isa: S, before: S::F) -> Self::Sum;
@@ -44,21 +65,14 @@ pub(crate) trait Form<S: Isa>: Copy {
     fn finish(self, isa: S, sum: Self::Sum, step: f32, before: S::F, spoilt: S::F) -> S::F;
 }
 
-/// A computation that is compiled once for each tier and form.
-pub(crate) trait Formed {
-    /// The computation. Implementations are `#[inline(always)]`, and so is all that they call.
-    fn run<S: Isa, F: Form<S>>(self, isa: S, form: F);
-}
-
 /// Lanes are floats; product and sum are rounded once, as the contract requires.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Floats;
 
 impl<S: Isa> Form<S> for Floats {
     const TERMS: usize = 1;
-    const CHAINED: bool = true;
+    const BY_ROWS: bool = false;
     type Element = S::F;
-    type Sum = S::F;
 
     #[inline(always)]
     fn block(self) -> Option<Block> {
@@ -86,9 +100,15 @@ impl<S: Isa> Form<S> for Floats {
         value
     }
     #[inline(always)]
-    fn lanes(self, _isa: S, [element, _]: [S::F; 2]) -> S::F {
+    fn lanes(self, _isa: S, [element, ..]: [S::F; MAX_TERMS]) -> S::F {
         element
     }
+}
+
+impl<S: Isa> InTiles<S> for Floats {
+    const CHAINED: bool = true;
+    type Sum = S::F;
+
     #[inline(always)]
     fn start(self, _isa: S, before: S::F) -> S::F {
         before
@@ -103,6 +123,25 @@ impl<S: Isa> Form<S> for Floats {
     }
 }
 
+/// Codes of terms of the left operand.
+#[inline(always)]
+fn left_codes<S: Isa>(isa: S, terms: S::F, inv: S::F) -> S::I {
+    isa.round(isa.mul(terms, inv))
+}
+
+/// `spoilt`, and NaN where `value` is not finite.
+#[inline(always)]
+fn spoilt_by<S: Isa>(isa: S, value: S::F, spoilt: S::F) -> S::F {
+    isa.fma(isa.splat(0.0), value, spoilt)
+}
+
+/// The sums of the preceding blocks plus one block's, whose codes stand for `step` each, and what spoils a column.
+#[inline(always)]
+pub(crate) fn join<S: Isa>(isa: S, sum: S::I, step: f32, before: S::F, spoilt: S::F) -> S::F {
+    // A sum is never -0, so that adding 0 changes nothing.
+    isa.add(isa.fma(isa.to_float(sum), isa.splat(step), before), spoilt)
+}
+
 /// Lanes are pairs of 16-bit integers, the first term in the low half; products are summed exactly.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pairs(pub(crate) Block);
@@ -114,9 +153,8 @@ impl Pairs {
 
 impl<S: Isa> Form<S> for Pairs {
     const TERMS: usize = Pairs::TERMS;
-    const CHAINED: bool = false;
+    const BY_ROWS: bool = false;
     type Element = S::I;
-    type Sum = S::I;
 
     #[inline(always)]
     fn block(self) -> Option<Block> {
@@ -128,11 +166,11 @@ impl<S: Isa> Form<S> for Pairs {
     }
     #[inline(always)]
     fn left(self, isa: S, terms: S::F, inv: S::F) -> S::I {
-        isa.round(isa.mul(terms, inv))
+        left_codes(isa, terms, inv)
     }
     #[inline(always)]
     fn code(self, isa: S, code: S::I, value: S::F, spoilt: &mut S::F) -> S::I {
-        *spoilt = isa.fma(isa.splat(0.0), value, *spoilt);
+        *spoilt = spoilt_by(isa, value, *spoilt);
         code
     }
     #[inline(always)]
@@ -144,9 +182,15 @@ impl<S: Isa> Form<S> for Pairs {
         unreachable!("analog values are multiplied as floats")
     }
     #[inline(always)]
-    fn lanes(self, isa: S, [first, second]: [S::I; 2]) -> S::F {
+    fn lanes(self, isa: S, [first, second, ..]: [S::I; MAX_TERMS]) -> S::F {
         isa.from_bits(isa.or(isa.and(first, isa.splat_i(0xFFFF)), isa.shl::<16>(second)))
     }
+}
+
+impl<S: Isa> InTiles<S> for Pairs {
+    const CHAINED: bool = false;
+    type Sum = S::I;
+
     #[inline(always)]
     fn start(self, isa: S, _before: S::F) -> S::I {
         isa.splat_i(0)
@@ -157,7 +201,64 @@ impl<S: Isa> Form<S> for Pairs {
     }
     #[inline(always)]
     fn finish(self, isa: S, sum: S::I, step: f32, before: S::F, spoilt: S::F) -> S::F {
-        // A sum is never -0, so that adding 0 changes nothing.
-        isa.add(isa.fma(isa.to_float(sum), isa.splat(step), before), spoilt)
+        join(isa, sum, step, before, spoilt)
+    }
+}
+
+/// Lanes are four bytes, the first term in the lowest: signed on the left, [stored](Storage) codes on the right, so that
+/// the forward pass's tiles multiply them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bytes {
+    pub(crate) block: Block,
+    /// How the right operand's codes are stored. Each takes a byte.
+    pub(crate) storage: Storage,
+}
+
+impl Bytes {
+    /// [`Form::TERMS`], on every tier.
+    pub(crate) const TERMS: usize = 4;
+}
+
+impl<S: Isa> Form<S> for Bytes {
+    const TERMS: usize = Bytes::TERMS;
+    const BY_ROWS: bool = true;
+    type Element = S::I;
+
+    #[inline(always)]
+    fn block(self) -> Option<Block> {
+        Some(self.block)
+    }
+    #[inline(always)]
+    fn zero(self, isa: S) -> S::I {
+        isa.splat_i(0)
+    }
+    #[inline(always)]
+    fn left(self, isa: S, terms: S::F, inv: S::F) -> S::I {
+        left_codes(isa, terms, inv)
+    }
+    #[inline(always)]
+    fn code(self, isa: S, code: S::I, value: S::F, spoilt: &mut S::F) -> S::I {
+        *spoilt = spoilt_by(isa, value, *spoilt);
+        <Self as Form<S>>::finite_code(self, isa, code)
+    }
+    #[inline(always)]
+    fn finite_code(self, isa: S, code: S::I) -> S::I {
+        isa.add_i(code, isa.splat_i(self.storage.zero))
+    }
+    #[inline(always)]
+    fn value(self, _isa: S, _value: S::F) -> S::I {
+        unreachable!("analog values are multiplied as floats")
+    }
+    #[inline(always)]
+    fn lanes(self, isa: S, elements: [S::I; MAX_TERMS]) -> S::F {
+        isa.from_bits(isa.low_bytes(elements))
+    }
+    #[inline(always)]
+    fn add_up(self, isa: S, sum: S::I, [a, b, c, d]: [S::I; MAX_TERMS]) -> S::I {
+        isa.add_i(sum, isa.add_i(isa.add_i(a, b), isa.add_i(c, d)))
+    }
+    #[inline(always)]
+    fn panel_lane(_depth: usize, lane: usize, vector: usize) -> usize {
+        lane * PANEL + vector * LANES
     }
 }

@@ -115,6 +115,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const OWN_TILES: bool = false;
     /// Rows of a float tile, and how many vectors wide it is.
     const FLOAT_TILE: (usize, usize);
+    /// Bits up to which codes are multiplied with gradients of 8 bits faster by fours than in pairs.
+    const BY_FOURS: u32;
 
     /// The permission, if this processor has the instructions.
     fn detect() -> Option<Self>;
@@ -217,6 +219,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         _start: [i32; MR],
     ) -> [[Self::I; NV]; MR] {
         unreachable!("a tier without tiles of its own")
+    }
+
+    /// The low bytes of four vectors: in each lane those of its four integers, the first one's lowest.
+    #[inline(always)]
+    fn low_bytes(self, [a, b, c, d]: [Self::I; 4]) -> Self::I {
+        let byte = self.splat_i(0xFF);
+        let low = self.or(self.and(a, byte), self.shl::<8>(self.and(b, byte)));
+        self.or(low, self.or(self.shl::<16>(self.and(c, byte)), self.shl::<24>(d)))
     }
 
     /// Adds to each lane the two products of its 16-bit integers, which do not overflow.

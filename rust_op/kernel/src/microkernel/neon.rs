@@ -152,6 +152,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     const STAY_PACKED: usize = if DOT { 8 } else { usize::MAX };
     const OWN_TILES: bool = true;
     const FLOAT_TILE: (usize, usize) = (6, 1);
+    const BY_FOURS: u32 = 8;
 
     fn detect() -> Option<Self> {
         let has = std::arch::is_aarch64_feature_detected!("neon")

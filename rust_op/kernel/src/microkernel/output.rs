@@ -85,7 +85,7 @@ impl<'a> OutputBlock<'a> {
 
 /// Where the results of a panel go: up to [`PANEL`] columns of an [`OutputBlock`].
 #[derive(Clone, Copy)]
-pub(super) struct OutputTile {
+pub(crate) struct OutputTile {
     pointer: *mut f32,
     stride: usize,
     columns: usize,
@@ -113,12 +113,25 @@ impl OutputTile {
         unsafe { isa.store_ptr(self.at(row, vector).0, value) }
     }
 
+    /// MR rows of NV vectors, from `row` and `vector` on.
+    ///
     /// # Safety
-    /// As for [`OutputTile::store_whole`].
+    /// The block has the rows, and the tile all columns of the vectors.
     #[inline(always)]
-    pub(super) unsafe fn load_whole<S: Isa>(&self, isa: S, row: usize, vector: usize) -> S::F {
-        // SAFETY: elements of the block, which is borrowed for this tile.
-        unsafe { isa.load_ptr(self.at(row, vector).0) }
+    pub(super) unsafe fn whole<S: Isa, const MR: usize, const NV: usize>(
+        &self,
+        isa: S,
+        row: usize,
+        vector: usize,
+    ) -> [[S::F; NV]; MR] {
+        let mut loaded = [[isa.splat(0.0); NV]; MR];
+        for i in 0..MR {
+            for v in 0..NV {
+                // SAFETY: elements of the block, which is borrowed for this tile.
+                loaded[i][v] = unsafe { isa.load_ptr(self.at(row + i, vector + v).0) };
+            }
+        }
+        loaded
     }
 
     /// Prefetches the memory of a vector: each of the rows below one another lies on another page.

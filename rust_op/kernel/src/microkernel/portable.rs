@@ -48,6 +48,7 @@ impl Isa for Portable {
     const PANEL_WIDE_ROWS: usize = 2;
     const STAY_PACKED: usize = 24;
     const FLOAT_TILE: (usize, usize) = (4, 1);
+    const BY_FOURS: u32 = 8;
 
     fn detect() -> Option<Self> {
         Some(Portable)

@@ -29,6 +29,7 @@ struct Facts {
     signed_codes: bool,
     magnitudes: bool,
     float_tile: (usize, usize),
+    by_fours: u32,
 }
 
 impl Facts {
@@ -39,6 +40,7 @@ impl Facts {
             signed_codes: S::SIGNED_CODES,
             magnitudes: S::MAGNITUDES,
             float_tile: S::FLOAT_TILE,
+            by_fours: S::BY_FOURS,
         }
     }
 }
@@ -160,6 +162,11 @@ impl Tier {
     /// Whether products with them need the magnitudes of X's codes.
     pub(crate) fn magnitudes(self) -> bool {
         self.facts().magnitudes
+    }
+
+    /// [`Isa::BY_FOURS`].
+    pub(crate) fn by_fours(self) -> u32 {
+        self.facts().by_fours
     }
 
     /// Rows of a float tile, and how many vectors wide it is.

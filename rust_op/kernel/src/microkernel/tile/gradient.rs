@@ -1,49 +1,68 @@
 //! Tiles of a gradient: both operands packed, one chain of sums per output.
 //!
 //! The terms of a sum, or of a block of it, are in `depth` lanes of 32 bits ([`Form`] says what a lane holds). The left
-//! operand is in the tiles of [`PackedRows`], `[depth][rows]` each; the right one is in [`Panels`] of the same depth.
+//! operand is in [`PackedRows`]: in tiles, `[depth][rows]` each, or row by row. The right one is in [`Panels`] of the
+//! same depth.
 
-use crate::microkernel::form::Form;
-use crate::microkernel::isa::{Isa, LANES};
+use super::Results;
+use super::int::{CodeRows, IntPanel, byte_panel};
+use super::matrix::matrix_panel;
+use crate::microkernel::amx::{ConfiguredTiles, TILE_ROWS, bytes_behind};
+use crate::microkernel::buffer::{cast, cast_mut};
+use crate::microkernel::form::{Bytes, Floats, Form, InTiles, Pairs, join};
+use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::output::{OutputBlock, OutputTile};
 use crate::microkernel::panels::{PANEL, panel_lane};
 use crate::reference::NAN;
 
-/// Rows of the left operand, packed in tiles.
+/// Rows of the left operand, packed.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedRows<'a> {
     pub(crate) rows: usize,
     pub(crate) depth: usize,
     /// What a code of each row stands for, in a fixed point.
     pub(crate) steps: &'a [f32],
-    pub(crate) tiles: &'a [f32],
+    /// The sum of each row's codes, where rows are packed one by one.
+    pub(crate) sums: &'a [i32],
+    /// Tiles, or rows [`row_stride`] apart.
+    pub(crate) lanes: &'a [f32],
 }
 
 /// The memory of [`PackedRows`].
 pub(crate) struct PackedRowsMut<'a> {
+    pub(crate) steps: &'a mut [f32],
     /// 1 / step of each row, to whole vectors.
     pub(crate) inverses: &'a mut [f32],
-    pub(crate) steps: &'a mut [f32],
-    pub(crate) tiles: &'a mut [f32],
+    /// To whole vectors.
+    pub(crate) sums: &'a mut [i32],
+    pub(crate) lanes: &'a mut [f32],
 }
 
 impl<'a> PackedRows<'a> {
-    /// Elements of memory for `rows` rows in tiles of `tile_rows` rows.
-    pub(crate) fn elements(tile_rows: usize, rows: usize, depth: usize) -> usize {
-        2 * rows.next_multiple_of(LANES) + rows.div_ceil(tile_rows) * tile_stride(tile_rows, depth)
+    /// Elements of memory for `rows` rows in tiles of `tile_rows` rows, or row by row if that is `None`.
+    pub(crate) fn elements(tile_rows: Option<usize>, rows: usize, depth: usize) -> usize {
+        let lanes = match tile_rows {
+            Some(tile_rows) => rows.div_ceil(tile_rows) * tile_stride(tile_rows, depth),
+            None => rows.next_multiple_of(TILE_ROWS) * row_stride(depth),
+        };
+        3 * rows.next_multiple_of(LANES) + lanes
     }
 
     pub(crate) fn new(memory: &'a [f32], rows: usize, depth: usize) -> Self {
-        let (steps, rest) = memory.split_at(rows.next_multiple_of(LANES));
-        PackedRows { rows, depth, steps, tiles: &rest[steps.len()..] }
+        let vectors = rows.next_multiple_of(LANES);
+        let (steps, rest) = memory.split_at(vectors);
+        let (sums, lanes) = rest[vectors..].split_at(vectors);
+        PackedRows { rows, depth, steps, sums: cast(sums), lanes }
     }
 }
 
 impl<'a> PackedRowsMut<'a> {
     pub(crate) fn new(memory: &'a mut [f32], rows: usize) -> Self {
-        let (steps, rest) = memory.split_at_mut(rows.next_multiple_of(LANES));
-        let (inverses, tiles) = rest.split_at_mut(steps.len());
-        PackedRowsMut { inverses, steps, tiles }
+        let vectors = rows.next_multiple_of(LANES);
+        let (steps, rest) = memory.split_at_mut(vectors);
+        let (inverses, rest) = rest.split_at_mut(vectors);
+        let (sums, lanes) = rest.split_at_mut(vectors);
+        PackedRowsMut { steps, inverses, sums: cast_mut(sums), lanes }
     }
 }
 
@@ -59,6 +78,16 @@ impl Panels<'_> {
     pub(crate) const fn stride(depth: usize) -> usize {
         (depth + 1) * PANEL
     }
+
+    /// Elements of memory for `count` panels, and what is read behind them.
+    pub(crate) const fn elements(count: usize, depth: usize) -> usize {
+        count * Panels::stride(depth) + bytes_behind(depth) / size_of::<f32>()
+    }
+}
+
+/// Lanes from one row to the next where rows are packed one by one: whole vectors, of which the last one's end is 0.
+pub(crate) const fn row_stride(depth: usize) -> usize {
+    depth.next_multiple_of(LANES)
 }
 
 /// Lanes behind each tile of the left operand, since packing stores whole vectors, or halves of them.
@@ -112,20 +141,87 @@ impl Finish<'_> {
     }
 }
 
-/// Products of `left` with consecutive panels of the right operand, into `output`.
+/// A block of the left operand, to be multiplied with consecutive panels of the right one into `output`.
+pub(crate) struct BlockProduct<'a> {
+    /// The matrix tiles, if bytes are multiplied and there are any.
+    pub(crate) tiles: Option<&'a ConfiguredTiles>,
+    pub(crate) left: PackedRows<'a>,
+    pub(crate) panels: Panels<'a>,
+    pub(crate) finish: Finish<'a>,
+    pub(crate) output: OutputBlock<'a>,
+}
+
+/// A form, and how it multiplies.
+pub(crate) trait Multiply<S: Isa>: Form<S> {
+    fn multiply(self, isa: S, product: BlockProduct<'_>);
+}
+
+impl<S: Isa> Multiply<S> for Floats {
+    #[inline(always)]
+    fn multiply(self, isa: S, product: BlockProduct<'_>) {
+        multiply_in_tiles(isa, self, product);
+    }
+}
+
+impl<S: Isa> Multiply<S> for Pairs {
+    #[inline(always)]
+    fn multiply(self, isa: S, product: BlockProduct<'_>) {
+        multiply_in_tiles(isa, self, product);
+    }
+}
+
+impl<S: Isa> Multiply<S> for Bytes {
+    #[inline(always)]
+    fn multiply(self, isa: S, product: BlockProduct<'_>) {
+        isa.with_products(MultiplyBytes(self, product));
+    }
+}
+
+/// A computation that is compiled once for each tier and form.
+pub(crate) trait Formed {
+    /// The computation. Implementations are `#[inline(always)]`, and so is all that they call.
+    fn run<S: Isa, F: Multiply<S>>(self, isa: S, form: F);
+}
+
+/// A form on every tier.
+pub(crate) trait AnyForm {
+    /// Runs `op` in this form.
+    fn run<S: Isa, V: Formed>(self, isa: S, op: V);
+}
+
+/// A computation in a form.
+pub(crate) struct InForm<F, V>(pub(crate) F, pub(crate) V);
+
+impl<F: AnyForm, V: Formed> Vectorized for InForm<F, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        self.0.run(isa, self.1);
+    }
+}
+
+macro_rules! on_every_tier {
+    ($($form:ty),+) => {
+        $(impl AnyForm for $form {
+            #[inline(always)]
+            fn run<S: Isa, V: Formed>(self, isa: S, op: V) {
+                op.run(isa, self);
+            }
+        })+
+    };
+}
+
+on_every_tier!(Floats, Pairs, Bytes);
+
+/// Multiplies a left operand in tiles.
 #[inline(always)]
-pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
-    isa: S,
-    form: F,
-    left: &PackedRows<'_>,
-    panels: Panels<'_>,
-    finish: &Finish<'_>,
-    mut output: OutputBlock<'_>,
-) {
+fn multiply_in_tiles<S: Isa, F: InTiles<S>>(isa: S, form: F, product: BlockProduct<'_>) {
+    let BlockProduct { left, panels, finish, mut output, .. } = product;
     let (tile_rows, _) = S::FLOAT_TILE;
     let columns = output.columns();
     assert!(output.rows() == left.rows && left.steps.len() >= left.rows);
-    assert!(left.tiles.len() >= left.rows.div_ceil(tile_rows) * tile_stride(tile_rows, left.depth));
+    assert!(left.lanes.len() >= left.rows.div_ceil(tile_rows) * tile_stride(tile_rows, left.depth));
     assert!(panels.memory.len() >= columns.div_ceil(PANEL) * Panels::stride(left.depth));
     let mut row = 0;
     while row < left.rows {
@@ -135,7 +231,7 @@ pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
             // SAFETY: the block is used for nothing else; both operands hold what the tile reads, as asserted above.
             unsafe {
                 let panel = panels.memory.as_ptr().add(column / PANEL * Panels::stride(left.depth));
-                let tile = Tile { left, panel, finish, output: block.tile(), row, column };
+                let tile = Tile { left: &left, panel, finish: &finish, output: block.tile(), row, column };
                 match height {
                     12 if const { S::FLOAT_TILE.0 == 12 } => tile.run::<S, F, 12>(isa, form),
                     8 if const { S::FLOAT_TILE.0 >= 8 } => tile.run::<S, F, 8>(isa, form),
@@ -147,6 +243,91 @@ pub(crate) fn gradient_panels<S: Isa, F: Form<S>>(
             }
         }
         row += height;
+    }
+}
+
+/// Multiplies bytes, with the tiles of the forward pass.
+struct MultiplyBytes<'a>(Bytes, BlockProduct<'a>);
+
+impl Vectorized for MultiplyBytes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let MultiplyBytes(form, BlockProduct { tiles, left, panels, finish, mut output }) = self;
+        let rows =
+            CodeRows { codes: cast(left.lanes), magnitudes: &[], stride: 4 * row_stride(left.depth), sums: left.sums };
+        let tiles = tiles.filter(|_| left.rows >= TILE_ROWS);
+        for column in (0..output.columns()).step_by(PANEL) {
+            let memory = &panels.memory[column / PANEL * Panels::stride(left.depth)..];
+            let (bytes, groups) = (cast(memory), left.depth);
+            let next = bytes.as_ptr();
+            let panel = IntPanel { storage: form.storage, unpacked: true, bytes, groups, fetch: false, next };
+            let spoilt = memory[groups * PANEL..].first_chunk().expect("a panel ends with what is added");
+            let joined = Joined { rows: left.rows, steps: left.steps, spoilt, finish: &finish, column };
+            let columns = output.columns();
+            let block = output.part(0..left.rows, column..columns);
+            match tiles {
+                Some(tiles) => matrix_panel(isa, tiles, &rows, &panel, &joined, block),
+                None => byte_panel(isa, &rows, &panel, &joined, block),
+            }
+        }
+    }
+}
+
+/// Joins the sums of a block to those of the blocks before it.
+struct Joined<'a> {
+    rows: usize,
+    steps: &'a [f32],
+    spoilt: &'a [f32; PANEL],
+    finish: &'a Finish<'a>,
+    /// The panel's first column in the output.
+    column: usize,
+}
+
+impl Results for Joined<'_> {
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    #[inline(always)]
+    unsafe fn put<S: Isa, const MR: usize, const NV: usize>(
+        &self,
+        isa: S,
+        output: OutputTile,
+        (row, vector): (usize, usize),
+        sums: [[S::I; NV]; MR],
+    ) {
+        let Joined { steps, finish, .. } = self;
+        let (spoilt, _) = self.spoilt.as_chunks::<LANES>();
+        let column = |v: usize| finish.origin.1 + self.column + (vector + v) * LANES;
+        let mut before = [[isa.splat(0.0); NV]; MR];
+        // SAFETY: rows that are there by this method's contract, and columns of them.
+        unsafe {
+            // Loops of a fixed length keep sums in registers.
+            if output.is_whole(vector + NV) {
+                if finish.continued {
+                    before = output.whole(isa, row, vector);
+                }
+                for i in 0..MR {
+                    for v in 0..NV {
+                        let spoilt = isa.load(&spoilt[vector + v]);
+                        let sum = join(isa, sums[i][v], steps[row + i], before[i][v], spoilt);
+                        let sum = finish.apply(isa, row + i, column(v), sum);
+                        output.store_whole(isa, row + i, vector + v, sum);
+                    }
+                }
+            } else {
+                for i in 0..MR {
+                    for v in 0..NV {
+                        let before =
+                            if finish.continued { output.load(isa, row + i, vector + v) } else { isa.splat(0.0) };
+                        let sum = join(isa, sums[i][v], steps[row + i], before, isa.load(&spoilt[vector + v]));
+                        output.store(isa, row + i, vector + v, finish.apply(isa, row + i, column(v), sum));
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -165,7 +346,7 @@ impl Tile<'_> {
     /// The left operand holds a tile of MR rows at `row`, the panel is of the left operand's depth, and the output has
     /// every row of the tile that the left operand has.
     #[inline(always)]
-    unsafe fn run<S: Isa, F: Form<S>, const MR: usize>(&self, isa: S, form: F) {
+    unsafe fn run<S: Isa, F: InTiles<S>, const MR: usize>(&self, isa: S, form: F) {
         // SAFETY: this method's contract is that of the calls.
         unsafe {
             if const { S::FLOAT_TILE.1 == 2 } {
@@ -181,7 +362,7 @@ impl Tile<'_> {
     /// # Safety
     /// As [`Self::run`].
     #[inline(always)]
-    unsafe fn vectors<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(&self, isa: S, form: F, vector: usize) {
+    unsafe fn vectors<S: Isa, F: InTiles<S>, const MR: usize, const NV: usize>(&self, isa: S, form: F, vector: usize) {
         let (tile_rows, _) = S::FLOAT_TILE;
         let depth = self.left.depth;
         let rows = MR.min(self.left.rows - self.row);
@@ -189,7 +370,7 @@ impl Tile<'_> {
         // SAFETY: only rows of the output and lanes of both operands that exist by this method's contract are used: a tile
         // of the left operand is padded to MR rows, and a panel has a row more than its depth.
         unsafe {
-            let left = self.left.tiles.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, depth));
+            let left = self.left.lanes.as_ptr().add(self.row / tile_rows * tile_stride(tile_rows, depth));
             let panel = self.panel.add(panel_lane::<S>(depth, 0, vector));
             for i in 0..MR {
                 for v in 0..NV {
@@ -200,7 +381,7 @@ impl Tile<'_> {
             if rows == MR && self.output.is_whole(vector + NV) {
                 let mut before = [[isa.splat(0.0); NV]; MR];
                 if F::CHAINED && self.finish.continued {
-                    before = self.whole::<S, MR, NV>(isa, vector);
+                    before = self.output.whole(isa, self.row, vector);
                 }
                 for i in 0..MR {
                     for v in 0..NV {
@@ -209,7 +390,7 @@ impl Tile<'_> {
                 }
                 let sums = products::<S, F, MR, NV>(isa, form, left, panel, depth, sums);
                 if !F::CHAINED && self.finish.continued {
-                    before = self.whole::<S, MR, NV>(isa, vector);
+                    before = self.output.whole(isa, self.row, vector);
                 }
                 for i in 0..MR {
                     for v in 0..NV {
@@ -253,22 +434,6 @@ impl Tile<'_> {
     fn finished<S: Isa>(&self, isa: S, i: usize, vector: usize, sum: S::F) -> S::F {
         self.finish.apply(isa, self.row + i, self.finish.origin.1 + self.column + vector * LANES, sum)
     }
-
-    /// The output as it is.
-    ///
-    /// # Safety
-    /// The output has MR rows here, and all columns of NV vectors from `vector` on.
-    #[inline(always)]
-    unsafe fn whole<S: Isa, const MR: usize, const NV: usize>(&self, isa: S, vector: usize) -> [[S::F; NV]; MR] {
-        let mut loaded = [[isa.splat(0.0); NV]; MR];
-        for i in 0..MR {
-            for v in 0..NV {
-                // SAFETY: rows and columns that are there, by this method's contract.
-                loaded[i][v] = unsafe { self.output.load_whole(isa, self.row + i, vector + v) };
-            }
-        }
-        loaded
-    }
 }
 
 /// `sums` plus the products of MR rows with NV vectors of columns.
@@ -277,7 +442,7 @@ impl Tile<'_> {
 /// `left` is valid for `depth` times MR lanes, `panel` for NV vectors of each of `depth` rows, where [`panel_lane`]
 /// places them.
 #[inline(always)]
-unsafe fn products<S: Isa, F: Form<S>, const MR: usize, const NV: usize>(
+unsafe fn products<S: Isa, F: InTiles<S>, const MR: usize, const NV: usize>(
     isa: S,
     form: F,
     left: *const f32,

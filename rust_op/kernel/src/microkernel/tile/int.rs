@@ -24,7 +24,7 @@ mod wide;
 pub(crate) use blocks::unpack_panel;
 use choice::{Algorithm, Choice};
 
-use super::Scaling;
+use super::Results;
 use crate::microkernel::isa::{Isa, LANES, TileOrigin};
 use crate::microkernel::output::{OutputBlock, OutputTile};
 use crate::microkernel::panels::{BLOCK_BYTES, Storage};
@@ -56,36 +56,60 @@ pub(crate) struct IntPanel<'a> {
     pub(crate) next: *const u8,
 }
 
-/// z of `scaling.x_step.len()` rows of codes with one integer panel, into the first rows of `output`.
+/// Sums of the rows of codes that `results` has, with one integer panel: `results` writes them into `output`.
 #[inline(always)]
-pub(crate) fn int_panel<S: Isa>(
+pub(crate) fn int_panel<S: Isa, R: Results>(
     isa: S,
     rows: &CodeRows<'_>,
     panel: &IntPanel<'_>,
-    scaling: &Scaling<'_>,
-    mut output: OutputBlock<'_>,
+    results: &R,
+    output: OutputBlock<'_>,
 ) {
-    let count = scaling.x_step.len();
+    if panel.unpacked || panel.storage.bits == 8 {
+        return byte_panel(isa, rows, panel, results, output);
+    }
+    check::<S, R>(rows, panel, results, &output);
+    // SAFETY: as checked above.
+    unsafe {
+        match panel.storage.bits {
+            4 => panel_of::<S, R, 4, 4>(isa, rows, panel, results, output),
+            2 => panel_of::<S, R, 2, 2>(isa, rows, panel, results, output),
+            _ => panel_of::<S, R, 1, 1>(isa, rows, panel, results, output),
+        }
+    }
+}
+
+/// The same where each code of the panel takes a byte.
+#[inline(always)]
+pub(crate) fn byte_panel<S: Isa, R: Results>(
+    isa: S,
+    rows: &CodeRows<'_>,
+    panel: &IntPanel<'_>,
+    results: &R,
+    output: OutputBlock<'_>,
+) {
+    assert!(panel.unpacked || panel.storage.bits == 8);
+    check::<S, R>(rows, panel, results, &output);
+    // SAFETY: as checked above.
+    unsafe {
+        match panel.storage.bits {
+            4 if const { S::SMALL_SUMS } => panel_of::<S, R, 4, 8>(isa, rows, panel, results, output),
+            2 if const { S::SMALL_SUMS } => panel_of::<S, R, 2, 8>(isa, rows, panel, results, output),
+            1 if const { S::SMALL_SUMS } => panel_of::<S, R, 1, 8>(isa, rows, panel, results, output),
+            _ => panel_of::<S, R, 8, 8>(isa, rows, panel, results, output),
+        }
+    }
+}
+
+/// Checks what [`panel_of`] expects.
+#[inline(always)]
+fn check<S: Isa, R: Results>(rows: &CodeRows<'_>, panel: &IntPanel<'_>, results: &R, output: &OutputBlock<'_>) {
+    let count = results.rows();
     let codes_per_byte = if panel.unpacked { 1 } else { panel.storage.groups() };
     assert!(count <= output.rows() && count <= rows.sums.len());
     assert!(panel.bytes.len() >= panel.groups.div_ceil(codes_per_byte) * BLOCK_BYTES);
     assert!(count == 0 || rows.codes.len() >= (count - 1) * rows.stride + 4 * panel.groups);
     assert!(!S::MAGNITUDES || panel.storage.bits < 8 || rows.magnitudes.len() == rows.codes.len());
-    // SAFETY: the slices hold the panel and `count` rows, with magnitudes where they are read, and the output has as
-    // many rows, as asserted above.
-    unsafe {
-        let output = output.tile();
-        match (panel.storage.bits, panel.unpacked) {
-            (8, _) => panel_of::<S, 8, 8>(isa, rows, panel, scaling, output),
-            (_, true) if const { !S::SMALL_SUMS } => panel_of::<S, 8, 8>(isa, rows, panel, scaling, output),
-            (4, false) => panel_of::<S, 4, 4>(isa, rows, panel, scaling, output),
-            (2, false) => panel_of::<S, 2, 2>(isa, rows, panel, scaling, output),
-            (_, false) => panel_of::<S, 1, 1>(isa, rows, panel, scaling, output),
-            (4, true) => panel_of::<S, 4, 8>(isa, rows, panel, scaling, output),
-            (2, true) => panel_of::<S, 2, 8>(isa, rows, panel, scaling, output),
-            (_, true) => panel_of::<S, 1, 8>(isa, rows, panel, scaling, output),
-        }
-    }
 }
 
 /// The [`Choice`] for codes of `bits` bits that take `size` bits each.
@@ -96,34 +120,36 @@ const fn choice<S: Isa>(bits: u32, size: u32) -> Choice {
 /// [`int_panel`] for codes of `BITS` bits that take `SIZE` bits each.
 ///
 /// # Safety
-/// `rows` and `output` hold `scaling.x_step.len()` rows of `panel.groups` groups; `rows` also holds their magnitudes if
+/// `rows` and `output` hold the rows of `results`, of `panel.groups` groups; `rows` also holds their magnitudes if
 /// the tier reads those with codes of `BITS` bits; `panel.bytes` holds `panel.groups` groups.
 #[inline(always)]
-unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
+unsafe fn panel_of<S: Isa, R: Results, const BITS: u32, const SIZE: u32>(
     isa: S,
     rows: &CodeRows<'_>,
     panel: &IntPanel<'_>,
-    scaling: &Scaling<'_>,
-    output: OutputTile,
+    results: &R,
+    mut output: OutputBlock<'_>,
 ) {
-    let count = scaling.x_step.len();
+    // SAFETY: the block is used for nothing else.
+    let output = unsafe { output.tile() };
+    let count = results.rows();
     let mut row = 0;
     while row < count {
         let height = const { choice::<S>(BITS, SIZE) }.rows(count - row);
         // SAFETY: by this function's contract, since `row + height <= count`.
         unsafe {
             if const { choice::<S>(BITS, SIZE).has(12) } && height == 12 {
-                tile_rows::<S, BITS, SIZE, 12, 1>(isa, rows, panel, scaling, output, row);
+                tile_rows::<S, R, BITS, SIZE, 12, 1>(isa, rows, panel, results, output, row);
             } else if const { choice::<S>(BITS, SIZE).has(8) } && height == 8 {
-                tile_rows::<S, BITS, SIZE, 8, 1>(isa, rows, panel, scaling, output, row);
+                tile_rows::<S, R, BITS, SIZE, 8, 1>(isa, rows, panel, results, output, row);
             } else if const { choice::<S>(BITS, SIZE).has(6) } && height == 6 {
-                tile_rows::<S, BITS, SIZE, 6, 1>(isa, rows, panel, scaling, output, row);
+                tile_rows::<S, R, BITS, SIZE, 6, 1>(isa, rows, panel, results, output, row);
             } else if const { choice::<S>(BITS, SIZE).has(4) } && height == 4 {
-                tile_rows::<S, BITS, SIZE, 4, 1>(isa, rows, panel, scaling, output, row);
+                tile_rows::<S, R, BITS, SIZE, 4, 1>(isa, rows, panel, results, output, row);
             } else if height == 2 {
-                tile_rows::<S, BITS, SIZE, 2, 2>(isa, rows, panel, scaling, output, row);
+                tile_rows::<S, R, BITS, SIZE, 2, 2>(isa, rows, panel, results, output, row);
             } else {
-                tile_rows::<S, BITS, SIZE, 1, 4>(isa, rows, panel, scaling, output, row);
+                tile_rows::<S, R, BITS, SIZE, 1, 4>(isa, rows, panel, results, output, row);
             }
         }
         row += height;
@@ -135,11 +161,11 @@ unsafe fn panel_of<S: Isa, const BITS: u32, const SIZE: u32>(
 /// # Safety
 /// As for [`panel_of`], whose rows include these.
 #[inline(always)]
-unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const CHAINS: usize>(
+unsafe fn tile_rows<S: Isa, R: Results, const BITS: u32, const SIZE: u32, const MR: usize, const CHAINS: usize>(
     isa: S,
     rows: &CodeRows<'_>,
     panel: &IntPanel<'_>,
-    scaling: &Scaling<'_>,
+    results: &R,
     output: OutputTile,
     row: usize,
 ) {
@@ -147,15 +173,15 @@ unsafe fn tile_rows<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, c
     unsafe {
         // A panel is read once from beginning to end if the sums of both its vectors fit the registers.
         if const { S::INT_TILE.1 == 2 || (MR <= S::PANEL_WIDE_ROWS && BITS > 2) } {
-            tile_vectors::<S, BITS, SIZE, MR, 2, CHAINS>(isa, rows, panel, scaling, output, row, 0);
+            tile_vectors::<S, R, BITS, SIZE, MR, 2, CHAINS>(isa, rows, panel, results, output, row, 0);
         } else if const { S::OWN_TILES } {
             // One copy of the code for both. On x86, two are up to 8 % faster.
             for vector in 0..2 {
-                tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, vector);
+                tile_vectors::<S, R, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, results, output, row, vector);
             }
         } else {
-            tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, 0);
-            tile_vectors::<S, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, scaling, output, row, 1);
+            tile_vectors::<S, R, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, results, output, row, 0);
+            tile_vectors::<S, R, BITS, SIZE, MR, 1, CHAINS>(isa, rows, panel, results, output, row, 1);
         }
     }
 }
@@ -189,6 +215,7 @@ impl TileOrigin {
 #[inline(always)]
 unsafe fn tile_vectors<
     S: Isa,
+    R: Results,
     const BITS: u32,
     const SIZE: u32,
     const MR: usize,
@@ -198,7 +225,7 @@ unsafe fn tile_vectors<
     isa: S,
     rows: &CodeRows<'_>,
     panel: &IntPanel<'_>,
-    scaling: &Scaling<'_>,
+    results: &R,
     output: OutputTile,
     row: usize,
     vector: usize,
@@ -239,11 +266,6 @@ unsafe fn tile_vectors<
         } else {
             wide::wide_tile::<S, SIZE, MR, NV, CHAINS>(isa, origin, start)
         };
-        for i in 0..MR {
-            for v in 0..NV {
-                let z = scaling.z(isa, row + i, vector + v, isa.to_float(sums[i][v]));
-                output.store(isa, row + i, vector + v, z);
-            }
-        }
+        results.put(isa, output, (row, vector), sums);
     }
 }

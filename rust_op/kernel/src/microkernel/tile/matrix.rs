@@ -1,26 +1,26 @@
 //! Integer products on a processor's matrix tiles ([`crate::microkernel::amx`]), for 16 rows or more.
 
-use super::Scaling;
+use super::Results;
 use super::int::{CodeRows, IntPanel};
 use crate::microkernel::amx::{ConfiguredTiles, SUM_ROWS, Sums, TILE_CODES, TILE_ROWS, bytes_behind};
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::output::OutputBlock;
 use crate::microkernel::panels::{BLOCK_BYTES, PANEL};
 
-/// z of `scaling.x_step.len()` rows of codes with one integer panel, whose codes take a byte each, into the first rows
-/// of `output`.
+/// Sums of the rows of codes that `results` has, with one integer panel whose codes take a byte each: `results` writes
+/// them into `output`.
 ///
 /// Whole tiles are read: codes of rows up to the next multiple of 16, and [`bytes_behind`] past the end of a panel.
 #[inline(always)]
-pub(crate) fn matrix_panel<S: Isa>(
+pub(crate) fn matrix_panel<S: Isa, R: Results>(
     isa: S,
     tiles: &ConfiguredTiles,
     rows: &CodeRows<'_>,
     panel: &IntPanel<'_>,
-    scaling: &Scaling<'_>,
+    results: &R,
     mut output: OutputBlock<'_>,
 ) {
-    let count = scaling.x_step.len();
+    let count = results.rows();
     let steps = (4 * panel.groups).div_ceil(TILE_CODES);
     assert!(count <= output.rows() && count <= rows.sums.len());
     assert!(panel.groups > 0 && (panel.unpacked || panel.storage.bits == 8));
@@ -40,7 +40,7 @@ pub(crate) fn matrix_panel<S: Isa>(
                 // SAFETY: a row of sums has `PANEL / LANES` vectors; the output has the row, as asserted above.
                 unsafe {
                     let sum = isa.add_i(isa.load_i_ptr(sums[vector * LANES..].as_ptr().cast()), start);
-                    tile.store(isa, row, vector, scaling.z(isa, row, vector, isa.to_float(sum)));
+                    results.put(isa, tile, (row, vector), [[sum]]);
                 }
             }
         }

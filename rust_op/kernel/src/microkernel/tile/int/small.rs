@@ -26,6 +26,29 @@ pub(super) const fn small_groups(largest: i32) -> usize {
     (i16::MAX as i32 / (2 * largest * LARGEST_CODE)) as usize
 }
 
+/// Adds the products of a block whose groups are all there.
+///
+/// # Safety
+/// As [`TileOrigin`] says, for MR rows and NV vectors.
+#[inline(always)]
+unsafe fn add_block<S: Isa, const BITS: u32, const SIZE: u32, const MR: usize, const NV: usize>(
+    isa: S,
+    small: &mut [[S::I; NV]; MR],
+    origin: TileOrigin,
+    index: usize,
+) {
+    let slots = 8 / SIZE as usize;
+    origin.prefetch::<S, BITS, SIZE, NV>(isa, index);
+    // SAFETY: the block is there by this function's contract, and so are its groups of codes.
+    unsafe {
+        let vectors = load_block::<S, NV>(isa, origin.panel.add(index * BLOCK_BYTES));
+        for s in 0..slots {
+            let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
+            dot_group::<S, true, MR, NV>(isa, small, &stored, origin, 4 * (index * slots + s));
+        }
+    }
+}
+
 /// [`super::wide::wide_tile`] for codes of fewer than 8 bits, in sums of 16 bits, which are added to sums of 32 bits
 /// before they can overflow.
 ///
@@ -52,14 +75,10 @@ pub(super) unsafe fn small_tile<S: Isa, const BITS: u32, const SIZE: u32, const 
         while first < whole {
             let mut small = [[isa.splat_i(0); NV]; MR];
             let end = whole.min(first + blocks_at_once);
-            for index in first..end {
-                let block = origin.panel.add(index * BLOCK_BYTES);
-                origin.prefetch::<S, BITS, SIZE, NV>(isa, index);
-                let vectors = load_block::<S, NV>(isa, block);
-                for s in 0..slots {
-                    let stored = slots_of::<S, SIZE, NV>(isa, &vectors, s);
-                    dot_group::<S, true, MR, NV>(isa, &mut small, &stored, origin, 4 * (index * slots + s));
-                }
+            // The first block on its own: there is nothing yet to add its products to.
+            add_block::<S, BITS, SIZE, MR, NV>(isa, &mut small, origin, first);
+            for index in first + 1..end {
+                add_block::<S, BITS, SIZE, MR, NV>(isa, &mut small, origin, index);
             }
             widen_all(isa, &mut sums, &small);
             first = end;
