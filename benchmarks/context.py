@@ -73,6 +73,9 @@ class Context:
         """Operations per second that one core reaches with the :meth:`instruction`."""
         return self.rates.get(self.instruction(peak) or "")
 
-    def gradient_peak(self, precision: str) -> str:
-        """The peak for the products of a backward pass with codes of up to 8 bits."""
-        return "fma" if precision == "highest" else "pairs"
+    def gradient_peak(self, precision: str, gradient_bits: int | None) -> str:
+        """The peak for the products of a backward pass with codes of 8 bits."""
+        if gradient_bits is None:
+            return "fma" if precision == "highest" else "pairs"
+        # Without such instructions, codes of 8 bits are multiplied in pairs in any case.
+        return "pairs" if self.machine.tier in ("avx2", "avx512bw") else "dot"

@@ -42,6 +42,8 @@ class Machine:
     @property
     def kind(self) -> str | None:
         """The kind of machine, for goals; None if there are no goals for it."""
+        if self.tier == "avx2":
+            return "avx2"
         if self.tier not in ("avx512", "amx"):
             return None
         return {"AuthenticAMD": "amd-avx512", "GenuineIntel": "intel-avx512"}.get(self.vendor)

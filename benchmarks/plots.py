@@ -20,7 +20,7 @@ PANELS: dict[str, list[tuple[str, list[Line]]]] = {
     ],
     "Training speed": [
         ('step of a layer, precision "highest"', [Line("", "training", '"highest"')]),
-        ('step of a layer, precision "medium"', [Line("", "training", '"medium"')]),
+        ('step of a layer, precision "high"', [Line("", "training", '"high"')]),
     ],
     "Speed in ONNX Runtime": [
         (f"{samples} row{'s' * (samples > 1)}", [Line("", "session", "DAC and ADC", samples)]) for samples in (1, 16)

@@ -1,7 +1,7 @@
 """The rivals: noise-aware training in PyTorch without the kernel, each as a layer class that a network's layers become.
 
-All have 8-bit inputs, weights and outputs with a full scale per row, noise in proportion to the signal, and a
-straight-through gradient; aihwkit adds effects of its own.
+All have inputs, weights and outputs of 8 bits, or of a :class:`Way`'s, with a full scale per row, noise in proportion
+to the signal, and a straight-through gradient; aihwkit adds effects of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,39 @@ from lumina_onnx import OpticalProfile
 from lumina_onnx.nn import convert
 
 NOISE = 0.02
-PROFILE = OpticalProfile(noise_relative=NOISE)
+
+#: Names in ``torch.set_float32_matmul_precision``. On our side "high" and "medium" are the same; in PyTorch "high" is
+#: "highest" on processors without instructions for it.
+HIGHEST, HIGH, MEDIUM = "highest", "high", "medium"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How our side trains.
+
+    Attributes:
+        name: Its name in a report.
+        precision: The precision of float32 products.
+        gradient_bits: As in :func:`lumina_onnx.nn.convert`.
+        bits: The bits of inputs, weights and outputs; the rivals have as many.
+    """
+
+    name: str
+    precision: str = HIGHEST
+    gradient_bits: int | None = None
+    bits: int = 8
+
+    @property
+    def law(self) -> str:
+        """Bits and noise, for a report."""
+        return f"{self.bits}/{self.bits}/{self.bits} bits, noise_relative"
+
+
+AT_HIGHEST = Way(f'precision "{HIGHEST}"')
+AT_HIGH = Way(f'precision "{HIGH}"', HIGH)
+IN_8_BITS = Way("gradients of 8 bits", gradient_bits=8)
+CODES_OF_4_BITS = Way("gradients of 8 bits", gradient_bits=8, bits=4)
+WAYS = (AT_HIGHEST, AT_HIGH, IN_8_BITS, CODES_OF_4_BITS)
 
 OURS = "ours"
 OURS_COMPILED = "ours under torch.compile"
@@ -37,8 +69,11 @@ PLAIN = "nn.Linear, without bits and noise"
 class EagerLinear(nn.Linear):
     """:func:`eager.optical_linear` as a layer."""
 
+    bits = 8
+
     def forward(self, input: Tensor) -> Tensor:
-        return eager.optical_linear(input, self.weight, self.bias, noise_relative=NOISE)
+        bits = {"input_bits": self.bits, "weight_bits": self.bits, "output_bits": self.bits}
+        return eager.optical_linear(input, self.weight, self.bias, **bits, noise_relative=NOISE)
 
 
 class IntMmLinear(nn.Linear):
@@ -59,10 +94,11 @@ def swap(model: nn.Module, layer: type[nn.Linear]) -> nn.Module:
     return model
 
 
-def with_layers_of(side: str, model: nn.Module) -> nn.Module:
+def with_layers_of(side: str, model: nn.Module, way: Way = AT_HIGHEST) -> nn.Module:
     """A copy of a network of ``nn.Linear`` layers with the layers of one of the sides."""
     if side in (OURS, OURS_COMPILED):
-        model = convert(model, PROFILE)
+        profile = OpticalProfile(way.bits, way.bits, way.bits, noise_relative=NOISE)
+        model = convert(model, profile, gradient_bits=way.gradient_bits)
         if side == OURS_COMPILED:
             model.compile(dynamic=False)
         return model
@@ -70,7 +106,10 @@ def with_layers_of(side: str, model: nn.Module) -> nn.Module:
         return _analog(model)
     if side == PLAIN:
         return copy.deepcopy(model)
-    model = swap(model, IntMmLinear if side == INT_MM else EagerLinear)
+    layer: type[nn.Linear] = IntMmLinear
+    if side != INT_MM:
+        layer = type("EagerLinear", (EagerLinear,), {"bits": way.bits})
+    model = swap(model, layer)
     if side == COMPILED:
         model.compile(dynamic=False)
     return model
@@ -132,9 +171,9 @@ class Task:
         return count
 
 
-def step(task: Task, side: str) -> Call:
+def step(task: Task, side: str, way: Way = AT_HIGHEST) -> Call:
     """A training step: forward, backward, and the optimizer's step if the task has one."""
-    model = with_layers_of(side, task.model)
+    model = with_layers_of(side, task.model, way)
     parameters = list(model.parameters())
     optimizer = _optimizer(side, model) if task.optimized else None
     x = task.x.detach().clone().requires_grad_(task.x.requires_grad)

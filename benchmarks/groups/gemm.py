@@ -13,11 +13,10 @@ from benchmarks import eager
 from benchmarks.context import Context
 from benchmarks.groups.forward import data, use_threads
 from benchmarks.results import Row, Shape, compare
+from benchmarks.rivals import AT_HIGHEST, CODES_OF_4_BITS, HIGHEST, WAYS, Way
 from benchmarks.timing import Call, interleave
 from lumina_onnx import OpticalProfile
-from lumina_onnx.nn import functional
-
-HIGHEST, MEDIUM = "highest", "medium"
+from lumina_onnx.nn import functional, gradient_bits
 
 
 def run(context: Context) -> Iterator[Row]:
@@ -58,33 +57,41 @@ def _forward(shape: Shape, x: torch.Tensor, params: lumina_kernel.Params, weight
 
 @torch.enable_grad()
 def _gradients(context: Context, shape: Shape) -> Iterator[Row]:
-    """dX and dW, each alone and both together, at each precision."""
+    """dX and dW, each alone and both together, in each way."""
     x, weight, _ = data(shape)
     grad = torch.randn(shape[0], shape[2])
-    profile = OpticalProfile(output_bits=0)
     rivals: dict[str, tuple[bool, bool, Call]] = {
         "dX": (True, False, lambda: grad @ weight),
         "dW": (False, True, lambda: grad.t() @ x),
         "dX and dW": (True, True, lambda: (grad @ weight, grad.t() @ x)),
     }
-    for precision in (HIGHEST, MEDIUM):
-        instruction = context.instruction(context.gradient_peak(precision))
+    for way in WAYS:
+        profile = OpticalProfile(way.bits, way.bits, 0)
+        # No instruction alone sums products of codes of 4 bits everywhere.
+        peak = context.gradient_peak(way.precision, way.gradient_bits) if way.bits == 8 else None
         for name, (for_x, for_weight, theirs) in rivals.items():
             # The forward pass decides which gradients are computed; torch.autograd.grad does not reduce them.
             leaves = x.clone().requires_grad_(for_x), weight.clone().requires_grad_(for_weight)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            y = functional.optical_linear(*leaves, None, profile)
+            with gradient_bits(way.gradient_bits):
+                y = functional.optical_linear(*leaves, None, profile)
+            share = {AT_HIGHEST: context.goal(amd=0.85), CODES_OF_4_BITS: None}
             yield from _product(
                 context,
                 shape,
                 partial(torch.autograd.grad, y, wanted, grad, retain_graph=True),
-                what=f'{name}, precision "{precision}"',
-                instruction=instruction,
-                of_peak=context.goal(amd=0.85) if precision == HIGHEST else None,
-                rival=("grad @ w, grad.t() @ x", theirs, context.goal(intel=1.0) if precision == HIGHEST else None),
+                what=f"{name}, {codes(way)}{way.name}",
+                instruction=context.instruction(peak) if peak else None,
+                of_peak=share.get(way, context.goal(amd=0.85, avx2=0.8)),
+                rival=("grad @ w, grad.t() @ x", theirs, context.goal(intel=1.0) if way == AT_HIGHEST else None),
                 products=len(wanted),
-                precision=precision,
+                precision=way.precision,
             )
+
+
+def codes(way: Way) -> str:
+    """What to say of codes that have not the usual 8 bits."""
+    return "" if way.bits == 8 else f"codes of {way.bits} bits, "
 
 
 def _product(

@@ -5,32 +5,48 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import eager, memory, rivals
 from benchmarks.context import Context
-from benchmarks.groups.forward import BITS, means, use_threads
+from benchmarks.groups.forward import means, use_threads
 from benchmarks.groups.scaling import LARGE
 from benchmarks.results import Row, Time, compare
-from benchmarks.rivals import AIHWKIT, AUTOCAST, COMPILED, EAGER, INT_MM, OURS, OURS_COMPILED, PLAIN, Task
+from benchmarks.rivals import (
+    AIHWKIT,
+    AT_HIGH,
+    AT_HIGHEST,
+    AUTOCAST,
+    CODES_OF_4_BITS,
+    COMPILED,
+    EAGER,
+    HIGHEST,
+    IN_8_BITS,
+    INT_MM,
+    MEDIUM,
+    OURS,
+    OURS_COMPILED,
+    PLAIN,
+    WAYS,
+    Task,
+    Way,
+)
 from benchmarks.timing import Call, Effort, Samples, Side, interleave
 from lumina_onnx import OpticalProfile
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 
-LAW = f"{BITS}, noise_relative"
-#: The names in ``torch.set_float32_matmul_precision``. "high" is not measured: on our side it equals "medium", and in
-#: PyTorch it equals "highest" on processors without instructions for it.
-HIGHEST, MEDIUM = "highest", "medium"
-#: The rivals at each precision, and the precision at which each runs. autocast always multiplies in bfloat16.
+#: The rivals of each way, and the precision at which each runs. autocast always multiplies in bfloat16.
 COMPARED = {
-    HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST)],
-    MEDIUM: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
+    AT_HIGHEST: [(EAGER, HIGHEST), (COMPILED, HIGHEST), (INT_MM, HIGHEST), (AUTOCAST, HIGHEST)],
+    AT_HIGH: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
+    IN_8_BITS: [(EAGER, HIGHEST), (EAGER, MEDIUM), (COMPILED, MEDIUM), (INT_MM, MEDIUM), (AUTOCAST, HIGHEST)],
+    CODES_OF_4_BITS: [(EAGER, HIGHEST), (EAGER, MEDIUM), (AUTOCAST, HIGHEST)],
 }
 SAVED, PEAK = "saved between forward and backward", "most at once in a step"
 EAGER_HIGHEST = f'{EAGER}, precision "{HIGHEST}"'
@@ -45,9 +61,9 @@ def steps(context: Context) -> Iterator[Row]:
             for row in _step(context, task, threads):
                 found.append(row)
                 yield row
-        for precision in (HIGHEST, MEDIUM):
-            mine = [row for row in found if row.what.endswith(f'"{precision}"')]
-            yield from means(mine, _goals(context, precision) if threads == context.threads else {})
+        for way in WAYS:
+            mine = [row for row in found if row.what.endswith(f"{way.law}, {way.name}")]
+            yield from means(mine, _goals(context, way) if threads == context.threads else {})
 
 
 def networks(context: Context) -> Iterator[Row]:
@@ -80,7 +96,7 @@ def scaling(context: Context) -> Iterator[Row]:
             times["2"],
             times["1"],
             group="step-scaling",
-            what=f'{task.name}: forward, backward, {LAW}, precision "{HIGHEST}"',
+            what=f"{task.name}: forward, backward, {AT_HIGHEST.law}, {AT_HIGHEST.name}",
             against="one thread",
             shape=shape,
             threads=2,
@@ -89,35 +105,43 @@ def scaling(context: Context) -> Iterator[Row]:
         )
 
 
-def _goals(context: Context, precision: str) -> dict[str, float | None]:
-    if precision == HIGHEST:
-        return {EAGER: context.goal(intel=3.0, amd=4.0)}
-    return {EAGER_HIGHEST: context.goal(amd=6.0)}
+def _goals(context: Context, way: Way) -> dict[str, float | None]:
+    return {
+        AT_HIGHEST: {EAGER: context.goal(intel=3.0, amd=4.0)},
+        AT_HIGH: {EAGER_HIGHEST: context.goal(amd=5.2, avx2=2.4), AUTOCAST: context.goal(amd=3.0)},
+        IN_8_BITS: {EAGER_HIGHEST: context.goal(amd=6.5), AUTOCAST: context.goal(amd=4.0)},
+        CODES_OF_4_BITS: {EAGER_HIGHEST: context.goal(avx2=3.0)},
+    }[way]
 
 
 def _step(context: Context, task: Task, threads: int) -> Iterator[Row]:
-    """Ours against the rivals at each precision, and at "medium" also against PyTorch at its default precision."""
+    """Ours in each way against its rivals, which include PyTorch at its default precision."""
     context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
     use_threads(threads)
     # Compiling takes seconds: with tiny sizes once is enough to see that it runs.
     compiled = not context.quick or (threads == context.threads and task.shape == context.shapes[0])
     compared = {
-        precision: [other for other in others if compiled or other[0] != COMPILED]
-        for precision, others in COMPARED.items()
+        way: [other for other in others if compiled or other[0] != COMPILED] for way, others in COMPARED.items()
     }
-    wanted = dict.fromkeys([(OURS, precision) for precision in compared] + [*itertools.chain(*compared.values())])
-    sides = {(side, asked): rivals.at_precision(rivals.step(task, side), asked) for side, asked in wanted}
+    # Only the bits of a way matter to a rival.
+    ours = {(OURS, way): rivals.at_precision(rivals.step(task, OURS, way), way.precision) for way in compared}
+    theirs = {
+        (side, asked, way.bits): rivals.at_precision(rivals.step(task, side, Way("", bits=way.bits)), asked)
+        for way, others in compared.items()
+        for side, asked in others
+    }
+    sides: dict[Any, Side] = {**ours, **theirs}
     try:
         times = interleave(sides, _effort(context, task))
     finally:
         torch.set_float32_matmul_precision(HIGHEST)
         if compiled:
             torch.compiler.reset()
-    for precision, others in compared.items():
+    for way, others in compared.items():
         for side, asked in others:
-            name = EAGER_HIGHEST if side == EAGER and asked != precision else side
+            name = EAGER_HIGHEST if side == EAGER and asked == HIGHEST and way != AT_HIGHEST else side
             group = "networks" if task.optimized else "training"
-            yield _row(context, task, threads, precision, times[OURS, precision], name, times[side, asked], group)
+            yield _row(context, task, threads, way, times[OURS, way], name, times[side, asked, way.bits], group)
 
 
 def analog(context: Context) -> Iterator[Row]:
@@ -132,7 +156,9 @@ def analog(context: Context) -> Iterator[Row]:
             context.say(f"{task.name}, {' x '.join(map(str, task.shape))}, {threads} threads")
             sides = {side: rivals.step(task, side) for side in (OURS, AIHWKIT)}
             times = interleave(sides, _effort(context, task), own_threads=True)
-            found.append(_row(context, task, threads, HIGHEST, times[OURS], AIHWKIT, times[AIHWKIT], group="aihwkit"))
+            found.append(
+                _row(context, task, threads, AT_HIGHEST, times[OURS], AIHWKIT, times[AIHWKIT], group="aihwkit")
+            )
             yield found[-1]
         yield from means([row for row in found if row.what == found[0].what], {})
 
@@ -143,16 +169,17 @@ def _effort(context: Context, task: Task) -> Effort:
 
 
 def _row(
-    context: Context, task: Task, threads: int, precision: str, ours: Samples, against: str, theirs: Samples, group: str
+    context: Context, task: Task, threads: int, way: Way, ours: Samples, against: str, theirs: Samples, group: str
 ) -> Row:
-    peak = context.gradient_peak(precision)
-    rate = context.rate(peak)
+    # No instruction alone sums products of codes of 4 bits everywhere.
+    peak = context.gradient_peak(way.precision, way.gradient_bits) if way.bits == 8 else None
+    rate = context.rate(peak) if peak else None
     operations = 2 * task.multiply_adds()
     return compare(
         ours,
         theirs,
         group=group,
-        what=f'{task.name}: forward, backward{", SGD" if task.optimized else ""}, {LAW}, precision "{precision}"',
+        what=f"{task.name}: forward, backward{', SGD' if task.optimized else ''}, {way.law}, {way.name}",
         against=against,
         shape=task.shape,
         threads=threads,
@@ -193,7 +220,7 @@ def _small(context: Context, threads: int) -> Iterator[Row]:
             times[side],
             against=side,
             group="networks",
-            what=f'{task.name}: forward, loss, backward, SGD, {LAW}, precision "{HIGHEST}"',
+            what=f"{task.name}: forward, loss, backward, SGD, {AT_HIGHEST.law}, {AT_HIGHEST.name}",
             shape=task.shape,
             threads=threads,
             tier=context.machine.tier,
@@ -227,7 +254,7 @@ def _bytes(context: Context, task: Task, what: str, amounts: dict[str, int]) -> 
         ratio = theirs / ours
         yield Row(
             group="memory",
-            what=f"{task.name}: {what}, {LAW}",
+            what=f"{task.name}: {what}, {AT_HIGHEST.law}",
             against=side,
             shape=task.shape,
             threads=context.threads,
@@ -290,43 +317,57 @@ def epoch(context: Context) -> Iterator[Row]:
         context.say(f"{data.name}, {bits} bits")
         model = optical.convert(plain, OpticalProfile(bits, bits, bits, noise_additive=noise), seed=0)
         optical.calibrate(model, data.train_x.split(500), method="mse", progress=False)
-        sides = {
-            (OURS, HIGHEST): model,
-            (OURS, MEDIUM): copy.deepcopy(model),
+        ours = {way: copy.deepcopy(model) for way in WAYS if way.bits == 8}
+        for way, trained in ours.items():
+            for layer in trained.modules():
+                if isinstance(layer, optical.OpticalLinear):
+                    layer.gradient_bits = way.gradient_bits
+        theirs = {
             (EAGER, HIGHEST): in_eager(model),
             (EAGER, MEDIUM): in_eager(model),
             (PLAIN, HIGHEST): copy.deepcopy(plain),
         }
         if not context.quick:
-            sides[COMPILED, HIGHEST] = in_eager(model)
-            sides[COMPILED, HIGHEST].compile()
-        yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits", sides)
+            theirs[COMPILED, HIGHEST] = in_eager(model)
+            theirs[COMPILED, HIGHEST].compile()
+        yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits", ours, theirs)
 
 
 def _epoch(
-    context: Context, data: classifier.Data, law: str, models: dict[tuple[str, str], nn.Module]
+    context: Context,
+    data: classifier.Data,
+    law: str,
+    ours: dict[Way, nn.Module],
+    theirs: dict[tuple[str, str], nn.Module],
 ) -> Iterator[Row]:
-    def training(model: nn.Module) -> Call:
-        return lambda: classifier.fit(model, data, epochs=1, seed=0)
+    def training(model: nn.Module, precision: str) -> Side:
+        return rivals.at_precision(lambda: classifier.fit(model, data, epochs=1, seed=0), precision)
 
-    sides = {key: rivals.at_precision(training(model), key[1]) for key, model in models.items()}
+    sides = {(OURS, way): training(model, way.precision) for way, model in ours.items()}
+    others = {(side, asked): training(model, asked) for (side, asked), model in theirs.items()}
     try:
-        times = interleave(sides, dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 7)))
+        effort = dataclasses.replace(context.effort, rounds=min(context.effort.rounds, 7))
+        every: dict[Any, Side] = {**sides, **others}
+        times = interleave(every, effort)
     finally:
         torch.set_float32_matmul_precision(HIGHEST)
         torch.compiler.reset()
     what = f"an epoch of {data.name}, {law}: batches of {classifier.BATCH}, Adam, noise_additive"
-    for precision in (HIGHEST, MEDIUM):
-        for (side, asked), time in times.items():
-            if side != OURS and asked == precision:
-                yield compare(
-                    times[OURS, precision],
-                    time,
-                    group="epoch",
-                    what=f'{what}, precision "{precision}"',
-                    against=side,
-                    shape=(len(data.train_x), data.pixels, classifier.HIDDEN, classifier.HIDDEN, classifier.CLASSES),
-                    threads=1,
-                    tier=context.machine.tier,
-                    goal=context.goal(any=3.0) if side == EAGER and precision == HIGHEST else None,
-                )
+    for way in ours:
+        for side, asked in theirs:
+            if way == AT_HIGHEST and asked != HIGHEST:
+                continue
+            name = EAGER_HIGHEST if side == EAGER and asked == HIGHEST and way != AT_HIGHEST else side
+            goals = {AT_HIGHEST: context.goal(any=3.0), AT_HIGH: context.goal(amd=2.4, avx2=1.9)}
+            eager_highest = (side, asked) == (EAGER, HIGHEST)
+            yield compare(
+                times[OURS, way],
+                times[side, asked],
+                group="epoch",
+                what=f"{what}, {way.name}",
+                against=name,
+                shape=(len(data.train_x), data.pixels, classifier.HIDDEN, classifier.HIDDEN, classifier.CLASSES),
+                threads=1,
+                tier=context.machine.tier,
+                goal=goals.get(way) if eager_highest and law.startswith("8") else None,
+            )

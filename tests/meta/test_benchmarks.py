@@ -114,19 +114,19 @@ def test_every_group_is_asked_about(outputs: Path, tmp_path: Path, kind: str) ->
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+#: The lines of a page that was measured before gradients had fixed point in blocks.
+FEWER_BITS = r'precision "high"|gradients of 8 bits|both gradients, (8|16) bits'
+
+
 @pytest.mark.parametrize(
     ("stem", "kind", "unanswered"),
-    [
-        # Measured before "medium" was fixed point in blocks.
-        ("kernel", "", {'both gradients, fewer bits (precision "medium")'}),
-        ("training", "training", {'precision "medium"'}),
-        ("onnxruntime", "edge", set()),
-    ],
+    [("kernel", "", FEWER_BITS), ("training", "training", FEWER_BITS), ("onnxruntime", "edge", "(?!)")],
 )
-def test_every_question_has_its_answers(stem: str, kind: str, unanswered: set[str]) -> None:
+def test_every_question_has_its_answers(stem: str, kind: str, unanswered: str) -> None:
     rows = report.Report.of_files([ROOT / "docs" / "measurements" / f"{stem}.json"]).rows
     lines = [line for question in PAGES[kind].questions for line in question.lines]
-    assert {line.label for line in lines if not any(line.holds(row) for row in rows)} == unanswered
+    expected = {line.label for line in lines if re.search(unanswered, line.label)}
+    assert {line.label for line in lines if not any(line.holds(row) for row in rows)} == expected
 
 
 def example(ratio: float, **more: Any) -> Row:
