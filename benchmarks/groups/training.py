@@ -317,12 +317,12 @@ def epoch(context: Context) -> Iterator[Row]:
         context.say(f"{data.name}, {bits} bits")
         model = optical.convert(plain, OpticalProfile(bits, bits, bits, noise_additive=noise), seed=0)
         optical.calibrate(model, data.train_x.split(500), method="mse", progress=False)
-        ours = {way: copy.deepcopy(model) for way in WAYS if way.bits == 8}
+        ours: dict[Way, nn.Module] = {way: copy.deepcopy(model) for way in WAYS if way.bits == 8}
         for way, trained in ours.items():
             for layer in trained.modules():
                 if isinstance(layer, optical.OpticalLinear):
                     layer.gradient_bits = way.gradient_bits
-        theirs = {
+        theirs: dict[tuple[str, str], nn.Module] = {
             (EAGER, HIGHEST): in_eager(model),
             (EAGER, MEDIUM): in_eager(model),
             (PLAIN, HIGHEST): copy.deepcopy(plain),

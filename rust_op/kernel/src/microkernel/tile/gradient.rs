@@ -257,7 +257,7 @@ impl Vectorized for MultiplyBytes<'_> {
         let MultiplyBytes(form, BlockProduct { tiles, left, panels, finish, mut output }) = self;
         let rows =
             CodeRows { codes: cast(left.lanes), magnitudes: &[], stride: 4 * row_stride(left.depth), sums: left.sums };
-        let tiles = tiles.filter(|_| left.rows >= TILE_ROWS);
+        let tiles = tiles.filter(|_| left.rows >= TILE_ROWS && left.depth > 0);
         for column in (0..output.columns()).step_by(PANEL) {
             let memory = &panels.memory[column / PANEL * Panels::stride(left.depth)..];
             let (bytes, groups) = (cast(memory), left.depth);
