@@ -6,7 +6,7 @@ use super::Inputs;
 use crate::microkernel::form::{Form, MAX_TERMS};
 use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::row_ops::{load_vector, store_vector};
-use crate::microkernel::tile::gradient::{PackedRowsMut, row_stride, tile_height, tile_stride};
+use crate::microkernel::tile::gradient::{PackedRowsMut, plane_stride, row_stride, tile_height, tile_stride};
 use crate::precision::Block;
 use crate::reference::NAN;
 use crate::saved::mask_stride;
@@ -80,6 +80,8 @@ fn set_scales(block: Block, packed: &mut PackedRowsMut<'_>) {
     }
 }
 
+const WHOLE: &str = "rows are whole vectors";
+
 /// Packs g * `scale`: rows `rows` of g become rows, its columns `terms` the terms of the sums.
 #[inline(always)]
 pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
@@ -106,13 +108,11 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
         set_scales(block, &mut packed);
     }
     if F::BY_ROWS {
-        let memory = packed.lanes.chunks_exact_mut(row_stride(depth).max(1));
-        for ((index, row_memory), (sum, inverse)) in rows.zip(memory).zip(packed.sums.iter_mut().zip(&*packed.inverses))
-        {
-            let (row, inverse) = (GradientRow::new(inputs, index), isa.splat(*inverse));
-            let mut total = isa.splat_i(0);
-            for (vector, lanes) in row_memory.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                let start = vector * LANES;
+        let plane_lanes = plane_stride(rows.len(), depth);
+        for (index, row) in rows.enumerate() {
+            let (row, inverse) = (GradientRow::new(inputs, row), isa.splat(packed.inverses[index]));
+            let mut totals = [isa.splat_i(0); 2];
+            for start in (0..depth).step_by(LANES) {
                 let mut elements = [form.zero(isa); MAX_TERMS];
                 for (part, element) in elements.iter_mut().enumerate().take(F::TERMS) {
                     let column = terms.start + part * depth + start;
@@ -122,10 +122,16 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
                         *element = form.left(isa, scaled, inverse);
                     }
                 }
-                total = form.add_up(isa, total, elements);
-                isa.store(lanes, form.lanes(isa, elements));
+                for (plane, total) in totals.iter_mut().enumerate().take(form.planes()) {
+                    let (part, sum) = form.plane(isa, elements, plane, *total);
+                    *total = sum;
+                    let at = plane * plane_lanes + index * row_stride(depth) + start;
+                    isa.store(packed.lanes[at..].first_chunk_mut().expect(WHOLE), form.lanes(isa, part));
+                }
             }
-            *sum = isa.total(total);
+            for (sums, total) in packed.sums.iter_mut().zip(totals) {
+                sums[index] = isa.total(total);
+            }
         }
         return;
     }
@@ -257,24 +263,28 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
         }
         let source = Source { inputs, terms, x_step };
         if F::BY_ROWS {
-            packed.sums.fill(0);
+            packed.sums.iter_mut().for_each(|sums| sums.fill(0));
             for start in (0..depth).step_by(LANES) {
                 for first in (0..rows.len()).step_by(LANES) {
                     let inverses = isa.load_first(&packed.inverses[first..]);
-                    let mut total = isa.splat_i(0);
-                    let mut vectors = [isa.splat_i(0); LANES];
-                    for (lane, vector) in (start..depth).zip(&mut vectors) {
+                    let mut totals = [isa.splat_i(0); 2];
+                    let mut vectors = [[isa.splat_i(0); LANES]; 2];
+                    for lane in start..depth.min(start + LANES) {
                         let elements = source.elements(isa, form, lane, rows.start + first, inverses);
-                        total = form.add_up(isa, total, elements);
-                        *vector = isa.bits(form.lanes(isa, elements));
+                        for plane in 0..form.planes() {
+                            let (part, sum) = form.plane(isa, elements, plane, totals[plane]);
+                            totals[plane] = sum;
+                            vectors[plane][lane - start] = isa.bits(form.lanes(isa, part));
+                        }
                     }
-                    for (sum, total) in packed.sums[first..].iter_mut().zip(isa.lanes(total)) {
-                        *sum += total;
-                    }
-                    let stride = row_stride(depth);
-                    for (row, lanes) in (first..rows.len()).zip(isa.transpose(vectors)) {
-                        let memory = &mut packed.lanes[row * stride + start..];
-                        isa.store(memory.first_chunk_mut().expect("rows are whole vectors"), isa.from_bits(lanes));
+                    for plane in 0..form.planes() {
+                        let sums = packed.sums[plane][first..].iter_mut();
+                        sums.zip(isa.lanes(totals[plane])).for_each(|(sum, total)| *sum += total);
+                        for (row, lanes) in (first..rows.len()).zip(isa.transpose(vectors[plane])) {
+                            let at = plane * plane_stride(rows.len(), depth) + row * row_stride(depth) + start;
+                            let memory = packed.lanes[at..].first_chunk_mut().expect(WHOLE);
+                            isa.store(memory, isa.from_bits(lanes));
+                        }
                     }
                 }
             }

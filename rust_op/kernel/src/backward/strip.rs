@@ -17,20 +17,21 @@ use crate::microkernel::panels::{PANEL, Storage};
 use crate::microkernel::tile::gradient::{
     BlockProduct, Finish, Formed, InForm, Multiply, PackedRows, PackedRowsMut, Panels,
 };
-use crate::precision::{Block, Precision};
+use crate::precision::Precision;
 use crate::saved::{mask_stride, take_first};
 
 /// Maximum rows of a strip. Each strip widens every panel again; its packed left operand takes 768 KiB for a block of
 /// floats, and half of that for one of 16 bits.
-const STRIP_ROWS: usize = 768;
+const STRIP_ROWS: usize = 384;
 /// Maximum rows of a part of a strip.
 const PART_ROWS: usize = 96;
 /// A whole number of tiles of 4, 6 or 12 rows, and of vectors.
 const ROW_UNIT: usize = 48;
 /// Terms of a block where floats are multiplied. Each block stores its sums and loads those of the one before.
 const FLOAT_BLOCK: usize = 512;
-/// Blocks of bytes that are packed at a time.
-const BLOCKS_OF_BYTES: usize = 2;
+/// For a gradient of 8 bits, which takes a quarter of the memory: how many times as many rows, and how many blocks of
+/// terms are packed at a time.
+const MORE_OF_BYTES: usize = 2;
 /// The approximate minimum number of groups in a strip per task.
 const GROUPS: usize = 4;
 /// Tasks that work on a strip, if there are as many threads. Others have strips of their own, since the tasks of a
@@ -70,34 +71,44 @@ struct Arithmetic {
 #[derive(Clone, Copy, Debug)]
 enum Lanes {
     Floats,
-    Pairs(Block),
-    Bytes(Block, Storage),
+    Pairs(Pairs),
+    Bytes(Bytes),
 }
 
 impl Arithmetic {
-    /// How g is multiplied by codes of `bits` bits (0: analog values).
-    fn new(tier: Tier, precision: Precision, bits: u32) -> Self {
+    /// How `rows` rows of g are multiplied by codes of `bits` bits (0: analog values).
+    fn new(tier: Tier, precision: Precision, bits: u32, rows: usize) -> Self {
         let lanes = match precision.block(bits) {
             None => Lanes::Floats,
-            Some(block) if block.levels <= i32::from(i8::MAX) && bits <= tier.by_fours() => {
-                Lanes::Bytes(block, Storage::of(bits, tier.signed_codes()))
+            Some(block) => {
+                let storage = Storage::of(bits, tier.signed_codes());
+                let bytes = Bytes { block, storage };
+                let faster = if bytes.planes() == 1 { bits <= tier.by_fours() } else { tier.by_halves(rows) };
+                if faster { Lanes::Bytes(bytes) } else { Lanes::Pairs(Pairs(block)) }
             }
-            Some(block) => Lanes::Pairs(block),
         };
         Arithmetic { tier, lanes }
+    }
+
+    /// How many times as large strips and stages are as others.
+    fn times(self) -> usize {
+        match self.lanes {
+            Lanes::Bytes(bytes) if bytes.planes() == 1 => MORE_OF_BYTES,
+            _ => 1,
+        }
     }
 
     /// Terms of a block.
     fn block_terms(self) -> usize {
         match self.lanes {
             Lanes::Floats => FLOAT_BLOCK,
-            Lanes::Pairs(block) | Lanes::Bytes(block, _) => block.terms,
+            Lanes::Pairs(Pairs(block)) | Lanes::Bytes(Bytes { block, .. }) => block.terms,
         }
     }
 
     /// Terms of a stage: of one block or several, which are packed together.
     fn stage_terms(self) -> usize {
-        self.block_terms() * if let Lanes::Bytes(..) = self.lanes { BLOCKS_OF_BYTES } else { 1 }
+        self.block_terms() * self.times()
     }
 
     /// The blocks of a stage: one without terms where there are none.
@@ -111,9 +122,9 @@ impl Arithmetic {
     fn packed_elements(self, rows: usize, terms: usize) -> usize {
         let (tile_rows, _) = self.tier.float_tile();
         match self.lanes {
-            Lanes::Floats => PackedRows::elements(Some(tile_rows), rows, terms),
-            Lanes::Pairs(_) => PackedRows::elements(Some(tile_rows), rows, terms.div_ceil(Pairs::TERMS)),
-            Lanes::Bytes(..) => PackedRows::elements(None, rows, terms.div_ceil(Bytes::TERMS)),
+            Lanes::Floats => PackedRows::in_tiles(tile_rows, rows, terms),
+            Lanes::Pairs(_) => PackedRows::in_tiles(tile_rows, rows, terms.div_ceil(Pairs::TERMS)),
+            Lanes::Bytes(bytes) => PackedRows::by_rows(bytes.planes(), rows, terms.div_ceil(Bytes::TERMS)),
         }
     }
 
@@ -121,8 +132,8 @@ impl Arithmetic {
     fn vectorize<V: Formed>(self, op: V) {
         match self.lanes {
             Lanes::Floats => self.tier.vectorize(InForm(Floats, op)),
-            Lanes::Pairs(block) => self.tier.vectorize(InForm(Pairs(block), op)),
-            Lanes::Bytes(block, storage) => self.tier.vectorize(InForm(Bytes { block, storage }, op)),
+            Lanes::Pairs(pairs) => self.tier.vectorize(InForm(pairs, op)),
+            Lanes::Bytes(bytes) => self.tier.vectorize(InForm(bytes, op)),
         }
     }
 
@@ -178,13 +189,15 @@ impl<'a> Call<'a> {
             return tasks;
         }
         let (operands, mut output) = product.unzip();
-        let rows_per_strip = if operands.is_some() { STRIP_ROWS } else { PART_ROWS };
+        let bits = operands.map_or(0, |operands| operands.right.bits());
+        let arithmetic = Arithmetic::new(self.tier, self.precision, bits, rows);
+        let rows_per_strip = if operands.is_some() { STRIP_ROWS * arithmetic.times() } else { PART_ROWS };
         let count = rows.div_ceil(rows_per_strip);
         for rows in cut(0..rows, count) {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));
             let output = output.as_mut().map(|output| output.take_rows(rows.len()));
             let users = USERS.max(self.threads.div_ceil(count)).min(self.threads);
-            let strip = Arc::new(Strip::new(self, side, rows, operands.zip(output), users, bias));
+            let strip = Arc::new(Strip::new(self, side, arithmetic, rows, operands.zip(output), users, bias));
             let users = users.clamp(1, strip.groups.max(1));
             tasks.extend(std::iter::repeat_with(|| GradientTask { strip: strip.clone() }).take(users));
         }
@@ -242,14 +255,13 @@ impl<'a> Strip<'a> {
     fn new(
         call: Call<'a>,
         side: Side,
+        arithmetic: Arithmetic,
         rows: Range<usize>,
         product: Option<(Operands<'a>, OutputBlock<'a>)>,
         users: usize,
         mut bias: Option<&'a mut [f32]>,
     ) -> Self {
         let (operands, output) = product.unzip();
-        let bits = operands.map_or(0, |operands| operands.right.bits());
-        let arithmetic = Arithmetic::new(call.tier, call.precision, bits);
         let stages = call.depth(side).div_ceil(arithmetic.stage_terms()).max(1);
         let parts = cut(rows.clone(), rows.len().div_ceil(PART_ROWS)).map(|rows| {
             let bias = bias.as_mut().map(|bias| bias.split_off_mut(..rows.len()).expect("an element for each row"));

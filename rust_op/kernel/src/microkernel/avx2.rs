@@ -83,6 +83,7 @@ impl Isa for Avx2 {
     const STAY_PACKED: usize = 8;
     const FLOAT_TILE: (usize, usize) = (6, 1);
     const BY_FOURS: u32 = 4;
+    const BY_HALVES: bool = false;
 
     fn detect() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))

@@ -56,6 +56,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const STAY_PACKED: usize = if VNNI { 24 } else { 8 };
     const FLOAT_TILE: (usize, usize) = (12, 2);
     const BY_FOURS: u32 = if VNNI { 8 } else { 4 };
+    const BY_HALVES: bool = false;
 
     fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")

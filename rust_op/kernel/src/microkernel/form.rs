@@ -36,10 +36,21 @@ pub(crate) trait Form<S: Isa>: Copy {
     fn value(self, isa: S, value: S::F) -> Self::Element;
     /// Lanes of the first `TERMS` elements.
     fn lanes(self, isa: S, elements: [Self::Element; MAX_TERMS]) -> S::F;
-    /// With `BY_ROWS`, `sum` plus the left operand's elements.
+    /// With `BY_ROWS`, how many products make up one: 1 or 2.
     #[inline(always)]
-    fn add_up(self, _isa: S, sum: S::I, _elements: [Self::Element; MAX_TERMS]) -> S::I {
-        sum
+    fn planes(self) -> usize {
+        1
+    }
+    /// With `BY_ROWS`, what product `plane` has of the left operand's elements; and `sum` plus all of that.
+    #[inline(always)]
+    fn plane(
+        self,
+        _isa: S,
+        elements: [Self::Element; MAX_TERMS],
+        _plane: usize,
+        sum: S::I,
+    ) -> ([Self::Element; MAX_TERMS], S::I) {
+        (elements, sum)
     }
 
     /// Where vector `vector` of row `lane` begins in a panel of `depth` rows.
@@ -206,7 +217,7 @@ impl<S: Isa> InTiles<S> for Pairs {
 }
 
 /// Lanes are four bytes, the first term in the lowest: signed on the left, [stored](Storage) codes on the right, so that
-/// the forward pass's tiles multiply them.
+/// the forward pass's tiles multiply them. Codes of 16 bits are 256 h + l, with h and l of 8 bits, and make two products.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bytes {
     pub(crate) block: Block,
@@ -217,6 +228,12 @@ pub(crate) struct Bytes {
 impl Bytes {
     /// [`Form::TERMS`], on every tier.
     pub(crate) const TERMS: usize = 4;
+
+    /// [`Form::planes`]: l first, then h.
+    #[inline(always)]
+    pub(crate) fn planes(self) -> usize {
+        if self.block.levels > i32::from(i8::MAX) { 2 } else { 1 }
+    }
 }
 
 impl<S: Isa> Form<S> for Bytes {
@@ -254,8 +271,20 @@ impl<S: Isa> Form<S> for Bytes {
         isa.from_bits(isa.low_bytes(elements))
     }
     #[inline(always)]
-    fn add_up(self, isa: S, sum: S::I, [a, b, c, d]: [S::I; MAX_TERMS]) -> S::I {
-        isa.add_i(sum, isa.add_i(isa.add_i(a, b), isa.add_i(c, d)))
+    fn planes(self) -> usize {
+        Bytes::planes(self)
+    }
+    #[inline(always)]
+    fn plane(self, isa: S, elements: [S::I; MAX_TERMS], plane: usize, sum: S::I) -> ([S::I; MAX_TERMS], S::I) {
+        let mut parts = elements;
+        if Bytes::planes(self) == 2 {
+            for part in &mut parts {
+                let high = isa.sar::<8>(isa.add_i(*part, isa.splat_i(128)));
+                *part = if plane == 1 { high } else { isa.sub_i(*part, isa.shl::<8>(high)) };
+            }
+        }
+        let [a, b, c, d] = parts;
+        (parts, isa.add_i(sum, isa.add_i(isa.add_i(a, b), isa.add_i(c, d))))
     }
     #[inline(always)]
     fn panel_lane(_depth: usize, lane: usize, vector: usize) -> usize {

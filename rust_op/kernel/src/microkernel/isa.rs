@@ -117,6 +117,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const FLOAT_TILE: (usize, usize);
     /// Bits up to which codes are multiplied with gradients of 8 bits faster by fours than in pairs.
     const BY_FOURS: u32;
+    /// Whether codes are multiplied with gradients of 16 bits faster by fours, in two products, than in pairs.
+    const BY_HALVES: bool;
 
     /// The permission, if this processor has the instructions.
     fn detect() -> Option<Self>;

@@ -153,6 +153,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     const OWN_TILES: bool = true;
     const FLOAT_TILE: (usize, usize) = (6, 1);
     const BY_FOURS: u32 = 8;
+    const BY_HALVES: bool = true;
 
     fn detect() -> Option<Self> {
         let has = std::arch::is_aarch64_feature_detected!("neon")

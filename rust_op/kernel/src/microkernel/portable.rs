@@ -49,6 +49,7 @@ impl Isa for Portable {
     const STAY_PACKED: usize = 24;
     const FLOAT_TILE: (usize, usize) = (4, 1);
     const BY_FOURS: u32 = 8;
+    const BY_HALVES: bool = false;
 
     fn detect() -> Option<Self> {
         Some(Portable)

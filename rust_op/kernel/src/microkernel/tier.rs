@@ -30,6 +30,7 @@ struct Facts {
     magnitudes: bool,
     float_tile: (usize, usize),
     by_fours: u32,
+    by_halves: bool,
 }
 
 impl Facts {
@@ -41,6 +42,7 @@ impl Facts {
             magnitudes: S::MAGNITUDES,
             float_tile: S::FLOAT_TILE,
             by_fours: S::BY_FOURS,
+            by_halves: S::BY_HALVES,
         }
     }
 }
@@ -167,6 +169,11 @@ impl Tier {
     /// [`Isa::BY_FOURS`].
     pub(crate) fn by_fours(self) -> u32 {
         self.facts().by_fours
+    }
+
+    /// [`Isa::BY_HALVES`], for `rows` rows.
+    pub(crate) fn by_halves(self, rows: usize) -> bool {
+        self.facts().by_halves || self.tiles_for(rows).is_some()
     }
 
     /// Rows of a float tile, and how many vectors wide it is.

@@ -8,7 +8,7 @@ use super::Results;
 use super::int::{CodeRows, IntPanel, byte_panel};
 use super::matrix::matrix_panel;
 use crate::microkernel::amx::{ConfiguredTiles, TILE_ROWS, bytes_behind};
-use crate::microkernel::buffer::{cast, cast_mut};
+use crate::microkernel::buffer::{Buffer, cast, cast_mut};
 use crate::microkernel::form::{Bytes, Floats, Form, InTiles, Pairs, join};
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::output::{OutputBlock, OutputTile};
@@ -22,10 +22,10 @@ pub(crate) struct PackedRows<'a> {
     pub(crate) depth: usize,
     /// What a code of each row stands for, in a fixed point.
     pub(crate) steps: &'a [f32],
-    /// The sum of each row's codes, where rows are packed one by one.
-    pub(crate) sums: &'a [i32],
-    /// Tiles, or rows [`row_stride`] apart.
-    pub(crate) lanes: &'a [f32],
+    /// The sum of each row's codes where rows are packed one by one, for each plane.
+    sums: [&'a [i32]; 2],
+    /// Tiles, or planes of rows [`row_stride`] apart.
+    lanes: &'a [f32],
 }
 
 /// The memory of [`PackedRows`].
@@ -34,25 +34,33 @@ pub(crate) struct PackedRowsMut<'a> {
     /// 1 / step of each row, to whole vectors.
     pub(crate) inverses: &'a mut [f32],
     /// To whole vectors.
-    pub(crate) sums: &'a mut [i32],
+    pub(crate) sums: [&'a mut [i32]; 2],
     pub(crate) lanes: &'a mut [f32],
 }
 
 impl<'a> PackedRows<'a> {
-    /// Elements of memory for `rows` rows in tiles of `tile_rows` rows, or row by row if that is `None`.
-    pub(crate) fn elements(tile_rows: Option<usize>, rows: usize, depth: usize) -> usize {
-        let lanes = match tile_rows {
-            Some(tile_rows) => rows.div_ceil(tile_rows) * tile_stride(tile_rows, depth),
-            None => rows.next_multiple_of(TILE_ROWS) * row_stride(depth),
-        };
-        3 * rows.next_multiple_of(LANES) + lanes
+    /// Elements of memory for `rows` rows in tiles of `tile_rows` rows.
+    pub(crate) fn in_tiles(tile_rows: usize, rows: usize, depth: usize) -> usize {
+        4 * rows.next_multiple_of(LANES) + rows.div_ceil(tile_rows) * tile_stride(tile_rows, depth)
+    }
+
+    /// Elements of memory for `rows` rows one by one.
+    pub(crate) fn by_rows(planes: usize, rows: usize, depth: usize) -> usize {
+        4 * rows.next_multiple_of(LANES) + planes * plane_stride(rows, depth)
     }
 
     pub(crate) fn new(memory: &'a [f32], rows: usize, depth: usize) -> Self {
         let vectors = rows.next_multiple_of(LANES);
         let (steps, rest) = memory.split_at(vectors);
-        let (sums, lanes) = rest[vectors..].split_at(vectors);
-        PackedRows { rows, depth, steps, sums: cast(sums), lanes }
+        let (sums, lanes) = rest[vectors..].split_at(2 * vectors);
+        let (low, high) = sums.split_at(vectors);
+        PackedRows { rows, depth, steps, sums: [cast(low), cast(high)], lanes }
+    }
+
+    /// The rows of a plane.
+    fn plane(&self, plane: usize) -> CodeRows<'a> {
+        let codes = cast(&self.lanes[plane * plane_stride(self.rows, self.depth)..]);
+        CodeRows { codes, magnitudes: &[], stride: 4 * row_stride(self.depth), sums: self.sums[plane] }
     }
 }
 
@@ -61,8 +69,9 @@ impl<'a> PackedRowsMut<'a> {
         let vectors = rows.next_multiple_of(LANES);
         let (steps, rest) = memory.split_at_mut(vectors);
         let (inverses, rest) = rest.split_at_mut(vectors);
-        let (sums, lanes) = rest.split_at_mut(vectors);
-        PackedRowsMut { steps, inverses, sums: cast_mut(sums), lanes }
+        let (low, rest) = rest.split_at_mut(vectors);
+        let (high, lanes) = rest.split_at_mut(vectors);
+        PackedRowsMut { steps, inverses, sums: [cast_mut(low), cast_mut(high)], lanes }
     }
 }
 
@@ -88,6 +97,11 @@ impl Panels<'_> {
 /// Lanes from one row to the next where rows are packed one by one: whole vectors, of which the last one's end is 0.
 pub(crate) const fn row_stride(depth: usize) -> usize {
     depth.next_multiple_of(LANES)
+}
+
+/// Lanes from one plane of rows to the next: matrix tiles read whole tiles of rows.
+pub(crate) const fn plane_stride(rows: usize, depth: usize) -> usize {
+    rows.next_multiple_of(TILE_ROWS) * row_stride(depth)
 }
 
 /// Lanes behind each tile of the left operand, since packing stores whole vectors, or halves of them.
@@ -255,8 +269,7 @@ impl Vectorized for MultiplyBytes<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
         let MultiplyBytes(form, BlockProduct { tiles, left, panels, finish, mut output }) = self;
-        let rows =
-            CodeRows { codes: cast(left.lanes), magnitudes: &[], stride: 4 * row_stride(left.depth), sums: left.sums };
+        let mut high = (form.planes() == 2).then(|| Buffer::<f32>::new(left.rows * PANEL));
         let tiles = tiles.filter(|_| left.rows >= TILE_ROWS && left.depth > 0);
         for column in (0..output.columns()).step_by(PANEL) {
             let memory = &panels.memory[column / PANEL * Panels::stride(left.depth)..];
@@ -264,12 +277,57 @@ impl Vectorized for MultiplyBytes<'_> {
             let next = bytes.as_ptr();
             let panel = IntPanel { storage: form.storage, unpacked: true, bytes, groups, fetch: false, next };
             let spoilt = memory[groups * PANEL..].first_chunk().expect("a panel ends with what is added");
-            let joined = Joined { rows: left.rows, steps: left.steps, spoilt, finish: &finish, column };
+            if let Some(high) = &mut high {
+                let output = OutputBlock::new(high.as_mut_slice(), (left.rows, PANEL));
+                multiply_plane(isa, tiles, &left.plane(1), &panel, &High { rows: left.rows }, output);
+            }
+            let high = high.as_ref().map(Buffer::as_slice);
+            let joined = Joined { rows: left.rows, high, steps: left.steps, spoilt, finish: &finish, column };
             let columns = output.columns();
-            let block = output.part(0..left.rows, column..columns);
-            match tiles {
-                Some(tiles) => matrix_panel(isa, tiles, &rows, &panel, &joined, block),
-                None => byte_panel(isa, &rows, &panel, &joined, block),
+            let output = output.part(0..left.rows, column..columns);
+            multiply_plane(isa, tiles, &left.plane(0), &panel, &joined, output);
+        }
+    }
+}
+
+/// Multiplies rows of bytes with a panel of them.
+#[inline(always)]
+fn multiply_plane<S: Isa, R: Results>(
+    isa: S,
+    tiles: Option<&ConfiguredTiles>,
+    rows: &CodeRows<'_>,
+    panel: &IntPanel<'_>,
+    results: &R,
+    output: OutputBlock<'_>,
+) {
+    match tiles {
+        Some(tiles) => matrix_panel(isa, tiles, rows, panel, results, output),
+        None => byte_panel(isa, rows, panel, results, output),
+    }
+}
+
+/// Keeps the sums of h, times 256, as the bits of the output.
+struct High {
+    rows: usize,
+}
+
+impl Results for High {
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    #[inline(always)]
+    unsafe fn put<S: Isa, const MR: usize, const NV: usize>(
+        &self,
+        isa: S,
+        output: OutputTile,
+        (row, vector): (usize, usize),
+        sums: [[S::I; NV]; MR],
+    ) {
+        for i in 0..MR {
+            for v in 0..NV {
+                // SAFETY: rows that are there by this method's contract.
+                unsafe { output.store(isa, row + i, vector + v, isa.from_bits(isa.shl::<8>(sums[i][v]))) };
             }
         }
     }
@@ -278,6 +336,8 @@ impl Vectorized for MultiplyBytes<'_> {
 /// Joins the sums of a block to those of the blocks before it.
 struct Joined<'a> {
     rows: usize,
+    /// What [`High`] kept, in rows of a panel.
+    high: Option<&'a [f32]>,
     steps: &'a [f32],
     spoilt: &'a [f32; PANEL],
     finish: &'a Finish<'a>,
@@ -301,6 +361,15 @@ impl Results for Joined<'_> {
         let Joined { steps, finish, .. } = self;
         let (spoilt, _) = self.spoilt.as_chunks::<LANES>();
         let column = |v: usize| finish.origin.1 + self.column + (vector + v) * LANES;
+        let mut sums = sums;
+        if let Some(high) = self.high {
+            for i in 0..MR {
+                let (high, _) = high[(row + i) * PANEL..].as_chunks::<LANES>();
+                for v in 0..NV {
+                    sums[i][v] = isa.add_i(sums[i][v], isa.bits(isa.load(&high[vector + v])));
+                }
+            }
+        }
         let mut before = [[isa.splat(0.0); NV]; MR];
         // SAFETY: rows that are there by this method's contract, and columns of them.
         unsafe {
