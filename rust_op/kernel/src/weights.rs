@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::executor::{Executor, run_each};
 use crate::microkernel::Tier;
 use crate::microkernel::amx::bytes_behind;
-use crate::microkernel::buffer::Buffer;
+use crate::microkernel::buffer::{Buffer, Unfilled};
 use crate::microkernel::panels::{PANEL, Storage};
 use crate::pack;
 use crate::params::Params;
@@ -36,6 +36,21 @@ pub enum WeightSource<'a> {
 pub(crate) enum Panels {
     Int { storage: Storage, bytes: Buffer<u8> },
     Float(Buffer<f32>),
+}
+
+/// The same before they are laid out.
+enum UnfilledPanels {
+    Int { storage: Storage, bytes: Unfilled<u8> },
+    Float(Unfilled<f32>),
+}
+
+impl UnfilledPanels {
+    fn finish(self) -> Panels {
+        match self {
+            UnfilledPanels::Int { storage, bytes } => Panels::Int { storage, bytes: bytes.finish() },
+            UnfilledPanels::Float(values) => Panels::Float(values.finish()),
+        }
+    }
 }
 
 /// The weights of a layer.
@@ -79,24 +94,23 @@ impl Weights {
 
         let count = n.div_ceil(PANEL);
         let mut scales = vec![0.0; count * PANEL];
+        let panels_per_task = (WEIGHTS_PER_TASK / (PANEL * k)).clamp(1, count);
+        let rows_per_task = panels_per_task * PANEL;
         let mut panels = if params.is_integer() {
             let storage = Storage::of(params.weight_bits, tier.signed_codes());
             // Matrix tiles read past the end of the last panel.
             let behind = tier.tiles().map_or(0, |_| bytes_behind(k.div_ceil(4)));
-            Panels::Int { storage, bytes: Buffer::new(count * storage.panel_bytes(k) + behind) }
+            UnfilledPanels::Int { storage, bytes: Unfilled::new(count * storage.panel_bytes(k) + behind) }
         } else {
-            Panels::Float(Buffer::new(count * PANEL * k))
+            UnfilledPanels::Float(Unfilled::new(count * PANEL * k))
         };
-
-        let panels_per_task = (WEIGHTS_PER_TASK / (PANEL * k)).clamp(1, count);
-        let rows_per_task = panels_per_task * PANEL;
         let sinks: Vec<PanelSink<'_>> = match &mut panels {
-            Panels::Int { storage, bytes } => bytes.as_mut_slice()[..count * storage.panel_bytes(k)]
-                .chunks_mut(panels_per_task * storage.panel_bytes(k))
-                .map(|bytes| PanelSink::Int(*storage, bytes))
-                .collect(),
-            Panels::Float(values) => {
-                values.as_mut_slice().chunks_mut(rows_per_task * k).map(PanelSink::Float).collect()
+            UnfilledPanels::Int { storage, bytes } => {
+                let size = storage.panel_bytes(k);
+                bytes.parts(count * size, panels_per_task * size).map(|part| PanelSink::Int(*storage, part)).collect()
+            }
+            UnfilledPanels::Float(values) => {
+                values.parts(count * PANEL * k, rows_per_task * k).map(PanelSink::Float).collect()
             }
         };
         let tasks = sinks.into_iter().zip(scales.chunks_mut(rows_per_task)).enumerate();
@@ -119,7 +133,7 @@ impl Weights {
         });
         match failure.into_inner().expect("no task panics with the lock") {
             Some((_, error)) => Err(error),
-            None => Ok(Weights { tier, params: params.clone(), n, k, scale: scales, panels }),
+            None => Ok(Weights { tier, params: params.clone(), n, k, scale: scales, panels: panels.finish() }),
         }
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::WeightSource;
 use crate::error::Error;
-use crate::microkernel::buffer::Buffer;
+use crate::microkernel::buffer::{Buffer, Part};
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::panels::{PANEL, Storage, pack_float, pack_int, staged_stride};
 use crate::microkernel::row_ops::{self, Coder, INFINITY_BITS, VectorQuantizer};
@@ -23,8 +23,8 @@ fn not_finite(row: usize, w: &[f32]) -> Error {
 
 /// Where the panels of a task's channels go.
 pub(super) enum PanelSink<'a> {
-    Int(Storage, &'a mut [u8]),
-    Float(&'a mut [f32]),
+    Int(Storage, Part<'a, u8>),
+    Float(Part<'a, f32>),
 }
 
 /// Quantises or unpacks channels of W.
@@ -56,7 +56,7 @@ impl Vectorized for IntoPanels<'_> {
             PanelSink::Int(storage, bytes) => {
                 let stride = staged_stride(k);
                 let mut staged = Buffer::<i8>::new(PANEL * stride);
-                for (panel, bytes) in bytes.chunks_exact_mut(storage.panel_bytes(k)).enumerate() {
+                for (panel, bytes) in bytes.zeroed().chunks_exact_mut(storage.panel_bytes(k)).enumerate() {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_int(isa, panel * PANEL + slot, out)?;
                     }
@@ -67,7 +67,7 @@ impl Vectorized for IntoPanels<'_> {
                 // An odd number of vectors: rows a power of two apart would share their cache sets.
                 let stride = (k.div_ceil(LANES) | 1) * LANES;
                 let mut staged = Buffer::<f32>::new(PANEL * stride);
-                for (panel, values) in values.chunks_exact_mut(PANEL * k).enumerate() {
+                for (panel, values) in values.zeroed().chunks_exact_mut(PANEL * k).enumerate() {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_float(isa, panel * PANEL + slot, out)?;
                     }
