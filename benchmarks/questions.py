@@ -144,6 +144,16 @@ KERNEL = Page(
 
 WAYS = ('precision "highest"', 'precision "high"', "gradients of 8 bits")
 
+
+def _peak(name: str, what: str) -> tuple[Line, ...]:
+    return (
+        Line(f"{name}, peak of a step", "memory", f'{what}.*(noise_relative|"highest")$'),
+        Line('the same, precision "high"', "memory", f'{what}.*"high"$'),
+        Line("the same, gradients of 8 bits", "memory", f"{what}.*gradients of 8 bits$"),
+        Line("without any scratch it would be", "memory", f"{what}.*nothing but their results$"),
+    )
+
+
 TRAINING = Page(
     title="Training speed",
     option=" --training",
@@ -210,9 +220,17 @@ TRAINING = Page(
             "How much less memory does a step take?",
             (
                 Line("one layer, kept between forward and backward", "memory", "^one layer: saved"),
-                Line("one layer, peak of a step", "memory", "^one layer: most"),
                 Line("MLP-Mixer S/16 block, kept", "memory", "^a block of MLP-Mixer.*: saved"),
-                Line("MLP-Mixer S/16 block, peak of a step", "memory", "^a block of MLP-Mixer.*: most"),
+                *(
+                    line
+                    for name, task in (
+                        ("one layer", "one layer"),
+                        ("perceptron for MNIST", "perceptron for MNIST.*"),
+                        ("linear layers of a ViT-Tiny block", "the linear layers of a ViT.*"),
+                        ("MLP-Mixer S/16 block", "a block of MLP-Mixer.*"),
+                    )
+                    for line in _peak(name, f"^{task}: most at once in a step")
+                ),
             ),
         ),
         Question("What does a second thread bring?", (Line("step of one layer", "step-scaling"),)),
@@ -242,9 +260,16 @@ TRAINING = Page(
             "activations are PyTorch's on all sides. The small perceptron shows the cost of calls, not of arithmetic."
         ),
         "memory": (
-            "kept are the bytes of all tensors that autograd saves, parameters excepted; the peak is the growth of "
-            "the resident memory of a process of its own during steps. What other layers keep is the same on both "
-            "sides."
+            "kept are the bytes of all tensors that autograd saves, parameters excepted. The peak is what the resident "
+            "memory of a process of its own grows by in a step; x, weights and the gradient "
+            "of the output, which are there before, do not count. What other layers keep is the same on both sides."
+        ),
+        "without any scratch": (
+            "the least peak that is possible, measured in the same way with layers that compute nothing. PyTorch holds "
+            "Y, dX, dW and db in float32 at the end of a layer's backward pass, and what the forward pass saved: codes "
+            "of X in 8 bits, and a step for each row of X and W. For a layer M x K x N these are 4 (MN + MK + NK + N) "
+            "+ MK + 4 (M + N) bytes. In a network, layers before it have saved tensors as well, and layers behind it "
+            "have dW and db."
         ),
     },
 )

@@ -64,6 +64,7 @@ AUTOCAST = "eager, autocast to bfloat16"
 INT_MM = "torch._int_mm forward, separate passes"
 AIHWKIT = "aihwkit's tile on the CPU"
 PLAIN = "nn.Linear, without bits and noise"
+RESULTS = "layers of nothing but results"
 
 
 class EagerLinear(nn.Linear):
@@ -83,6 +84,36 @@ class IntMmLinear(nn.Linear):
         rows = input.reshape(-1, self.in_features)
         y: Tensor = eager.OpticalLinearIntMm.apply(rows, self.weight, self.bias, NOISE)
         return y.view(*input.shape[:-1], self.out_features)
+
+
+class ResultsLinear(nn.Linear):
+    """No layer at all: it holds what ours cannot do without, and computes nothing.
+
+    It is for what memory a step takes at least. PyTorch holds Y [M, N], dX [M, K], dW [N, K] and db [N] in float32 at
+    the end of a layer's backward pass, and until then what the forward pass saved: codes of X at 8 bits, and a step in
+    float32 for each row of X and W.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = _Results.apply(input, self.weight, self.bias)
+        return y
+
+
+class _Results(torch.autograd.Function):
+    """Memory of ones: that of zeros would not be there before it is written to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        steps = x.numel() // x.shape[-1] + len(weight)
+        ctx.save_for_backward(torch.ones(x.numel() + 4 * steps, dtype=torch.uint8))
+        ctx.shapes = x.shape, weight.shape, bias.shape
+        return torch.ones(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            torch.ones(shape) if need else None for shape, need in zip(ctx.shapes, ctx.needs_input_grad, strict=True)
+        )
 
 
 def swap(model: nn.Module, layer: type[nn.Linear]) -> nn.Module:
@@ -106,10 +137,8 @@ def with_layers_of(side: str, model: nn.Module, way: Way = AT_HIGHEST) -> nn.Mod
         return _analog(model)
     if side == PLAIN:
         return copy.deepcopy(model)
-    layer: type[nn.Linear] = IntMmLinear
-    if side != INT_MM:
-        layer = type("EagerLinear", (EagerLinear,), {"bits": way.bits})
-    model = swap(model, layer)
+    layers: dict[str, type[nn.Linear]] = {INT_MM: IntMmLinear, RESULTS: ResultsLinear}
+    model = swap(model, layers.get(side) or type("EagerLinear", (EagerLinear,), {"bits": way.bits}))
     if side == COMPILED:
         model.compile(dynamic=False)
     return model

@@ -162,7 +162,23 @@ def test_what_a_layer_saves() -> None:
     assert rivals.saved_bytes(task, rivals.EAGER) == 4 * codes
     assert rivals.saved_bytes(task, rivals.AUTOCAST) == 2 * codes
     assert rivals.saved_bytes(task, rivals.INT_MM) == codes + 4 * (16 + 32)
-    assert rivals.saved_bytes(task, rivals.OURS) == 64 * 16 + 4 * (16 + 32)
+    for side in (rivals.OURS, rivals.RESULTS):
+        assert rivals.saved_bytes(task, side) == 64 * 16 + 4 * (16 + 32)
+
+
+def test_results_alone_are_of_the_shapes_of_a_layer() -> None:
+    for needs_x in (True, False):
+        task = rivals.layer((16, 64, 32))
+        x = task.x.detach().requires_grad_(needs_x)
+        model = rivals.with_layers_of(rivals.RESULTS, task.model)
+        y = model(x)
+        y.backward(task.grad)
+        assert y.shape == (16, 32)
+        assert [[*parameter.grad.shape] for parameter in model.parameters() if parameter.grad is not None] == [
+            [32, 64],
+            [32],
+        ]
+        assert (x.grad is not None) == needs_x
 
 
 def test_multiply_adds_of_the_backward_pass() -> None:
@@ -182,9 +198,47 @@ def test_where_the_system_keeps_no_peak_it_is_missing(
 ) -> None:
     monkeypatch.setattr(memory, "RESET", tmp_path / "nowhere" / "clear_refs")
     with pytest.raises(SystemExit) as stopped:
-        memory._child(0, rivals.OURS, 1, True)
+        memory._child(0, rivals.OURS, "highest", 1, True)
     assert stopped.value.code == memory.CANNOT
     assert "does not reset a process's peak of memory" in capsys.readouterr().err
+
+
+def child(code: str) -> str:
+    """A program for :func:`memory.peak` to run in the place of the interpreter."""
+    return f"#!{sys.executable}\nimport sys\n{code}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("sys.exit('no such task')", RuntimeError, "failed:\nno such task"),
+        ("print(0, flush=True)\nsys.stdin.readline()\nsys.exit('in a step')", RuntimeError, "failed:\nin a step"),
+        (f"print('no peak', file=sys.stderr)\nsys.exit({memory.CANNOT})", memory.Missing, "no peak"),
+    ],
+)
+def test_a_child_that_ends_early_says_why(
+    code: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(child(code), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(error, match=message):
+        memory.peak(0, rivals.OURS, "highest", 1, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_of_a_step_is_seen_or_on_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Steps that report 5, 7, 1, ... bytes more than before, in a process that is far smaller than that."""
+    reported = [1 << 40, *((1 << 40) + more for more in (5, 7, 1))]
+    code = f"for number in {reported}:\n print(number, flush=True)\n sys.stdin.readline()"
+    program = tmp_path / "python"
+    program.write_text(child(code), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(memory, "PAGE", 1)
+    assert memory.peak(0, rivals.OURS, "highest", 1, True) == 6
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
