@@ -231,8 +231,12 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         self.or(low, self.or(self.shl::<16>(self.and(c, byte)), self.shl::<24>(d)))
     }
 
-    /// Adds to each lane the two products of its 16-bit integers, which do not overflow.
-    fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// Adds to each lane the two products of its 16-bit integers, which do not overflow. Not called with
+    /// [`Isa::BY_HALVES`].
+    #[inline(always)]
+    fn dot_pairs(self, _sum: Self::I, _a: Self::I, _b: Self::I) -> Self::I {
+        unreachable!("a tier that multiplies in halves")
+    }
 
     fn splat_u(self, value: u64) -> Self::U;
     fn load_u(self, source: &[u64; 8]) -> Self::U;

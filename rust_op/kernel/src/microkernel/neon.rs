@@ -481,20 +481,6 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn dot_pairs(self, sum: I, a: I, b: I) -> I {
-        let mut sums = sum;
-        for i in 0..4 {
-            // SAFETY: `self` proves the instructions.
-            unsafe {
-                let (a, b) = (vreinterpretq_s16_s32(a.0[i]), vreinterpretq_s16_s32(b.0[i]));
-                let products = vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
-                sums.0[i] = vaddq_s32(sums.0[i], products);
-            }
-        }
-        sums
-    }
-
-    #[inline(always)]
     fn splat_u(self, value: u64) -> U {
         // SAFETY: `self` proves the instruction.
         unsafe { U([vdupq_n_u64(value); 4]) }
