@@ -1,7 +1,7 @@
 """Whether gradients in fewer bits train as well as in float32: test accuracy over seeds at each precision.
 
-Writes docs/measurements/precision.json (every figure) and the generated part of precision.md. `--check` trains nothing
-and tells whether they agree.
+Writes docs/measurements/precision.json (every figure) and the generated part of precision.md. `--resume` keeps the
+figures of a run that was stopped, and `--check` trains nothing and tells whether page and figures agree.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _common import DRAWS, Recipe, with_part, wrapped
+from _networks import mixer, vision_transformer
 from mnist5k import RECIPES
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -49,14 +52,50 @@ def precision(name: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure(
-    recipe: Recipe, data: classifier.Data, seed: int, epochs: int, draws: int, tick: Callable[[], object]
-) -> dict[str, float]:
-    """Accuracies of one seed by precision: trained once in float, then on from there with the noise at each."""
+Tick = Callable[[], object]
+"""Called after each epoch."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained once at each precision."""
+
+    name: str
+    epochs: int
+    start: Callable[[classifier.Data, int, int, Tick], torch.nn.Module]
+    """The optical model that training at each precision starts from: of the data, the seed and the epochs."""
+    before: int = 0
+    """How often `start` trains for as many epochs."""
+
+
+def pretrained(recipe: Recipe, data: classifier.Data, seed: int, epochs: int, tick: Tick) -> torch.nn.Module:
+    """A perceptron trained in float, then calibrated."""
     plain = classifier.perceptron(data.pixels, seed)
     classifier.fit(plain, data, epochs=epochs, seed=seed, after_epoch=tick)
-    start = optical.convert(plain, recipe.profile, seed=seed)
-    optical.calibrate(start, data.train_x.split(500), method="mse", progress=False)
+    model = optical.convert(plain, recipe.profile, seed=seed)
+    optical.calibrate(model, data.train_x.split(500), method="mse", progress=False)
+    return model
+
+
+def untrained(
+    network: Callable[[int], torch.nn.Module], data: classifier.Data, seed: int, epochs: int, tick: Tick
+) -> torch.nn.Module:
+    """`network` as it is initialised, with 8 bits, noise and dynamic ranges."""
+    return optical.convert(network(seed), RECIPES[0].profile, seed=seed)
+
+
+TRAININGS = (
+    *(Training(recipe.name, recipe.epochs, partial(pretrained, recipe), before=1) for recipe in RECIPES),
+    Training("vit-8bit", 16, partial(untrained, vision_transformer)),
+    Training("mixer-8bit", 16, partial(untrained, mixer)),
+)
+
+
+def measure(
+    training: Training, data: classifier.Data, seed: int, epochs: int, draws: int, tick: Tick
+) -> dict[str, float]:
+    """Accuracies of one seed by precision, each trained from the same start with the same batches and noise."""
+    start = training.start(data, seed, epochs, tick)
     found = {}
     for name in PRECISIONS:
         model = copy.deepcopy(start)
@@ -67,42 +106,44 @@ def measure(
     return found
 
 
-def run(seeds: int, epochs: int, draws: int, images: int) -> dict[str, Any]:
-    """Every figure: the settings, and for each recipe the accuracies of each seed by precision."""
-    data = classifier.mnist5k()
-    data = classifier.Data(
-        data.name, data.title, data.train_x[:images], data.train_y[:images], data.test_x, data.test_y
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    results = {}
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as progress:
-        total = seeds * (1 + len(PRECISIONS)) * epochs
-        tasks = {recipe.name: progress.add_task(recipe.name, total=total) for recipe in RECIPES}
-        for recipe in RECIPES:
-            task = tasks[recipe.name]
-            results[recipe.name] = [
-                measure(recipe, data, seed, epochs, draws, lambda task=task: progress.advance(task))  # type: ignore[misc]
-                for seed in range(seeds)
-            ]
+def settings(data: classifier.Data, epochs: int | None, draws: int) -> dict[str, Any]:
+    """How the figures are measured; `run` adds the accuracies of each seed by precision, for each training."""
     return {
-        "epochs": epochs,
+        "epochs": {training.name: epochs or training.epochs for training in TRAININGS},
         "draws": draws,
         "images": len(data.train_x),
         "tier": lumina_kernel.isa(),
         "versions": {"torch": torch.__version__.partition("+")[0], "lumina-onnx": lumina_onnx.__version__},
-        "recipes": results,
+        "trainings": {training.name: [] for training in TRAININGS},
     }
 
 
+def run(data: classifier.Data, results: dict[str, Any], seeds: int, keep: Callable[[], object]) -> None:
+    """Adds the seeds that `results` lacks, and calls `keep` after each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as progress:
+        tasks = []
+        for training in TRAININGS:
+            epochs, found = results["epochs"][training.name], results["trainings"][training.name]
+            left = range(len(found), seeds)
+            total = len(left) * epochs * (training.before + len(PRECISIONS))
+            tasks.append((training, epochs, found, left, progress.add_task(training.name, total=total)))
+        for training, epochs, found, left, task in tasks:
+            for seed in left:
+                tick = partial(progress.advance, task)
+                found.append(measure(training, data, seed, epochs, results["draws"], tick))
+                keep()
+
+
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each recipe and precision: the accuracy, the distance from "highest", and whether that is within error."""
+    """For each training and precision: the accuracy, the distance from "highest", and whether that is within error."""
     rows = []
-    for name, seeds in results["recipes"].items():
+    for name, seeds in results["trainings"].items():
         reference = Estimate.of([seed["highest"] for seed in seeds])
         for asked in PRECISIONS:
             rows.append(
                 {
-                    "recipe": name,
+                    "training": name,
                     "precision": asked,
                     "accuracy": Estimate.of([seed[asked] for seed in seeds]),
                     "paired": Estimate.of([seed[asked] - seed["highest"] for seed in seeds]),
@@ -114,21 +155,22 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def section(results: dict[str, Any]) -> str:
     """The generated part of the page."""
-    count = len(next(iter(results["recipes"].values())))
+    count = len(next(iter(results["trainings"].values())))
     lines = [
         wrapped(
             f"Test accuracy in per cent, mean ± standard error over {count} seeds, {results['draws']} draws of the "
-            f"noise for each; {results['images']:,} images, {results['epochs']} epochs in float, then "
-            f"{results['epochs']} with noise."
+            f"noise for each; {results['images']:,} images."
         ),
         "",
-        '| model | precision | accuracy | difference from "highest", seed by seed | within a standard error |',
-        "|---|---|---|---|---|",
+        '| training | epochs | precision | accuracy | difference from "highest", seed by seed '
+        "| within a standard error |",
+        "|---|---|---|---|---|---|",
     ]
     for row in summary(results):
         accuracy, paired = row["accuracy"], row["paired"]
         same = row["precision"] == "highest"
-        cells = [row["recipe"], f'"{row["precision"]}"', f"{100 * accuracy.mean:.2f} ± {100 * accuracy.error:.2f}"]
+        cells = [row["training"], str(results["epochs"][row["training"]]), f'"{row["precision"]}"']
+        cells += [f"{100 * accuracy.mean:.2f} ± {100 * accuracy.error:.2f}"]
         cells += ["", ""] if same else [_difference(paired), "yes" if row["within"] else "no"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Made with torch {results['versions']['torch']}, tier {results['tier']}."]
@@ -144,9 +186,11 @@ def _difference(paired: Estimate) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measures whether gradients in fewer bits train as well.")
-    parser.add_argument("--check", action="store_true", help="only compare the page with its figures")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--check", action="store_true", help="only compare the page with its figures")
+    only.add_argument("--resume", action="store_true", help="keep the seeds in precision.json, and measure the others")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=30, help="epochs of each training run")
+    parser.add_argument("--epochs", type=int, help="epochs of each training run, in place of its own")
     parser.add_argument("--draws", type=int, default=DRAWS, help="draws of the noise for each accuracy")
     parser.add_argument("--images", type=int, default=4000, help="number of training images")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder with precision.md")
@@ -158,8 +202,21 @@ def main() -> None:
         if text != with_part(text, BEGIN, END, section(results)):
             sys.exit(f"{page.name} and {figures.name} disagree: run precision.py without --check")
         return
-    results = run(arguments.seeds, arguments.epochs, arguments.draws, arguments.images)
-    figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    full, images = classifier.mnist5k(), arguments.images
+    data = replace(full, train_x=full.train_x[:images], train_y=full.train_y[:images])
+    results = settings(data, arguments.epochs, arguments.draws)
+    if arguments.resume:
+        kept = json.loads(figures.read_text(encoding="utf-8"))
+        differing = [key for key in results if key != "trainings" and kept.get(key) != results[key]]
+        if differing:
+            sys.exit(f"{figures.name} was measured with other {', '.join(differing)}: run without --resume")
+        results["trainings"].update(kept["trainings"])
+    run(
+        data,
+        results,
+        arguments.seeds,
+        lambda: figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8"),
+    )
     page.write_text(with_part(text, BEGIN, END, section(results)), encoding="utf-8")
     print(section(results))
 
