@@ -165,12 +165,12 @@ TRAINING = Page(
     threads="all",
     columns=(
         Column(EAGER, "eager PyTorch$"),
-        Column(f'{EAGER} at "highest"', "eager PyTorch, precision"),
         Column(COMPILED, "torch.compile of it"),
         Column(INT_MM, r"torch\._int_mm"),
         Column(BF16, "eager, autocast"),
         Column("aihwkit", "aihwkit"),
         Column("one thread", "one thread"),
+        Column(f'{EAGER} at "highest"', "eager PyTorch, precision"),
     ),
     questions=(
         Question(
