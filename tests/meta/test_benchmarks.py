@@ -114,8 +114,8 @@ def test_every_group_is_asked_about(outputs: Path, tmp_path: Path, kind: str) ->
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
-#: The lines of a page that was measured before gradients had fixed point in blocks.
-FEWER_BITS = r'precision "high"|gradients of 8 bits|both gradients, (8|16) bits'
+#: The lines of a page that was measured before gradients had fixed point in blocks, and the least of memory beside it.
+FEWER_BITS = r'precision "high"|gradients of 8 bits|both gradients, (8|16) bits|without any scratch'
 
 
 @pytest.mark.parametrize(
