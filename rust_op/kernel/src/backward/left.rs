@@ -130,7 +130,8 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
                 }
             }
             for (sums, total) in packed.sums.iter_mut().zip(totals) {
-                sums[index] = isa.total(total);
+                // NaN has no code of its own; such a row has codes of 0 by definition.
+                sums[index] = if packed.inverses[index] == 0.0 { 0 } else { isa.total(total) };
             }
         }
         return;
@@ -278,8 +279,10 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
                         }
                     }
                     for plane in 0..form.planes() {
-                        let sums = packed.sums[plane][first..].iter_mut();
-                        sums.zip(isa.lanes(totals[plane])).for_each(|(sum, total)| *sum += total);
+                        let sums = packed.sums[plane][first..].iter_mut().zip(&packed.inverses[first..]);
+                        for ((sum, inverse), total) in sums.zip(isa.lanes(totals[plane])) {
+                            *sum += if *inverse == 0.0 { 0 } else { total };
+                        }
                         for (row, lanes) in (first..rows.len()).zip(isa.transpose(vectors[plane])) {
                             let at = plane * plane_stride(rows.len(), depth) + row * row_stride(depth) + start;
                             let memory = packed.lanes[at..].first_chunk_mut().expect(WHOLE);
