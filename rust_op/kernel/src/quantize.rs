@@ -92,8 +92,9 @@ pub fn check_scale(scale: &[f32], n: usize, levels: i32) -> Result<(), Error> {
             allowed: format!("1, or one for each of the N = {n} outputs"),
         });
     }
-    match scale.iter().position(|s| !scale_is_allowed(*s, levels)) {
-        Some(bad) => Err(Error::element("weight_scale", vec![bad], scale[bad], SCALE_ALLOWED)),
+    // One read of each element: the one that is named is the one that was refused, whoever writes there meanwhile.
+    match scale.iter().copied().enumerate().find(|(_, scale)| !scale_is_allowed(*scale, levels)) {
+        Some((bad, value)) => Err(Error::element("weight_scale", vec![bad], value, SCALE_ALLOWED)),
         None => Ok(()),
     }
 }
@@ -109,10 +110,11 @@ pub fn check_default_scale(bits: u32, row: usize, scale: f32) -> Result<(), Erro
 
 /// Checks that every element of a row-major array of rows of `row` elements is finite.
 pub fn check_finite(name: &'static str, values: &[f32], row: Option<usize>) -> Result<(), Error> {
-    match values.iter().position(|value| !value.is_finite()) {
-        Some(bad) => {
+    // One read of each element, as in `check_scale`.
+    match values.iter().copied().enumerate().find(|(_, value)| !value.is_finite()) {
+        Some((bad, value)) => {
             let index = row.map_or_else(|| vec![bad], |row| vec![bad / row, bad % row]);
-            Err(Error::element(name, index, values[bad], "a finite number"))
+            Err(Error::element(name, index, value, "a finite number"))
         }
         None => Ok(()),
     }
