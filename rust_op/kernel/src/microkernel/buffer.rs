@@ -34,6 +34,8 @@ pub(crate) struct Buffer<T> {
 struct Pool {
     /// What was given back, oldest first.
     kept: VecDeque<Vec<Line>>,
+    /// Lines that are kept.
+    unused: usize,
     /// Lines in use.
     used: usize,
     /// The most lines that were in use at once. No more are ever held: what the phases of a call, and the calls of a
@@ -64,7 +66,7 @@ fn pool() -> Option<MutexGuard<'static, Pool>> {
 
 impl Pool {
     const fn new() -> Self {
-        Pool { kept: VecDeque::new(), used: 0, most: 0 }
+        Pool { kept: VecDeque::new(), unused: 0, used: 0, most: 0 }
     }
 
     /// Takes the smallest kept buffer of at least `count` lines, the newest of these; `None` if the caller has to make
@@ -73,6 +75,7 @@ impl Pool {
         let fitting = self.kept.iter().enumerate().rev().filter(|(_, lines)| lines.len() >= count);
         let smallest = fitting.min_by_key(|(_, lines)| lines.len()).map(|(index, _)| index);
         let found = smallest.and_then(|index| self.kept.remove(index));
+        self.unused -= found.as_ref().map_or(0, Vec::len);
         self.used += found.as_ref().map_or(count, Vec::len);
         self.most = self.most.max(self.used);
         self.trim();
@@ -82,15 +85,16 @@ impl Pool {
     fn give_back(&mut self, lines: Vec<Line>) {
         // What was taken in the child of a fork may not have been counted.
         self.used = self.used.saturating_sub(lines.len());
+        self.unused += lines.len();
         self.kept.push_back(lines);
         self.trim();
     }
 
     fn trim(&mut self) {
-        let lines = |kept: &VecDeque<Vec<Line>>| kept.iter().map(Vec::len).sum::<usize>();
         let limit = (KEPT_BYTES / size_of::<Line>()).min(self.most.saturating_sub(self.used));
-        while self.kept.len() > KEPT_BUFFERS || lines(&self.kept) > limit {
-            self.kept.pop_front();
+        while self.kept.len() > KEPT_BUFFERS || self.unused > limit {
+            let Some(oldest) = self.kept.pop_front() else { return };
+            self.unused -= oldest.len();
         }
     }
 }
