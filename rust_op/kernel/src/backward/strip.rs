@@ -37,8 +37,10 @@ const GROUPS: usize = 4;
 /// Tasks that work on a strip, if there are as many threads. Others have strips of their own, since the tasks of a
 /// strip wait for one another while they pack it.
 const USERS: usize = 4;
-/// Lanes of panels that a task widens at a time: they stay in the second-level cache.
-const PANEL_LANES: usize = 1 << 15;
+/// Lanes of panels that a task widens at a time: they stay in the second-level cache. Of codes they take as much memory
+/// as a part of a stage, so that these can be in each other's place.
+const FLOAT_PANEL_LANES: usize = 1 << 15;
+const CODE_PANEL_LANES: usize = 3 << 13;
 
 /// Cuts `rows` into about `count` ranges of whole tiles and vectors, of similar size.
 fn cut(rows: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
@@ -104,6 +106,12 @@ impl Arithmetic {
             Lanes::Floats => FLOAT_BLOCK,
             Lanes::Pairs(Pairs(block)) | Lanes::Bytes(Bytes { block, .. }) => block.terms,
         }
+    }
+
+    /// Panels of stages of `lanes` lanes that are widened at a time.
+    fn panels_at_once(self, lanes: usize) -> usize {
+        let most = if matches!(self.lanes, Lanes::Floats) { FLOAT_PANEL_LANES } else { CODE_PANEL_LANES };
+        (most / (lanes * PANEL).max(1)).clamp(1, MAX_PANELS)
     }
 
     /// Terms of a stage: of one block or several, which are packed together.
@@ -442,7 +450,7 @@ impl Formed for MultiplyStage<'_, '_> {
         let blocks: Vec<_> = arithmetic.blocks(&self.strip.terms(*stage)).collect();
         let depth = |block: &Range<usize>| block.len().div_ceil(F::TERMS);
         let lanes = blocks.iter().map(depth).sum::<usize>();
-        let at_once = (PANEL_LANES / (lanes * PANEL).max(1)).clamp(1, MAX_PANELS).min(panels.len());
+        let at_once = arithmetic.panels_at_once(lanes).min(panels.len());
         let elements = blocks.iter().map(|block| Panels::elements(at_once, depth(block)));
         let mut widened = Buffer::<f32>::new(elements.sum());
         let (first_row, first_column) = (parts[0].rows.start, panels.start * PANEL);

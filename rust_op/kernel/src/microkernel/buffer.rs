@@ -70,9 +70,10 @@ impl Pool {
     }
 
     /// Takes the smallest kept buffer of at least `count` lines, the newest of these; `None` if the caller has to make
-    /// one.
+    /// one. None is taken that has more lines only to have more in use than ever before.
     fn take(&mut self, count: usize) -> Option<Vec<Line>> {
-        let fitting = self.kept.iter().enumerate().rev().filter(|(_, lines)| lines.len() >= count);
+        let most = count.max(self.most.saturating_sub(self.used));
+        let fitting = self.kept.iter().enumerate().rev().filter(|(_, lines)| (count..=most).contains(&lines.len()));
         let smallest = fitting.min_by_key(|(_, lines)| lines.len()).map(|(index, _)| index);
         let found = smallest.and_then(|index| self.kept.remove(index));
         self.unused -= found.as_ref().map_or(0, Vec::len);

@@ -53,6 +53,12 @@ pub(crate) trait Form<S: Isa>: Copy {
         (elements, sum)
     }
 
+    /// With `BY_ROWS`, the element in the first `count` lanes, and nothing in the others.
+    #[inline(always)]
+    fn first(self, _isa: S, element: Self::Element, _count: usize) -> Self::Element {
+        element
+    }
+
     /// Where vector `vector` of row `lane` begins in a panel of `depth` rows.
     #[inline(always)]
     fn panel_lane(depth: usize, lane: usize, vector: usize) -> usize {
@@ -285,6 +291,10 @@ impl<S: Isa> Form<S> for Bytes {
         }
         let [a, b, c, d] = parts;
         (parts, isa.add_i(sum, isa.add_i(isa.add_i(a, b), isa.add_i(c, d))))
+    }
+    #[inline(always)]
+    fn first(self, isa: S, element: S::I, count: usize) -> S::I {
+        isa.bits(isa.first(isa.from_bits(element), count))
     }
     #[inline(always)]
     fn panel_lane(_depth: usize, lane: usize, vector: usize) -> usize {
