@@ -10,7 +10,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ AUTOCAST = "eager, autocast to bfloat16"
 INT_MM = "torch._int_mm forward, separate passes"
 AIHWKIT = "aihwkit's tile on the CPU"
 PLAIN = "nn.Linear, without bits and noise"
+PLAIN_COMPILED = "nn.Linear under torch.compile"
 RESULTS = "layers of nothing but results"
 
 
@@ -130,18 +131,19 @@ def with_layers_of(side: str, model: nn.Module, way: Way = AT_HIGHEST) -> nn.Mod
     if side in (OURS, OURS_COMPILED):
         profile = OpticalProfile(way.bits, way.bits, way.bits, noise_relative=NOISE)
         model = convert(model, profile, gradient_bits=way.gradient_bits)
-        if side == OURS_COMPILED:
-            model.compile(dynamic=False)
-        return model
-    if side == AIHWKIT:
-        return _analog(model)
-    if side == PLAIN:
-        return copy.deepcopy(model)
-    layers: dict[str, type[nn.Linear]] = {INT_MM: IntMmLinear, RESULTS: ResultsLinear}
-    model = swap(model, layers.get(side) or type("EagerLinear", (EagerLinear,), {"bits": way.bits}))
-    if side == COMPILED:
-        model.compile(dynamic=False)
-    return model
+    elif side == AIHWKIT:
+        model = _analog(model)
+    elif side in (PLAIN, PLAIN_COMPILED):
+        model = copy.deepcopy(model)
+    else:
+        layers: dict[str, type[nn.Linear]] = {INT_MM: IntMmLinear, RESULTS: ResultsLinear}
+        model = swap(model, layers.get(side) or type("EagerLinear", (EagerLinear,), {"bits": way.bits}))
+    return compiled(model) if side in (OURS_COMPILED, COMPILED, PLAIN_COMPILED) else model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model as one graph. ``model.compile()`` would leave an ``nn.Sequential`` as it is, and compile its layers."""
+    return cast("nn.Module", torch.compile(model, dynamic=False))
 
 
 @dataclass(frozen=True)

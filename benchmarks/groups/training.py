@@ -33,6 +33,7 @@ from benchmarks.rivals import (
     OURS,
     OURS_COMPILED,
     PLAIN,
+    PLAIN_COMPILED,
     RESULTS,
     WAYS,
     Task,
@@ -214,7 +215,7 @@ def _small(context: Context, threads: int) -> Iterator[Row]:
         return step
 
     # Compiling takes seconds: with tiny sizes once is enough to see that it runs.
-    compiled = [OURS_COMPILED] if not context.quick or threads == context.threads else []
+    compiled = [OURS_COMPILED, PLAIN_COMPILED] if not context.quick or threads == context.threads else []
     sides = {side: training(side) for side in (OURS, EAGER, PLAIN, *compiled)}
     try:
         times = interleave(sides, context.effort)
@@ -358,8 +359,7 @@ def epoch(context: Context) -> Iterator[Row]:
             (PLAIN, HIGHEST): copy.deepcopy(plain),
         }
         if not context.quick:
-            theirs[COMPILED, HIGHEST] = in_eager(model)
-            theirs[COMPILED, HIGHEST].compile()
+            theirs[COMPILED, HIGHEST] = rivals.compiled(in_eager(model))
         yield from _epoch(context, data, f"{bits}/{bits}/{bits} bits", ours, theirs)
 
 

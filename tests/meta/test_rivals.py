@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 import lumina_kernel
 from benchmarks import eager, memory, rivals, sessions, timing
@@ -336,3 +337,12 @@ def test_a_burst_waits_until_the_threads_of_the_last_one_rest(monkeypatch: pytes
         monkeypatch.setattr(time, "process_time", lambda clock=clock, spins=spins: min(clock[0], spins))
         timing.rest(0.02)
         assert slept == [0.02] * sleeps
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by Dynamo
+def test_a_compiled_side_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    for graphs, side in enumerate((rivals.COMPILED, rivals.OURS_COMPILED, rivals.PLAIN_COMPILED), 1):
+        rivals.step(rivals.small(), side)()
+        assert counter.frame_count == graphs
