@@ -338,12 +338,15 @@ class _Tensors:
     Args:
         tensor: torch.Tensor.
         parameter: torch.nn.Parameter.
+        empty: Makes a tensor in the CPU's memory from its sizes, strides and dtype.
+        float32: torch.float32.
+        uint8: torch.uint8.
 
     Raises:
         ValueError: A torch with another version of DLPack.
     """
 
-    def __new__(cls, tensor: type, parameter: type) -> Self: ...
+    def __new__(cls, tensor: type, parameter: type, empty: Any, float32: Any, uint8: Any) -> Self: ...
     def is_float(self, tensor: object) -> bool:
         """Whether this is a float32 tensor in the CPU's memory, of no subclass but `parameter`, and not a wrapper."""
 
@@ -362,17 +365,14 @@ class _Tensors:
         bias: Any,
         seed: SupportsIndex,
         stream: SupportsIndex,
-        y: Any,
-        saved: Any,
-        for_x: bool,
-        for_weight: bool,
+        kept: tuple[bool, bool] | None,
         threads: int,
-    ) -> bool:
-        """The forward pass, unless a tensor is not dense or of another type or size: False, and nothing was done.
+    ) -> tuple[Any, Any] | None:
+        """The forward pass: Y, and what the gradients of X and of W need, as far as they are `kept`.
 
-        If there is a `layer`, its weights are used, and only the shapes of `weight` and `bias` are read. `saved`,
-        uint8, receives what the gradients of X and of W need, unless it is None. `threads` is torch's number of
-        threads; later calls use as many.
+        That is uint8, or None where `kept` is. In place of both None, and nothing was done, if an operand is not dense,
+        of another type or size, or stands for its negative. If there is a `layer`, its weights are used, and only the
+        shapes of `weight` and `bias` are read. `threads` is torch's number of threads; later calls use as many.
         """
 
     def backward(
@@ -383,12 +383,12 @@ class _Tensors:
         x: Any,
         weight: Any,
         saved: Any,
-        dx: Any,
-        dw: Any,
-        db: Any,
+        needed: tuple[bool, bool, bool],
+        kept: tuple[bool, bool],
         precision: _Precision,
-        for_x: bool,
-        for_weight: bool,
         threads: int,
-    ) -> bool:
-        """As `Saved.backward`, with False as from `forward`; weight is read for dx, and an analog x for dw."""
+    ) -> tuple[Any, Any, Any] | None:
+        """As `Saved.backward`, with None for a gradient that is not `needed`, and None for all as from `forward`.
+
+        That is also the answer where `saved` is not aligned to 4 bytes. `weight` is read for dx, an analog x for dw.
+        """

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
@@ -79,9 +79,11 @@ def run_plain(
     elif profile._has_noise:
         number = _streams.draw_now()
     try:
-        if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
+        if is_grad_enabled() and (
+            weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
+        ):
             train = _train_under_noise if fixed else _train
-            return train(x, weight, bias, (profile._params, seed, number, prepared), bits)
+            return train(x, weight, bias, (profile._params, seed, number, prepared, bits))
         return _kernel.forward(x, weight, bias, profile._params, seed, number, prepared, None)[0]
     except ValueError as error:
         raise _checks.named(error, layer) from None

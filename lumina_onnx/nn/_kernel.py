@@ -1,17 +1,16 @@
 """Calls of the kernel on torch's tensors.
 
-torch allocates every tensor. `lumina_kernel._Tensors` asks torch's table of C functions what each tensor is and where
-it lies: a numpy view of each, or reading its attributes one by one, would cost as much as the arithmetic of a small
+`lumina_kernel._Tensors` asks torch's table of C functions what each tensor is and where it lies, and has torch make the
+results: a numpy view of each, or reading its attributes one by one, would cost as much as the arithmetic of a small
 layer. If it cannot take a tensor (elements out of order, another dtype), it says so before it has done anything, and
 the case is handled here. Callers have checked the tensors, with :func:`._dispatch.is_plain` or :mod:`._checks`.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 from torch.nn import Parameter
 
 import lumina_kernel
@@ -19,7 +18,7 @@ from lumina_onnx.nn import _torch_state
 
 _float32 = torch.float32
 _uint8 = torch.uint8
-_tensors = lumina_kernel._Tensors(Tensor, Parameter)
+_tensors = lumina_kernel._Tensors(Tensor, Parameter, _torch_state.empty_on_cpu, _float32, _uint8)
 #: Whether three tensors are an input [..., K], a weight [N, K] and a bias [N] (or None) that the passes take.
 are_call = _tensors.are_call
 #: Whether a tensor is float32 in the CPU's memory, and neither of a subclass nor a wrapper.
@@ -35,15 +34,13 @@ class Kept(NamedTuple):
     for_weight: bool = True
 
 
-_ALL = Kept()
-
 
 def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None) -> lumina_kernel.PreparedLayer:
     """Quantises and packs weights."""
     weight, bias = _dense(weight), None if bias is None else _dense(bias)
     if not _has_memory(weight) or (bias is not None and not _has_memory(bias)):
         raise _unreadable(weight=weight, bias=bias)
-    return _tensors.prepare(params, weight, bias, torch.get_num_threads())
+    return _tensors.prepare(params, weight, bias, get_num_threads())
 
 
 def forward(
@@ -57,26 +54,14 @@ def forward(
     kept: tuple[bool, bool] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The forward pass: y and, unless `kept` is None, the bytes that the gradients need besides x and weight."""
-    n, k = weight.shape
-    y = torch.empty(*x.shape[:-1], n)
-    saved = None
-    if kept is not None:
-        call_bytes, row_bytes = saved_bytes(params, n, k, *kept)
-        saved = torch.empty(call_bytes + x.numel() // k * row_bytes, dtype=_uint8)
-    threads = torch.get_num_threads()
-    for_x, for_weight = kept or _ALL
-    # The kernel detects elements out of order, but not that a tensor is a lazy negation.
-    if (
-        x.is_neg()
-        or weight.is_neg()
-        or (bias is not None and bias.is_neg())
-        or not _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads)
-    ):
+    threads = get_num_threads()
+    made = _tensors.forward(params, prepared, x, weight, bias, seed, stream, kept, threads)
+    if made is None:
         x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
-        y, saved = _on_cpu(y), None if saved is None else _on_cpu(saved, _uint8)
-        if not _tensors.forward(params, prepared, x, weight, bias, seed, stream, y, saved, for_x, for_weight, threads):
-            raise _unreadable(x=x, weight=weight, bias=bias)
-    return y, saved
+        made = _tensors.forward(params, prepared, x, weight, bias, seed, stream, kept, threads)
+    if made is None:
+        raise _unreadable(x=x, weight=weight, bias=bias)
+    return made
 
 
 def backward(
@@ -85,7 +70,7 @@ def backward(
     weight: Tensor | None,
     saved: Tensor,
     k: int,
-    needs: Sequence[bool],
+    needs: tuple[bool, bool, bool],
     kept: tuple[bool, bool],
     params: lumina_kernel.Params,
     bits: int | None,
@@ -94,18 +79,10 @@ def backward(
 
     `bits` are those of the products: 8, or None for the precision that torch asks for.
     """
-    saved = _aligned(saved)
-    *leading, n = grad.shape
-    dx = torch.empty(*leading, k) if needs[0] else None
-    dw = torch.empty(n, k) if needs[1] else None
-    db = torch.empty(n) if needs[2] else None
-    threads, precision = torch.get_num_threads(), "8 bits" if bits else _torch_state.gradient_precision()
-    if (
-        grad.is_neg()
-        or (x is not None and x.is_neg())
-        or (weight is not None and weight.is_neg())
-        or not _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads)
-    ):
+    threads, precision = get_num_threads(), "8 bits" if bits else _torch_state.gradient_precision()
+    made = _tensors.backward(params, k, grad, x, weight, saved, needs, kept, precision, threads)
+    if made is None:
+        *leading, n = grad.shape
         if x is not None:
             _check_saved("x", x, (*leading, k))
         if weight is not None:
@@ -113,10 +90,11 @@ def backward(
         call_bytes, row_bytes = saved_bytes(params, n, k, *kept)
         _check_saved_bytes(saved, call_bytes + grad.numel() // n * row_bytes)
         grad, x, weight = _dense(grad), None if x is None else _dense(x), None if weight is None else _dense(weight)
-        dx, dw, db = (None if gradient is None else _on_cpu(gradient) for gradient in (dx, dw, db))
-        if not _tensors.backward(params, k, grad, x, weight, saved, dx, dw, db, precision, *kept, threads):
-            raise _unreadable(grad=grad, x=x, weight=weight, saved=saved)
-    return dx, dw, db
+        saved = _aligned(saved)
+        made = _tensors.backward(params, k, grad, x, weight, saved, needs, kept, precision, threads)
+    if made is None:
+        raise _unreadable(grad=grad, x=x, weight=weight, saved=saved)
+    return made
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -146,11 +124,6 @@ def _has_memory(tensor: Tensor) -> bool:
         return tensor.numel() == 0 or (tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() != 0)
     except RuntimeError:  # of a wrapper
         return False
-
-
-def _on_cpu(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """CPU memory of `dtype` in the shape of `tensor`, for when torch's default dtype or device is another."""
-    return torch.empty(tensor.shape, dtype=dtype, device="cpu")
 
 
 def _aligned(saved: Tensor) -> Tensor:

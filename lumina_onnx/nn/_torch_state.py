@@ -35,6 +35,9 @@ def internal(path: str) -> Any:
 tracing_state = internal("_C._get_tracing_state")
 count_dispatch_modes = internal("_C._len_torch_dispatch_stack")
 current_transform = internal("_C._functorch.maybe_current_level")
+#: Makes a tensor from its sizes, strides and dtype, as graphs of torch.compile do: in half the time of torch.empty, and
+#: whatever torch's default device is.
+empty_on_cpu = internal("_C._dynamo.guards._empty_strided_cpu")
 _precision = internal("_C._get_fp32_precision_getter")
 internal("autograd.forward_ad._current_level")  # a number, read in each call
 internal("compiler._is_compiling_flag")  # likewise

@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 import lumina_kernel  # noqa: E402
-from lumina_onnx.nn import _dispatch, _kernel, _parameters, _torch_state  # noqa: E402
+from lumina_onnx.nn import _dispatch, _parameters, _torch_state  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
-TENSORS = lumina_kernel._Tensors(torch.Tensor, nn.Parameter)
+MAKES = (_torch_state.empty_on_cpu, torch.float32, torch.uint8)
+TENSORS: Any = lumina_kernel._Tensors(torch.Tensor, nn.Parameter, *MAKES)
 PARAMS = lumina_kernel.Params(input_bits=8, weight_bits=8)
 N, K = 3, 2
 
@@ -60,9 +61,7 @@ def test_what_is_no_dense_float32_tensor(kind: Any) -> None:
     assert not TENSORS.is_float(other)
     assert not _dispatch.is_plain(other, weight, bias)
     if kind not in ("subclass", "none"):
-        y = torch.full((5, N), 7.0)
-        assert not TENSORS.forward(PARAMS, None, other, weight, bias, 0, 0, y, None, True, True, 1)
-        assert torch.equal(y, torch.full((5, N), 7.0))
+        assert TENSORS.forward(PARAMS, None, other, weight, bias, 0, 0, None, 1) is None
 
 
 def test_wrappers_of_transforms() -> None:
@@ -105,71 +104,95 @@ def test_what_is_a_call(bias: bool) -> None:
         assert _dispatch.is_plain(x.clone(), weight, b)
 
 
-def test_a_pass_touches_no_tensor_that_does_not_fit() -> None:
-    x, weight, bias = call()
-    y = torch.full((5, N), 7.0)
-    call_bytes, row_bytes = _kernel.saved_bytes(PARAMS, N, K, True, True)
-    saved = torch.full((call_bytes + 5 * row_bytes,), 7, dtype=torch.uint8)
-    layer = TENSORS.prepare(PARAMS, weight, bias, 1)
-    fitting = {"layer": None, "x": x, "weight": weight, "bias": bias, "y": y, "saved": saved}
+def negated(tensor: Any) -> Any:
+    """A tensor that stands for its negative."""
+    return torch._neg_view(tensor)
 
-    def forward(layer: Any, x: Any, weight: Any, bias: Any, y: Any, saved: Any) -> Any:
-        return TENSORS.forward(PARAMS, layer, x, weight, bias, 0, 0, y, saved, True, True, 1)
+
+def test_a_pass_refuses_tensors_that_do_not_fit() -> None:
+    x, weight, bias = call()
+    layer = TENSORS.prepare(PARAMS, weight, bias, 1)
+    fitting = {"layer": None, "x": x, "weight": weight, "bias": bias}
+
+    def forward(layer: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return TENSORS.forward(PARAMS, layer, x, weight, bias, 0, 0, (True, True), 1)
 
     for change in [
         {"x": x.t()},
         {"x": torch.stack([x, x], -1)[..., 0]},
         {"x": torch.ones(5, K + 1)},
         {"x": x[0, 0]},
+        {"x": negated(x)},
         {"weight": weight.t().contiguous().t()},
         {"weight": weight[0]},
+        {"weight": negated(weight)},
         {"bias": torch.ones(N + 1)},
         {"bias": torch.ones(2 * N)[::2]},
+        {"bias": negated(bias)},
         {"layer": layer, "x": torch.ones(5, 4), "weight": torch.ones(N, 4)},
-        {"y": torch.ones(4, N)},
-        {"y": torch.ones(5, N, dtype=torch.float64)},
-        {"y": torch.ones(N, 5).t()},
-        {"saved": saved[1:]},
-        {"saved": torch.ones(saved.numel())},
-        {"saved": torch.ones(2 * saved.numel(), dtype=torch.uint8)[::2]},
     ]:
-        assert not forward(**{**fitting, **change}), change
-    assert bool((y == 7).all())
-    assert bool((saved == 7).all())
-    assert forward(**fitting)
-    assert forward(**{**fitting, "layer": layer})
+        assert forward(**{**fitting, **change}) is None, change
+    y, saved = forward(**fitting)
+    assert all(map(torch.equal, (y, saved), forward(**{**fitting, "layer": layer})))
+    assert torch.equal(forward(**{**fitting, "layer": layer, "weight": negated(weight)})[0], y)  # not read
 
     grad = torch.ones(5, N)
-    dx, dw, db = torch.full((5, K), 7.0), torch.full((N, K), 7.0), torch.full((N,), 7.0)
-    fitting = {"k": K, "dy": grad, "weight": weight, "saved": saved, "dx": dx, "dw": dw, "db": db}
+    fitting = {"k": K, "dy": grad, "weight": weight, "saved": saved}
 
-    def backward(k: Any, dy: Any, weight: Any, saved: Any, dx: Any, dw: Any, db: Any) -> Any:
-        return TENSORS.backward(PARAMS, k, dy, None, weight, saved, dx, dw, db, "highest", True, True, 1)
+    def backward(k: Any, dy: Any, weight: Any, saved: Any) -> Any:
+        return TENSORS.backward(PARAMS, k, dy, None, weight, saved, (True, True, True), (True, True), "highest", 1)
 
     for change in [
         {"dy": torch.ones(N, 5).t()},
         {"dy": grad[0, 0]},
         {"dy": grad.double()},
+        {"dy": negated(grad)},
         {"weight": torch.ones(N, K + 1)},
         {"weight": torch.ones(N * K)},
+        {"weight": negated(weight)},
         {"saved": saved[1:]},
-        {"dx": torch.ones(4, K)},
-        {"dw": torch.ones(N, K).double()},
-        {"db": torch.ones(N + 1)},
+        {"saved": torch.ones(saved.numel())},
+        {"saved": torch.ones(2 * saved.numel(), dtype=torch.uint8)[::2]},
+        {"saved": torch.ones(saved.numel() + 1, dtype=torch.uint8)[1:]},
     ]:
-        assert not backward(**{**fitting, **change}), change
-    assert all(bool((gradient == 7).all()) for gradient in (dx, dw, db))
-    assert backward(**fitting)
+        assert backward(**{**fitting, **change}) is None, change
+    assert [gradient.shape for gradient in backward(**fitting)] == [x.shape, weight.shape, bias.shape]
     with pytest.raises(
         ValueError, match="weight is 6 elements of 4 bytes at address 0x0: allowed is memory that is there"
     ):
         backward(**{**fitting, "weight": None})
     analog = lumina_kernel.Params(weight_bits=8)
-    kept = torch.zeros(call_bytes + 5 * 4, dtype=torch.uint8)
+    kept = TENSORS.forward(analog, None, x, weight, bias, 0, 0, (True, True), 1)[1]
     with pytest.raises(ValueError, match="x is 10 elements of 4 bytes at address 0x0: allowed is memory that is there"):
-        TENSORS.backward(analog, K, grad, None, weight, kept, None, dw, None, "highest", True, True, 1)
+        TENSORS.backward(analog, K, grad, None, weight, kept, (False, True, False), (True, True), "highest", 1)
     with pytest.raises(ValueError, match=re.escape("weight or bias is no dense float32 tensor [N, K] or [N]")):
         TENSORS.prepare(PARAMS, weight.t(), bias, 1)
+
+
+@pytest.mark.parametrize("shape", [(K,), (0, K), (4, 0, K), (2, 1, 3, K)])
+def test_what_a_pass_makes_is_contiguous(shape: Any) -> None:
+    _, weight, bias = call()
+    y, saved = TENSORS.forward(PARAMS, None, torch.ones(shape), weight, bias, 0, 0, (True, True), 1)
+    dx, dw, db = TENSORS.backward(PARAMS, K, y, None, weight, saved, (True,) * 3, (True, True), "highest", 1)
+    for made, size in ((y, (*shape[:-1], N)), (dx, shape), (dw, (N, K)), (db, (N,))):
+        assert made.shape == size
+        assert made.stride() == torch.empty(size).stride()
+    none = TENSORS.backward(PARAMS, K, y, None, weight, saved, (False,) * 3, (True, True), "highest", 1)
+    assert none == (None, None, None)
+
+
+def test_a_pass_refuses_what_was_made_otherwise() -> None:
+    """A release of torch whose function makes something else."""
+    x, weight, bias = call()
+    for make in (
+        lambda sizes, strides, dtype: torch.empty(sizes, dtype=torch.float64),
+        lambda sizes, strides, dtype: torch.empty([2 * size for size in sizes], dtype=dtype),
+        lambda sizes, strides, dtype: torch.empty(sizes, dtype=dtype, device="meta"),
+        lambda sizes, strides, dtype: None,
+    ):
+        tensors = lumina_kernel._Tensors(torch.Tensor, nn.Parameter, make, torch.float32, torch.uint8)
+        with pytest.raises(ValueError, match="torch made no dense tensor for y"):
+            tensors.forward(PARAMS, None, x, weight, bias, 0, 0, None, 1)
 
 
 WITHOUT_MEMORY = """
@@ -212,19 +235,19 @@ kinds = {
     "freed parameter": lambda like: torch.nn.Parameter(freed(5)(like), requires_grad=False),
     "freed subclass": lambda like: freed(5)(like).as_subclass(Subclass),
 }
-tensors = lumina_kernel._Tensors(torch.Tensor, torch.nn.Parameter)
+tensors = lumina_kernel._Tensors(
+    torch.Tensor, torch.nn.Parameter, torch._C._dynamo.guards._empty_strided_cpu, torch.float32, torch.uint8
+)
 params = lumina_kernel.Params(input_bits=0, weight_bits=8)
 m, n, k = 5, 3, 2
 x, weight, bias, dy = torch.ones(m, k), torch.ones(n, k), torch.ones(n), torch.ones(m, n)
-call_bytes, row_bytes = lumina_kernel._saved_bytes(params, n, k, True, True)
-kept = torch.zeros(call_bytes + m * row_bytes, dtype=torch.uint8)
-tensors.forward(params, None, x, weight, bias, 0, 0, torch.empty(m, n), kept, True, True, 1)
+y, kept = tensors.forward(params, None, x, weight, bias, 0, 0, (True, True), 1)
 
-def forward(x, weight, bias, y, saved):
-    return tensors.forward(params, None, x, weight, bias, 0, 0, y, saved, True, True, 1)
+def forward(x, weight, bias):
+    return tensors.forward(params, None, x, weight, bias, 0, 0, (True, True), 1)
 
-def backward(dy, x, weight, saved, dx, dw, db):
-    return tensors.backward(params, k, dy, x, weight, saved, dx, dw, db, "highest", True, True, 1)
+def backward(dy, x, weight, saved):
+    return tensors.backward(params, k, dy, x, weight, saved, (True, True, True), (True, True), "highest", 1)
 
 def prepare(weight, bias):
     try:
@@ -233,21 +256,15 @@ def prepare(weight, bias):
         return False
 
 for call, arguments in [
-    (forward, {"x": x, "weight": weight, "bias": bias, "y": torch.empty(m, n), "saved": kept.clone()}),
-    (backward, {"dy": dy, "x": x, "weight": weight, "saved": kept, **{
-        "d" + like: values.clone() for like, values in (("x", x), ("w", weight), ("b", bias))
-    }}),
+    (forward, {"x": x, "weight": weight, "bias": bias}),
+    (backward, {"dy": dy, "x": x, "weight": weight, "saved": kept}),
     (prepare, {"weight": weight, "bias": bias}),
 ]:
     assert call(**arguments)
-    written = [value for name, value in arguments.items() if name in ("y", "dx", "dw", "db")]
-    for value in written:
-        value.fill_(7)
     for name, value in arguments.items():
         for kind, make in kinds.items():
             print(call.__name__, name, kind, flush=True)
             assert not call(**{**arguments, name: make(value)}), "taken"
-    assert all(bool((value == 7).all()) for value in written), "written"
     for name, value in arguments.items():
         whole = {"like": value, "subclass": value.clone().as_subclass(Subclass), "at 8": at(8)(value).copy_(value)}
         for kind, made in whole.items():
@@ -271,9 +288,10 @@ def test_sizes_that_no_memory_has_are_not_wrapped() -> None:
         assert call_bytes == everything
         assert row_bytes >= 2**63 if bits else row_bytes == 4
     analog, saved = lumina_kernel.Params(), torch.zeros(8, dtype=torch.uint8)
-    grad, db = torch.ones(5, N), torch.ones(N)
+    grad = torch.ones(5, N)
     for k in (2**62, 2**63 - 1):
-        assert not TENSORS.backward(analog, k, grad, None, None, saved, None, None, db, "highest", True, True, 1)
+        needed, kept = (False, False, True), (True, True)
+        assert TENSORS.backward(analog, k, grad, None, None, saved, needed, kept, "highest", 1) is None
 
 
 def test_devices_are_not_mixed_by_the_operators() -> None:
@@ -320,7 +338,7 @@ def test_defaults_of_torch_change_nothing() -> None:
 @pytest.mark.parametrize("tensor", [type("Tensor", (), {}), type("Tensor", (), {"__dlpack_c_exchange_api__": 1})])
 def test_a_torch_without_a_table_of_dlpack_is_refused_in_words(tensor: Any) -> None:
     with pytest.raises(ValueError, match=r"torch\.Tensor has no table of DLPack's functions: allowed is a torch with"):
-        lumina_kernel._Tensors(tensor, torch.nn.Parameter)
+        lumina_kernel._Tensors(tensor, torch.nn.Parameter, *MAKES)
 
 
 @pytest.mark.parametrize(("version", "function"), [(2, 1), (1, 0)])
@@ -334,4 +352,4 @@ def test_another_table_of_dlpack_is_refused_in_words(version: int, function: int
 
     message = f"torch.Tensor has DLPack {version}: allowed is DLPack 1, with the function that describes a tensor"
     with pytest.raises(ValueError, match=re.escape(message)):
-        lumina_kernel._Tensors(Other, nn.Parameter)
+        lumina_kernel._Tensors(Other, nn.Parameter, *MAKES)

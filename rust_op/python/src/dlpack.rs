@@ -1,8 +1,8 @@
 //! The types, shapes and addresses of torch's tensors, from DLPack's table of C functions that `torch.Tensor` carries.
 //!
 //! A numpy view of a tensor costs torch some 0.7 microseconds, and each pass has six tensors: as much as all the
-//! arithmetic of a small layer. These functions cannot say whether a tensor stands for its negative (`is_neg`):
-//! `lumina_onnx.nn` checks that, and creates every tensor that is written to.
+//! arithmetic of a small layer. These functions cannot say whether a tensor stands for its negative: torch is
+//! asked for that.
 
 #![allow(unsafe_code, reason = "memory is read and written by address here and nowhere else")]
 
@@ -14,7 +14,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
+use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyType};
 
 /// A tensor as DLPack describes it: the fields of `DLTensor`, in the same order.
 #[repr(C)]
@@ -35,6 +35,17 @@ pub struct Described {
 const ON_CPU: i32 = 1;
 pub const FLOAT32: (u8, u8) = (2, 32);
 pub const UINT8: (u8, u8) = (1, 8);
+
+/// A type of elements, with DLPack's code and bits.
+pub trait Element {
+    const TYPE: (u8, u8);
+}
+impl Element for f32 {
+    const TYPE: (u8, u8) = FLOAT32;
+}
+impl Element for u8 {
+    const TYPE: (u8, u8) = UINT8;
+}
 
 /// An address from here on is in memory. A lower one may be what torch reports for a tensor whose storage has no
 /// memory: its offset in the storage.
@@ -228,12 +239,11 @@ impl TensorReader {
         class == self.tensor.as_ptr().cast() || class == self.parameter.as_ptr().cast()
     }
 
-    /// [`TensorReader::described`] for a tensor that may be absent.
-    pub fn optional(&self, tensor: Option<&Bound<'_, PyAny>>) -> Option<Option<Described>> {
-        match tensor {
-            None => Some(None),
-            Some(tensor) => self.described(tensor).map(Some),
-        }
+    /// [`TensorReader::described`] for a tensor whose elements are read; `None` also if it stands for its negative.
+    pub fn operand(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
+        let described = self.described(tensor)?;
+        let negative = tensor.call_method0(intern!(tensor.py(), "is_neg"));
+        negative.is_ok_and(|negative| negative.is(PyBool::new(tensor.py(), false))).then_some(described)
     }
 
     /// [`TensorReader::described`] for a tensor of no subclass but `torch.nn.Parameter`; `None` for others.

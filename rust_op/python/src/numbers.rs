@@ -80,7 +80,10 @@ impl Int {
 
     /// A seed or stream.
     pub fn counter(&self, name: &str) -> PyResult<u64> {
-        self.checked(name, allowed(name), |value| u64::try_from(value).ok())
+        match self.0 {
+            Ok(value) if value >= 0 => Ok(value as u64), // without looking up what is allowed
+            _ => self.checked(name, allowed(name), |value| u64::try_from(value).ok()),
+        }
     }
 
     /// A dimension.
