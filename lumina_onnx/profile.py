@@ -62,7 +62,7 @@ class OpticalProfile:
         for row in schema.LAYER:
             if row.type in _CONVERSIONS:
                 object.__setattr__(self, row.name, _CONVERSIONS[row.type](getattr(self, row.name)))
-        _ = self._has_noise
+        _ = self._has_noise, self._text
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the fields that this release has; what else a pickle holds was computed from those of its own."""
@@ -85,9 +85,8 @@ class OpticalProfile:
 
     @functools.cached_property
     def _text(self) -> str:
-        """The fields in the order of the table as one text, which `nn._parameters` reads where torch.compile traces."""
-        values = (getattr(self, row.name) for row in schema.LAYER)
-        return " ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
+        """The fields as one text, which torch's operators take; made when the profile is checked, as `_params`."""
+        return schema.text_of(getattr(self, row.name) for row in schema.LAYER)
 
     def replace(self, **changes: Any) -> OpticalProfile:
         """A copy with some fields changed, which is checked as well."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import lumina_kernel
 
@@ -67,3 +69,20 @@ def parameter(name: str) -> Parameter:
         if row.name == name:
             return row
     raise KeyError(name)
+
+
+def text_of(values: Iterable[Any]) -> str:
+    """The values of the parameters in :data:`LAYER` as one text, which :func:`read` reads."""
+    return " ".join(",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value) for value in values)
+
+
+def read(text: str) -> list[Any]:
+    """The values of the parameters in :data:`LAYER` from their text; those of type FLOATS are lists."""
+    return [_READ[row.type](word) for row, word in zip(LAYER, text.split(" "), strict=True)]
+
+
+def _floats(word: str) -> list[float]:
+    return [float(each) for each in word.split(",")]
+
+
+_READ: dict[str, Callable[[str], Any]] = {"INT": int, "FLOAT": float, "FLOATS": _floats, "STRING": str}

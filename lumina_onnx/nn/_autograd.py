@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 import lumina_kernel
-from lumina_onnx.nn import _kernel, _torch_state
+from lumina_onnx import schema
+from lumina_onnx.nn import _kernel, _registry, _torch_state
 from lumina_onnx.nn._kernel import Kept
 from lumina_onnx.nn._operators import optical_linear, optical_linear_backward, optical_linear_train
-from lumina_onnx.nn._parameters import NAMES, has_noise, params_of, values_of
+from lumina_onnx.nn._parameters import NAMES, has_noise, params_in, text_of
 from lumina_onnx.nn._streams import NO_NOISE
 from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform
 
@@ -55,7 +56,7 @@ def _second_derivative(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError(_NO_SECOND_DERIVATIVE)
 
 
-optical_linear_backward.register_autograd(_second_derivative)
+_registry.differentiate(optical_linear_backward, _second_derivative)
 
 
 def _read(
@@ -72,23 +73,25 @@ def _needs(ctx: Any) -> tuple[bool, bool, bool]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _bias, _stream, bits_of_block, _release, _layer, _seed, bits, *parameters = inputs
+    x, weight, _bias, _stream, bits_of_block, _release, _layer, _seed, bits, parameters = inputs
     _y, saved, history = output
     ctx.set_materialize_grads(False)
     ctx.k = weight.shape[1]
-    ctx.arguments = (bits, *parameters)
+    ctx.arguments = (bits, parameters)
     # `history` has no elements, but its graph leads back to x and weight: through it a second derivative reaches
     # _second_derivative.
     kept = Kept(*ctx.needs_input_grad[:2])
-    ctx.save_for_backward(*_read(x, weight, params_of(parameters), kept), saved, history, bits_of_block)
+    ctx.save_for_backward(*_read(x, weight, params_in(parameters), kept), saved, history, bits_of_block)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, operator: Any) -> tuple[Any, ...]:
-    nothing: tuple[None, ...] = (None,) * (6 + len(NAMES))
+    nothing: tuple[None, ...] = (None,) * 7
     if grad is None:
         return (None, None, None, *nothing)
     needs = _needs(ctx)
-    gradients = operator(grad, *ctx.saved_tensors, ctx.k, *needs, *Kept(), *ctx.arguments)
+    x, weight, saved, history, bits_of_block = ctx.saved_tensors
+    history = history if is_grad_enabled() else None  # no second derivative will be asked for
+    gradients = operator(grad, x, weight, saved, history, bits_of_block, ctx.k, *needs, *Kept(), *ctx.arguments)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
@@ -96,7 +99,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return _gradients(ctx, grad, optical_linear_backward)
 
 
-optical_linear_train.register_autograd(_backward, setup_context=_setup_context)
+_registry.differentiate(optical_linear_train, _backward, _setup_context)
 
 
 def _keep_operands(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
@@ -112,17 +115,18 @@ def _backward_of_inference(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return (None, None, None, *nothing)
     x, weight, bias, stream = ctx.saved_tensors
-    _seed, bits, *parameters = ctx.call
+    seed, bits, *values = ctx.call
+    parameters = schema.text_of(values)
     release, layer = _torch_state.RELEASE, ""
-    _, saved, history = optical_linear_train(x, weight, bias, stream, None, release, layer, *ctx.call)
+    _, saved, history = optical_linear_train(x, weight, bias, stream, None, release, layer, seed, bits, parameters)
     needs, kept = _needs(ctx), Kept()
-    operands = _read(x, weight, params_of(parameters), kept)
+    operands = _read(x, weight, params_in(parameters), kept)
     k = weight.shape[1]
-    gradients = optical_linear_backward(grad, *operands, saved, history, None, k, *needs, *kept, bits, *parameters)
+    gradients = optical_linear_backward(grad, *operands, saved, history, None, k, *needs, *kept, bits, parameters)
     return (*(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *nothing)
 
 
-optical_linear.register_autograd(_backward_of_inference, setup_context=_keep_operands)
+_registry.differentiate(optical_linear, _backward_of_inference, _keep_operands)
 
 
 class _BackwardTransformed(torch.autograd.Function):
@@ -202,9 +206,8 @@ class TrainNow(torch.autograd.Function):
             dx, dw, db = _kernel.backward(grad, x, weight, saved, k, needs, kept, params, bits)
         else:
             # Several gradients at once (is_grads_batched), another kind of tensor, or something that intercepts calls.
-            history = grad.new_empty(0)
-            arguments = (*needs, *kept, bits or 0, *values_of(params))
-            outputs = optical_linear_backward(grad, x, weight, saved, history, None, k, *arguments)
+            arguments = (*needs, *kept, bits or 0, text_of(params))
+            outputs = optical_linear_backward(grad, x, weight, saved, None, None, k, *arguments)
             dx, dw, db = (gradient if need else None for gradient, need in zip(outputs, needs, strict=True))
         if is_grad_enabled():  # create_graph
             dx, dw, db = _without_derivative((dx, dw, db), (grad, x, weight))

@@ -79,9 +79,7 @@ def run_plain(
     elif profile._has_noise:
         number = _streams.draw_now()
     try:
-        if is_grad_enabled() and (
-            weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
-        ):
+        if is_grad_enabled() and (weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)):
             train = _train_under_noise if fixed else _train
             return train(x, weight, bias, (profile._params, seed, number, prepared, bits))
         return _kernel.forward(x, weight, bias, profile._params, seed, number, prepared, None)[0]
@@ -126,24 +124,24 @@ def _run_registered(
         raise RuntimeError(
             "torch.onnx.export does not know optical layers: call lumina_onnx.exporter.export(model, args, path)"
         )
-    parameters = _parameters.values_of(profile)
     if is_exporting() or _torch_state.is_recorded():  # one program, with and without gradients
-        key = _streams.tensor_of(profile, stream)
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters, gradient_bits=bits or 0)
+        key, values = _streams.tensor_of(profile, stream), _parameters.values_of(profile)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values, gradient_bits=bits or 0)
     if not is_compiling() and _torch_state.has_tangent(x, weight, bias):
         raise RuntimeError(_autograd.NO_FORWARD_MODE)
     key = _streams.tensor_of(profile, stream)
-    own = (_torch_state.RELEASE, layer, seed, bits or 0, *parameters)
+    own = (_torch_state.RELEASE, layer, seed, bits or 0, profile._text)
     if _torch_state.is_transformed() and not is_compiling():
         train: Any = _autograd.TrainTransformed.apply
         y: Tensor = train(x, weight, bias, key, None, *own)[0]
         return y
     if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
         return torch.ops.lumina.optical_linear_train(x, weight, bias, key, _gradient_bits.of_block(), *own)[0]
+    values = _parameters.values_of(profile)
     if is_compiling() or not layer:
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values)
     try:
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *parameters)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values)
     except ValueError as error:
         raise _checks.named(error, layer) from None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling, is_exporting
 
-from lumina_onnx.nn import _recomputation, _scope
+from lumina_onnx.nn import _recomputation, _registry, _scope
 
 
 class Traced:
@@ -41,15 +41,13 @@ def of_call(own: int | None = None) -> int | None:
     return _scope.gradient_bits_of_call(own) if _scope.current() else own
 
 
-@torch.library.custom_op(
-    "lumina::gradient_bits_of_block", mutates_args=(), schema="(Tensor here) -> Tensor", device_types="cpu"
-)
+@_registry.define("gradient_bits_of_block(Tensor here) -> Tensor")
 def gradient_bits_of_block(here: Tensor) -> Tensor:
     bits = _scope.settings_of(_scope.EACH).get(_scope.GRADIENT_BITS, _NO_BLOCK)
     return torch.tensor(bits or 0, dtype=torch.int64, device="cpu")
 
 
-@gradient_bits_of_block.register_fake
+@_registry.shaped(gradient_bits_of_block)
 def _(here: Tensor) -> Tensor:
     return here.new_empty((), dtype=torch.int64)
 

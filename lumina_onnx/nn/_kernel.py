@@ -34,6 +34,11 @@ class Kept(NamedTuple):
     for_weight: bool = True
 
 
+def nothing() -> Tensor:
+    """A tensor without elements, for operators of torch's registry, which cannot return None."""
+    empty: Tensor = _torch_state.empty_on_cpu((0,), (1,), _float32)
+    return empty
+
 
 def prepare(params: lumina_kernel.Params, weight: Tensor, bias: Tensor | None) -> lumina_kernel.PreparedLayer:
     """Quantises and packs weights."""

@@ -15,28 +15,30 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lumina_onnx.nn import _checks, _gradient_bits, _kernel
+from lumina_onnx.nn import _checks, _gradient_bits, _kernel, _registry
 from lumina_onnx.nn._kernel import Kept
-from lumina_onnx.nn._parameters import SIGNATURE, call_of, params_of
+from lumina_onnx.nn._parameters import SIGNATURE, call_of, params_in, params_of
 
 
-@torch.library.custom_op(
-    "lumina::optical_linear",
-    mutates_args=(),
-    device_types="cpu",
-    # The last one is an option, so that a program saved without it loads.
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {SIGNATURE}, *, int gradient_bits=0) "
-    "-> Tensor",
+def _check_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not _kernel.are_call(x, weight, bias):  # which is quicker, but does not say why
+        _checks.check_call(x, weight, bias)
+
+
+# The last argument is an option, so that a program saved without it loads.
+@_registry.define(
+    f"optical_linear(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {SIGNATURE}, *, "
+    "int gradient_bits=0) -> Tensor"
 )
 def optical_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any, gradient_bits: int = 0
 ) -> Tensor:
-    _checks.check_call(x, weight, bias)
-    params, number = call_of(parameters, stream)
+    _check_call(x, weight, bias)
+    params, number = call_of(params_of(parameters), stream)
     return _kernel.forward(x, weight, bias, params, seed, number, None, None)[0]
 
 
-@optical_linear.register_fake
+@_registry.shaped(optical_linear)
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any, gradient_bits: int = 0
 ) -> Tensor:
@@ -44,12 +46,9 @@ def _(
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@torch.library.custom_op(
-    "lumina::optical_linear_train",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor stream, Tensor? bits_of_block, str release, str layer, "
-    f"int seed, int gradient_bits, {SIGNATURE}) -> (Tensor, Tensor, Tensor)",
+@_registry.define(
+    "optical_linear_train(Tensor x, Tensor weight, Tensor? bias, Tensor stream, Tensor? bits_of_block, str release, "
+    "str layer, int seed, int gradient_bits, str parameters) -> (Tensor, Tensor, Tensor)"
 )
 def optical_linear_train(
     x: Tensor,
@@ -61,18 +60,18 @@ def optical_linear_train(
     layer: str,
     seed: int,
     gradient_bits: int,
-    *parameters: Any,
+    parameters: str,
 ) -> tuple[Tensor, ...]:
-    _checks.check_call(x, weight, bias)
-    params, number = call_of(parameters, stream)
+    _check_call(x, weight, bias)
+    params, number = call_of(params_in(parameters), stream)
     try:
         y, saved = _kernel.forward(x, weight, bias, params, seed, number, None, Kept())
     except ValueError as error:
         raise _checks.named(error, layer) from None
-    return y, cast("Tensor", saved), y.new_empty(0)
+    return y, cast("Tensor", saved), _kernel.nothing()
 
 
-@optical_linear_train.register_fake
+@_registry.shaped(optical_linear_train)
 def _(
     x: Tensor,
     weight: Tensor,
@@ -83,11 +82,11 @@ def _(
     layer: str,
     seed: int,
     gradient_bits: int,
-    *parameters: Any,
+    parameters: str,
 ) -> tuple[Tensor, ...]:
     _checks.check_devices(x=x, weight=weight, bias=bias)
     n, k = weight.shape
-    call_bytes, row_bytes = _kernel.saved_bytes(params_of(parameters), int(n), int(k), *Kept())
+    call_bytes, row_bytes = _kernel.saved_bytes(params_in(parameters), int(n), int(k), *Kept())
     rows = math.prod(x.shape[:-1])
     return (
         x.new_empty((*x.shape[:-1], n)),
@@ -96,20 +95,17 @@ def _(
     )
 
 
-@torch.library.custom_op(
-    "lumina::optical_linear_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor history, Tensor? bits_of_block, int k, "
-    "bool need_x, bool need_weight, bool need_bias, bool kept_for_x, bool kept_for_weight, int gradient_bits, "
-    f"{SIGNATURE}) -> (Tensor, Tensor, Tensor)",
+@_registry.define(
+    "optical_linear_backward(Tensor grad, Tensor? x, Tensor? weight, Tensor saved, Tensor? history, "
+    "Tensor? bits_of_block, int k, bool need_x, bool need_weight, bool need_bias, bool kept_for_x, "
+    "bool kept_for_weight, int gradient_bits, str parameters) -> (Tensor, Tensor, Tensor)"
 )
 def optical_linear_backward(
     grad: Tensor,
     x: Tensor | None,
     weight: Tensor | None,
     saved: Tensor,
-    history: Tensor,
+    history: Tensor | None,
     bits_of_block: Tensor | None,
     k: int,
     need_x: bool,
@@ -118,23 +114,24 @@ def optical_linear_backward(
     kept_for_x: bool,
     kept_for_weight: bool,
     gradient_bits: int,
-    *parameters: Any,
+    parameters: str,
 ) -> tuple[Tensor, ...]:
-    _checks.check_tensor("grad", grad)
+    if not _kernel.is_float(grad):
+        _checks.check_tensor("grad", grad)
     needs = (need_x, need_weight, need_bias)
     kept = Kept(kept_for_x, kept_for_weight)
     bits = _gradient_bits.chosen(gradient_bits, bits_of_block)
-    gradients = _kernel.backward(grad, x, weight, saved, k, needs, kept, params_of(parameters), bits)
-    return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    gradients = _kernel.backward(grad, x, weight, saved, k, needs, kept, params_in(parameters), bits)
+    return tuple(_kernel.nothing() if gradient is None else gradient for gradient in gradients)
 
 
-@optical_linear_backward.register_fake
+@_registry.shaped(optical_linear_backward)
 def _(
     grad: Tensor,
     x: Tensor | None,
     weight: Tensor | None,
     saved: Tensor,
-    history: Tensor,
+    history: Tensor | None,
     bits_of_block: Tensor | None,
     k: int,
     need_x: bool,
@@ -143,7 +140,7 @@ def _(
     kept_for_x: bool,
     kept_for_weight: bool,
     gradient_bits: int,
-    *parameters: Any,
+    parameters: str,
 ) -> tuple[Tensor, ...]:
     _checks.check_devices(grad=grad, x=x, weight=weight, saved=saved, history=history)
     n = grad.shape[-1]
@@ -176,7 +173,7 @@ def _each_sample(operator: Any) -> None:
             return together(results), 0
         return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
 
-    operator.register_vmap(rule)
+    torch.library.register_vmap(operator, rule)
 
 
 for _operator in (optical_linear, optical_linear_train, optical_linear_backward):

@@ -1,10 +1,13 @@
-"""A layer's parameters in the form that torch's operators take, from the table in :mod:`lumina_onnx.schema`."""
+"""A layer's parameters in the forms that torch's operators take, from the table in :mod:`lumina_onnx.schema`.
+
+The operator for inference takes them one by one, so that exported programs are plain to read. Those for training take
+them as one text, which crosses torch's dispatcher as fast as one number does.
+"""
 
 import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import lumina_kernel
@@ -14,11 +17,9 @@ from lumina_onnx.profile import OpticalProfile
 
 #: The parameters' names, in the order in which every operator's signature has them.
 NAMES = tuple(row.name for row in schema.LAYER)
-_TYPES = tuple(row.type for row in schema.LAYER)
 _TORCH_TYPES = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
-#: The parameters' part of every operator's signature.
+#: The parameters' part of the signature of the operator for inference, which exported programs have.
 SIGNATURE = ", ".join(f"{_TORCH_TYPES[row.type]} {row.name}" for row in schema.LAYER)
-_NOISE_LEVELS = tuple(NAMES.index(name) for name in schema.NOISE)
 
 
 # The cache entry of a layer with a range for each of 4096 outputs takes some 150 KB.
@@ -32,37 +33,33 @@ def params_of(values: Sequence[Any]) -> lumina_kernel.Params:
     return _cached_params(*(tuple(value) if isinstance(value, list) else value for value in values))
 
 
-def call_of(values: Sequence[Any], stream: Tensor) -> tuple[lumina_kernel.Params, int]:
-    """The kernel's parameters for a call, and the call's stream."""
+@functools.lru_cache(maxsize=256)
+def params_in(text: str) -> lumina_kernel.Params:
+    """The kernel's checked parameters from a profile's text."""
+    return params_of(schema.read(text))
+
+
+def call_of(params: lumina_kernel.Params, stream: Tensor) -> tuple[lumina_kernel.Params, int]:
+    """The parameters and the stream of a call: no noise where the stream is :data:`NO_NOISE`."""
     number = int(stream)
-    if number != NO_NOISE:
-        return params_of(values), number
-    return params_of([0.0 if place in _NOISE_LEVELS else value for place, value in enumerate(values)]), 0
+    return (params, number) if number != NO_NOISE else (_silent(params), 0)
 
 
-def values_of(source: OpticalProfile | lumina_kernel.Params) -> list[Any]:
-    """The values of :data:`NAMES`, as the operators take them."""
-    if torch.compiler.is_dynamo_compiling() and "_text" in source.__dict__:
-        # Dynamo makes symbols of numbers that differ from those of an earlier call, and cannot turn these back into
-        # numbers in a branch of torch.cond. A string never becomes a symbol.
-        words = source._text.split(" ")  # type: ignore[union-attr]
-        return [_read(kind, word) for kind, word in zip(_TYPES, words, strict=True)]
-    values = [getattr(source, name) for name in NAMES]
-    return [_listed(value) if kind == "FLOATS" else value for kind, value in zip(_TYPES, values, strict=True)]
+@functools.lru_cache(maxsize=256)
+def _silent(params: lumina_kernel.Params) -> lumina_kernel.Params:
+    return params_of([0.0 if name in schema.NOISE else getattr(params, name) for name in NAMES])
 
 
-def _read(kind: str, word: str) -> Any:
-    if kind == "INT":
-        return int(word)
-    if kind == "FLOAT":
-        return float(word)
-    if kind == "FLOATS":
-        return [float(each) for each in word.split(",")]
-    return word
+def values_of(profile: OpticalProfile) -> list[Any]:
+    """The values of :data:`NAMES`, as the operator for inference takes them."""
+    # From the text, since Dynamo makes symbols of numbers that differ from those of an earlier call, and cannot turn
+    # these back into numbers in a branch of torch.cond.
+    return schema.read(profile._text)
 
 
-def _listed(value: float | tuple[float, ...]) -> list[float]:
-    return list(value) if isinstance(value, tuple) else [value]
+def text_of(params: lumina_kernel.Params) -> str:
+    """The text of a profile with these parameters."""
+    return schema.text_of(getattr(params, name) for name in NAMES)
 
 
 def has_noise(params: lumina_kernel.Params) -> bool:

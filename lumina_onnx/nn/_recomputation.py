@@ -16,7 +16,7 @@ from torch.utils import checkpoint
 def never(operator: Any, otherwise: str) -> None:
     """Makes torch save the results of a custom operator. `otherwise` says what to do where torch saves nothing."""
 
-    @operator.register_torch_dispatch(checkpoint._CachingTorchDispatchMode)  # type: ignore[untyped-decorator]
+    @torch.library.register_torch_dispatch(operator, checkpoint._CachingTorchDispatchMode)  # type: ignore[untyped-decorator]
     def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
         """In a checkpointed block, eager or compiled."""
         policy, mode.policy_fn = mode.policy_fn, _must_save
@@ -25,7 +25,7 @@ def never(operator: Any, otherwise: str) -> None:
         finally:
             mode.policy_fn = policy
 
-    @operator.register_torch_dispatch(FunctionalTensorMode)  # type: ignore[untyped-decorator]
+    @torch.library.register_torch_dispatch(operator, FunctionalTensorMode)  # type: ignore[untyped-decorator]
     def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
         """Where the operator becomes a node of a compiled graph: marks that node as torch.utils.checkpoint would."""
         if functorch_config.activation_memory_budget == 0 and torch.is_grad_enabled():

@@ -1,9 +1,9 @@
 """The noise's streams: each is a number that names one draw under a layer's seed.
 
 ``lumina::draw_stream`` gives the stream of a layer in a graph: the one that a `with` block around the call sets (see
-:mod:`._scope`), else a fresh one from torch's generator. It mutates a counter, so that torch.compile neither merges two
-noisy calls on the same input nor reorders calls. ``lumina::draw_stream_in_branch`` does the same in a branch of
-``torch.cond`` or in a loop, where nothing may be mutated.
+:mod:`._scope`), else a fresh one from torch's generator. It is declared to change a counter, so that torch.compile
+neither merges two noisy calls on the same input nor reorders calls. ``lumina::draw_stream_in_branch`` does the same in
+a branch of ``torch.cond`` or in a loop, where nothing may be mutated.
 """
 
 import threading
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
 
-from lumina_onnx.nn import _checks, _recomputation, _scope, _torch_state
+from lumina_onnx.nn import _checks, _recomputation, _registry, _scope, _torch_state
 from lumina_onnx.nn._checks import COUNTERS
 from lumina_onnx.profile import OpticalProfile
 
@@ -53,25 +53,24 @@ def _make_drawer() -> tuple[Callable[..., Any], Callable[[], int]]:
     return number.random_, number.numpy().item
 
 
-@torch.library.custom_op(
-    "lumina::draw_stream",
-    mutates_args=("state",),
-    schema="(Tensor(a!) state, Tensor layer) -> Tensor",
-    device_types="cpu",
-    tags=(torch.Tag.nondeterministic_seeded,),
-)
+@_registry.define("draw_stream(Tensor(a!) state, Tensor layer) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 def draw_stream(state: Tensor, layer: Tensor) -> Tensor:
-    state.add_(1)
-    return _stream(*_scope.noise_of(int(layer)))
+    return _stream(*_scope.noise_of(int(layer))) if _scope.current() else _fresh()
+
+
+def _fresh() -> Tensor:
+    """What :func:`draw` would draw, in a third of the time."""
+    stream: Tensor = _torch_state.empty_on_cpu((), (), torch.int64).random_(0, _LAST_STREAM)
+    return stream
 
 
 def _stream(on: bool, stream: int | None) -> Tensor:
     if on and stream is None:
-        return draw()
+        return _fresh()
     return torch.tensor(stream if on else NO_NOISE, dtype=torch.int64, device="cpu")
 
 
-@draw_stream.register_fake
+@_registry.shaped(draw_stream)
 def _(state: Tensor, layer: Tensor) -> Tensor:
     return state.new_empty((), dtype=torch.int64)
 
@@ -104,12 +103,8 @@ def _is_in_branch() -> bool:
     return False
 
 
-@torch.library.custom_op(
-    "lumina::draw_stream_in_branch",
-    mutates_args=(),
-    schema="(Tensor layer, bool trains) -> Tensor",
-    device_types="cpu",
-    tags=(torch.Tag.nondeterministic_seeded,),
+@_registry.define(
+    "draw_stream_in_branch(Tensor layer, bool trains) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
 )
 def draw_stream_in_branch(layer: Tensor, trains: bool) -> Tensor:
     on, stream = _scope.noise_of(int(layer))
@@ -118,7 +113,7 @@ def draw_stream_in_branch(layer: Tensor, trains: bool) -> Tensor:
     return _stream(on, stream)
 
 
-@draw_stream_in_branch.register_fake
+@_registry.shaped(draw_stream_in_branch)
 def _(layer: Tensor, trains: bool) -> Tensor:
     return layer.new_empty((), dtype=torch.int64)
 

@@ -4,6 +4,7 @@ Each name is looked up only once, since calls of the operator ask every time.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -39,8 +40,20 @@ current_transform = internal("_C._functorch.maybe_current_level")
 #: whatever torch's default device is.
 empty_on_cpu = internal("_C._dynamo.guards._empty_strided_cpu")
 _precision = internal("_C._get_fp32_precision_getter")
+_set_strategy = internal("_C._dynamo.eval_frame.set_code_exec_strategy")
+_strategy = internal("_C._dynamo.eval_frame._FrameExecStrategy")
+_skip = internal("_C._dynamo.eval_frame._FrameAction.SKIP")
 internal("autograd.forward_ad._current_level")  # a number, read in each call
 internal("compiler._is_compiling_flag")  # likewise
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function that torch.compile is to run as it is, and whatever that calls.
+
+    ``torch.compiler.disable`` does so too, but puts frames of its own around each call and loads all of torch._dynamo.
+    """
+    _set_strategy(function.__code__, _strategy(_skip, _skip))
+    return function
 
 
 def is_recorded() -> bool:

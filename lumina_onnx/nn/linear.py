@@ -172,8 +172,6 @@ class OpticalLinear(nn.Linear):
         self._profile = profile
         self._quiet = quiet(profile)
         self._held = None
-        for each in (self._profile, self._quiet):
-            _ = each._text  # made here, where Dynamo does not trace
 
     @property
     def gradient_bits(self) -> int | None:

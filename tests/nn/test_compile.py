@@ -11,9 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch._dynamo.testing import CompileCounter  # noqa: E402
 
 import lumina_onnx  # noqa: E402
-from lumina_onnx.nn import OpticalLinear, calibrate, convert, frozen, noise  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _parameters, calibrate, convert, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
@@ -234,3 +235,38 @@ def test_a_default_device_elsewhere() -> None:
         y = optical_linear(x, layer.weight, layer.bias, NOISY)
         assert y.device.type == "cpu"
         assert optical_linear(x, layer.weight, layer.bias, NOISY, stream=3).device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
+def test_a_compiled_gradient_of_an_eager_call_equals_the_eager_one() -> None:
+    from torch._dynamo import compiled_autograd
+
+    model, x = net(), torch.randn(4, 6)
+
+    def gradients() -> Any:
+        model.zero_grad()
+        with noise(model, True, stream=3):
+            model(x).square().sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    expected = gradients()
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        assert all(map(torch.equal, gradients(), expected))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_functions_of_operators_are_not_compiled(grad: bool) -> None:
+    """They run in a compiled graph, or where torch.compile has left a part of the code as it was."""
+    tensors: Any = [torch.ones(*size).requires_grad_(grad) for size in ((4, 6), (3, 6), (3,))]
+    values, counter = _parameters.values_of(NOISY), CompileCounter()
+
+    @torch.compiler.disable(recursive=False)
+    def as_it_is() -> Any:
+        return torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *values)
+
+    @torch.compile(backend=counter)
+    def call(x: Any) -> Any:
+        return as_it_is() + x
+
+    call(torch.ones(3))
+    assert counter.frame_count == 1  # the sum

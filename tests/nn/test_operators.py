@@ -37,7 +37,8 @@ def test_operators_are_registered_soundly(grad: bool, profile: OpticalProfile) -
     stream = torch.tensor(3)
     if grad:
         torch.library.opcheck(
-            torch.ops.lumina.optical_linear_train.default, (x, weight, bias, stream, None, "0.0", "", 1, 8, *parameters)
+            torch.ops.lumina.optical_linear_train.default,
+            (x, weight, bias, stream, None, "0.0", "", 1, 8, profile._text),
         )
     else:
         torch.library.opcheck(torch.ops.lumina.optical_linear.default, (x, weight, bias, stream, 1, *parameters))
@@ -75,12 +76,14 @@ def test_the_inference_operator_has_no_second_derivative() -> None:
 
 def test_no_stream_is_no_noise() -> None:
     x, weight, bias = layer()
-    parameters, silent = _parameters.values_of(NOISY), _parameters.values_of(NOISY.replace(noise_additive=0.0))
+    silent = NOISY.replace(noise_additive=0.0)
     nothing, stream = torch.tensor(NO_NOISE), torch.tensor(0)
     inference, train = torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train
-    assert torch.equal(inference(x, weight, bias, nothing, 1, *parameters), optical_linear(x, weight, bias, CLEAN))
-    found = train(x, weight, bias, nothing, None, "0.0", "", 1, 0, *parameters)
-    assert all(map(torch.equal, found, train(x, weight, bias, stream, None, "0.0", "", 1, 0, *silent)))
+    assert torch.equal(
+        inference(x, weight, bias, nothing, 1, *_parameters.values_of(NOISY)), optical_linear(x, weight, bias, CLEAN)
+    )
+    found = train(x, weight, bias, nothing, None, "0.0", "", 1, 0, NOISY._text)
+    assert all(map(torch.equal, found, train(x, weight, bias, stream, None, "0.0", "", 1, 0, silent._text)))
 
 
 WRONG_CALLS = [
@@ -93,31 +96,18 @@ WRONG_CALLS = [
 
 @pytest.mark.parametrize(("error", "message", "change"), WRONG_CALLS)
 def test_the_operators_refuse_what_the_kernel_cannot_read(error: Any, message: Any, change: Any) -> None:
-    tensors, arguments = change(*layer()), _parameters.values_of(CLEAN)
+    tensors = change(*layer())
     with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *arguments)
+        torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *_parameters.values_of(CLEAN))
     with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), None, "0.0", "", 0, 0, *arguments)
+        torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), None, "0.0", "", 0, 0, CLEAN._text)
 
 
 def test_the_gradients_operator_refuses_what_the_kernel_cannot_read() -> None:
     def backward(grad: Any, saved: Any) -> None:
-        arguments = _parameters.values_of(CLEAN)
-        torch.ops.lumina.optical_linear_backward(
-            grad,
-            None,
-            torch.ones(4, 5),
-            saved,
-            torch.zeros(0),
-            None,
-            5,
-            True,
-            True,
-            True,
-            *_kernel.Kept(),
-            0,
-            *arguments,
-        )
+        needs = (True, True, True)
+        operands = (grad, None, torch.ones(4, 5), saved, torch.zeros(0), None, 5)
+        torch.ops.lumina.optical_linear_backward(*operands, *needs, *_kernel.Kept(), 0, CLEAN._text)
 
     with pytest.raises(TypeError, match=r"grad is torch.float64: allowed is torch.float32"):
         backward(torch.ones(3, 4, dtype=torch.float64), torch.zeros(9999, dtype=torch.uint8))
@@ -167,13 +157,12 @@ def test_saved_tensors_that_a_hook_changed_are_refused(profile: OpticalProfile, 
 def test_the_operators_parameters_are_the_kernels() -> None:
     table = {row["name"]: row["type"] for row in lumina_kernel.schema()}
     types = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
-    for name in ("optical_linear", "optical_linear_train", "optical_linear_backward"):
-        declared = [each for each in getattr(torch.ops.lumina, name).default._schema.arguments if not each.kwarg_only]
-        declared = declared[-len(_parameters.NAMES) :]
-        for argument, parameter in zip(declared, _parameters.NAMES, strict=True):
-            assert argument.name == parameter
-            kind = str(argument.type).replace("List[float]", "float[]")
-            assert kind == types[table[parameter]]
+    declared = [each for each in torch.ops.lumina.optical_linear.default._schema.arguments if not each.kwarg_only]
+    declared = declared[-len(_parameters.NAMES) :]
+    for argument, parameter in zip(declared, _parameters.NAMES, strict=True):
+        assert argument.name == parameter
+        kind = str(argument.type).replace("List[float]", "float[]")
+        assert kind == types[table[parameter]]
 
 
 def test_a_torch_that_lacks_what_is_used_is_named() -> None:

@@ -298,7 +298,7 @@ def test_devices_are_not_mixed_by_the_operators() -> None:
     """With one tensor on "meta", torch uses the function that gives the results' shapes instead of the operator."""
     x, weight, bias = call()
     parameters = _parameters.values_of(OpticalProfile())
-    own = (_torch_state.RELEASE, "", 0, 0, *parameters)
+    own = (_torch_state.RELEASE, "", 0, 0, OpticalProfile()._text)
     operators = torch.ops.lumina
     stream = torch.zeros((), dtype=torch.int64)
     message = "weight is on meta and x on cpu: allowed is one device for all"
@@ -313,7 +313,7 @@ def test_devices_are_not_mixed_by_the_operators() -> None:
     for name in ("weight", "saved", "history"):
         changed = {**operands, name: operands[name].to("meta")}.values()
         with pytest.raises(TypeError, match=f"{name} is on meta and grad on cpu: allowed is one device for all"):
-            operators.optical_linear_backward(y, *changed, K, True, True, True, True, True, 0, *parameters)
+            operators.optical_linear_backward(y, *changed, K, True, True, True, True, True, 0, own[-1])
 
 
 def test_defaults_of_torch_change_nothing() -> None:
