@@ -20,7 +20,6 @@ from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.linear import OpticalLinear, optical_layers
-from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import NOISE
 
 
@@ -151,27 +150,19 @@ class Observer:
         self.inputs = Histogram()
         self.outputs = Histogram()
 
-    def forward(
-        self,
-        layer: OpticalLinear,
-        x: Tensor,
-        profile: OpticalProfile,
-        stream: int | None,
-        bits: int | None,
-        fixed: bool,
-    ) -> Tensor:
+    def forward(self, layer: OpticalLinear, x: Tensor, call: _dispatch.Call) -> Tensor:
         """Implements :class:`.linear.Substitute`, without noise; counts the layer's input and analog output."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
         analog = dynamic.replace(output_bits=0)
         bias = layer.bias if layer.profile.bias_stage == "analog" else None
         x = _dispatch.autocast(x)
-        z = _dispatch.run_checked(x, layer.weight, bias, analog, 0, 0, layer.label)
+        z = _dispatch.run_checked(x, layer.weight, bias, _dispatch.Call(analog, 0, 0, layer.label))
         for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
             values = _kernel.view(signal)
             if not np.isfinite(values).all():
                 raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
             histogram.add(values)
-        return _dispatch.run_checked(x, layer.weight, layer.bias, dynamic, 0, 0, layer.label)
+        return _dispatch.run_checked(x, layer.weight, layer.bias, _dispatch.Call(dynamic, 0, 0, layer.label))
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

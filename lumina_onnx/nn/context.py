@@ -190,21 +190,13 @@ class Frozen:
             self._prepared[profile._has_noise] = prepared
         return prepared
 
-    def forward(
-        self,
-        layer: OpticalLinear,
-        x: Tensor,
-        profile: OpticalProfile,
-        stream: int | None,
-        bits: int | None,
-        fixed: bool,
-    ) -> Tensor:
+    def forward(self, layer: OpticalLinear, x: Tensor, call: _dispatch.Call) -> Tensor:
         """Implements :class:`.linear.Substitute`."""
         weight, bias = layer.weight, layer.bias
         plain = _dispatch.is_plain(x, weight, bias)
         # In a graph or transform, a tensor wraps a watched one or takes its place.
         if not plain and (is_compiling() or _torch_state.is_transformed() or _fx.is_traced(x)):
-            return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, bits, fixed)
+            return _dispatch.run_checked(x, weight, bias, call)
         for watched, tensor in zip(self._watched, (weight, bias), strict=True):
             watched.check(tensor, layer)
         if layer._profile is not self._profile and layer._profile != self._profile:
@@ -212,6 +204,5 @@ class Frozen:
         if not plain:
             x = _dispatch.autocast(x)
             if not _dispatch.is_plain(x, weight, bias):
-                return _dispatch.run_checked(x, weight, bias, profile, layer.seed, stream, layer.label, bits, fixed)
-        prepared = self._prepare(layer, profile)
-        return _dispatch.run_plain(x, weight, bias, profile, layer.seed, stream, layer.label, bits, fixed, prepared)
+                return _dispatch.run_checked(x, weight, bias, call)
+        return _dispatch.run_plain(x, weight, bias, *call, self._prepare(layer, call.profile))

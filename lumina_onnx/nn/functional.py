@@ -69,8 +69,9 @@ def optical_linear(
     if isinstance(stream, Tensor) and stream.dtype == torch.int64:
         # The number that stands for no noise is internal: from a user it is refused like any other negative number.
         stream = stream.clamp(min=_streams.NO_NOISE + 1)
+    call = _dispatch.Call(profile, seed, stream, "", _gradient_bits.of_call())
     if not is_dynamo_compiling() and _dispatch.is_plain(x, weight, bias):
-        return _dispatch.run_plain(x, weight, bias, profile, seed, stream, "", _gradient_bits.of_call())
+        return _dispatch.run_plain(x, weight, bias, *call)
     if _fx.is_traced(x, weight, bias):
         return _fx.function_node(optical_linear, x, weight, bias, profile, seed=seed, stream=stream)
-    return _dispatch.run_checked(x, weight, bias, profile, seed, stream, "", _gradient_bits.of_call())
+    return _dispatch.run_checked(x, weight, bias, call)

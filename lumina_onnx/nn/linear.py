@@ -30,20 +30,8 @@ _OWN = ("_profile", "_quiet", "seed", "_name", "_label", "_gradient_bits", *_TRA
 class Substitute(Protocol):
     """What runs in a layer's place inside a block: an observer of the layer's signals, or its frozen weights."""
 
-    def forward(
-        self,
-        layer: OpticalLinear,
-        x: Tensor,
-        profile: OpticalProfile,
-        stream: int | None,
-        bits: int | None,
-        fixed: bool,
-    ) -> Tensor:
-        """The layer's output.
-
-        `profile`, `stream` and `fixed` (whether they fix the noise) are what ``noise`` sets, `bits` are those of the
-        gradient's products.
-        """
+    def forward(self, layer: OpticalLinear, x: Tensor, call: _dispatch.Call) -> Tensor:
+        """The layer's output; `call` is what it would compute itself, as the blocks around the call set it."""
 
 
 class _Entry:
@@ -229,9 +217,10 @@ class OpticalLinear(nn.Linear):
             fixed = (not on or stream is not None) and profile._has_noise
             profile = profile if on else self._quiet
             bits = settings.get(_scope.GRADIENT_BITS, bits)
-            if _scope.SUBSTITUTE in settings:
-                substitute: Substitute = settings[_scope.SUBSTITUTE]
-                return substitute.forward(self, input, profile, stream, bits, fixed)
+            substitute: Substitute | None = settings.get(_scope.SUBSTITUTE)
+            if substitute is not None:
+                call = _dispatch.Call(profile, self.seed, stream, self._label, bits, fixed)
+                return substitute.forward(self, input, call)
         weight: Any
         bias: Any
         parameters = self._parameters
@@ -241,7 +230,8 @@ class OpticalLinear(nn.Linear):
             weight, bias = self.weight, self.bias
         if _dispatch.is_plain(input, weight, bias):
             return _dispatch.run_plain(input, weight, bias, profile, self.seed, stream, self._label, bits, fixed)
-        return _dispatch.run_checked(input, weight, bias, profile, self.seed, stream, self._label, bits, fixed)
+        call = _dispatch.Call(profile, self.seed, stream, self._label, bits, fixed)
+        return _dispatch.run_checked(input, weight, bias, call)
 
     def _forward_when_traced(self, input: Tensor) -> Tensor:
         """The forward pass in code that Dynamo traces, which cannot read the context variable itself."""
@@ -256,8 +246,8 @@ class OpticalLinear(nn.Linear):
         elif profile._has_noise:
             stream = _streams.of_layer(self._identity.tensor)
         profile = profile if on else self._quiet
-        bits = _gradient_bits.of_call(self._gradient_bits)
-        return _dispatch.run_checked(input, self.weight, self.bias, profile, self.seed, stream, self._label, bits)
+        call = _dispatch.Call(profile, self.seed, stream, self._label, _gradient_bits.of_call(self._gradient_bits))
+        return _dispatch.run_checked(input, self.weight, self.bias, call)
 
     @property
     def label(self) -> str:
