@@ -60,8 +60,7 @@ class OpticalProfile:
     def __post_init__(self) -> None:
         self.params()
         for row in schema.LAYER:
-            if row.type in _CONVERSIONS:
-                object.__setattr__(self, row.name, _CONVERSIONS[row.type](getattr(self, row.name)))
+            object.__setattr__(self, row.name, _CONVERSIONS[row.type](getattr(self, row.name)))
         _ = self._has_noise, self._text
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -188,7 +187,8 @@ def _range(value: Any) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else values
 
 
-_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "FLOATS": _range}
+# str.__str__: of a string that is a member of an Enum too, its value.
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "FLOATS": _range, "STRING": str.__str__}
 
 
 def _check_names(fields: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import math
 import pickle
@@ -17,13 +18,14 @@ from hypothesis import strategies as st
 
 import lumina_kernel
 from lumina_onnx import profile as module
+from lumina_onnx import schema
 from lumina_onnx.profile import NotModelledWarning, OpticalProfile
 
 FIELDS = [field.name for field in dataclasses.fields(OpticalProfile)]
 PRESETS = list(OpticalProfile.presets())
 
 levels = st.floats(0, 10, width=32)
-ranges = st.floats(0.001, 1e6)
+ranges = st.floats(1e-44, 3e38)
 profiles = st.builds(
     OpticalProfile,
     input_bits=st.integers(2, 16),
@@ -65,6 +67,7 @@ def test_params_are_the_kernels(profile: OpticalProfile) -> None:
 @given(profiles)
 def test_a_value(profile: OpticalProfile) -> None:
     assert pickle.loads(pickle.dumps(profile)) == profile
+    assert OpticalProfile(*schema.read(profile._text)) == profile
     assert hash(profile.replace()) == hash(profile)
     with pytest.raises(dataclasses.FrozenInstanceError):
         profile.input_bits = 3  # type: ignore[misc]
@@ -72,6 +75,10 @@ def test_a_value(profile: OpticalProfile) -> None:
 
 def test_absent_keys_take_defaults() -> None:
     assert OpticalProfile.from_json('{"input_bits": 4}') == OpticalProfile(input_bits=4)
+
+
+class Stage(str, enum.Enum):
+    DIGITAL = "digital"
 
 
 def test_types_are_settled() -> None:
@@ -86,6 +93,9 @@ def test_types_are_settled() -> None:
     )
     assert profile == OpticalProfile(4, 4, 4, 1.0, (1.0, 2.0), 0.0, 0.5)
     assert [type(getattr(profile, name)) for name in FIELDS] == [int] * 3 + [float, tuple] + [float] * 3 + [str]
+    digital = OpticalProfile(bias_stage=Stage.DIGITAL)
+    assert type(digital.bias_stage) is str
+    assert digital._text == OpticalProfile(bias_stage="digital")._text
     for one in ([2.0], (2,), np.array([2.0]), np.array(2.0), 2):
         assert OpticalProfile(output_range=one).output_range == 2.0  # type: ignore[arg-type]
         assert type(OpticalProfile(output_range=one).output_range) is float  # type: ignore[arg-type]
