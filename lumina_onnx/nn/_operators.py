@@ -173,7 +173,7 @@ def _each_sample(operator: Any) -> None:
             return together(results), 0
         return tuple(map(together, zip(*results, strict=True))), (0,) * len(results[0])
 
-    torch.library.register_vmap(operator, rule)
+    torch.library.register_vmap(operator, rule, lib=_registry.library_of(operator))
 
 
 for _operator in (optical_linear, optical_linear_train, optical_linear_backward):

@@ -4,6 +4,7 @@ torch.utils.checkpoint recomputes, and so does torch.compile where memory is sho
 at the moment (the noise's stream, what a `with` block sets) would get another answer in the backward pass.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx import traceback
 from torch.utils import checkpoint
 
+from lumina_onnx.nn import _registry
+
 
 def never(operator: Any, otherwise: str) -> None:
     """Makes torch save the results of a custom operator. `otherwise` says what to do where torch saves nothing."""
+    rule = functools.partial(torch.library.register_torch_dispatch, lib=_registry.library_of(operator))
 
-    @torch.library.register_torch_dispatch(operator, checkpoint._CachingTorchDispatchMode)  # type: ignore[untyped-decorator]
+    @rule(operator, checkpoint._CachingTorchDispatchMode)  # type: ignore[untyped-decorator]
     def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
         """In a checkpointed block, eager or compiled."""
         policy, mode.policy_fn = mode.policy_fn, _must_save
@@ -25,7 +29,7 @@ def never(operator: Any, otherwise: str) -> None:
         finally:
             mode.policy_fn = policy
 
-    @torch.library.register_torch_dispatch(operator, FunctionalTensorMode)  # type: ignore[untyped-decorator]
+    @rule(operator, FunctionalTensorMode)  # type: ignore[untyped-decorator]
     def _(mode: Any, operator: Any, types: Any, arguments: Any, keywords: Any) -> Any:
         """Where the operator becomes a node of a compiled graph: marks that node as torch.utils.checkpoint would."""
         if functorch_config.activation_memory_budget == 0 and torch.is_grad_enabled():

@@ -1,6 +1,8 @@
 """The operators in torch's registry: how they are declared, what they refuse, what is saved between them."""
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -46,9 +48,27 @@ def test_operators_are_registered_soundly(grad: bool, profile: OpticalProfile) -
         torch.library.opcheck(torch.ops.lumina.optical_linear.default, arguments, {"gradient_bits": 8})
 
 
+@pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, True)])
+@pytest.mark.parametrize("with_history", [False, True])
+def test_the_gradients_operator_is_registered_soundly(needs: Any, with_history: bool) -> None:
+    x, weight, bias = layer()
+    y, saved, history = torch.ops.lumina.optical_linear_train(
+        x, weight, bias, torch.tensor(3), None, "0.0", "", 1, 0, NOISY._text
+    )
+    operands = (y, None, weight, saved, history if with_history else None, None, 5)
+    torch.library.opcheck(
+        torch.ops.lumina.optical_linear_backward.default, (*operands, *needs, *_kernel.Kept(), 0, NOISY._text)
+    )
+
+
 def test_the_operators_that_look_settings_up_are_registered_soundly() -> None:
     arguments = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
-    torch.library.opcheck(torch.ops.lumina.draw_stream.default, arguments, test_utils="test_schema")
+    # Another draw follows each one, which the comparison of a traced call with an eager one would report.
+    schema_and_shapes = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.lumina.draw_stream.default, arguments, test_utils=schema_and_shapes)
+    torch.library.opcheck(
+        torch.ops.lumina.draw_stream_in_branch.default, (arguments[1], False), test_utils=schema_and_shapes
+    )
     torch.library.opcheck(torch.ops.lumina.gradient_bits_of_block.default, arguments[:1])
 
 
@@ -163,6 +183,60 @@ def test_the_operators_parameters_are_the_kernels() -> None:
         assert argument.name == parameter
         kind = str(argument.type).replace("List[float]", "float[]")
         assert kind == types[table[parameter]]
+
+
+AGAIN = """
+import importlib
+import sys
+import torch
+import lumina_onnx.nn
+
+def run():
+    from lumina_onnx.nn import OpticalLinear
+    from lumina_onnx.profile import OpticalProfile
+    layer = OpticalLinear(5, 4, profile=OpticalProfile())
+    x = torch.ones(2, 3, 5)
+    assert torch.equal(torch.func.vmap(layer)(x), layer(x))
+    torch.func.grad(lambda x: layer(x).sum())(x)
+    zero = torch.zeros((), dtype=torch.int64)
+    torch.ops.lumina.draw_stream(zero, zero)
+    torch.ops.lumina.gradient_bits_of_block(zero)
+
+run()
+for name in [name for name in sys.modules if name.partition(".")[0] == "lumina_onnx"]:
+    del sys.modules[name]
+import lumina_onnx.nn
+run()
+for name in ("_registry", "_streams", "_gradient_bits", "_operators", "_autograd"):
+    importlib.reload(sys.modules[f"lumina_onnx.nn.{name}"])
+run()
+"""
+
+
+def test_the_operators_are_defined_again_when_the_package_is_imported_again() -> None:
+    """As a notebook does that reloads modules, or an import after one that was interrupted."""
+    command = [sys.executable, "-W", "ignore", "-c", AGAIN]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert child.returncode == 0, child.stderr[-2000:]
+
+
+def test_a_call_that_records_nothing_runs_the_function_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (tensor.requires_grad_() for tensor in layer())
+    arguments = (x, weight, bias, torch.tensor(3), 1, *_parameters.values_of(NOISY))
+    expected = torch.ops.lumina.optical_linear(*arguments)
+    assert expected.requires_grad
+    redispatched, redispatch = [], torch._ops.OpOverload.redispatch
+
+    def redispatch_noted(operator: Any, *given: Any) -> Any:
+        redispatched.append(operator)
+        return redispatch(operator, *given)
+
+    monkeypatch.setattr(torch._ops.OpOverload, "redispatch", redispatch_noted)
+    with torch.no_grad():
+        assert torch.equal(torch.ops.lumina.optical_linear(*arguments), expected)
+    assert not redispatched
+    assert torch.ops.lumina.optical_linear(*arguments).requires_grad
+    assert redispatched
 
 
 def test_a_torch_that_lacks_what_is_used_is_named() -> None:
