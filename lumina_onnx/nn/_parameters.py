@@ -22,10 +22,14 @@ _TORCH_TYPES = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "
 SIGNATURE = ", ".join(f"{_TORCH_TYPES[row.type]} {row.name}" for row in schema.LAYER)
 
 
-# The cache entry of a layer with a range for each of 4096 outputs takes some 150 KB.
+def _checked(values: Sequence[Any]) -> lumina_kernel.Params:
+    return lumina_kernel.Params(**dict(zip(NAMES, values, strict=True)))
+
+
+# The cache entry of a layer with a range for each of 4096 outputs takes some 150 KB, and half of that as a text.
 @functools.lru_cache(maxsize=256)
 def _cached_params(*values: Any) -> lumina_kernel.Params:
-    return lumina_kernel.Params(**dict(zip(NAMES, values, strict=True)))
+    return _checked(values)
 
 
 def params_of(values: Sequence[Any]) -> lumina_kernel.Params:
@@ -36,7 +40,7 @@ def params_of(values: Sequence[Any]) -> lumina_kernel.Params:
 @functools.lru_cache(maxsize=256)
 def params_in(text: str) -> lumina_kernel.Params:
     """The kernel's checked parameters from a profile's text."""
-    return params_of(schema.read(text))
+    return _checked(schema.read(text))
 
 
 def call_of(params: lumina_kernel.Params, stream: Tensor) -> tuple[lumina_kernel.Params, int]:
@@ -47,7 +51,7 @@ def call_of(params: lumina_kernel.Params, stream: Tensor) -> tuple[lumina_kernel
 
 @functools.lru_cache(maxsize=256)
 def _silent(params: lumina_kernel.Params) -> lumina_kernel.Params:
-    return params_of([0.0 if name in schema.NOISE else getattr(params, name) for name in NAMES])
+    return _checked([0.0 if name in schema.NOISE else getattr(params, name) for name in NAMES])
 
 
 def values_of(profile: OpticalProfile) -> list[Any]:
