@@ -378,15 +378,17 @@ fn many_blocks_keep_the_bound() {
     check_precisions(&case, &dy, &[&Serial]);
 }
 
-/// No sum of a block's products overflows.
+/// No sum of a block's products overflows, in 32 bits or, with codes of up to 4 bits, in 16 on the way.
 #[test]
 fn blocks_at_their_largest() {
-    for (m, n) in [(1024, 3), (3, 1024)] {
-        let k = 33;
-        let spec = Spec { input_bits: 8, weight_bits: 8, output_bits: 0, ..Spec::default() };
-        let (x, w, dy) = (vec![1.0; m * k], vec![-1.0; n * k], vec![-1.0; m * n]);
-        let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
-        check_pass(&Backward::new(&case, &dy), &[&Serial]);
+    let k = 33;
+    for bits in [2, 4, 8] {
+        for ((m, n), sign) in [((1024, 3), 1.0), ((1024, 3), -1.0), ((3, 1024), 1.0), ((3, 1024), -1.0)] {
+            let spec = Spec { input_bits: bits, weight_bits: bits, output_bits: 0, ..Spec::default() };
+            let (x, w, dy) = (vec![sign; m * k], vec![sign; n * k], vec![-1.0; m * n]);
+            let case = Case { m, n, k, spec, storage: Storage::F32, x, w, bias: None, key: NoiseKey::default() };
+            check_pass(&Backward::new(&case, &dy), &[&Serial]);
+        }
     }
 }
 
