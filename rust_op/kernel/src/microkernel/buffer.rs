@@ -84,8 +84,7 @@ impl Pool {
     }
 
     fn give_back(&mut self, lines: Vec<Line>) {
-        // What was taken in the child of a fork may not have been counted.
-        self.used = self.used.saturating_sub(lines.len());
+        self.used -= lines.len();
         self.unused += lines.len();
         self.kept.push_back(lines);
         self.trim();
