@@ -1,4 +1,4 @@
-//! The left operand of the backward products: the scaled gradient, packed in tiles.
+//! The left operand of the backward products: the scaled gradient, packed in tiles or row by row.
 
 use std::ops::Range;
 

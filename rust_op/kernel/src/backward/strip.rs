@@ -37,8 +37,8 @@ const GROUPS: usize = 4;
 /// Tasks that work on a strip, if there are as many threads. Others have strips of their own, since the tasks of a
 /// strip wait for one another while they pack it.
 const USERS: usize = 4;
-/// Lanes of panels that a task widens at a time: they stay in the second-level cache. Of codes they take as much memory
-/// as a part of a stage, so that these can be in each other's place.
+/// Lanes of panels that a task widens at a time: they stay in the second-level cache. Where the gradient has 16 bits,
+/// panels of codes take as much memory as a part of a stage, so that these can be in each other's place.
 const FLOAT_PANEL_LANES: usize = 1 << 15;
 const CODE_PANEL_LANES: usize = 3 << 13;
 
