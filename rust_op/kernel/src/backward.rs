@@ -30,6 +30,15 @@ pub enum Operand<'a> {
 }
 
 impl Operand<'_> {
+    /// The type of the elements.
+    fn name(&self) -> &'static str {
+        match self {
+            Operand::F32(_) => "float32",
+            Operand::I8(_) => "int8",
+            Operand::I16(_) => "int16",
+        }
+    }
+
     /// The number of elements, and the number that `rows` rows of `k` take.
     fn length(&self, rows: usize, k: usize) -> (usize, usize) {
         match self {
@@ -147,6 +156,15 @@ fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<
             let (length, expected) = values.length(m, k);
             check_length("x", length, expected)?;
             check_length("x_step", steps.len(), m)?;
+            let fits = match values {
+                Operand::F32(_) => params.input_bits == 0,
+                Operand::I8(_) => (1..=8).contains(&params.input_bits),
+                Operand::I16(_) => params.input_bits > 8,
+            };
+            if !fits {
+                let given = format!("{} where input_bits is {}", values.name(), params.input_bits);
+                return Err(Error::value("x", given, "float32 for 0, int8 for 1..8, int16 for 9..16"));
+            }
         }
         None if outputs.weight.is_some() => return absent("x", "grad_weight"),
         None => {}

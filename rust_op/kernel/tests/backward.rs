@@ -102,15 +102,21 @@ fn only(wanted: [bool; 3], gradients: &Gradients) -> Gradients {
 #[test]
 fn strips_of_several_parts() {
     let terms = 1025;
-    for ((m, n, k), alone) in [((terms, 193, 481), [false, true, true]), ((193, terms, 481), [true, false, false])] {
+    // With codes of 8 bits AVX2 multiplies in pairs, with 4 bits by fours.
+    for ((m, n, k), bits, alone) in [
+        ((terms, 193, 481), 8, [false, true, true]),
+        ((193, terms, 481), 8, [true, false, false]),
+        ((terms, 193, 481), 4, [false, true, true]),
+        ((193, terms, 481), 4, [true, false, false]),
+    ] {
         let mut random = small_random(m as u64);
         let mut values = |count| -> Vec<f32> { (0..count).map(|_| 2.0 * random()).collect() };
         let (x, w, mut dy) = (values(m * k), values(n * k), values(m * n));
         dy[m / 2 * n + n - 1] = -f32::NAN;
         dy[(m - 1) * n + 1] = f32::INFINITY;
         let spec = Spec {
-            input_bits: 8,
-            weight_bits: 8,
+            input_bits: bits,
+            weight_bits: bits,
             output_bits: 6,
             input_range: 1.3,
             output_range: vec![9.0],

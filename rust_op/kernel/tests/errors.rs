@@ -273,6 +273,21 @@ fn gradients() {
     let with_x = |x| run(&Inputs { x: Some(x), ..inputs });
     refused(with_x(Factor { values: Operand::F32(&x[1..]), ..of_x }), "x has 5 elements: allowed is 6");
     refused(with_x(Factor { values: Operand::I8(&[0; 6]), ..of_x }), "x has 6 elements: allowed is 8");
+    let types = "float32 for 0, int8 for 1..8, int16 for 9..16";
+    refused(
+        with_x(Factor { values: Operand::I8(&[0; 8]), ..of_x }),
+        &format!("x = int8 where input_bits is 0: allowed is {types}"),
+    );
+    for (bits, values, name) in
+        [(9, Operand::I8(&[0; 8]), "int8"), (8, Operand::I16(&[0; 8]), "int16"), (2, Operand::F32(&x), "float32")]
+    {
+        let params = Params::new(&Spec { input_bits: bits, weight_bits: 0, ..Spec::default() }).expect("valid");
+        let inputs = Inputs { x: Some(Factor { values, ..of_x }), ..inputs };
+        refused(
+            backward(tier(), &Serial, &params, Precision::Highest, &inputs, Outputs::default()),
+            &format!("x = {name} where input_bits is {bits}: allowed is {types}"),
+        );
+    }
     refused(with_x(Factor { steps: &[1.0; 3], ..of_x }), "x_step has 3 elements: allowed is 2");
     let with_weight = |weight| run(&Inputs { weight: Some(weight), ..inputs });
     refused(with_weight(Weight { values: &w[1..], ..of_weight }), "weight has 2 elements: allowed is 3");

@@ -313,7 +313,7 @@ fn pack_columns<S: Isa, F: Form<S>>(
         for (index, largest) in columns.clone().zip(largest.into_iter().flat_map(|largest| isa.lanes(largest))) {
             set_scale(block, &mut packed, index, largest);
         }
-        let values = Columns { values: values.as_slice(), terms: terms.len() };
+        let values = Scaled { values: values.as_slice(), terms: terms.len() };
         if F::BY_ROWS {
             for column in columns.clone().step_by(LANES) {
                 pack_rows(isa, form, depth, &values, column - first, column, rows.len(), &mut packed);
@@ -334,12 +334,12 @@ fn pack_columns<S: Isa, F: Form<S>>(
 }
 
 /// Scaled values: [`COLUMNS`] for each term of a block.
-struct Columns<'a> {
+struct Scaled<'a> {
     values: &'a [f32],
     terms: usize,
 }
 
-impl Columns<'_> {
+impl Scaled<'_> {
     /// The terms of lane `lane`, in 16 columns from `column` on.
     #[inline(always)]
     fn elements<S: Isa, F: Form<S>>(
@@ -370,7 +370,7 @@ fn pack_rows<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
     depth: usize,
-    values: &Columns<'_>,
+    values: &Scaled<'_>,
     column: usize,
     first: usize,
     rows: usize,

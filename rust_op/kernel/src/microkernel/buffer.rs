@@ -43,7 +43,12 @@ struct Pool {
     most: usize,
 }
 
+/// What the pool keeps no longer: to be freed once the lock is free.
+type Excess = Vec<Vec<Line>>;
+
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
+/// Lines that the pool counts as in use, but that were freed because its lock was not free.
+static LOST: AtomicUsize = AtomicUsize::new(0);
 /// At most so many buffers are kept, with at most so many bytes in total.
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 64 << 20;
@@ -55,11 +60,16 @@ const ATTEMPTS: usize = 1000;
 /// parent held it at the fork: that thread does not exist in the child.
 fn pool() -> Option<MutexGuard<'static, Pool>> {
     for _ in 0..ATTEMPTS {
-        match POOL.try_lock() {
-            Ok(pool) => return Some(pool),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
-        }
+        let mut pool = match POOL.try_lock() {
+            Ok(pool) => pool,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                std::hint::spin_loop();
+                continue;
+            }
+        };
+        pool.used -= LOST.swap(0, Ordering::Relaxed);
+        return Some(pool);
     }
     None
 }
@@ -70,8 +80,8 @@ impl Pool {
     }
 
     /// Takes the smallest kept buffer of at least `count` lines, the newest of these; `None` if the caller has to make
-    /// one. None is taken that has more lines only to have more in use than ever before.
-    fn take(&mut self, count: usize) -> Option<Vec<Line>> {
+    /// one. None is taken that has more lines only to have more in use than ever before. Also what is kept no longer.
+    fn take(&mut self, count: usize) -> (Option<Vec<Line>>, Excess) {
         let most = count.max(self.most.saturating_sub(self.used));
         let fitting = self.kept.iter().enumerate().rev().filter(|(_, lines)| (count..=most).contains(&lines.len()));
         let smallest = fitting.min_by_key(|(_, lines)| lines.len()).map(|(index, _)| index);
@@ -79,23 +89,25 @@ impl Pool {
         self.unused -= found.as_ref().map_or(0, Vec::len);
         self.used += found.as_ref().map_or(count, Vec::len);
         self.most = self.most.max(self.used);
-        self.trim();
-        found
+        (found, self.trim())
     }
 
-    fn give_back(&mut self, lines: Vec<Line>) {
+    fn give_back(&mut self, lines: Vec<Line>) -> Excess {
         self.used -= lines.len();
         self.unused += lines.len();
         self.kept.push_back(lines);
-        self.trim();
+        self.trim()
     }
 
-    fn trim(&mut self) {
+    fn trim(&mut self) -> Excess {
         let limit = (KEPT_BYTES / size_of::<Line>()).min(self.most.saturating_sub(self.used));
+        let mut excess = Excess::new();
         while self.kept.len() > KEPT_BUFFERS || self.unused > limit {
-            let Some(oldest) = self.kept.pop_front() else { return };
+            let Some(oldest) = self.kept.pop_front() else { break };
             self.unused -= oldest.len();
+            excess.push(oldest);
         }
+        excess
     }
 }
 
@@ -123,10 +135,10 @@ impl<T: Plain> Buffer<T> {
     /// Scratch, from the pool.
     pub(crate) fn new(len: usize) -> Self {
         let count = lines_for::<T>(len);
-        let mut pool = pool();
-        let pooled = pool.is_some();
-        let found = pool.as_mut().and_then(|pool| pool.take(count));
-        drop(pool);
+        let taken = pool().map(|mut pool| pool.take(count));
+        let pooled = taken.is_some();
+        // Its memory is freed here, where nobody waits for the lock.
+        let found = taken.and_then(|(found, _excess)| found);
         let lines = found.unwrap_or_else(|| vec![Line([0; 64]); count]);
         Buffer { lines, len, pooled, _element: PhantomData }
     }
@@ -146,11 +158,12 @@ impl<T: Plain> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        if self.pooled
-            && !lines.is_empty()
-            && let Some(mut pool) = pool()
-        {
-            pool.give_back(lines);
+        if self.pooled && !lines.is_empty() {
+            let count = lines.len();
+            let excess = pool().map(|mut pool| pool.give_back(lines));
+            if excess.is_none() {
+                LOST.fetch_add(count, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -232,13 +245,17 @@ mod tests {
 
     #[test]
     fn a_lock_that_nobody_will_release_stops_nothing() {
+        let taken = Buffer::<i32>::new(1000);
         let held = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let made = std::thread::spawn(|| {
+            drop(taken);
             let mut buffer = Buffer::<i32>::new(1000);
             buffer.as_mut_slice().fill(7);
             (buffer.as_slice().len(), buffer.as_slice()[999])
         });
         assert_eq!(made.join().expect("no panic"), (1000, 7));
+        // What could not be given back will no longer be counted as in use.
+        assert!(LOST.load(Ordering::Relaxed) >= lines_for::<i32>(1000));
         drop(held);
     }
 
@@ -253,8 +270,8 @@ mod tests {
             made += 1;
             vec![Line([0; 64]); count]
         };
-        let taken: Vec<_> = counts.iter().map(|&count| pool.take(count).unwrap_or_else(|| make(count))).collect();
-        taken.into_iter().for_each(|lines| pool.give_back(lines));
+        let taken: Vec<_> = counts.iter().map(|&count| pool.take(count).0.unwrap_or_else(|| make(count))).collect();
+        taken.into_iter().for_each(|lines| drop(pool.give_back(lines)));
         assert_eq!(pool.used, 0);
         made
     }
@@ -278,11 +295,11 @@ mod tests {
         let mut pool = Pool::new();
         phase(&mut pool, &[30, 20, 25, 20]);
         let newest = pool.kept[3].as_ptr();
-        let taken = pool.take(15).expect("there are four");
+        let taken = pool.take(15).0.expect("there are four");
         assert_eq!((taken.len(), taken.as_ptr()), (20, newest));
         assert_eq!(kept(&pool), [30, 20, 25]);
-        assert_eq!(pool.take(21).map(|lines| lines.len()), Some(25));
-        assert_eq!(pool.take(31).map(|lines| lines.len()), None);
+        assert_eq!(pool.take(21).0.map(|lines| lines.len()), Some(25));
+        assert_eq!(pool.take(31).0.map(|lines| lines.len()), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Tiles of a gradient: both operands packed, one chain of sums per output.
+//! Tiles of a gradient: both operands packed, a sum per output.
 //!
 //! The terms of a sum, or of a block of it, are in `depth` lanes of 32 bits ([`Form`] says what a lane holds). The left
 //! operand is in [`PackedRows`]: in tiles, `[depth][rows]` each, or row by row. The right one is in [`Panels`] of the
