@@ -48,7 +48,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         kinds.add_argument(
             f"--{page}",
             action="store_const",
-            dest="page",
+            dest="kind",
             const=page,
             default="",
             help=f"measure {what}, which takes minutes, in place of the rest",
@@ -61,6 +61,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--in-process", action="store_true", help="measure in this process and on this tier alone")
     return parser.parse_args(argv)
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The groups to measure."""
+    return options.only or [name for name, group in GROUPS.items() if group.page == options.kind]
 
 
 def peaks_of(context: Context, report: reports.Report) -> None:
@@ -111,7 +116,7 @@ def measure(options: argparse.Namespace) -> reports.Report:
     report = reports.Report(here.as_dict(), options.quick, started)
     context = Context(here, options.quick)
     begin = time.monotonic()
-    names = options.only or [name for name, group in GROUPS.items() if group.page == options.page]
+    names = chosen(options)
     with progress.status("peaks") as status:
         if here.load > 0.5:
             progress.print(

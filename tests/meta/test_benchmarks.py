@@ -15,6 +15,7 @@ import torch
 
 import lumina_kernel
 from benchmarks import boards, pages, peaks, plots, report
+from benchmarks.__main__ import arguments, chosen
 from benchmarks.context import Context
 from benchmarks.groups import GROUPS
 from benchmarks.machine import Machine
@@ -158,6 +159,16 @@ def test_runs_are_shown_together(outputs: Path, measured: dict[str, Any], tmp_pa
     (tmp_path / "old.json").write_text('{"format": "lumina-benchmarks/0"}')
     with pytest.raises(ValueError, match=r"old\.json has format 'lumina-benchmarks/0': allowed is"):
         report.Report.of_files([tmp_path / "old.json"])
+
+
+@pytest.mark.parametrize("kind", ["", "training", "edge"])
+@pytest.mark.parametrize("page", [[], ["--page", "figures.md"]])
+def test_the_kind_that_is_measured_does_not_depend_on_what_is_written(kind: str, page: list[str]) -> None:
+    for order in ([f"--{kind}"] * bool(kind) + page, page + [f"--{kind}"] * bool(kind)):
+        options = arguments(order)
+        assert options.page == (Path("figures.md") if page else None)
+        assert chosen(options) == [name for name, group in GROUPS.items() if group.page == kind] != []
+    assert chosen(arguments(["--only", "memory", *page])) == ["memory"]
 
 
 def test_an_unknown_group_is_refused() -> None:
