@@ -142,7 +142,7 @@ def with_layers_of(side: str, model: nn.Module, way: Way = AT_HIGHEST) -> nn.Mod
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """The model as one graph. ``model.compile()`` would leave an ``nn.Sequential`` as it is, and compile its layers."""
+    """The model as one graph. ``model.compile()`` on an ``nn.Sequential`` compiles its layers at most."""
     return cast("nn.Module", torch.compile(model, dynamic=False))
 
 
