@@ -21,6 +21,9 @@ _NEGLIGIBLE = 2.0**-12
 _NORMALS = np.array([NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
 _NORMALS /= np.sqrt(np.mean(_NORMALS**2))
 
+# Elements of arrays in the search.
+_AT_ONCE = 1 << 17
+
 Floats = NDArray[np.float64]
 
 
@@ -119,8 +122,9 @@ class Histogram:
             quantiles = self.quantiles(fraction)
             return np.where(quantiles > 0, quantiles, self.maxima)
         if method == "mse" and bits:
-            columns = range(self.maxima.size)
-            return np.array([self.least_error_range(bits, *noise, column=column) for column in columns])
+            low, high = self.span()
+            columns = zip(np.ascontiguousarray(self.counts(low, high).T), self.maxima, strict=True)
+            return np.array([self._least_error(low, counts, float(top), bits, noise) for counts, top in columns])
         return self.maxima.astype(np.float64)
 
     def fraction_above(self, thresholds: float | Floats) -> float:
@@ -130,41 +134,49 @@ class Histogram:
         beyond = np.arange(low, high)[:, None] > limits.view(np.int32) >> self._shift
         return float(self.counts(low, high)[beyond & (limits < self.maxima)].sum()) / self.count
 
-    def least_error_range(self, bits: int, relative: float, additive: float, shot: float, *, column: int = 0) -> float:
+    def _least_error(
+        self, low: int, counts: NDArray[np.int64], maximum: float, bits: int, noise: tuple[float, float, float]
+    ) -> float:
         """The full scale that minimises the mean squared error of quantisation of a column.
 
         For each candidate full scale R every value z gets the operator's noise, with sigma^2 = (relative z)^2 +
-        (additive R)^2 + shot^2 |z| R, and is then clipped and quantised to `bits` bits at R.
+        (additive R)^2 + shot^2 |z| R, and is then clipped and quantised to `bits` bits at R. The column has these
+        `counts` in the bins from `low` on, and this maximum.
         """
-        maximum = float(self.maxima[column])
         if maximum == 0:
             return 0.0
-        values, weights = self._points(column)
+        relative, additive, shot = noise
+        values, weights = self._points(low, counts, maximum)
         levels = 2 ** (bits - 1) - 1
 
-        def error(full_scale: float) -> float:
+        def errors(full_scales: Floats) -> Floats:
+            scale = full_scales[:, None, None]
             v = values
             if relative or additive or shot:
-                variance = (relative * values) ** 2 + (additive * full_scale) ** 2 + shot**2 * values * full_scale
+                variance = (relative * values) ** 2 + (additive * scale) ** 2 + shot**2 * values * scale
                 v = values + np.sqrt(variance) * _NORMALS[:, None]
-            step = full_scale / levels
+            step = scale / levels
             quantised = np.rint(np.clip(v / step, -levels, levels)) * step
-            return float(np.sum((quantised - values) ** 2 * weights))
+            return np.sum((quantised - values) ** 2 * weights, axis=(1, 2))
+
+        def best_of(candidates: Floats) -> int:
+            at_once = max(1, _AT_ONCE // (_NORMALS.size * values.size))
+            parts = [errors(candidates[first : first + at_once]) for first in range(0, candidates.size, at_once)]
+            return int(np.argmin(np.concatenate(parts)))
 
         coarse = self._search.coarse(maximum)
-        best = int(np.argmin([error(candidate) for candidate in coarse]))
+        best = best_of(coarse)
         low, high = coarse[min(best + 1, len(coarse) - 1)], coarse[max(best - 1, 0)]
         fine = np.linspace(low, high, self._search.fine)
-        chosen = float(fine[int(np.argmin([error(candidate) for candidate in fine]))])
+        chosen = float(fine[best_of(fine)])
         return float(np.float32(min(chosen, maximum)))
 
-    def _points(self, column: int) -> tuple[Floats, Floats]:
+    def _points(self, first: int, counts: NDArray[np.int64], maximum: float) -> tuple[Floats, Floats]:
         """Two points per bin of a column with their shares of the values; all negligible values are one point at 0."""
-        counts, maximum = self._counts[:, column], float(self.maxima[column])
-        bins = np.flatnonzero(counts)
-        low, high = self._edges(bins), np.minimum(self._edges(bins + 1), maximum)
+        filled = np.flatnonzero(counts)
+        low, high = self._edges(first + filled), np.minimum(self._edges(first + filled + 1), maximum)
         kept = high > maximum * _NEGLIGIBLE
-        low, high, shares = low[kept], high[kept], counts[bins][kept] / counts.sum()
+        low, high, shares = low[kept], high[kept], counts[filled][kept] / counts.sum()
         values = np.concatenate([[0.0], low + (high - low) * 0.25, low + (high - low) * 0.75])
         weights = np.concatenate([[1 - shares.sum()], shares / 2, shares / 2])
         return values, weights

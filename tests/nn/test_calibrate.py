@@ -84,7 +84,7 @@ def test_mse_finds_the_least_error(bits: int, additive: float, shot: float, seed
     values = (generator.normal(size=4000) ** power).astype(np.float32)
     histogram = Histogram()
     histogram.add(values)
-    found = histogram.least_error_range(bits, 0.0, additive, shot)
+    found = histogram.full_scales("mse", 1.0, bits, (0.0, additive, shot))[0]
     assert 0 < found <= np.abs(values).max()
 
     levels = 2 ** (bits - 1) - 1
