@@ -24,16 +24,21 @@ __all__ = [
     "_saved_bytes",
     "available_isas",
     "forward_train",
+    "hello_lumina",
     "isa",
     "manual_seed",
     "noise",
     "num_threads",
+    "optical_linear_backward_kernel",
     "optical_linear_forward",
+    "optical_linear_fused",
+    "optical_linear_infer",
     "pack_weight",
     "quantize_weight",
     "schema",
     "set_num_threads",
     "unpack_weight",
+    "version",
 ]
 
 class _Array(Protocol):
@@ -120,6 +125,56 @@ def optical_linear_forward(
         ValueError: A value or shape that is not allowed, an array that is not C-contiguous, a tensor on another
             device or one that requires grad.
     """
+
+def optical_linear_fused(
+    input: _ArrayT,
+    weight: _Array,
+    bias: _Array | None,
+    noise_std: SupportsFloat,
+    bits: SupportsIndex,
+    seed: SupportsIndex,
+) -> _ArrayT:
+    """What LuminaFlow's SDK calls in training: `optical_linear_forward` with a seed.
+
+    Rows have noise of their own, and a call with the same seed repeats bit for bit.
+
+    Args:
+        input: X, [..., K]; a numpy array in another order than C is copied.
+        weight: W, [N, K], analog.
+        bias: [N], or None.
+        noise_std: sigma as a fraction of the signal.
+        bits: ADC resolution, 2..16; 0, and 32 or more, mean no ADC.
+        seed: 0..2^63-1, key of the noise.
+
+    Returns:
+        Y, [..., N].
+
+    Raises:
+        TypeError: An argument of another kind or dtype.
+        ValueError: A value or shape that is not allowed.
+    """
+
+def optical_linear_infer(input: _ArrayT, weight: _Array, bias: _Array | None, bits: SupportsIndex) -> _ArrayT:
+    """What LuminaFlow's SDK calls in inference: `optical_linear_fused` without noise."""
+
+def optical_linear_backward_kernel(grad_output: _Array, input: _ArrayT, weight: _Array) -> tuple[_ArrayT, _ArrayT]:
+    """The straight-through gradient of `optical_linear_fused`: grad_output . W [M, K] and grad_output^T . X [N, K].
+
+    Args:
+        grad_output: [M, N]; a numpy array in another order than C is copied, here and below.
+        input: X, [M, K].
+        weight: W, [N, K].
+
+    Raises:
+        TypeError: An array of another kind or dtype.
+        ValueError: An array whose shape does not fit the others.
+    """
+
+def version() -> str:
+    """The module's version, for LuminaFlow's SDK; the same as `__version__`."""
+
+def hello_lumina() -> str:
+    """A greeting, for LuminaFlow's SDK, with the version, the instruction-set tier and the number of threads."""
 
 def manual_seed(seed: SupportsIndex) -> None:
     """Restarts the noise of calls without a seed: after it, the same calls draw the same noise.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import numbers
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -109,6 +112,38 @@ class OpticalProfile:
             raise ValueError(f"a profile in JSON is {type(fields).__name__}: allowed is an object")
         _check_names(fields)
         return cls(**fields)
+
+    @classmethod
+    def from_luminaflow(cls, name: str, noise_std: float, precision_bits: int) -> OpticalProfile:
+        """The profile of a ``HardwareProfile`` of LuminaFlow: ``from_luminaflow(**vars(hardware_profile))``.
+
+        LuminaFlow's layer rounds inputs, weights and outputs to `precision_bits`, and its bias is analog. Its noise has
+        a standard deviation of `noise_std` times that of all outputs together; here it is `noise_std` times each
+        output's own magnitude (``noise_relative``), which has the same power where outputs have mean zero.
+
+        Args:
+            name: any text; a profile has no name.
+            noise_std: >= 0.
+            precision_bits: 2..16; 32 and more mean no quantisation, as there.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: a value is not allowed.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"name is {type(name).__name__}: allowed is str")
+        try:
+            bits = operator.index(precision_bits)
+        except TypeError:
+            raise TypeError(f"precision_bits is {type(precision_bits).__name__}: allowed is int") from None
+        if not (2 <= bits <= 16 or bits >= 32):
+            raise ValueError(f"precision_bits = {bits}: allowed is 2..16, or 32 and more for no quantisation")
+        if not isinstance(noise_std, numbers.Real):
+            raise TypeError(f"noise_std is {type(noise_std).__name__}: allowed is float")
+        if not 0 <= noise_std < math.inf:
+            raise ValueError(f"noise_std = {noise_std!r}: allowed is >= 0 and finite")
+        bits = 0 if bits >= 32 else bits
+        return cls(input_bits=bits, weight_bits=bits, output_bits=bits, noise_relative=float(noise_std))
 
     @classmethod
     def preset(cls, name: str) -> OpticalProfile:

@@ -225,3 +225,37 @@ def test_an_unknown_preset_lists_the_names() -> None:
 def test_presets_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         OpticalProfile.presets()["nano"] = None  # type: ignore[index]
+
+
+class HardwareProfile:
+    """The fields of LuminaFlow's class of this name, and their defaults."""
+
+    def __init__(self, name: str = "Lumina_Nano_v1", noise_std: float = 0.15, precision_bits: int = 4) -> None:
+        self.name = name
+        self.noise_std = noise_std
+        self.precision_bits = precision_bits
+
+
+def test_profiles_of_luminaflow() -> None:
+    assert OpticalProfile.from_luminaflow(**vars(HardwareProfile())) == OpticalProfile.preset("nano")
+    for name, noise, bits in (("micro", 0.10, 8), ("edge", 0.20, 2), ("datacenter", 0.05, 12)):
+        assert OpticalProfile.from_luminaflow(name, noise, bits) == OpticalProfile.preset(name)
+    assert OpticalProfile.from_luminaflow("any", 0, 32) == OpticalProfile(0, 0, 0)
+    assert OpticalProfile.from_luminaflow("any", 0.5, 64) == OpticalProfile(0, 0, 0, noise_relative=0.5)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "name is int: allowed is str", (3, 0.1, 4)),
+        (TypeError, "noise_std is str: allowed is float", ("x", "0.1", 4)),
+        (ValueError, "noise_std = -0.1: allowed is >= 0 and finite", ("x", -0.1, 4)),
+        (ValueError, "noise_std = nan: allowed is >= 0 and finite", ("x", math.nan, 4)),
+        (TypeError, "precision_bits is float: allowed is int", ("x", 0.1, 4.0)),
+        (ValueError, "precision_bits = 1: allowed is 2..16, or 32 and more for no quantisation", ("x", 0.1, 1)),
+        (ValueError, "precision_bits = 17: allowed is 2..16, or 32 and more for no quantisation", ("x", 0.1, 17)),
+    ],
+)
+def test_profiles_that_luminaflow_cannot_have(error: type[Exception], message: str, arguments: Any) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        OpticalProfile.from_luminaflow(*arguments)

@@ -6,6 +6,7 @@ mod error;
 mod executor;
 mod forward;
 mod layer;
+mod luminaflow;
 mod noise;
 mod numbers;
 mod openmp;
@@ -28,6 +29,10 @@ mod module {
     use super::forward::optical_linear_forward;
     #[pymodule_export]
     use super::layer::{PyPreparedLayer, pack_weight, quantize_weight, unpack_weight};
+    #[pymodule_export]
+    use super::luminaflow::{
+        hello_lumina, optical_linear_backward_kernel, optical_linear_fused, optical_linear_infer, version,
+    };
     #[pymodule_export]
     use super::noise::{manual_seed, noise};
     #[pymodule_export]
