@@ -14,7 +14,8 @@ class OpticalTransposed(OpticalLayer):
     """A layer whose parameter `weight` is [K, N].
 
     :func:`lumina_onnx.nn.convert` makes it from the ``Conv1D`` of the transformers package, as GPT-2 has it. It remains
-    an instance of that class, with its parameters and its ``state_dict``.
+    an instance of that class, with its parameters and its ``state_dict``. Each call puts the weight in the operator's
+    order first, unless it is frozen.
     """
 
     if not TYPE_CHECKING:

@@ -82,9 +82,11 @@ class OpticalProjection(OpticalLinear):
 
     def _stored(self) -> dict[str, Tensor | None] | None:
         parameters = self._holder()._parameters
-        packed = parameters.get("in_proj_weight") is not None
-        names = ("in_proj_weight" if packed else f"{PROJECTIONS[self._index]}_weight", "in_proj_bias")
-        return {name: parameters[name] for name in names} if all(name in parameters for name in names) else None
+        weights = ("in_proj_weight", f"{PROJECTIONS[self._index]}_weight")
+        stored = {name: parameters[name] for name in weights if parameters.get(name) is not None}
+        if not stored or "in_proj_bias" not in parameters:
+            return None
+        return {**stored, "in_proj_bias": parameters["in_proj_bias"]}
 
     def _is_in(self, state_dict: Any, prefix: str) -> bool:
         return any(key.startswith(prefix) for key in state_dict)  # torch shows a module only what is its own

@@ -1,6 +1,7 @@
 """Attention modules on optical hardware: torch's own results, and each projection a layer of its own."""
 
 import copy
+import io
 import itertools
 import pickle
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize  # noqa: E402
+from torch.optim.swa_utils import AveragedModel  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from lumina_onnx import reference  # noqa: E402
 from lumina_onnx.nn import (  # noqa: E402
@@ -394,6 +398,66 @@ def test_an_exported_program_computes_the_same(strict: bool) -> None:
         torch.manual_seed(3)
         results.append(call(x))
     torch.testing.assert_close(*results)
+
+
+def test_checkpoints_autocast_and_averages() -> None:
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    optical: Any = convert(net, NOISY)
+    x, results = torch.randn(3, 5, 8), []
+    for call in (optical, lambda x: checkpoint(optical, x, use_reentrant=False)):
+        optical.zero_grad()
+        torch.manual_seed(1)
+        y = call(x)
+        y.square().sum().backward()
+        results.append([y, *(parameter.grad.clone() for parameter in optical.parameters())])
+    assert all(map(torch.equal, *results))
+    attention = optical.self_attn
+    with torch.autocast("cpu", dtype=torch.bfloat16), noise(optical):
+        y, _ = attention(*(x.bfloat16(),) * 3, key_padding_mask=torch.zeros(3, 5, dtype=torch.bool))
+    assert y.dtype == torch.float32
+    with noise(optical):
+        torch.testing.assert_close(y, attention(x, x, x)[0], rtol=0.1, atol=0.05)
+    averaged: Any = AveragedModel(optical)
+    averaged.update_parameters(optical)
+    assert [row.name for row in report(averaged).converted] == [row.name for row in report(optical).converted]
+    assert torch.equal(averaged.module.self_attn.q_proj.weight, attention.q_proj.weight)
+
+
+def test_a_whole_model_is_saved_and_its_state_known_to_torch_distributed() -> None:
+    optical: Any = convert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), NOISY)
+    calibrate(optical, [torch.randn(3, 5, 8)], progress=False)
+    file = io.BytesIO()
+    torch.save(optical, file)
+    file.seek(0)
+    assert report(torch.load(file, weights_only=False)) == report(optical)
+    other: Any = convert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), NOISY)
+    set_model_state_dict(other, get_model_state_dict(optical))
+    assert report(other) == report(optical)
+    assert torch.equal(other.self_attn.v_proj.weight, optical.self_attn.v_proj.weight)
+
+
+def test_a_model_on_meta_gets_its_values_later() -> None:
+    with torch.device("meta"):
+        optical = convert(nn.MultiheadAttention(8, 2), CLEAN)
+    x = torch.empty(5, 3, 8, device="meta")
+    assert optical(x, x, x)[0].shape == x.shape
+    plain = attention()
+    optical = optical.to_empty(device="cpu")
+    optical.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 3, 8)
+    torch.testing.assert_close(convert(optical, ANALOG)(x, x, x), plain(x, x, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_weight_computed_by_a_hook_is_not_frozen() -> None:
+    plain = attention()
+    nn.utils.weight_norm(plain, "in_proj_weight")
+    optical, x = convert(plain, ANALOG), torch.randn(5, 3, 8)
+    torch.testing.assert_close(optical(x, x, x), plain(x, x, x), rtol=1e-4, atol=1e-5)
+    with frozen(optical), torch.no_grad():
+        before = optical(x, x, x)[0]
+        optical.in_proj_weight_g.mul_(2)
+        assert not torch.equal(optical(x, x, x)[0], before)
 
 
 def test_symbolic_tracing_keeps_the_module_whole() -> None:
