@@ -117,8 +117,13 @@ def _visit(module: GraphModule, stored: dict[Node, Any], scope: str, owners: _Ow
         if _changed(node):
             changing.append(node)
     if changed:
-        module.graph.eliminate_dead_code()
+        module.graph.eliminate_dead_code(_is_kept)
         module.recompile()
+
+
+def _is_kept(node: Node) -> bool:
+    """Whether a node does something even if nothing reads its result, as those do that begin and end a torch.vmap."""
+    return node.is_impure() or getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _scope(node: Node, owners: _Owners) -> str:

@@ -319,3 +319,22 @@ def test_noise_off(prover: Any, noisy: OpticalProfile) -> None:
     session = lumina_onnx.load(prover.path)
     x = {"input": np.ones((2, 9), np.float32)}
     np.testing.assert_array_equal(session.run(None, x)[0], session.run(None, x)[0])
+
+
+def test_a_vmap_beside_the_layers(prover: Any, noisy: OpticalProfile) -> None:
+    """As the transformers package makes its masks: what begins and ends a torch.vmap has no result that is read."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = torch.arange(x.shape[1])
+            late = torch.vmap(torch.vmap(torch.lt, (None, 0)), (0, None))(places, places)
+            return late.to(x.dtype) @ self.layer(x)
+
+    model = optical.convert(Masked(), noisy)
+    report = prover.export(model, torch.randn(2, 5, 8))
+    assert [layer.name for layer in report.layers] == ["layer"]
+    assert verify(prover.path, reference=model).ok
