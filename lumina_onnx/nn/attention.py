@@ -99,7 +99,7 @@ class OpticalMultiheadAttention(_classes.Counterpart, nn.MultiheadAttention):
     that hold ranges and seeds: ``q_proj.input_range`` and so on. A checkpoint of torch's module loads strictly. What
     multiplies by weights are the layers `q_proj`, `k_proj`, `v_proj` and `out_proj`, each with a profile and noise of
     its own; the products of queries, keys and values among each other are torch's, in float32. A projection that was
-    skipped is None, or for `out_proj` torch's Linear, and computed as torch does.
+    skipped is computed as torch does; there is no such layer then, or for `out_proj` it is torch's.
 
     torch's fused inference path, which multiplies by the weights itself, is not taken, and nested tensors, which only
     that path reads, are refused.
@@ -117,7 +117,8 @@ class OpticalMultiheadAttention(_classes.Counterpart, nn.MultiheadAttention):
         """The module as it was before it became optical, with its very parameters and hooks."""
         attention: Any = shallow_copy(self)
         for name in PROJECTIONS:
-            attention._modules.pop(name, None)
+            if isinstance(getattr(attention, name, None), OpticalProjection):
+                delattr(attention, name)
         if isinstance(attention.out_proj, OpticalLayer):
             attention.out_proj = become_plain(shallow_copy(attention.out_proj))
         attention.__class__ = _classes.plain_class(attention)
@@ -205,10 +206,10 @@ class OpticalMultiheadAttention(_classes.Counterpart, nn.MultiheadAttention):
         # One split of the parameter: in the gradient, three would each fill a tensor of its size.
         for name, signal, (weight, bias) in zip(PROJECTIONS, signals, operands(self), strict=True):
             layer = getattr(self, name, None)
-            if layer is None:
-                projected.append(F.linear(signal, weight, bias))
-            else:
+            if isinstance(layer, OpticalProjection):
                 projected.append(layer(signal, operands=(weight, bias)))
+            else:
+                projected.append(F.linear(signal, weight, bias))
         return projected
 
     def _heads(self, signal: Tensor, batch_first: bool) -> Tensor:

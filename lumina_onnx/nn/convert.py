@@ -20,7 +20,14 @@ from lumina_onnx.nn import _checks
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn._transposed import OpticalTransposed, conv1d
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
-from lumina_onnx.nn.attention import PROJECTIONS, OpticalMultiheadAttention, add_projection, attended, operands
+from lumina_onnx.nn.attention import (
+    PROJECTIONS,
+    OpticalMultiheadAttention,
+    OpticalProjection,
+    add_projection,
+    attended,
+    operands,
+)
 from lumina_onnx.nn.linear import OpticalLayer, OpticalLinear, become_optical, looked_at, recomputed
 from lumina_onnx.profile import OpticalProfile
 
@@ -313,13 +320,16 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
         if isinstance(module, nn.MultiheadAttention):
-            attentions.update((child, module) for child in module.children())
+            for child in module.children():
+                if child is module.out_proj or isinstance(child, OpticalProjection):
+                    attentions[child] = module
     for module, aliases in names.items():
         if isinstance(module, nn.MultiheadAttention) and _has_projections(module):
             for projection in PROJECTIONS:
-                if not isinstance(getattr(module, projection, None), OpticalLayer):
-                    own = tuple(f"{name}.{projection}" if name else projection for name in aliases)
-                    yield _Entry(module, own, projection, module, tuple(aliases))
+                known = nn.Module if _has_own_forward(module, nn.MultiheadAttention) else OpticalProjection
+                if not isinstance(module._modules.get(projection), known):
+                    paths = tuple(f"{name}.{projection}" if name else projection for name in aliases)
+                    yield _Entry(module, paths, projection, module, tuple(aliases))
         elif module not in attentions or not isinstance(module, nn.Linear):
             yield _Entry(module, tuple(aliases))
         else:
@@ -345,8 +355,7 @@ def _why_left(entry: _Entry) -> str | None:
         kind = type(entry.attention).__name__
         return f"{kind} has a forward of its own" + ("" if entry.projection else ", and may not call it")
     if entry.projection:
-        taken = hasattr(module, entry.projection) and getattr(module, entry.projection) is not None
-        return f"the attention has another attribute {entry.projection}" if taken else None
+        return f"the attention has another attribute {entry.projection}" if hasattr(module, entry.projection) else None
     weight = module._parameters.get("weight")
     if weight is not None and is_lazy(weight):
         return "not initialised yet: run a batch before converting"

@@ -262,6 +262,18 @@ def test_the_module_stays_the_same() -> None:
     assert torch.equal(module.q_proj.weight, weight[:8])
 
 
+def test_initialisers_reach_the_rows() -> None:
+    optical = convert(nn.Sequential(nn.MultiheadAttention(8, 2)), CLEAN)
+
+    def initialise(module: Any) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 2.0)
+            module.bias.data.fill_(3)
+
+    optical.apply(initialise)
+    assert {value for parameter in optical.parameters() for value in parameter.unique().tolist()} == {2.0, 3.0}
+
+
 def test_checkpoints_load_both_ways() -> None:
     for options in ({}, {"kdim": 6, "vdim": 5}, {"bias": False}):
         plain, other = attention(**options), attention(**options)
@@ -384,6 +396,16 @@ def test_a_compiled_training_run_equals_the_eager_one(backend: str) -> None:
 
     for eager, compiled in zip(run(False), run(True), strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_graph_asks_for_the_noise_when_it_runs() -> None:
+    model: Any = convert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), NOISY)
+    x = torch.randn(3, 5, 8)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert not torch.equal(compiled(x), compiled(x))
+    for on, stream in ((False, None), (True, 4)):
+        with noise(model, on, stream=stream):
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -513,7 +535,7 @@ def test_parametrised_and_subclassed_attentions() -> None:
     class Named(nn.MultiheadAttention):
         def __init__(self) -> None:
             super().__init__(8, 2)
-            self.q_proj = 3
+            self.q_proj, self.k_proj = 3, nn.Linear(2, 3)
 
     x = torch.randn(5, 3, 8)
     parametrised = attention()
@@ -536,9 +558,13 @@ def test_parametrised_and_subclassed_attentions() -> None:
     assert [row.reason for row in report(own).left] == ["Own has a forward of its own"] * 3 + [
         "Own has a forward of its own, and may not call it"
     ]
-    named = convert(Named(), ANALOG)
+    plain = Named()
+    named: Any = convert(plain, ANALOG)
+    torch.testing.assert_close(named(x, x, x), plain(x, x, x), rtol=1e-4, atol=1e-5)
+    assert [row.name for row in report(named).converted] == ["k_proj", "v_proj", "out_proj"]
+    assert named.to_multihead_attention().q_proj == 3
     assert {row.name: row.reason for row in report(named).left} == {
-        "q_proj": "the attention has another attribute q_proj"
+        name: f"the attention has another attribute {name}" for name in ("q_proj", "k_proj")
     }
 
 
