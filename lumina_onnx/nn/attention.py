@@ -267,13 +267,13 @@ class OpticalMultiheadAttention(_classes.Counterpart, nn.MultiheadAttention):
 
 
 def attended(attention: nn.MultiheadAttention) -> None:
-    """Makes `attention` itself an optical one, each of its projections as it is until it is replaced."""
+    """Makes `attention` itself an optical one, which calls those of its projections that are layers."""
     if not isinstance(attention, OpticalMultiheadAttention):
         attention.__class__ = _classes.optical_class(attention, OpticalMultiheadAttention)
 
 
 def add_projection(
-    attention: OpticalMultiheadAttention,
+    attention: nn.MultiheadAttention,
     name: str,
     profile: OpticalProfile,
     seed: int,

@@ -122,7 +122,7 @@ def convert(
             plan.append((entry, _profile_for(entry, chosen(overriding, overrides, own, profile))))
     _apply(plan, skipped, layers, seed, gradient_bits)
     _close_fast_paths(model)
-    if not any(isinstance(module, OpticalLayer) for module in model.modules()):
+    if not _holds_layers(model):
         warnings.warn(
             "convert: no layer of the model was converted; lumina_onnx.nn.report(model) says why", stacklevel=2
         )
@@ -301,9 +301,9 @@ class _Entry:
         module: Any = self.module
         if self.projection:
             return module.embed_dim, (module.embed_dim, module.kdim, module.vdim)[PROJECTIONS.index(self.projection)]
-        return (
-            (module.nf, module.nx) if _kind(module) is OpticalTransposed else (module.out_features, module.in_features)
-        )
+        if _kind(module) is OpticalTransposed:
+            return module.nf, module.nx
+        return module.out_features, module.in_features
 
 
 def _kind(module: nn.Module) -> type[OpticalLayer] | None:
@@ -415,8 +415,6 @@ def _apply(
     for entry, profile in plan:
         module, name, layer = entry.module, entry.names[0], entry.optical
         module.__dict__.pop(entry.skipped, None)
-        if entry.attention is not None and not _has_own_forward(entry.attention, nn.MultiheadAttention):
-            attended(entry.attention)
         if layer is not None:
             layer.profile = profile
             layer.name = name
@@ -428,7 +426,7 @@ def _apply(
         else:
             layer_seed = _free_seed(seed, name, owners)
             if entry.projection:
-                attention = cast("OpticalMultiheadAttention", module)
+                attention = cast("nn.MultiheadAttention", module)
                 layer = add_projection(attention, entry.projection, profile, layer_seed, name, gradient_bits)
             else:
                 ours = cast("type[OpticalLayer]", _kind(module))
@@ -449,16 +447,21 @@ def _layer_seed(seed: int, name: str) -> int:
 
 
 def _close_fast_paths(model: nn.Module) -> None:
-    """Makes transformer layers call their Linear layers in eval() too.
+    """Makes modules call their layers that would read the parameters of these instead.
 
     ``nn.TransformerEncoderLayer`` takes its fused kernel only where ``activation_relu_or_gelu`` is true, and
     ``nn.TransformerEncoder`` packs padded batches into nested tensors, which only that kernel reads.
     """
     for module in model.modules():
-        if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
-            continue
-        if any(isinstance(child, OpticalLayer) for child in module.modules()):
-            if isinstance(module, nn.TransformerEncoderLayer):
-                module.activation_relu_or_gelu = 0
-            else:
-                module.use_nested_tensor = False
+        if isinstance(module, nn.MultiheadAttention):
+            is_called = not _has_own_forward(module, nn.MultiheadAttention)
+            if is_called and any(isinstance(child, OpticalLayer) for child in module.children()):
+                attended(module)
+        elif isinstance(module, nn.TransformerEncoderLayer) and _holds_layers(module):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and _holds_layers(module):
+            module.use_nested_tensor = False
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    return any(isinstance(each, OpticalLayer) for each in module.modules())

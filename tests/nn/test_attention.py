@@ -334,6 +334,8 @@ def test_tied_attentions_stay_tied() -> None:
     net = convert(net, NOISY)
     assert net[1].in_proj_weight is net[0].in_proj_weight
     assert len({row.seed for row in report(net).converted}) == 8
+    net[0].out_proj = net[1].out_proj
+    assert type(convert(net, NOISY, skip="0.?_proj")[0]) is OpticalMultiheadAttention  # which calls the layer
     shared = nn.ModuleDict({"a": attention()})
     shared["b"] = shared["a"]
     rows = report(convert(shared, NOISY)).converted
