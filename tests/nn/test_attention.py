@@ -153,6 +153,19 @@ def test_self_attention_is_torchs_with_and_without_its_fast_path(weights: bool) 
 
 
 @pytest.mark.parametrize("weights", [True, False])
+def test_rows_that_see_nothing_and_empty_inputs_are_torchs(weights: bool) -> None:
+    module = attention(batch_first=True)
+    optical, x = convert(module, ANALOG), torch.randn(2, 4, 8)
+    padding = torch.tensor([[True] * 4, [False] * 4])
+    found, expected = (net(x, x, x, key_padding_mask=padding, need_weights=weights)[0] for net in (optical, module))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+    for shape in ((0, 4, 8), (2, 0, 8)):
+        x = torch.randn(shape)
+        for one, other in zip(*(net(x, x, x, need_weights=weights) for net in (optical, module)), strict=True):
+            assert one is other is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("weights", [True, False])
 def test_dropout_is_torchs(weights: bool) -> None:
     module, x = attention(dropout=0.5), torch.randn(5, 3, 8)
     results = []
