@@ -30,6 +30,12 @@ def operands(attention: nn.MultiheadAttention) -> list[tuple[Tensor, Tensor | No
     return list(zip(weights, (None,) * 3 if bias is None else bias.chunk(3), strict=True))
 
 
+def size(attention: nn.MultiheadAttention, projection: str) -> tuple[int, int]:
+    """N and K of a projection."""
+    widths = (attention.embed_dim, attention.kdim, attention.vdim)
+    return attention.embed_dim, widths[PROJECTIONS.index(projection)]
+
+
 class OpticalProjection(OpticalLinear):
     """The projection of query, key or value in an :class:`OpticalMultiheadAttention`: an optical layer.
 
@@ -41,7 +47,7 @@ class OpticalProjection(OpticalLinear):
         nn.Module.__init__(self)
         self._attention = (attention,)  # a tuple, since nn.Module would take a module for a child
         self._index = index
-        self.out_features, self.in_features = operands(attention)[index][0].shape
+        self.out_features, self.in_features = size(attention, PROJECTIONS[index])
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

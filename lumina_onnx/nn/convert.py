@@ -27,6 +27,7 @@ from lumina_onnx.nn.attention import (
     add_projection,
     attended,
     operands,
+    size,
 )
 from lumina_onnx.nn.linear import OpticalLayer, OpticalLinear, become_optical, looked_at, recomputed
 from lumina_onnx.profile import OpticalProfile
@@ -300,7 +301,7 @@ class _Entry:
         """N and K."""
         module: Any = self.module
         if self.projection:
-            return module.embed_dim, (module.embed_dim, module.kdim, module.vdim)[PROJECTIONS.index(self.projection)]
+            return size(module, self.projection)
         if _kind(module) is OpticalTransposed:
             return module.nf, module.nx
         return module.out_features, module.in_features

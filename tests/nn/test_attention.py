@@ -583,6 +583,27 @@ def test_parametrised_and_subclassed_attentions() -> None:
     }
 
 
+def test_a_parametrised_attention_is_copied_and_loses_its_parametrisation() -> None:
+    class Halved(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x / 2
+
+    plain, x = attention(), torch.randn(5, 3, 8)
+    parametrize.register_parametrization(plain, "in_proj_weight", Halved())
+    expected = plain(x, x, x)
+    optical = convert(plain, ANALOG)
+    twin = copy.deepcopy(optical)
+    with torch.no_grad():
+        optical.parametrizations.in_proj_weight.original.zero_()
+    assert not optical.q_proj.weight.any()
+    for module in (twin, twin.to_multihead_attention()):
+        torch.testing.assert_close(module(x, x, x), expected, rtol=1e-4, atol=1e-5)
+    parametrize.remove_parametrizations(twin, "in_proj_weight")
+    assert type(twin) is OpticalMultiheadAttention
+    with frozen(twin):
+        torch.testing.assert_close(twin(x, x, x), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 def test_what_is_refused() -> None:
     optical, x = convert(attention(), CLEAN), torch.randn(5, 3, 8)

@@ -155,8 +155,11 @@ def test_the_operator_runs_on_the_computed_weight(by: str) -> None:
             assert optical(x).shape == again.shape
 
 
-def test_a_conversion_in_training_makes_no_step_of_a_spectral_norm() -> None:
-    plain = parametrised("spectral_norm")
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+def test_a_conversion_in_training_makes_no_step_of_a_spectral_norm(kind: str) -> None:
+    attention = nn.MultiheadAttention(6, 2)
+    parametrizations.spectral_norm(attention, "in_proj_weight")
+    plain = attention if kind == "attention" else parametrised("spectral_norm")
     before = copy.deepcopy(plain.state_dict())
     optical = convert(convert(plain, NOISY), CLEAN)
     report(optical)
