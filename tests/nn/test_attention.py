@@ -5,6 +5,7 @@ import io
 import itertools
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -471,6 +472,27 @@ def test_a_whole_model_is_saved_and_its_state_known_to_torch_distributed() -> No
     set_model_state_dict(other, get_model_state_dict(optical))
     assert report(other) == report(optical)
     assert torch.equal(other.self_attn.v_proj.weight, optical.self_attn.v_proj.weight)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_data_parallel_training_and_calibration(tmp_path: Path) -> None:
+    optical: Any = convert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), NOISY)
+    x = torch.randn(3, 5, 8)
+    with noise(optical, True, stream=1):
+        optical(x).square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in optical.parameters()]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        optical.zero_grad()
+        parallel = nn.parallel.DistributedDataParallel(optical)
+        with noise(parallel, True, stream=1):
+            parallel(x).square().sum().backward()
+        assert all(torch.equal(a, b.grad) for a, b in zip(gradients, optical.parameters(), strict=True))
+        found = calibrate(parallel, [x], progress=False)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [row.name for row in found.layers] == [row.name for row in report(optical).converted]
+    assert optical.self_attn.k_proj.profile.input_range > 0
 
 
 def test_a_model_on_meta_gets_its_values_later() -> None:
