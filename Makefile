@@ -12,14 +12,16 @@ PYTEST_ARGS ?= -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all demo test test-rust test-python notebook sanitize lint format bench bench-train bench-edge docs site notices \
-	wheel wheel-test versions board board-test board-speed clean
+.PHONY: help all demo test test-rust test-build test-python notebook sanitize lint format bench bench-train bench-edge docs \
+	site notices wheel wheel-test versions board board-test board-speed clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-# The order: the quickest to fail first, pytest's summary line last.
+# The order: the quickest to fail first, pytest's summary line last. The kernel is one unit of code, which the compiler
+# works at on one core: so the tests of the crates are built beside the package.
 all: ## What continuous integration runs
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(VENV)/dev.stamp test-build
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory site
 	@$(MAKE) --no-print-directory notebook
@@ -40,6 +42,9 @@ test-rust: ## The tests of the crates
 	else \
 		cargo test --workspace; \
 	fi
+
+test-build: # What test-rust runs
+	cargo test --workspace --no-run --quiet
 
 test-python: $(VENV)/dev.stamp ## The tests of the Python packages (PYTEST_ARGS='...' for pytest)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

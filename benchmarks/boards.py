@@ -75,7 +75,7 @@ def loops(facts: Facts) -> str:
 
 
 def _figures(loop: Facts) -> list[str]:
-    of_products = _percent(loop["of_unit_bound"]) if loop["work"] in ("codes", "floats", "gradient") else ""
+    of_products = "" if loop["work"] in (*OTHERS, "normals") else _percent(loop["of_unit_bound"])
     spills = loop["relative"] * loop["spill_cycles"] / loop["cycles"]
     return [_cycles(loop["relative"]), _percent(loop["of_bound"]), of_products, _cycles(spills)]
 

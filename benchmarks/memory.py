@@ -34,7 +34,7 @@ SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "M
 #: Steps that are measured.
 STEPS, QUICK_STEPS = 21, 3
 #: A child that takes longer is stopped.
-SECONDS = 120
+SECONDS = 600
 #: Looks at the memory of a process between two looks at whether its step has ended.
 LOOKS = 20
 #: The child's exit status where the system cannot report the peak.

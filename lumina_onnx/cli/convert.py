@@ -42,6 +42,9 @@ def convert(
     percentile: Annotated[
         float, typer.Option("--percentile", help="Percentage of values within the range, for --method percentile.")
     ] = 99.9,
+    per_output: Annotated[
+        bool, typer.Option("--per-output/--per-layer", help="Whether each output gets an ADC full scale of its own.")
+    ] = False,
     skip: Annotated[
         list[str] | None, typer.Option("--skip", help="Layers not to convert, by name: *, ?, [...]; may be repeated.")
     ] = None,
@@ -81,6 +84,7 @@ def convert(
         calibration=_batches(model, calibration) if calibration else None,
         method=method,  # type: ignore[arg-type]
         percentile=percentile,
+        per_output=per_output,
         skip=skip or (),
         overrides=others,
         seed=seed,

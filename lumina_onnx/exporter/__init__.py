@@ -7,6 +7,7 @@ Everything here needs onnx and onnx_ir.
 - :func:`merge`: two files with optical layers -> one (needs onnxscript).
 - :func:`verify`: runs a file and compares every layer with the reference, bit for bit (needs onnxruntime).
 - :func:`inspect`: lists what a file holds.
+- :func:`reference_ops`, :func:`register_schema`: for onnx's own evaluator, checker and shape inference.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .inspection import inspect
+from .onnx_schema import register as register_schema
 from .report import Comparison, ExportReport, InspectReport, Layer, Left, Report, RewriteReport, VerifyReport
 from .verify import verify
 
 if TYPE_CHECKING:
+    from .evaluating import reference_ops
     from .merging import merge
     from .rewriting import rewrite
     from .torch_export import ExportError, export
@@ -35,6 +38,8 @@ __all__ = [
     "export",
     "inspect",
     "merge",
+    "reference_ops",
+    "register_schema",
     "rewrite",
     "verify",
 ]
@@ -50,6 +55,10 @@ def __getattr__(name: str) -> Any:
         from .merging import merge
 
         return merge
+    if name == "reference_ops":
+        from .evaluating import reference_ops
+
+        return reference_ops
     if name in ("export", "ExportError"):
         from . import torch_export
 

@@ -30,7 +30,11 @@ def defaults() -> dict[str, object]:
 
 
 def register() -> None:
-    """Registers the schema with onnx in this process, unless it is registered already."""
+    """Registers the operator's schema with onnx in this process, unless it is registered already.
+
+    ``onnx.shape_inference`` then knows the shape of the operator's output, and ``onnx.checker.check_model(model,
+    check_custom_domain=True)`` checks its nodes' inputs and attributes. It does not concern ONNX Runtime.
+    """
     if not onnx.defs.has(OPERATOR, DOMAIN):
         onnx.defs.register_schema(_schema())
 

@@ -37,6 +37,7 @@ def rewrite(
     calibration: Iterable[Mapping[str, Any] | Sequence[Any]] | None = None,
     method: Method = "max",
     percentile: float = 99.9,
+    per_output: bool = False,
     skip: str | Iterable[str] = (),
     overrides: Mapping[str, OpticalProfile] | None = None,
     seed: int = 0,
@@ -64,6 +65,7 @@ def rewrite(
             layers in subgraphs that no batch reaches, the ranges are the profile's.
         method: "max", "percentile" or "mse", as in :func:`lumina_onnx.nn.calibrate`.
         percentile: for method "percentile", above 0 and at most 100.
+        per_output: whether each output gets a range of its own, as in :func:`lumina_onnx.nn.calibrate`.
         skip: names of layers to leave, or name patterns (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`). A string that
             is exactly a layer's name is not taken as a pattern.
         overrides: name pattern -> profile for the layers that it matches; if several match, the last applies.
@@ -118,7 +120,11 @@ def rewrite(
         model,
         StoreWeights(),
         RemoveUnused(),
-        *([] if batches is None else [CalibrateRanges(itertools.chain(first, batches), method, percentile / 100)]),
+        *(
+            []
+            if batches is None
+            else [CalibrateRanges(itertools.chain(first, batches), method, percentile / 100, per_output)]
+        ),
         LowerFormat(fallback),
         OrderAttributes(),
         StampMetadata(),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from lumina_onnx._histogram import Histogram
 from lumina_onnx.nn.linear import OpticalLayer
@@ -29,7 +30,8 @@ class _Told:
     batches: int = 0
     spans: tuple[tuple[int, int], ...] = ()
     """For each histogram, the span of the bins that are not empty."""
-    maxima: tuple[float, ...] = ()
+    maxima: tuple[NDArray[np.float32], ...] = ()
+    """For each histogram."""
 
 
 class Together:
@@ -83,7 +85,7 @@ class Together:
         if self.size == 1:
             return batches
         spans = tuple(histogram.span() for histogram in histograms)
-        maxima = tuple(histogram.maximum for histogram in histograms)
+        maxima = tuple(histogram.maxima for histogram in histograms)
         told = self._tell(_Told("", tuple(alike), batches, spans, maxima))
         self._check(told)
         joint = [
@@ -91,11 +93,12 @@ class Together:
             for each in zip(*(other.spans for other in told), strict=True)
         ]
         parts = [histogram.counts(*span) for histogram, span in zip(histograms, joint, strict=True)]
-        counts = torch.from_numpy(np.concatenate(parts)).to(_device(self._group))
+        counts = torch.from_numpy(np.concatenate([part.ravel() for part in parts])).to(_device(self._group))
         dist.all_reduce(counts, group=self._group)
         sums = np.split(counts.cpu().numpy(), np.cumsum([part.size for part in parts])[:-1])
         for index, (histogram, (low, _)) in enumerate(zip(histograms, joint, strict=True)):
-            histogram.become(low, sums[index], max(other.maxima[index] for other in told))
+            maxima = np.max([other.maxima[index] for other in told], axis=0)
+            histogram.become(low, sums[index].reshape(parts[index].shape), maxima)
         return sum(other.batches for other in told)
 
     def _tell(self, told: _Told) -> list[_Told]:

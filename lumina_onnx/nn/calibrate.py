@@ -31,8 +31,8 @@ class LayerCalibration:
     """The layer's name in the model."""
     input_range: float
     """DAC full scale; 0 (dynamic) where there is no DAC or nothing to go by."""
-    output_range: float
-    """ADC full scale; 0 (dynamic) where nothing reads one or there was nothing to go by."""
+    output_range: float | tuple[float, ...]
+    """ADC full scale, or one for each output; 0 (dynamic) where nothing reads one or there was nothing to go by."""
     input_clipped: float
     """Fraction of the inputs seen that lie beyond `input_range`."""
     output_clipped: float
@@ -73,6 +73,7 @@ def calibrate(
     *,
     method: Method = "max",
     percentile: float = 99.9,
+    per_output: bool = False,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     progress: bool = True,
     group: Any = None,
@@ -86,8 +87,8 @@ def calibrate(
 
     - for `input_range`, |x| as it enters the layer. A layer without a DAC (input_bits 0) gets none.
     - for `output_range`, |z|: the clean analog output before noise and ADC, with the bias only where it is analog.
-      A layer gets one range for all outputs, and none where nothing reads it (output_bits 0 and neither additive nor
-      shot noise).
+      A layer gets one range for all outputs, or with `per_output` one for each, and none where nothing reads it
+      (output_bits 0 and neither additive nor shot noise).
 
     The noise adds to z before the ADC, but "max" and "percentile" leave no headroom for it: additive and shot noise
     scale with the range, so a wider range also makes more noise. "mse" weighs this exactly.
@@ -107,6 +108,9 @@ def calibrate(
             quantised signal (a search over clipping ranges; for the output, of the noisy and quantised z against the
             clean one, at the layer's own noise). A layer without an ADC takes the maximum instead.
         percentile: for method "percentile", above 0 and at most 100.
+        per_output: whether each output gets an ADC range of its own, as an amplifier in front of each ADC can be set.
+            One output that reaches much further than the others then coarsens no step but its own. Within 3 % (in
+            place of 0.4 %) for "percentile", and a coarser search for "mse".
         forward: called as ``forward(model, batch)`` for each batch, for models that are called in another way.
         progress: whether to show a progress bar; of several processes only the first shows one.
         group: the processes that calibrate together, a ``torch.distributed`` process group. None: the default one,
@@ -129,8 +133,10 @@ def calibrate(
         if not layers:
             raise ValueError("model has no OpticalLinear: convert it first with lumina_onnx.nn.convert")
         called = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        observers, count = _observe(called, layers, batches, forward or _forward, progress and together.rank == 0)
-        alike = [("method", method), ("percentile", percentile), *(described(layers) if together.size > 1 else ())]
+        observers = {layer: Observer(layer.out_features if per_output else None) for _, layer in layers}
+        count = _observe(called, observers, batches, forward or _forward, progress and together.rank == 0)
+        alike: list[tuple[str, object]] = [("method", method), ("percentile", percentile), ("per_output", per_output)]
+        alike += described(layers) if together.size > 1 else ()
     histograms = [signal for _, layer in layers for signal in (observers[layer].inputs, observers[layer].outputs)]
     if not together.merge(alike, histograms, count):
         raise ValueError("batches is empty: allowed is at least one batch")
@@ -146,9 +152,10 @@ def calibrate(
 class Observer:
     """Runs a layer without noise and with dynamic ranges, and gathers what its converters see."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int | None = None) -> None:
+        """`outputs`: those of the layer, if they are counted apart."""
         self.inputs = Histogram()
-        self.outputs = Histogram()
+        self.outputs = Histogram(outputs)
 
     def forward(
         self, layer: OpticalLayer, x: Tensor, weight: Tensor, bias: Tensor | None, call: _dispatch.Call
@@ -175,20 +182,21 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 
 def _observe(
     model: nn.Module,
-    layers: list[tuple[str, OpticalLayer]],
+    observers: Mapping[OpticalLayer, Observer],
     batches: Iterable[Any],
     forward: Callable[[nn.Module, Any], Any],
     progress: bool,
-) -> tuple[dict[nn.Module, Observer], int]:
-    observers: dict[nn.Module, Observer] = {layer: Observer() for _, layer in layers}
-    observed = _scope.Block(_scope.SUBSTITUTE, {layer._identity.number: observers[layer] for _, layer in layers})
+) -> int:
+    """Runs the model on the batches under the layers' observers; returns how many batches there were."""
+    substitutes = {layer._identity.number: observer for layer, observer in observers.items()}
+    observed = _scope.Block(_scope.SUBSTITUTE, substitutes)
     total = len(batches) if isinstance(batches, Sized) else None
     count = 0
     with observed, evaluating(model), uncompiled(), torch.no_grad():
         for batch in track(batches, description="calibrate", total=total, disable=not progress):
             forward(model, batch)
             count += 1
-    return observers, count
+    return count
 
 
 def _set_ranges(
@@ -197,10 +205,7 @@ def _set_ranges(
     profile = layer.profile
     inputs, outputs = observer.inputs, observer.outputs
     if not inputs.count:
-        kept = profile.output_range
-        return LayerCalibration(
-            name, profile.input_range, max(kept) if isinstance(kept, tuple) else kept, 0.0, 0.0, 0, "never called"
-        )
+        return LayerCalibration(name, profile.input_range, profile.output_range, 0.0, 0.0, 0, "never called")
     bits = (profile.input_bits, profile.output_bits)
     noise = tuple(getattr(profile, name) for name in NOISE)
     scales = full_scales((inputs, outputs), bits, noise, method, fraction)
@@ -211,7 +216,7 @@ def _set_ranges(
         input_range,
         output_range,
         inputs.fraction_above(input_range) if input_range else 0.0,
-        outputs.fraction_above(output_range) if output_range else 0.0,
+        outputs.fraction_above(np.array(output_range)) if output_range else 0.0,
         inputs.count,
-        "; ".join(f"its {what} was always 0: dynamic" for what in scales.silent),
+        "; ".join(scales.notes),
     )

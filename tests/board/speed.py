@@ -109,6 +109,7 @@ ROOTS = {"frsqrte.4s": 8, "fsqrt.4s": 8}
 REST = r"add_groups"
 WORK = {
     "codes": Work(rf"\w+_tile|{REST}", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
+    "gradient codes": Work(rf"\w+_tile|{REST}", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
     "floats": Work(r"float_tile", r"microkernel/tile/float", {"fmla.4s": 4}),
     "gradient": Work(r"products", r"microkernel/tile/gradient", {"fmla.4s": 4}),
     "normals": Work(r"group", r"microkernel/gauss", ROOTS, "normals", 1, bar_on_spills=False),
@@ -117,8 +118,11 @@ WORK = {
     "ADC": Work(r"group", r".*epilogue/adc", ROUNDED, "elements", 1, shortest=True, bar_on_spills=False),
 }
 
-#: The caller of the algorithms for codes. Its first generic argument is the tier's type, those after it are the tile's.
+#: The caller of the algorithms for codes. Its generic arguments are the tier's type, what becomes of the sums, and the
+#: tile's.
 TILE, TILE_ARGUMENTS = r"tile_vectors", ("bits", "size", "rows", "vectors")
+#: The work of the algorithms for codes, by what becomes of the sums.
+RESULTS = {"Scaling": "codes", "High": "gradient codes", "Joined": "gradient codes"}
 
 
 def small_blocks(tile: dict[str, int]) -> int:
@@ -153,8 +157,11 @@ BARS = {
     "4 bits, rows": Bar("codes", {"neon": 130}, {"size": 4, "bits": 4, "rows": 0}),
     "2 bits, rows": Bar("codes", {"neon": 130}, {"size": 2, "bits": 2, "rows": 0}),
     "1 bit, rows": Bar("codes", {"neon": 130}, {"size": 1, "bits": 1, "rows": 0}),
+    "gradients, 8 bits": Bar(
+        "gradient codes", {"neon": 130, "neon_dotprod": 34}, {"size": 8, "bits": 8, "rows": 0}, in_python_only=True
+    ),
     "floats": Bar("floats", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}),
-    "backward": Bar("gradient", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}, in_python_only=True),
+    "gradients, floats": Bar("gradient", {"neon": 265, "neon_dotprod": 133}, {"rows": 0}, in_python_only=True),
     "a normal": Bar("normals", {"neon": 8.5, "neon_dotprod": 6.2}),
 }
 
@@ -198,7 +205,11 @@ def sites_of(instruction: Instruction, frames: Sequence[Frame]) -> list[Site]:
                 caller = next((other for other in outer if re.fullmatch(TILE, other.name)), None)
                 if caller is None:
                     raise Failure(f"{each.name} at {instruction.address:#x} is not called from {TILE}")
-                kind, *sizes = caller.arguments
+                kind, what, *sizes = caller.arguments
+                if what not in RESULTS:
+                    raise Failure(f"{TILE} at {instruction.address:#x} is for {what}: known are {', '.join(RESULTS)}")
+                if RESULTS[what] != name:
+                    continue
                 tile = tuple(zip(TILE_ARGUMENTS, map(int, sizes), strict=False))
                 types = {tier: facts.type for tier, facts in TIERS.items()}
             portable = kind == PORTABLE

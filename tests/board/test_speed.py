@@ -145,12 +145,12 @@ def test_a_bound_counts_what_any_unit_takes_with_what_only_one_can(monkeypatch: 
 PATH = "/x/rust_op/kernel/src/microkernel"
 
 
-def frames(tier: str) -> list[Frame]:
+def frames(tier: str, results: str = "a::Scaling") -> list[Frame]:
     """What an instruction of a tile for codes comes from."""
     return [
         frame("vmlal_s8", "/rust/core.rs"),
         frame("small_tile<4, 1, 2>", f"{PATH}/neon/multiply.rs"),
-        frame(f"tile_vectors<{tier}, 4, 4, 1, 2, 1>", f"{PATH}/tile/int.rs"),
+        frame(f"tile_vectors<{tier}, {results}, 4, 4, 1, 2, 1>", f"{PATH}/tile/int.rs"),
     ]
 
 
@@ -175,6 +175,16 @@ def test_what_is_compiled_once_counts_for_every_tier() -> None:
         ("neon", "float_tile, 6 x 16"),
         ("neon_dotprod", "float_tile, 6 x 16"),
     ]
+
+
+def test_products_of_a_gradient_are_counted_apart() -> None:
+    (product,) = code("smlal v0.8h, v1.8b, v2.8b")
+    assert [site.work for site in speed.sites_of(product, frames("Neon<false>"))] == ["codes"]
+    for results in ("High", "Joined"):
+        (site,) = speed.sites_of(product, frames("Neon<false>", results))
+        assert (site.work, str(site)) == ("gradient codes", "small_tile, 4 bits, 1 x 32")
+    with pytest.raises(Failure, match="tile_vectors at 0x1000 is for Sums: known are Scaling, High, Joined"):
+        speed.sites_of(product, frames("Neon<false>", "Sums"))
 
 
 def test_products_of_codes_that_come_from_elsewhere() -> None:
@@ -211,7 +221,11 @@ def test_the_kernel_has_the_names_and_constants_that_the_script_relies_on() -> N
     assert "const LARGEST_CODE: usize = 127;" in small
     tiles = (sources / "tile" / "int.rs").read_text(encoding="utf-8")
     (arguments,) = re.findall(r"unsafe fn tile_vectors<([^>]*)>", tiles)
-    assert re.findall(r"const (\w+)", arguments)[:4] == ["BITS", "SIZE", "MR", "NV"]
+    assert re.findall(r"(\w+):", arguments)[:6] == ["S", "R", "BITS", "SIZE", "MR", "NV"]
+    results = [
+        re.findall(r"impl Results for (\w+)", path.read_text(encoding="utf-8")) for path in sources.rglob("*.rs")
+    ]
+    assert {name for names in results for name in names} == set(speed.RESULTS)
 
 
 def case(relative: float, rows: int = 1, **facts: object) -> speed.Case:
@@ -262,7 +276,7 @@ def test_bars_that_only_the_python_extension_can_reach() -> None:
     def missing(python: bool) -> set[str]:
         return {result.name for result in speed.results([], python) if result.complaint}
 
-    assert missing(True) - missing(False) == {"backward"}
+    assert missing(True) - missing(False) == {"gradients, 8 bits", "gradients, floats"}
 
 
 @pytest.mark.parametrize(

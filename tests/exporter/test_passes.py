@@ -281,13 +281,23 @@ def test_p10_full_scales_are_what_layers_see() -> None:
     assert [value.name for value in made.graph.outputs] == before
 
 
+def test_p10_each_output_can_have_a_full_scale_of_its_own() -> None:
+    made = noisy_pair()
+    run(made, StoreWeights(), RemoveUnused())
+    _, notes = run(made, CalibrateRanges([{"X": X}, {"X": -2 * X}], "max", 1.0, per_output=True))
+    assert notes == []
+    for node in nodes.optical_nodes(made):
+        clean = [reference.optical_linear(x, W, None, input_bits=8, weight_bits=8, output_bits=0) for x in (X, -2 * X)]
+        assert node.attributes["output_range"] == list(np.abs(np.concatenate(clean)).max(axis=0))
+
+
 def test_p10_says_what_was_always_0() -> None:
     made = noisy_pair()
     run(made, StoreWeights())
     _, notes = run(made, CalibrateRanges([[np.zeros_like(X)]], "mse", 1.0))
     assert notes[:2] == [
-        "a: its input was always 0, its input range is dynamic",
-        "a: its output was always 0, its output range is dynamic",
+        "a: its input was always 0: dynamic",
+        "a: its output was always 0: dynamic",
     ]
 
 

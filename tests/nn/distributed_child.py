@@ -1,6 +1,7 @@
 """One process of several that train, calibrate and save together: `python distributed_child.py RANK WORLD FOLDER`."""
 
 import copy
+import itertools
 import os
 import sys
 import warnings
@@ -76,11 +77,12 @@ def calibrated(rank: int) -> dict[str, Any]:
     """The ranges that the ranks find together, and the errors that they raise together."""
     found: dict[str, Any] = {}
     for name, shards in SHARDS.items():
-        for method in METHODS:
-            net = model()
-            report = calibrate(net, data(shards[rank]), method=method, progress=rank == 0)  # type: ignore[arg-type]
-            found[f"{name}, {method}"] = settings(net)
-            found[f"{name}, {method}, report"] = str(report)
+        for method, per_output in itertools.product(METHODS, (False, True)):
+            net, case = model(), f"{name}, {method}, {per_output}"
+            options: Any = {"method": method, "per_output": per_output}
+            report = calibrate(net, data(shards[rank]), progress=rank == 0, **options)
+            found[case] = settings(net)
+            found[f"{case}, report"] = str(report)
     net = nn.parallel.DistributedDataParallel(convert(WithIdle(), PROFILE))
     shard = data(SHARDS["uneven"][rank])
     calibrate(net, shard, forward=lambda net, x: net(x, rare=rank == 1), progress=False)
@@ -104,6 +106,7 @@ def calibrated(rank: int) -> dict[str, Any]:
         "data": error_of(model(), failing(range(1)) if rank else own),
         "no data": error_of(model(), []),
         "method": error_of(model(), own, method="mse" if rank else "max"),
+        "per_output": error_of(model(), own, per_output=rank == 1),
         "no layer": error_of(nn.Linear(12, 5) if rank else model(), own),
         "layers": error_of(convert(small, PROFILE) if rank else model(), own),
         "size": error_of(convert(small, PROFILE), own),

@@ -84,7 +84,7 @@ def test_mse_finds_the_least_error(bits: int, additive: float, shot: float, seed
     values = (generator.normal(size=4000) ** power).astype(np.float32)
     histogram = Histogram()
     histogram.add(values)
-    found = histogram.least_error_range(bits, 0.0, additive, shot)
+    found = histogram.full_scales("mse", 1.0, bits, (0.0, additive, shot))[0]
     assert 0 < found <= np.abs(values).max()
 
     levels = 2 ** (bits - 1) - 1
@@ -99,6 +99,87 @@ def test_mse_finds_the_least_error(bits: int, additive: float, shot: float, seed
     best = min(error(candidate) for candidate in np.abs(values).max() * np.linspace(0.02, 1, 200))
     # The 10 % allow for sampled noise and a finite grid: the search itself works on expectations.
     assert error(found) <= best * 1.1 + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("method", "percentile"), [("max", 99.9), ("percentile", 50.0), ("percentile", 99.9), ("percentile", 100.0)]
+)
+def test_each_output_has_the_range_of_its_own_values(method: Any, percentile: float) -> None:
+    model, together, data = net(), net(), batches()
+    with torch.no_grad():
+        for each in (model, together):
+            each[0].weight[2] *= 100
+    result = calibrate(model, data, method=method, percentile=percentile, per_output=True, progress=False)
+    calibrate(together, data, method=method, percentile=percentile, progress=False)
+    for name, (_, z) in signals(model, data).items():
+        layer, row = model.get_submodule(name), next(row for row in result.layers if row.name == name)
+        outputs = z.reshape(-1, layer.out_features)
+        assert layer.profile.output_range == row.output_range
+        assert layer.profile.input_range == together.get_submodule(name).profile.input_range
+        exact = outputs.max(axis=0)
+        if method == "percentile":
+            exact = np.percentile(outputs, percentile, axis=0, method="inverted_cdf")
+        assert (exact <= row.output_range).all()
+        assert (np.array(row.output_range) <= np.minimum(exact * (1 + 1 / 32), outputs.max(axis=0))).all()
+        assert row.output_clipped == pytest.approx(np.mean(outputs > row.output_range), abs=2e-2)
+
+
+def test_a_loud_output_coarsens_no_step_but_its_own() -> None:
+    errors = []
+    for per_output in (False, True):
+        model = net(OpticalProfile(output_bits=4)).eval()
+        with torch.no_grad():
+            model[0].weight[2] *= 100
+            calibrate(model, batches(), per_output=per_output, progress=False)
+            x = batches()[0]
+            difference = model[0](x) - nn.functional.linear(x, model[0].weight, model[0].bias)
+        errors.append(difference[:, [0, 1, 3, 4, 5, 6, 7]].square().mean())
+    assert errors[1] < errors[0] / 20
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 100), st.sampled_from([4, 8]), st.sampled_from([0.0, 0.05]), st.integers(1, 5))
+def test_mse_of_each_output_is_near_that_of_its_own_histogram(
+    seed: int, bits: int, additive: float, columns: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    normals = generator.normal(size=(3000, columns)) * 10.0 ** generator.uniform(-3, 3, columns)
+    normals[:, 0] **= 3
+    values = normals.astype(np.float32)
+    apart = Histogram(columns)
+    for part in np.split(values, 3):
+        apart.add(part)
+    found = apart.full_scales("mse", 1.0, bits, (0.0, additive, 0.0))
+    levels, eps = 2 ** (bits - 1) - 1, generator.normal(size=len(values))
+
+    def error(column: int, full_scale: float) -> Any:
+        v = values[:, column] + additive * full_scale * eps
+        y = np.round(np.clip(v / full_scale * levels, -levels, levels)) * full_scale / levels
+        return np.mean((y - values[:, column]) ** 2)
+
+    for column in range(columns):
+        alone = Histogram()
+        alone.add(values[:, column])
+        best = alone.full_scales("mse", 1.0, bits, (0.0, additive, 0.0))[0]
+        assert error(column, found[column]) <= error(column, best) * 1.15
+
+
+def test_an_output_that_was_always_zero_has_the_largest_range() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight[5] = 0
+        model[0].bias[5] = 0
+    result = calibrate(model, batches(), per_output=True, progress=False)
+    ranges = model[0].profile.output_range
+    assert ranges[5] == max(ranges) > sorted(ranges)[0]
+    assert result.layers[0].note == "1 of its 8 outputs was always 0: it has the largest range of the others"
+    assert "per output" in str(result)
+
+
+def test_one_output_alone_has_a_plain_range() -> None:
+    model: Any = convert(nn.Linear(6, 1), PROFILE)
+    calibrate(model, batches(), per_output=True, progress=False)
+    assert isinstance(model.profile.output_range, float)
 
 
 def test_mse_clips_a_heavy_tail_and_max_does_not() -> None:

@@ -88,12 +88,13 @@ def test_ranks_average_gradients_of_8_bits(ranks: Any) -> None:
 
 
 def test_ranges_are_those_of_one_process_with_all_batches(ranks: Any) -> None:
-    for (name, shards), method in itertools.product(child.SHARDS.items(), child.METHODS):
-        net = child.model()
-        report = calibrate(net, [x for shard in shards for x in child.data(shard)], method=method, progress=False)  # type: ignore[arg-type]
+    for (name, shards), method, per_output in itertools.product(child.SHARDS.items(), child.METHODS, (False, True)):
+        net, case = child.model(), f"{name}, {method}, {per_output}"
+        options: Any = {"method": method, "per_output": per_output}
+        report = calibrate(net, [x for shard in shards for x in child.data(shard)], progress=False, **options)
         for rank in ranks:
-            assert rank["calibrated"][f"{name}, {method}"] == child.settings(net)
-            assert rank["calibrated"][f"{name}, {method}, report"] == str(report)
+            assert rank["calibrated"][case] == child.settings(net)
+            assert rank["calibrated"][f"{case}, report"] == str(report)
 
 
 def test_a_wrapped_model_is_called_past_its_wrapper(ranks: Any) -> None:
@@ -131,6 +132,11 @@ ERRORS = [
     (
         "method",
         "ValueError: calibrate: method is max on rank 0 and mse on rank 1: allowed is the same on",
+        None,
+    ),
+    (
+        "per_output",
+        "ValueError: calibrate: per_output is False on rank 0 and True on rank 1: allowed is the same",
         None,
     ),
     ("layers", "ValueError: calibrate: the list of optical layers is 0, 2 on rank 0 and 0 on rank 1: ", None),

@@ -32,18 +32,23 @@ class CalibrateRanges(Pass):
 
     number = "P10"
 
-    def __init__(self, batches: Iterable[Any], method: Method, fraction: float) -> None:
-        """`batches` hold inputs of the model; `fraction` is the share that the method "percentile" keeps."""
+    def __init__(self, batches: Iterable[Any], method: Method, fraction: float, per_output: bool = False) -> None:
+        """`batches` hold inputs of the model.
+
+        `fraction` is the share that the method "percentile" keeps. `per_output`: each output has a range of its own.
+        """
         self._batches = batches
         self._method = method
         self._fraction = fraction
+        self._per_output = per_output
 
     def call(self, model: ir.Model) -> PassResult:
         """Sets the ranges of every layer that was observed."""
         quiet, numbers = _quiet(model)
         watched = Watched(quiet, numbers)
         layers = optical_nodes(model)
-        histograms = [(Histogram(), Histogram()) for _ in layers]
+        outputs = [layer.out_features if self._per_output else None for layer in layers]
+        histograms = [(Histogram(), Histogram(count)) for count in outputs]
         batch_count = executions = 0
         with watched.sessions() as fresh:
             execute = fresh()
@@ -67,13 +72,14 @@ class CalibrateRanges(Pass):
         return PassResult(model, bool(layers), notes)
 
     def _set_ranges(self, layer: OpticalNode, histograms: tuple[Histogram, Histogram]) -> list[str]:
-        """Sets a layer's ranges; returns notes on signals that were always 0."""
+        """Sets a layer's ranges; returns notes on what the signals did not determine."""
         values = layer.attributes
         noise = tuple(values[name] for name in NOISE)
         bits = (values["input_bits"], values["output_bits"])
         scales = full_scales(histograms, bits, noise, self._method, self._fraction)
-        set_attributes(layer.node, input_range=scales.input_range, output_range=(scales.output_range,))
-        return [f"{layer.name}: its {what} was always 0, its {what} range is dynamic" for what in scales.silent]
+        ranges = scales.output_range if isinstance(scales.output_range, tuple) else (scales.output_range,)
+        set_attributes(layer.node, input_range=scales.input_range, output_range=ranges)
+        return [f"{layer.name}: {note}" for note in scales.notes]
 
 
 def _run(execute: Callable[[feeds.Arrays], list[Executions]], arrays: feeds.Arrays, number: int) -> list[Executions]:

@@ -14,7 +14,7 @@ use crate::microkernel::output::OutputBlock;
 use crate::params::{BiasStage, Params};
 use crate::precision::Precision;
 use crate::quantize::{Quantizer, weight_quantizer};
-use crate::saved::{check_length, code_stride, mask_stride};
+use crate::saved::{CodeType, check_length, code_stride, code_type, mask_stride};
 use right::Right;
 use strip::{Call, Operands, Side, interleave};
 
@@ -156,12 +156,12 @@ fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<
             let (length, expected) = values.length(m, k);
             check_length("x", length, expected)?;
             check_length("x_step", steps.len(), m)?;
-            let fits = match values {
-                Operand::F32(_) => params.input_bits == 0,
-                Operand::I8(_) => (1..=8).contains(&params.input_bits),
-                Operand::I16(_) => params.input_bits > 8,
+            let held = match values {
+                Operand::F32(_) => None,
+                Operand::I8(_) => Some(CodeType::I8),
+                Operand::I16(_) => Some(CodeType::I16),
             };
-            if !fits {
+            if code_type(params.input_bits) != held {
                 let given = format!("{} where input_bits is {}", values.name(), params.input_bits);
                 return Err(Error::value("x", given, "float32 for 0, int8 for 1..8, int16 for 9..16"));
             }

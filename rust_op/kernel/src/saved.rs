@@ -13,11 +13,28 @@ pub const fn code_stride(k: usize) -> usize {
     if k < 512 { k.next_multiple_of(4) } else { k.div_ceil(64) / 2 * 128 + 64 }
 }
 
+/// The type of integers that holds codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeType {
+    /// 8 bits, for codes of 1..8 bits.
+    I8,
+    /// 16 bits, for codes of 9..16 bits.
+    I16,
+}
+
+/// The type that holds codes of `bits` bits; `None` where there are none: 0 bits mean analog.
+pub const fn code_type(bits: u32) -> Option<CodeType> {
+    match bits {
+        0 => None,
+        1..=8 => Some(CodeType::I8),
+        _ => Some(CodeType::I16),
+    }
+}
+
 /// What a backward pass needs from a forward pass, in the caller's memory.
 #[derive(Debug, Default)]
 pub struct Saved<'a> {
-    /// `[M, code_stride(K)]`: DAC codes (i8 up to 8 bits, i16 above); `None` where X is analog, or nothing
-    /// needs them.
+    /// `[M, code_stride(K)]`: DAC codes, in their [`code_type`]; `None` where X is analog, or nothing needs them.
     pub x_codes: Option<CodesMut<'a>>,
     /// `[M]`: s_x, NaN in rows that are NaN throughout; `None` where nothing needs it.
     pub x_step: Option<&'a mut [f32]>,
@@ -43,20 +60,20 @@ impl<'a> Saved<'a> {
 /// Codes to keep for a backward pass, in rows of [`code_stride`].
 #[derive(Debug)]
 pub enum CodesMut<'a> {
-    /// Codes of 1..8 bits.
+    /// As [`CodeType::I8`].
     I8(&'a mut [i8]),
-    /// Codes of 9..16 bits.
+    /// As [`CodeType::I16`].
     I16(&'a mut [i16]),
 }
 
 impl<'a> CodesMut<'a> {
     /// Checks that this is memory for `rows` rows of `k` codes of `bits` bits.
     pub(crate) fn check(&self, name: &'static str, rows: usize, k: usize, bits: u32) -> Result<(), Error> {
-        let (fits, length) = match self {
-            CodesMut::I8(codes) => ((1..=8).contains(&bits), codes.len()),
-            CodesMut::I16(codes) => ((9..=16).contains(&bits), codes.len()),
+        let (held, length) = match self {
+            CodesMut::I8(codes) => (CodeType::I8, codes.len()),
+            CodesMut::I16(codes) => (CodeType::I16, codes.len()),
         };
-        if !fits {
+        if code_type(bits) != Some(held) {
             return Err(Error::value(
                 name,
                 format!("of {bits} bits"),

@@ -5,7 +5,7 @@
 use lumina_kernel::Params;
 use lumina_kernel::Saved;
 use lumina_kernel::backward::{Factor, Inputs, Operand, Weight};
-use lumina_kernel::saved::{CodesMut, code_stride, mask_stride};
+use lumina_kernel::saved::{CodeType, CodesMut, code_stride, code_type, mask_stride};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -56,10 +56,10 @@ fn take_mut<'a, T: Plain>(rest: &mut &'a mut [u8], count: usize) -> PyResult<&'a
 
 /// Bytes of a row of codes.
 fn code_bytes(bits: u32, k: usize) -> usize {
-    match bits {
-        0 => 0,
-        1..=8 => code_stride(k),
-        _ => code_stride(k).saturating_mul(2),
+    match code_type(bits) {
+        None => 0,
+        Some(CodeType::I8) => code_stride(k),
+        Some(CodeType::I16) => code_stride(k).saturating_mul(2),
     }
 }
 
@@ -122,10 +122,10 @@ impl SavedLayout {
         let scale = take_mut(rest, self.scale.0)?;
         take_mut::<u8>(rest, self.scale.1)?.fill(0);
         let count = m.saturating_mul(code_stride(self.k));
-        let x_codes = match self.codes {
-            None | Some(0) => None,
-            Some(1..=8) => Some(CodesMut::I8(take_mut(rest, count)?)),
-            Some(_) => Some(CodesMut::I16(take_mut(rest, count)?)),
+        let x_codes = match self.codes.and_then(code_type) {
+            None => None,
+            Some(CodeType::I8) => Some(CodesMut::I8(take_mut(rest, count)?)),
+            Some(CodeType::I16) => Some(CodesMut::I16(take_mut(rest, count)?)),
         };
         let x_step = if self.codes.is_some() { Some(take_mut(rest, m)?) } else { None };
         let mut mask = |bytes: usize| match bytes {
@@ -144,10 +144,10 @@ impl SavedLayout {
         let scale = take(rest, self.scale.0)?;
         take::<u8>(rest, self.scale.1)?;
         let count = m.saturating_mul(code_stride(self.k));
-        let x_codes = match self.codes {
-            None | Some(0) => None,
-            Some(1..=8) => Some(Operand::I8(take(rest, count)?)),
-            Some(_) => Some(Operand::I16(take(rest, count)?)),
+        let x_codes = match self.codes.and_then(code_type) {
+            None => None,
+            Some(CodeType::I8) => Some(Operand::I8(take(rest, count)?)),
+            Some(CodeType::I16) => Some(Operand::I16(take(rest, count)?)),
         };
         let x_step = if self.codes.is_some() { Some(take(rest, m)?) } else { None };
         let mut mask = |bytes: usize| match bytes {
