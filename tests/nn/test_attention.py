@@ -379,7 +379,11 @@ def test_calibration_noise_and_gradient_bits_reach_each_projection() -> None:
     found = calibrate(optical, [x], progress=False)
     names = [f"layers.0.self_attn.{name}" for name in NAMES] + ["layers.0.linear1", "layers.0.linear2"]
     assert [row.name for row in found.layers] == names
-    assert all(row.input_range > 0 and row.output_range > 0 and row.values for row in found.layers)
+    assert all(row.input_range and row.output_range and row.values for row in found.layers)
+    calibrate(optical, [x], per_output=True, progress=False)
+    ranges = layers(optical)["layers.0.self_attn.k_proj"].profile.output_range
+    assert isinstance(ranges, tuple)
+    assert len(ranges) == 8
     with noise(optical):
         assert torch.equal(optical(x), optical(x))
     for name in names:
