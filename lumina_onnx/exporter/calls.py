@@ -67,17 +67,18 @@ class _Owners:
         self.names = names
         tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self.tensors = {name: id(tensor) for name, tensor in tensors}
-        self.layers: list[tuple[str, optical.OpticalLinear, set[int]]] = [
-            (name, layer, {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())})
+        self.layers: list[tuple[str, optical.OpticalLayer, set[int]]] = [
+            (name, layer, {id(tensor) for tensor in (*holder.parameters(), *holder.buffers())})
             for name, layer in model.named_modules()
-            if isinstance(layer, optical.OpticalLinear)
+            if isinstance(layer, optical.OpticalLayer)
+            for holder in (layer._holder(),)
         ]
         self.used: set[str] = set()
 
     def path(self, scope: str, seed: int, sources: list[Any]) -> str:
         """`scope` if it is a layer, else the layer with this seed that holds one of `sources`, else `scope`."""
         path = scope
-        if not isinstance(self.modules.get(scope), optical.OpticalLinear):
+        if not isinstance(self.modules.get(scope), optical.OpticalLayer):
             held = {self.tensors.get(self.names.get(id(source), "")) for source in sources}
             fitting = [name for name, layer, own in self.layers if layer.seed == seed and own & held]
             # Layers that share both a seed and a weight are told apart by their order.
@@ -116,8 +117,13 @@ def _visit(module: GraphModule, stored: dict[Node, Any], scope: str, owners: _Ow
         if _changed(node):
             changing.append(node)
     if changed:
-        module.graph.eliminate_dead_code()
+        module.graph.eliminate_dead_code(_is_kept)
         module.recompile()
+
+
+def _is_kept(node: Node) -> bool:
+    """Whether a node does something even if nothing reads its result, as those do that begin and end a torch.vmap."""
+    return node.is_impure() or getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _scope(node: Node, owners: _Owners) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from lumina_onnx import nn as optical
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
+from lumina_onnx.nn.convert import NOT_CONVERTED
 
 from . import calls, nodes, writing
 from .capture import Captured, ExportError, capture
@@ -53,7 +54,7 @@ def export(
     the model becomes standard ONNX operators.
 
     Args:
-        model: has :class:`lumina_onnx.nn.OpticalLinear` layers (see :func:`lumina_onnx.nn.convert`) or calls
+        model: has optical layers (see :func:`lumina_onnx.nn.convert`) or calls
             :func:`lumina_onnx.nn.functional.optical_linear`.
         args: example inputs: one tensor, or a sequence of forward's arguments; a dict at its end holds keyword
             arguments. Only the shapes and dtypes of tensors matter; other values become constants of the file.
@@ -140,15 +141,15 @@ def _caller(node: ir.Node, modules: Mapping[str, torch.nn.Module]) -> str:
 
 
 def _what_there_is(model: torch.nn.Module) -> str:
-    count = sum(type(module) is torch.nn.Linear for module in model.modules())
-    reached = sum(isinstance(module, optical.OpticalLinear) for module in model.modules())
+    reached = sum(isinstance(module, optical.OpticalLayer) for module in model.modules())
     if reached:
         return f"it holds {reached} OpticalLinear modules, but its forward calls none of them"
+    rows = [row for row in optical.report(model).left if row.in_features]
+    count = sum(row.reason == NOT_CONVERTED for row in rows)
     if count:
-        return f"it holds {count} nn.Linear"
-    rows = [row for row in optical.report(model).left if isinstance(model.get_submodule(row.name), torch.nn.Linear)]
+        return f"it holds {count} linear layers"
     reasons = "; ".join(f"{row.name}: {row.reason}" for row in rows)
-    return f"of nn.Linear it holds what convert leaves: {reasons}" if rows else "it holds no nn.Linear either"
+    return f"of linear layers it holds what convert leaves: {reasons}" if rows else "it holds no linear layer either"
 
 
 def _left(
@@ -156,13 +157,16 @@ def _left(
 ) -> list[Left]:
     """Products with constant weights that stay ordinary operators, and optical layers that are not in the file."""
     reasons = {name: row.reason for row in optical.report(model).left for name in (row.name, *row.aliases)}
+    for name, reason in list(reasons.items()):  # an attention module computes its projections itself
+        if isinstance(modules.get(holder := name.rpartition(".")[0]), torch.nn.MultiheadAttention):
+            reasons.setdefault(holder, reason)
     left: dict[Left, None] = {}
     known = Constants(graph)
     for node in graph.graph.all_nodes():
         if not multiplies_by_stored(node, known):
             continue
         path = _caller(node, modules) or _holder(node, known, modules)
-        if isinstance(modules.get(path), optical.OpticalLinear):
+        if isinstance(modules.get(path), optical.OpticalLayer):
             reason = "the model reads this layer's weight without calling the layer"
         else:
             default = "a product with a constant that belongs to no Linear"
@@ -170,7 +174,7 @@ def _left(
         left[Left(path or str(node.name), node.op_type, reason)] = None
     seen = {id(modules[path]) for path in reached if path in modules}
     for path, module in model.named_modules():
-        if isinstance(module, optical.OpticalLinear) and id(module) not in seen:
+        if isinstance(module, optical.OpticalLayer) and id(module) not in seen:
             left[Left(path, "OpticalLinear", "not in the file: the model's forward does not call it")] = None
     return list(left)
 

@@ -39,7 +39,7 @@ class TorchReference:
         self._feeds = feeds
         noisy = [node for node in layers if node.is_noisy]
         self._noisy = bool(noisy)
-        self._seeds: dict[optical.OpticalLinear, list[int]] = {}
+        self._seeds: dict[optical.OpticalLayer, list[int]] = {}
         self.notes: list[str] = []
         """Reasons why torch cannot produce the same bits."""
         if self._noisy:
@@ -91,7 +91,7 @@ class TorchReference:
             )
             return
         calls = self._calls()
-        known = {module.seed for module in self._reference.modules() if isinstance(module, optical.OpticalLinear)}
+        known = {module.seed for module in self._reference.modules() if isinstance(module, optical.OpticalLayer)}
         owners = self._owners(layers, calls, known)
         apart = [
             node.name
@@ -112,13 +112,13 @@ class TorchReference:
                 f"torch draws other noise for {', '.join(apart)}: in the file they have seeds of their own"
             )
 
-    def _calls(self) -> list[optical.OpticalLinear]:
+    def _calls(self) -> list[optical.OpticalLayer]:
         """The optical modules in the order of their calls in a forward pass."""
-        calls: list[optical.OpticalLinear] = []
+        calls: list[optical.OpticalLayer] = []
         hooks = [
             module.register_forward_pre_hook(lambda module, _: calls.append(module))
             for module in self._reference.modules()
-            if isinstance(module, optical.OpticalLinear)
+            if isinstance(module, optical.OpticalLayer)
         ]
         try:
             with optical.noise(self._reference):
@@ -129,8 +129,8 @@ class TorchReference:
         return calls
 
     def _owners(
-        self, layers: list[nodes.OpticalNode], calls: list[optical.OpticalLinear], known: set[int]
-    ) -> Sequence[optical.OpticalLinear | None]:
+        self, layers: list[nodes.OpticalNode], calls: list[optical.OpticalLayer], known: set[int]
+    ) -> Sequence[optical.OpticalLayer | None]:
         """The module that each node stands for: that of the call at the same position, or else the one that the node is
         named after ("head", or "head_2" for its second call)."""
         if len(calls) == len(layers) and all(
@@ -141,9 +141,9 @@ class TorchReference:
         modules = {
             nodes.spelled(name): module
             for name, module in self._reference.named_modules(remove_duplicate=False)
-            if isinstance(module, optical.OpticalLinear)
+            if isinstance(module, optical.OpticalLayer)
         }
-        owners: list[optical.OpticalLinear | None] = []
+        owners: list[optical.OpticalLayer | None] = []
         for node in layers:
             base, _, number = node.name.rpartition("_")
             owner = modules.get(node.name) or (modules.get(base) if number.isdigit() else None)
@@ -163,17 +163,17 @@ class TorchReference:
         return found[::-1]
 
 
-def _fits(module: optical.OpticalLinear, node: nodes.OpticalNode) -> bool:
+def _fits(module: optical.OpticalLayer, node: nodes.OpticalNode) -> bool:
     return (module.in_features, module.out_features) == (node.in_features, node.out_features)
 
 
 @contextlib.contextmanager
-def _seeded(seeds: dict[optical.OpticalLinear, list[int]]) -> Iterator[None]:
+def _seeded(seeds: dict[optical.OpticalLayer, list[int]]) -> Iterator[None]:
     """Gives each call of each module its seed, and restores the modules' own seeds afterwards."""
     before = {module: module.seed for module in seeds}
     left = {module: iter(each) for module, each in seeds.items()}
 
-    def next_seed(module: optical.OpticalLinear, _: object) -> None:
+    def next_seed(module: optical.OpticalLayer, _: object) -> None:
         module.seed = next(left[module])
 
     hooks = [module.register_forward_pre_hook(next_seed) for module in seeds]

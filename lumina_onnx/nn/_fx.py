@@ -13,10 +13,7 @@ from torch.overrides import handle_torch_function
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 # The forward methods of layers that a node may call as a whole.
 _leaves: set[Callable[..., Any]] = set()
-_ADVICE = (
-    "trace a model that holds it, with a torch.fx.Tracer whose is_leaf_module(module, name) is true for "
-    "lumina_onnx.nn.OpticalLinear"
-)
+_ADVICE = "trace a model that holds it, with a torch.fx.Tracer whose is_leaf_module(module, name) is true for it"
 
 
 def leaf(forward: _Forward) -> _Forward:
@@ -37,12 +34,14 @@ def function_node(function: Callable[..., Any], *arguments: Any, **keywords: Any
     )
 
 
-def layer_node(x: Any, layer: str) -> Any:
+def layer_node(x: Any, layer: str, *more: Any, **keywords: Any) -> Any:
     """A node that calls the layer being traced, as nodes call torch's own modules; the layer keeps settings and ranges.
 
     Args:
         x: the layer's input, a Proxy.
         layer: the layer's label.
+        more: further inputs.
+        keywords: arguments by keyword.
 
     Raises:
         TypeError: the layer has hooks or its own forward, parts of which would run twice if a node called it, or is
@@ -56,7 +55,7 @@ def layer_node(x: Any, layer: str) -> Any:
             f"{layer}: x is a torch.fx.Proxy, and torch.fx would trace into a layer that has hooks or a forward of its "
             f"own, or is no part of a model: {_ADVICE}"
         )
-    return tracer.create_proxy("call_module", path, (x,), {})
+    return tracer.create_proxy("call_module", path, (x, *more), keywords)
 
 
 def _is_bare(module: nn.Module) -> bool:

@@ -62,7 +62,10 @@ def forward(
     threads = get_num_threads()
     made = _tensors.forward(params, prepared, x, weight, bias, seed, stream, kept, threads)
     if made is None:
-        x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
+        x, bias = _dense(x), None if bias is None else _dense(bias)
+        # Prepared weights are not read, only asked for their shape: a transposed one need not be put in order.
+        n, k = weight.shape
+        weight = _dense(weight) if prepared is None else _torch_state.empty_on_cpu((n, k), (k, 1), _float32)
         made = _tensors.forward(params, prepared, x, weight, bias, seed, stream, kept, threads)
     if made is None:
         raise _unreadable(x=x, weight=weight, bias=bias)

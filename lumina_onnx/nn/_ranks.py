@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from lumina_onnx._histogram import Histogram
-from lumina_onnx.nn.linear import OpticalLinear
+from lumina_onnx.nn.linear import OpticalLayer
 
 Group = Any  # torch.distributed.ProcessGroup, where torch was built with it
 
@@ -121,14 +121,14 @@ class Together:
                     )
 
 
-def described(layers: Sequence[tuple[str, OpticalLinear]]) -> Iterator[tuple[str, object]]:
+def described(layers: Sequence[tuple[str, OpticalLayer]]) -> Iterator[tuple[str, object]]:
     """(name, value) pairs of what the layers of all processes must have in common."""
     yield "the list of optical layers", ", ".join(name or "(model)" for name, _ in layers)
     for name, layer in layers:
         yield f"layer {name!r}", f"{layer.in_features} -> {layer.out_features}"
         yield f"the profile of layer {name!r}", layer.profile.replace(input_range=0.0, output_range=0.0)
         digest = hashlib.blake2b(digest_size=8)
-        for parameter in layer.parameters():
+        for parameter in layer._holder().parameters():
             digest.update(parameter.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         yield f"the hash of the weights of layer {name!r}", digest.hexdigest()
 

@@ -19,7 +19,7 @@ from lumina_onnx.nn._modes import evaluating, uncompiled
 from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import table
-from lumina_onnx.nn.linear import OpticalLinear, optical_layers
+from lumina_onnx.nn.linear import OpticalLayer, optical_layers
 from lumina_onnx.schema import NOISE
 
 
@@ -99,7 +99,7 @@ def calibrate(
     wrapper, so that the processes may have different numbers of batches.
 
     Args:
-        model: with :class:`OpticalLinear` layers.
+        model: with optical layers.
         batches: an iterable, such as a DataLoader. The model gets a tensor as it is, the first element of a tuple or
             list (the rest being labels, as in :func:`torch.optim.swa_utils.update_bn`), and a mapping as keyword
             arguments.
@@ -157,19 +157,21 @@ class Observer:
         self.inputs = Histogram()
         self.outputs = Histogram(outputs)
 
-    def forward(self, layer: OpticalLinear, x: Tensor, call: _dispatch.Call) -> Tensor:
+    def forward(
+        self, layer: OpticalLayer, x: Tensor, weight: Tensor, bias: Tensor | None, call: _dispatch.Call
+    ) -> Tensor:
         """Implements :class:`.linear.Substitute`, without noise; counts the layer's input and analog output."""
         dynamic = quiet(layer.profile).replace(input_range=0.0, output_range=0.0)
         analog = dynamic.replace(output_bits=0)
-        bias = layer.bias if layer.profile.bias_stage == "analog" else None
+        early = bias if layer.profile.bias_stage == "analog" else None
         x = _dispatch.autocast(x)
-        z = _dispatch.run_checked(x, layer.weight, bias, _dispatch.Call(analog, 0, 0, layer.label))
+        z = _dispatch.run_checked(x, weight, early, _dispatch.Call(analog, 0, 0, layer.label))
         for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
             values = _kernel.view(signal)
             if not np.isfinite(values).all():
                 raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
             histogram.add(values)
-        return _dispatch.run_checked(x, layer.weight, layer.bias, _dispatch.Call(dynamic, 0, 0, layer.label))
+        return _dispatch.run_checked(x, weight, bias, _dispatch.Call(dynamic, 0, 0, layer.label))
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
@@ -180,7 +182,7 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 
 def _observe(
     model: nn.Module,
-    observers: Mapping[OpticalLinear, Observer],
+    observers: Mapping[OpticalLayer, Observer],
     batches: Iterable[Any],
     forward: Callable[[nn.Module, Any], Any],
     progress: bool,
@@ -198,7 +200,7 @@ def _observe(
 
 
 def _set_ranges(
-    name: str, layer: OpticalLinear, observer: Observer, method: Method, fraction: float
+    name: str, layer: OpticalLayer, observer: Observer, method: Method, fraction: float
 ) -> LayerCalibration:
     profile = layer.profile
     inputs, outputs = observer.inputs, observer.outputs

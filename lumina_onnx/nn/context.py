@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 import lumina_kernel
 from lumina_onnx.nn import _checks, _dispatch, _fx, _gradient_bits, _kernel, _scope, _torch_state
-from lumina_onnx.nn.linear import OpticalLinear, optical_layers
+from lumina_onnx.nn.linear import OpticalLayer, optical_layers
 from lumina_onnx.profile import OpticalProfile
 
 
@@ -115,7 +115,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         ValueError: a weight or bias that is not finite; the message names the layer.
         RuntimeError: inside the block, at the forward pass of a layer that has changed.
     """
-    layers = [layer for _, layer in optical_layers(model) if _is_plain(layer)]
+    layers = [layer for _, layer in optical_layers(model) if layer._stored() is not None]
     steps = register_optimizer_step_post_hook(_count_step)
     try:
         prepared = {layer._identity.number: Frozen(layer) for layer in layers if not _is_substituted(layer)}
@@ -125,7 +125,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         steps.remove()
 
 
-def _is_substituted(layer: OpticalLinear) -> bool:
+def _is_substituted(layer: OpticalLayer) -> bool:
     """Whether an enclosing block has already frozen the layer or observes it, and continues to do so."""
     return _scope.SUBSTITUTE in _scope.settings_of(layer._identity.number)
 
@@ -134,10 +134,6 @@ def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Counts an optimiser's step as a change of its parameters: with ``fused=True`` torch itself does not."""
     for group in optimizer.param_groups:
         increment_version([parameter for parameter in group["params"] if parameter.grad is not None])
-
-
-def _is_plain(layer: OpticalLinear) -> bool:
-    return "weight" in layer._parameters
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class _Watched:
         object.__setattr__(self, "address", 0 if self.tensor is None else self.tensor.data_ptr())
         object.__setattr__(self, "version", 0 if self.tensor is None else self.tensor._version)
 
-    def check(self, tensor: Tensor | None, layer: OpticalLinear) -> None:
+    def check(self, tensor: Tensor | None, layer: OpticalLayer) -> None:
         if tensor is not self.tensor:
             raise RuntimeError(f"{layer.label}: {self.name} was replaced inside frozen(): {_ADVICE}")
         if tensor is not None and (tensor._version != self.version or tensor.data_ptr() != self.address):
@@ -166,39 +162,42 @@ _ADVICE = "its weights were quantised when the block began; leave the block befo
 class Frozen:
     """A layer's weights, prepared at most once with noise and once without, and a check that they still hold."""
 
-    def __init__(self, layer: OpticalLinear) -> None:
+    def __init__(self, layer: OpticalLayer) -> None:
         self._profile = layer.profile
-        for name, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+        stored = layer._stored() or {}
+        for name, tensor in stored.items():
             if tensor is not None and tensor.is_inference():
                 raise ValueError(
                     f"{layer.label}: {name} was made under torch.inference_mode, so torch does not count its changes: "
                     "load or convert the model outside of it"
                 )
-        self._watched = (_Watched("weight", layer.weight), _Watched("bias", layer.bias))
+        self._watched = tuple(_Watched(name, tensor) for name, tensor in stored.items())
         self._prepared: dict[bool, lumina_kernel.PreparedLayer] = {}  # with noise, and without
         self._prepare(layer, layer.profile if layer.noise_is_on else layer._quiet)
 
-    def _prepare(self, layer: OpticalLinear, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
+    def _prepare(self, layer: OpticalLayer, profile: OpticalProfile) -> lumina_kernel.PreparedLayer:
         prepared = self._prepared.get(profile._has_noise)
         if prepared is None:
-            weight, bias = (watched.tensor for watched in self._watched)
-            _checks.check_weight(cast("Tensor", weight), bias)
+            weight, bias = layer._operands()
+            _checks.check_weight(weight, bias)
             try:
-                prepared = _kernel.prepare(profile.params(), cast("Tensor", weight), bias)
+                prepared = _kernel.prepare(profile.params(), weight, bias)
             except ValueError as error:
                 raise _checks.named(error, layer.label) from None
             self._prepared[profile._has_noise] = prepared
         return prepared
 
-    def forward(self, layer: OpticalLinear, x: Tensor, call: _dispatch.Call) -> Tensor:
+    def forward(
+        self, layer: OpticalLayer, x: Tensor, weight: Tensor, bias: Tensor | None, call: _dispatch.Call
+    ) -> Tensor:
         """Implements :class:`.linear.Substitute`."""
-        weight, bias = layer.weight, layer.bias
         plain = _dispatch.is_plain(x, weight, bias)
         # In a graph or transform, a tensor wraps a watched one or takes its place.
         if not plain and (is_compiling() or _torch_state.is_transformed() or _fx.is_traced(x)):
             return _dispatch.run_checked(x, weight, bias, call)
-        for watched, tensor in zip(self._watched, (weight, bias), strict=True):
-            watched.check(tensor, layer)
+        stored = layer._stored() or {}
+        for watched in self._watched:
+            watched.check(stored.get(watched.name), layer)
         if layer._profile is not self._profile and layer._profile != self._profile:
             raise RuntimeError(f"{layer.label}: profile was changed inside frozen(): leave the block before it changes")
         if not plain:

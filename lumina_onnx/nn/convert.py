@@ -1,4 +1,4 @@
-"""Conversion of a model's `nn.Linear` layers to optical ones, and the report of what became of each."""
+"""Conversion of a model's linear layers to optical ones, and the report of what became of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -18,13 +18,25 @@ from lumina_onnx._patterns import Patterns, chosen
 from lumina_onnx._text import bits_text, noise_text, range_text
 from lumina_onnx.nn import _checks
 from lumina_onnx.nn._table import table
+from lumina_onnx.nn._transposed import OpticalTransposed, conv1d
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
-from lumina_onnx.nn.linear import OpticalLinear, become_optical, recomputed
+from lumina_onnx.nn.attention import (
+    PROJECTIONS,
+    OpticalMultiheadAttention,
+    OpticalProjection,
+    add_projection,
+    attended,
+    operands,
+    size,
+)
+from lumina_onnx.nn.linear import OpticalLayer, OpticalLinear, become_optical, looked_at, recomputed
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)
-# The attribute in which a layer keeps why it was skipped, so that report() needs only the model.
+# The attribute in which a module keeps why a layer was skipped, so that report() needs only the model.
 _SKIPPED = "_lumina_skipped"
+#: The reason why a layer that could be converted has not been.
+NOT_CONVERTED = "not converted"
 
 
 def convert(
@@ -37,7 +49,13 @@ def convert(
     gradient_bits: int | None = None,
     inplace: bool = False,
 ) -> _Model:
-    """Makes every ``nn.Linear`` in `model` an :class:`OpticalLinear`; :func:`report` says what became of each.
+    """Makes the linear layers in `model` optical; :func:`report` says what became of each.
+
+    An ``nn.Linear`` becomes an :class:`OpticalLinear`, an ``nn.MultiheadAttention`` an
+    :class:`OpticalMultiheadAttention` with the layers `q_proj`, `k_proj`, `v_proj` and `out_proj`, and so those of
+    ``nn.TransformerEncoderLayer``, ``nn.TransformerDecoderLayer`` and torchvision's vision transformers. The ``Conv1D``
+    of the transformers package (GPT-2) becomes a layer too. Subclasses that keep torch's forward remain instances of
+    their class. A parametrised or pruned layer computes with the weight that it has at each call.
 
     The model can then be trained with the noise in the loop, and :func:`lumina_onnx.exporter.export` writes it.
     ``lumina convert`` and :func:`lumina_onnx.exporter.rewrite` do the same to a ready .onnx file, without training:
@@ -52,10 +70,10 @@ def convert(
     bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.) Of layers with the same seed, as copies
     have, the first keeps it.
 
-    Left as they are, with the reason in the report: layers named by `skip`; subclasses of ``nn.Linear`` with a
-    forward of their own; parametrised and lazy layers; the ``out_proj`` of ``nn.MultiheadAttention``, which reads
-    its parameters without calling it; everything that is not a Linear. The fused inference path of
-    ``nn.TransformerEncoderLayer``, which would bypass its Linear layers, is switched off where they are converted.
+    Left as they are, with the reason in the report: layers named by `skip`; modules with a forward of their own;
+    lazy layers before their first call; everything that is no linear layer, such as convolutions. The fused inference
+    paths of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``, which would bypass their layers, are not
+    taken where those are converted, and ``nn.TransformerEncoder`` makes no nested tensors.
 
     Layers of a model inside ``torch.compile``, ``AveragedModel`` or a data-parallel wrapper go by their names there.
 
@@ -63,7 +81,8 @@ def convert(
         model: a model with float32 parameters on the CPU.
         profile: the hardware.
         skip: names of layers to leave as they are, or patterns of names (``*``, ``?``, ``[...]``, as in :mod:`fnmatch`;
-            ``*`` crosses dots). A string that is a layer's name is not taken as a pattern.
+            ``*`` crosses dots). A string that is a layer's name is not taken as a pattern. The name of an attention
+            module stands for its projections.
         overrides: name pattern -> profile for the layers it matches; of several that match, the last counts.
         seed: 0..2^63-1; models converted with different seeds have different noise.
         gradient_bits: 8 makes the layers that take `profile` or an override compute their gradients with 8 bits (see
@@ -74,7 +93,7 @@ def convert(
         The converted model.
 
     Raises:
-        ValueError: a pattern that matches no Linear layer, an empty layer, or a profile that does not fit a layer.
+        ValueError: a pattern that matches no linear layer, an empty layer, or a profile that does not fit a layer.
         TypeError: a layer that is not float32 on the CPU, or a model whose layers cannot be reached (torch.jit, FSDP).
         RuntimeError: `model` holds a tensor with a gradient's history and so cannot be copied.
     """
@@ -88,22 +107,23 @@ def convert(
     if not inplace:
         model = _deep_copy(model)
 
-    layers = [entry for entry in _entries(unwrapped(model)) if isinstance(entry.module, nn.Linear)]
-    names = [entry.names for entry in layers]
+    layers = [entry for entry in _entries(unwrapped(model)) if entry.is_layer]
+    names = [entry.names for entry in layers] + list(dict.fromkeys(entry.within for entry in layers))
     skips = Patterns("skip", skip, names, "Linear layer")
     overriding = Patterns("overrides", overrides, names, "Linear layer")
 
     plan: list[tuple[_Entry, OpticalProfile]] = []
-    skipped: dict[nn.Module, str] = {}
+    skipped: list[tuple[_Entry, str]] = []
     for entry in layers:
-        skipping = skips.matching(*entry.names)
-        if skipping and not isinstance(entry.module, OpticalLinear):
-            skipped[entry.module] = skipping[0]
+        own = (*entry.names, *entry.within)
+        skipping = skips.matching(*own)
+        if skipping and entry.optical is None:
+            skipped.append((entry, skipping[0]))
         elif not skipping and _why_left(entry) is None:
-            plan.append((entry, _profile_for(entry, chosen(overriding, overrides, entry.names, profile))))
+            plan.append((entry, _profile_for(entry, chosen(overriding, overrides, own, profile))))
     _apply(plan, skipped, layers, seed, gradient_bits)
     _close_fast_paths(model)
-    if not any(isinstance(module, OpticalLinear) for module in model.modules()):
+    if not _holds_layers(model):
         warnings.warn(
             "convert: no layer of the model was converted; lumina_onnx.nn.report(model) says why", stacklevel=2
         )
@@ -144,11 +164,11 @@ class LayerReport:
     aliases: tuple[str, ...]
     """Further names, where the module is used more than once."""
     kind: str
-    """The module's class."""
+    """The module's class; for a projection that was left, the attention's."""
     in_features: int
-    """K; 0 if the module is not a Linear."""
+    """K; 0 if the module is no linear layer."""
     out_features: int
-    """N; 0 if the module is not a Linear."""
+    """N; 0 if the module is no linear layer."""
     profile: OpticalProfile | None
     """The layer's profile; None if the layer was left as it is."""
     seed: int | None
@@ -219,87 +239,162 @@ class ConversionReport:
 def report(model: nn.Module) -> ConversionReport:
     """What became of each layer of `model` that has a weight matrix: its profile, or why it was left."""
     rows = []
+    lists = (module for module in model.modules() if isinstance(module, parametrize.ParametrizationList))
+    parametrising = {module for each in lists for module in each.modules()}
     for entry in _entries(unwrapped(model)):
-        module = entry.module
-        if isinstance(module, OpticalLinear):
-            profile, seed, reason = module.profile, module.seed, ""
-        elif isinstance(module, nn.Linear):
-            profile, seed, reason = None, None, _why_left(entry) or "not converted"
-            if hasattr(module, _SKIPPED):
-                reason = f"skip {getattr(module, _SKIPPED)!r}"
-        elif _has_matrix(module):
-            profile, seed, reason = None, None, "no Linear"
-            if isinstance(module, nn.MultiheadAttention):
-                reason = "its input projection is a parameter, no Linear"
+        name, *aliases = entry.names
+        layer = entry.optical
+        if layer is not None:
+            k, n, why = layer.in_features, layer.out_features, ""
+        elif entry.is_layer:
+            skipped = entry.module.__dict__.get(entry.skipped)
+            (n, k), why = entry.size(), f"skip {skipped!r}" if skipped else _why_left(entry) or NOT_CONVERTED
+        elif entry.module not in parametrising and _has_matrix(entry.module):
+            n, k, why = 0, 0, "no Linear"
         else:
             continue
-        n, k = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (0, 0)
-        kind, bits = type(module).__name__, module.gradient_bits if isinstance(module, OpticalLinear) else None
-        rows.append(LayerReport(entry.names[0], entry.names[1:], kind, k, n, profile, seed, reason, bits))
+        profile, seed, bits = (None,) * 3 if layer is None else (layer.profile, layer.seed, layer.gradient_bits)
+        kind = type(entry.module).__name__
+        rows.append(LayerReport(name, tuple(aliases), kind, k, n, profile, seed, why, bits))
     return ConversionReport(tuple(rows))
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A module with all its names, and the attention module that bypasses it, if one does."""
+    """A module with all its names, or a projection that an attention module holds as a parameter."""
 
     module: nn.Module
+    """The module; for such a projection, the attention."""
     names: tuple[str, ...]
-    bypassed_by: nn.Module | None
+    projection: str = ""
+    """Which projection of the module it is."""
+    attention: nn.MultiheadAttention | None = None
+    """The attention module that it is a projection of, if it is one."""
+    within: tuple[str, ...] = ()
+    """The names of that module."""
+
+    @property
+    def optical(self) -> OpticalLayer | None:
+        """The layer, if it is optical."""
+        return self.module if isinstance(self.module, OpticalLayer) else None
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a linear layer."""
+        return bool(self.projection) or self.optical is not None or _kind(self.module) is not None
+
+    @property
+    def skipped(self) -> str:
+        """The attribute of the module with the pattern by which the layer was skipped."""
+        return f"{_SKIPPED}_{self.projection}" if self.projection else _SKIPPED
+
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """W [N, K] and the bias."""
+        module: Any = self.module
+        if self.projection:
+            return operands(module)[PROJECTIONS.index(self.projection)]
+        if isinstance(module, OpticalLayer):
+            return module._operands()
+        return module.weight if _kind(module) is OpticalLinear else module.weight.t(), module.bias
+
+    def size(self) -> tuple[int, int]:
+        """N and K."""
+        module: Any = self.module
+        if self.projection:
+            return size(module, self.projection)
+        if _kind(module) is OpticalTransposed:
+            return module.nf, module.nx
+        return module.out_features, module.in_features
+
+
+def _kind(module: nn.Module) -> type[OpticalLayer] | None:
+    """The kind of optical layer that the module is or can become."""
+    if isinstance(module, nn.Linear):
+        return OpticalLinear
+    transposed = conv1d()
+    return OpticalTransposed if transposed is not None and isinstance(module, transposed) else None
 
 
 def _entries(model: nn.Module) -> Iterator[_Entry]:
     names: dict[nn.Module, list[str]] = {}
-    bypassed: dict[nn.Module, nn.Module] = {}
+    attentions: dict[nn.Module, nn.MultiheadAttention] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
         if isinstance(module, nn.MultiheadAttention):
-            bypassed[module.out_proj] = module
+            for child in module.children():
+                if child is module.out_proj or isinstance(child, OpticalProjection):
+                    attentions[child] = module
     for module, aliases in names.items():
-        yield _Entry(module, tuple(aliases), bypassed.get(module))
+        if isinstance(module, nn.MultiheadAttention) and _has_projections(module):
+            for projection in PROJECTIONS:
+                known = nn.Module if _has_own_forward(module, nn.MultiheadAttention) else OpticalProjection
+                if not isinstance(module._modules.get(projection), known):
+                    paths = tuple(f"{name}.{projection}" if name else projection for name in aliases)
+                    yield _Entry(module, paths, projection, module, tuple(aliases))
+        elif module not in attentions or not isinstance(module, nn.Linear):
+            yield _Entry(module, tuple(aliases))
+        else:
+            attention = attentions[module]
+            yield _Entry(module, tuple(aliases), attention=attention, within=tuple(names[attention]))
+
+
+def _has_projections(attention: nn.MultiheadAttention) -> bool:
+    return any(
+        attention._parameters.get(name) is not None
+        or name in attention.__dict__
+        or parametrize.is_parametrized(attention, name)
+        for name in ("in_proj_weight", "q_proj_weight")
+    )
 
 
 def _why_left(entry: _Entry) -> str | None:
-    """Why a Linear cannot be converted; None where it can."""
-    module = cast("nn.Linear", entry.module)
-    if isinstance(module, OpticalLinear):
+    """Why a layer cannot be converted; None where it can."""
+    module = entry.module
+    if entry.optical is not None:
         return None
-    if entry.bypassed_by is not None:
-        return f"{type(entry.bypassed_by).__name__} reads its parameters without calling it"
-    if is_lazy(module.weight):
+    if entry.attention is not None and _has_own_forward(entry.attention, nn.MultiheadAttention):
+        kind = type(entry.attention).__name__
+        return f"{kind} has a forward of its own" + ("" if entry.projection else ", and may not call it")
+    if entry.projection:
+        return f"the attention has another attribute {entry.projection}" if hasattr(module, entry.projection) else None
+    weight = module._parameters.get("weight")
+    if weight is not None and is_lazy(weight):
         return "not initialised yet: run a batch before converting"
-    if parametrize.is_parametrized(module):
-        return "parametrised: convert first, then register the parametrisation"
-    if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
-        return f"{type(module).__name__} has a forward of its own"
-    return None
+    plain = nn.Linear if isinstance(module, nn.Linear) else conv1d()
+    return f"{type(module).__name__} has a forward of its own" if _has_own_forward(module, cast("Any", plain)) else None
+
+
+def _has_own_forward(module: nn.Module, plain: type[nn.Module]) -> bool:
+    known = (plain.forward, OpticalMultiheadAttention.forward)
+    return type(module).forward not in known or "forward" in module.__dict__
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList)):
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)):
         return False
     return any(is_lazy(p) or p.dim() >= 2 for p in module.parameters(recurse=False))
 
 
 def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
     """The profile that the layer takes, checked against the layer."""
-    module = cast("nn.Linear", entry.module)
     label = f"layer {entry.names[0]!r}"
+    layer = entry.optical
+    weight, bias = looked_at(entry.module if layer is None else layer._holder(), entry.operands)
     try:
-        _checks.check_weight(module.weight, module.bias)
+        _checks.check_weight(weight, bias)
     except (TypeError, ValueError) as error:
-        empty = module.weight is not None and module.weight.numel() == 0
+        empty = weight is not None and weight.numel() == 0
         advice = f"; skip={entry.names[0]!r} leaves it as it is" if empty and entry.names[0] else ""
         raise type(error)(f"{label}: {error}{advice}") from None
-    if isinstance(module, OpticalLinear):
+    if layer is not None:
         changes: dict[str, float | tuple[float, ...]] = {}
         if profile.input_range == 0 and profile.input_bits > 0:
-            changes["input_range"] = module.profile.input_range
+            changes["input_range"] = layer.profile.input_range
         if profile.output_range == 0:
-            changes["output_range"] = module.profile.output_range
+            changes["output_range"] = layer.profile.output_range
         profile = profile.replace(**changes)
     try:
-        _checks.check_profile(profile, module.out_features)
+        _checks.check_profile(profile, len(weight))
     except ValueError as error:
         raise _checks.named(error, label) from None
     return profile
@@ -307,32 +402,37 @@ def _profile_for(entry: _Entry, profile: OpticalProfile) -> OpticalProfile:
 
 def _apply(
     plan: list[tuple[_Entry, OpticalProfile]],
-    skipped: dict[nn.Module, str],
+    skipped: list[tuple[_Entry, str]],
     layers: list[_Entry],
     seed: int,
     gradient_bits: int | None,
 ) -> None:
-    for module, pattern in skipped.items():
-        setattr(module, _SKIPPED, pattern)
-    owners: dict[int, nn.Module] = {}
+    for entry, pattern in skipped:
+        setattr(entry.module, entry.skipped, pattern)
+    owners: dict[int, OpticalLayer] = {}
     for entry in layers:
-        if isinstance(entry.module, OpticalLinear):
-            owners.setdefault(entry.module.seed, entry.module)
+        if entry.optical is not None:
+            owners.setdefault(entry.optical.seed, entry.optical)
     for entry, profile in plan:
-        module, name = cast("nn.Linear", entry.module), entry.names[0]
-        module.__dict__.pop(_SKIPPED, None)
-        if isinstance(module, OpticalLinear):
-            module.profile = profile
-            module.name = name
+        module, name, layer = entry.module, entry.names[0], entry.optical
+        module.__dict__.pop(entry.skipped, None)
+        if layer is not None:
+            layer.profile = profile
+            layer.name = name
             if gradient_bits is not None:
-                module.gradient_bits = gradient_bits
-            if owners[module.seed] is not module:
-                module.seed = _free_seed(seed, name, owners)
-                owners[module.seed] = module
+                layer.gradient_bits = gradient_bits
+            if owners[layer.seed] is layer:
+                continue
+            layer.seed = _free_seed(seed, name, owners)
         else:
             layer_seed = _free_seed(seed, name, owners)
-            become_optical(module, profile, layer_seed, name, gradient_bits)
-            owners[layer_seed] = module
+            if entry.projection:
+                attention = cast("nn.MultiheadAttention", module)
+                layer = add_projection(attention, entry.projection, profile, layer_seed, name, gradient_bits)
+            else:
+                ours = cast("type[OpticalLayer]", _kind(module))
+                layer = become_optical(module, ours, profile, layer_seed, name, gradient_bits)
+        owners[layer.seed] = layer
 
 
 def _free_seed(seed: int, name: str, taken: Container[int]) -> int:
@@ -348,16 +448,21 @@ def _layer_seed(seed: int, name: str) -> int:
 
 
 def _close_fast_paths(model: nn.Module) -> None:
-    """Makes transformer layers call their Linear layers in eval() too.
+    """Makes modules call their layers that would read the parameters of these instead.
 
     ``nn.TransformerEncoderLayer`` takes its fused kernel only where ``activation_relu_or_gelu`` is true, and
     ``nn.TransformerEncoder`` packs padded batches into nested tensors, which only that kernel reads.
     """
     for module in model.modules():
-        if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
-            continue
-        if any(isinstance(child, OpticalLinear) for child in module.modules()):
-            if isinstance(module, nn.TransformerEncoderLayer):
-                module.activation_relu_or_gelu = 0
-            else:
-                module.use_nested_tensor = False
+        if isinstance(module, nn.MultiheadAttention):
+            is_called = not _has_own_forward(module, nn.MultiheadAttention)
+            if is_called and any(isinstance(child, OpticalLayer) for child in module.children()):
+                attended(module)
+        elif isinstance(module, nn.TransformerEncoderLayer) and _holds_layers(module):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and _holds_layers(module):
+            module.use_nested_tensor = False
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    return any(isinstance(each, OpticalLayer) for each in module.modules())

@@ -1,25 +1,39 @@
-"""`OpticalLinear`: a `torch.nn.Linear` on optical hardware."""
+"""`OpticalLayer`, what optical layers have in common, and `OpticalLinear`: a `torch.nn.Linear` on optical hardware."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
 from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lumina_onnx._text import bits_text, noise_text, range_text
-from lumina_onnx.nn import _checks, _dispatch, _fx, _gradient_bits, _scope, _state, _streams, _torch_state
+from lumina_onnx.nn import (
+    _checks,
+    _classes,
+    _dispatch,
+    _fx,
+    _gradient_bits,
+    _scope,
+    _state,
+    _streams,
+    _torch_state,
+)
+from lumina_onnx.nn._modes import evaluating
 from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._wrappers import unwrapped
 from lumina_onnx.profile import OpticalProfile
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_Layer = TypeVar("_Layer", bound="OpticalLinear")
+_Layer = TypeVar("_Layer", bound="OpticalLayer")
+_Operands = tuple[Tensor, "Tensor | None"]
 # Attributes that are neither copied nor pickled: the layer's identity in this process (see `_scope`), what `noise` sets
 # for it inside a compiled function, and the entries that it has handed out.
 _TRANSIENT = ("_identity", "_noise_when_traced", "_held")
@@ -30,8 +44,10 @@ _OWN = ("_profile", "_quiet", "seed", "_name", "_label", "_gradient_bits", *_TRA
 class Substitute(Protocol):
     """What runs in a layer's place inside a block: an observer of the layer's signals, or its frozen weights."""
 
-    def forward(self, layer: OpticalLinear, x: Tensor, call: _dispatch.Call) -> Tensor:
-        """The layer's output; `call` is what it would compute itself, as the blocks around the call set it."""
+    def forward(
+        self, layer: OpticalLayer, x: Tensor, weight: Tensor, bias: Tensor | None, call: _dispatch.Call
+    ) -> Tensor:
+        """The layer's output; the arguments are what it would compute itself, as the blocks around the call set it."""
 
 
 class _Entry:
@@ -43,46 +59,22 @@ class _Entry:
     @overload
     def __get__(self, layer: None, owner: type) -> _Entry: ...
     @overload
-    def __get__(self, layer: OpticalLinear, owner: type) -> Tensor: ...
-    def __get__(self, layer: OpticalLinear | None, owner: type) -> _Entry | Tensor:
+    def __get__(self, layer: OpticalLayer, owner: type) -> Tensor: ...
+    def __get__(self, layer: OpticalLayer | None, owner: type) -> _Entry | Tensor:
         return self if layer is None else layer._hand_out()[self._name]
 
-    def __set__(self, layer: OpticalLinear, value: Tensor) -> None:
+    def __set__(self, layer: OpticalLayer, value: Tensor) -> None:
         layer._take({self._name: value}, "")
 
 
-class OpticalLinear(nn.Linear):
-    """``y = ADC(DAC(x) @ weight.T + bias + noise)``: a :class:`torch.nn.Linear` on optical hardware.
+class OpticalLayer(_classes.Counterpart, nn.Module):
+    """What all optical layers have: a profile, a noise seed, a name, and their entries of the ``state_dict``.
 
-    It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, plus four entries that hold
-    the static ranges and the noise seed: ``input_range`` [1], ``output_range`` [N], ``range_kind`` [3] and
-    ``noise_seed`` [24], all float64, whatever the type of the weights. Any of them may be absent from a checkpoint, so
-    that a checkpoint of ``nn.Linear`` loads strictly and changes neither ranges nor seed; if only some of the range
-    entries are present, a warning says for which the layer keeps its own. An average of checkpoints gives averages of
-    the ranges, but is refused where a range was static in one and dynamic in another; if the seeds differ, the layer
-    keeps its own, and a warning says so. To load a checkpoint into an ``nn.Linear``, call ``to_linear()`` first.
-
-    Noise is on in ``train()`` and in ``eval()``, as in the hardware: :func:`lumina_onnx.nn.noise` turns it off. It is
-    drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
-
-    Shapes: x float32 ``[..., in_features]`` (or ``[in_features]``) -> y float32 ``[..., out_features]``, on the CPU.
-    Under ``torch.autocast("cpu")`` a bfloat16 or float16 x, as other layers return it there, is cast to float32, and y
-    is still float32. The parameters stay float32.
-
-    Args:
-        in_features: K, size of an input row.
-        out_features: N, size of an output row.
-        bias: whether to learn a bias; ``profile.bias_stage`` says where it enters.
-        profile: bits, ranges and noise of the hardware.
-        seed: key of the layer's noise, 0..2^63-1. None: what torch's generator would draw next, without advancing it,
-            so that the parameters are those of ``nn.Linear`` under the same ``torch.manual_seed``.
-        gradient_bits: 8 for a gradient in products of 8 bits, or None for one as exact as
-            ``torch.set_float32_matmul_precision`` asks; the page of
-            :func:`lumina_onnx.nn.functional.optical_linear` says how exact each is.
-        device: the CPU, or "meta".
-        dtype: ``torch.float32``.
+    ``isinstance(module, OpticalLayer)`` tells the layers that :func:`lumina_onnx.nn.convert` makes from other modules.
 
     Attributes:
+        in_features: K, size of an input row.
+        out_features: N, size of an output row.
         profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
         seed: the noise's key.
         gradient_bits: 8 or None; a block of :func:`lumina_onnx.nn.gradient_bits` goes before it. It is read in the
@@ -99,38 +91,36 @@ class OpticalLinear(nn.Linear):
     range_kind = _Entry("range_kind")
     noise_seed = _Entry("noise_seed")
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        profile: OpticalProfile,
-        seed: int | None = None,
-        gradient_bits: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        if seed is None:
-            if self.weight.device.type == "meta":
-                seed = _draw_seed()
-            else:
-                with torch.random.fork_rng(devices=[]):
-                    seed = _draw_seed()
-        self._set_up(profile, seed, "", gradient_bits)
-
     def _set_up(self, profile: OpticalProfile, seed: int, name: str, gradient_bits: int | None) -> None:
+        self._become_someone()
         try:
-            _checks.check_weight(self.weight, self.bias)
+            _checks.check_weight(*looked_at(self._holder(), self._operands))
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {name!r}: {error}" if name else str(error)) from None
         _checks.check_counter("seed", seed)
         self.seed = seed
         self.name = name
         self.gradient_bits = gradient_bits
-        self._become_someone()
         self.profile = profile
+
+    def _operands(self) -> tuple[Tensor, Tensor | None]:
+        """W [N, K] and the bias [N] of a call."""
+        return self.weight, self.bias
+
+    def _holder(self) -> nn.Module:
+        """The module that has the layer's parameters."""
+        return self
+
+    def _stored(self) -> dict[str, Tensor | None] | None:
+        """The parameters that hold the operands, by name; None where others are computed in each call."""
+        parameters = self._parameters
+        if "weight" in parameters and "bias" in parameters:
+            return {"weight": parameters["weight"], "bias": parameters["bias"]}
+        return None
+
+    def _is_in(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        """Whether a ``state_dict`` has the layer's weight."""
+        return prefix + "weight" in state_dict
 
     def _become_someone(self) -> None:
         self._identity = _scope.Identity()
@@ -145,7 +135,8 @@ class OpticalLinear(nn.Linear):
     @name.setter
     def name(self, name: str) -> None:
         self._name = name
-        self._label = f"layer {name!r}" if name else f"OpticalLinear({self.in_features} -> {self.out_features})"
+        kind = type(self).__name__
+        self._label = f"layer {name!r}" if name else f"{kind}({self.in_features} -> {self.out_features})"
 
     @property
     def profile(self) -> OpticalProfile:
@@ -171,40 +162,13 @@ class OpticalLinear(nn.Linear):
         _checks.check_gradient_bits(gradient_bits)
         self._gradient_bits = gradient_bits
 
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        profile: OpticalProfile,
-        *,
-        seed: int | None = None,
-        name: str = "",
-        gradient_bits: int | None = None,
-    ) -> OpticalLinear:
-        """An optical layer with the very parameters (and hooks) of `linear`.
-
-        Without `seed`, one is drawn from torch's generator.
-
-        Raises:
-            TypeError: `linear` is not an ``nn.Linear``, or not float32 on the CPU.
-        """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear is {type(linear).__name__}: allowed is a torch.nn.Linear")
-        layer = shallow_copy(linear)
-        return become_optical(layer, profile, _draw_seed() if seed is None else seed, name, gradient_bits)
-
-    def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` with this layer's very parameters (and hooks)."""
-        linear: nn.Linear = shallow_copy(self)
-        for attribute in _OWN:
-            linear.__dict__.pop(attribute, None)
-        linear.__class__ = nn.Linear
-        return linear
-
     @_fx.leaf
     def forward(self, input: Tensor) -> Tensor:
         if is_dynamo_compiling():
-            return self._forward_when_traced(input)
+            return self._compute_when_traced(input, *self._operands())
+        return self._compute(input, *self._operands())
+
+    def _compute(self, input: Tensor, weight: Any, bias: Any) -> Tensor:
         if self._held is not None:
             self._take_over()
         profile: OpticalProfile = self._profile
@@ -220,20 +184,13 @@ class OpticalLinear(nn.Linear):
             substitute: Substitute | None = settings.get(_scope.SUBSTITUTE)
             if substitute is not None:
                 call = _dispatch.Call(profile, self.seed, stream, self._label, bits, fixed)
-                return substitute.forward(self, input, call)
-        weight: Any
-        bias: Any
-        parameters = self._parameters
-        try:  # past nn.Module's attribute lookup, which takes half a microsecond for each
-            weight, bias = parameters["weight"], parameters["bias"]
-        except KeyError:  # a parametrised or pruned weight is an attribute
-            weight, bias = self.weight, self.bias
+                return substitute.forward(self, input, weight, bias, call)
         if _dispatch.is_plain(input, weight, bias):
             return _dispatch.run_plain(input, weight, bias, profile, self.seed, stream, self._label, bits, fixed)
         call = _dispatch.Call(profile, self.seed, stream, self._label, bits, fixed)
         return _dispatch.run_checked(input, weight, bias, call)
 
-    def _forward_when_traced(self, input: Tensor) -> Tensor:
+    def _compute_when_traced(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The forward pass in code that Dynamo traces, which cannot read the context variable itself."""
         self._take_over_when_traced()
         profile: OpticalProfile = self._profile
@@ -247,7 +204,7 @@ class OpticalLinear(nn.Linear):
             stream = _streams.of_layer(self._identity.tensor)
         profile = profile if on else self._quiet
         call = _dispatch.Call(profile, self.seed, stream, self._label, _gradient_bits.of_call(self._gradient_bits))
-        return _dispatch.run_checked(input, self.weight, self.bias, call)
+        return _dispatch.run_checked(input, weight, bias, call)
 
     @property
     def label(self) -> str:
@@ -265,8 +222,9 @@ class OpticalLinear(nn.Linear):
         if profile._has_noise:
             noise = f"{'on' if self.noise_is_on else 'off'} ({noise})"
         gradient = "" if self._gradient_bits is None else f", gradient_bits={self._gradient_bits}"
+        sizes = super().extra_repr() or f"in_features={self.in_features}, out_features={self.out_features}"
         return (
-            f"{super().extra_repr()}, bits={bits_text(profile)}, input_range={range_text(profile.input_range)}, "
+            f"{sizes}, bits={bits_text(profile)}, input_range={range_text(profile.input_range)}, "
             f"output_range={range_text(profile.output_range)}, bias_stage={profile.bias_stage}, noise={noise}{gradient}"
         )
 
@@ -361,7 +319,7 @@ class OpticalLinear(nn.Linear):
             self._settle(_state.decode_json, state_dict[json_key], self._profile, self.out_features, json_key)
         elif entries:
             self._take(entries, prefix)
-        if not is_json and prefix + "weight" in state_dict:
+        if not is_json and self._is_in(state_dict, prefix):
             self._warn_of_absent(entries, prefix, version)
 
     def _warn_of_absent(self, entries: Mapping[str, Any], prefix: str, version: int) -> None:
@@ -387,6 +345,10 @@ class OpticalLinear(nn.Linear):
             self.name = state["name"]
 
     if TYPE_CHECKING:
+        in_features: int
+        out_features: int
+        weight: Tensor
+        bias: Any
         _profile: OpticalProfile
         _quiet: OpticalProfile
         _name: str
@@ -397,20 +359,149 @@ class OpticalLinear(nn.Linear):
         _gradient_bits: int | None
 
 
+class OpticalLinear(OpticalLayer, nn.Linear):
+    """``y = ADC(DAC(x) @ weight.T + bias + noise)``: a :class:`torch.nn.Linear` on optical hardware.
+
+    It has the parameters, the initialisation and the ``state_dict`` keys of ``nn.Linear``, plus four entries that hold
+    the static ranges and the noise seed: ``input_range`` [1], ``output_range`` [N], ``range_kind`` [3] and
+    ``noise_seed`` [24], all float64, whatever the type of the weights. Any of them may be absent from a checkpoint, so
+    that a checkpoint of ``nn.Linear`` loads strictly and changes neither ranges nor seed; if only some of the range
+    entries are present, a warning says for which the layer keeps its own. An average of checkpoints gives averages of
+    the ranges, but is refused where a range was static in one and dynamic in another; if the seeds differ, the layer
+    keeps its own, and a warning says so. To load a checkpoint into an ``nn.Linear``, call ``to_linear()`` first.
+
+    Noise is on in ``train()`` and in ``eval()``, as in the hardware: :func:`lumina_onnx.nn.noise` turns it off. It is
+    drawn from torch's generator, so ``torch.manual_seed`` repeats a run.
+
+    Shapes: x float32 ``[..., in_features]`` (or ``[in_features]``) -> y float32 ``[..., out_features]``, on the CPU.
+    Under ``torch.autocast("cpu")`` a bfloat16 or float16 x, as other layers return it there, is cast to float32, and y
+    is still float32. The parameters stay float32.
+
+    Args:
+        in_features: K, size of an input row.
+        out_features: N, size of an output row.
+        bias: whether to learn a bias; ``profile.bias_stage`` says where it enters.
+        profile: bits, ranges and noise of the hardware.
+        seed: key of the layer's noise, 0..2^63-1. None: what torch's generator would draw next, without advancing it,
+            so that the parameters are those of ``nn.Linear`` under the same ``torch.manual_seed``.
+        gradient_bits: 8 for a gradient in products of 8 bits, or None for one as exact as
+            ``torch.set_float32_matmul_precision`` asks; the page of
+            :func:`lumina_onnx.nn.functional.optical_linear` says how exact each is.
+        device: the CPU, or "meta".
+        dtype: ``torch.float32``.
+
+    Attributes:
+        profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
+        seed: the noise's key.
+        gradient_bits: 8 or None; a block of :func:`lumina_onnx.nn.gradient_bits` goes before it. It is read in the
+            forward pass, and is not part of the ``state_dict``.
+        name: the layer's name in error messages; :func:`lumina_onnx.nn.convert` sets it to the module's name.
+        input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders
+            that look for them; `profile` and `seed` hold the same information.
+    """
+
+    _plain: ClassVar = nn.Linear
+    _replaced: ClassVar = (nn.Linear, NonDynamicallyQuantizableLinear)
+    _of_subclasses: ClassVar = {"forward": OpticalLayer.forward}  # a subclass may compute its weight where it is read
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        profile: OpticalProfile,
+        seed: int | None = None,
+        gradient_bits: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        if seed is None:
+            if self.weight.device.type == "meta":
+                seed = _draw_seed()
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    seed = _draw_seed()
+        self._set_up(profile, seed, "", gradient_bits)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        profile: OpticalProfile,
+        *,
+        seed: int | None = None,
+        name: str = "",
+        gradient_bits: int | None = None,
+    ) -> OpticalLinear:
+        """An optical layer with the very parameters (and hooks) of `linear`.
+
+        Without `seed`, one is drawn from torch's generator.
+
+        Raises:
+            TypeError: `linear` is not an ``nn.Linear``, or not float32 on the CPU.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear is {type(linear).__name__}: allowed is a torch.nn.Linear")
+        layer = shallow_copy(linear)
+        seed = _draw_seed() if seed is None else seed
+        return cast("OpticalLinear", become_optical(layer, OpticalLinear, profile, seed, name, gradient_bits))
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` with this layer's very parameters (and hooks)."""
+        return cast("nn.Linear", become_plain(shallow_copy(self)))
+
+    @_fx.leaf
+    def forward(self, input: Tensor) -> Tensor:
+        if is_dynamo_compiling():
+            return self._compute_when_traced(input, self.weight, self.bias)
+        weight: Any
+        bias: Any
+        parameters = self._parameters
+        try:  # past nn.Module's attribute lookup, which takes half a microsecond for each
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # a parametrised or pruned weight is an attribute
+            weight, bias = self.weight, self.bias
+        return self._compute(input, weight, bias)
+
+
 def become_optical(
-    linear: nn.Linear, profile: OpticalProfile, seed: int, name: str, gradient_bits: int | None
-) -> OpticalLinear:
-    """Turns `linear` itself into an OpticalLinear, so that references to the module and its parameters stay valid."""
-    before, attributes = linear.__class__, dict(linear.__dict__)
-    linear.__class__ = OpticalLinear
+    module: nn.Module,
+    ours: type[OpticalLayer],
+    profile: OpticalProfile,
+    seed: int,
+    name: str,
+    gradient_bits: int | None,
+) -> OpticalLayer:
+    """Turns `module` itself into an optical layer, so that references to it and its parameters stay valid."""
+    before, attributes = module.__class__, dict(module.__dict__)
+    module.__class__ = _classes.optical_class(module, ours)
+    layer = cast("OpticalLayer", module)
     try:
-        OpticalLinear._set_up(linear, profile, seed, name, gradient_bits)  # type: ignore[arg-type]
+        layer._set_up(profile, seed, name, gradient_bits)
     except Exception:
-        linear.__class__ = before
-        linear.__dict__.clear()
-        linear.__dict__.update(attributes)
+        module.__class__ = before
+        module.__dict__.clear()
+        module.__dict__.update(attributes)
         raise
-    return cast("OpticalLinear", linear)
+    return layer
+
+
+def become_plain(layer: OpticalLayer) -> nn.Module:
+    """Turns a layer into what it was before it became optical."""
+    for attribute in _OWN:
+        layer.__dict__.pop(attribute, None)
+    layer.__class__ = _classes.plain_class(layer)
+    return layer
+
+
+def looked_at(holder: nn.Module, operands: Callable[[], _Operands]) -> _Operands:
+    """Operands as they are in eval mode: a spectral norm makes a step whenever its weight is read in training."""
+    if not parametrize.is_parametrized(holder):
+        return operands()
+    with evaluating(holder), torch.no_grad():
+        return operands()
 
 
 def recomputed(module: nn.Module) -> dict[str, Tensor]:
@@ -432,10 +523,10 @@ def shallow_copy(module: _Module) -> _Module:
     return copy
 
 
-def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLinear]]:
+def optical_layers(model: nn.Module) -> list[tuple[str, OpticalLayer]]:
     """The optical layers of a model by name, each once, in the model's order."""
     named = unwrapped(model).named_modules()
-    return [(name, module) for name, module in named if isinstance(module, OpticalLinear)]
+    return [(name, module) for name, module in named if isinstance(module, OpticalLayer)]
 
 
 def _draw_seed() -> int:
