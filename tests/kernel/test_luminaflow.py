@@ -70,8 +70,8 @@ def test_arrays_in_another_order_are_copied_and_tensors_are_taken() -> None:
     x, w, b = arrays()
     expected = lumina_kernel.optical_linear_infer(x, w, b, 8)
     strided = np.asfortranarray(x), np.repeat(w, 2, axis=0)[::2], np.repeat(b, 2)[::2]
-    np.testing.assert_array_equal(lumina_kernel.optical_linear_infer(*strided, 8), expected)
-    y = lumina_kernel.optical_linear_infer(*map(torch.from_numpy, (x, w, b)), 8)
+    np.testing.assert_array_equal(lumina_kernel.optical_linear_infer(*strided, bits=8), expected)
+    y = lumina_kernel.optical_linear_infer(torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(b), 8)
     assert isinstance(y, torch.Tensor)
     np.testing.assert_array_equal(y.numpy(), expected)
 
