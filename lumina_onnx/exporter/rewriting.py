@@ -47,11 +47,13 @@ def rewrite(
     This is ``lumina convert``. :func:`lumina_onnx.nn.convert` does the same to a PyTorch model, which can then be
     trained with the noise in the loop before :func:`lumina_onnx.exporter.export` writes it.
 
-    A linear layer is a `MatMul` of a computed X and a stored float32 matrix, optionally followed by the `Add` of a
-    bias, or an equivalent `Gemm`. A stored value is an initializer, or computed from initializers alone by operators
-    that give the same result in each run; a randomly drawn matrix is not stored. Everything else stays as it is:
-    products of two computed tensors, as in attention, are not layers; other kinds of products, convolutions and
-    quantised operators are listed in the report with the reason.
+    A linear layer is a `MatMul` of a computed X and a stored matrix, optionally followed by the `Add` of a bias, or an
+    equivalent `Gemm`. A stored value is an initializer, or computed from initializers alone by operators that give the
+    same result in each run; a randomly drawn matrix is not stored. Matrices of float16, bfloat16 and float64 are taken
+    in float32, between two `Cast` nodes. Products of codes, as ONNX Runtime's quantisers write them, are layers too;
+    their symmetric 8-bit weights are kept with their scales if the profile has 8 weight bits. Everything else stays as
+    it is: products of two computed tensors, as in attention, are not layers; other kinds of products, convolutions and
+    other quantised operators are listed in the report with the reason.
 
     Each layer is named after its `MatMul` or `Gemm` and gets its own noise seed.
 
@@ -106,10 +108,10 @@ def rewrite(
     if not converted:
         reasons = "; ".join(f"{names} ({kind}): {reason}" for names, kind, reason in grouped(left))
         raise ValueError(
-            f"source = {str(source)!r}: it holds no MatMul or Gemm to convert, with a stored float32 matrix"
+            f"source = {str(source)!r}: it holds no MatMul or Gemm to convert, with a stored matrix"
             + (f" (left: {reasons})" if left else "")
         )
-    run(model, ReplaceLinears(converted, seed))
+    _, taken = run(model, ReplaceLinears(converted, seed))
     # Frees the source's weights that these hold.
     del found, converted, linear
     # The notes on changed seeds are dropped: they matter only if someone chose the seeds.
@@ -136,5 +138,5 @@ def rewrite(
         layers=nodes.layers(model),
         other_operators=nodes.operators(model),
         left=left,
-        notes=[*read.notes, *notes, *written],
+        notes=[*read.notes, *taken, *notes, *written],
     )
