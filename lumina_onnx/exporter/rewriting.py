@@ -71,7 +71,7 @@ def rewrite(
         overrides: name pattern -> profile for the layers that it matches; if several match, the last applies.
         seed: 0..2^63-1; the first layer's noise seed, from which the others are derived.
         fallback: attach the operator's body in standard operators, so that the file runs without the operator's
-            library. The body needs opset 19 to 21; a file of an older opset is raised to 20 by onnx's version
+            library. The body needs opset 19 to 26; a file of an older opset is raised to 20 by onnx's version
             converter, and refused if ONNX Runtime then computes something else.
 
     Returns:

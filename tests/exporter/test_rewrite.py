@@ -608,12 +608,29 @@ def test_wrong_files(tmp_path: Path) -> None:
     rewrite(source, tmp_path / "y.onnx", ANALOG)
     with pytest.raises(ValueError, match=r"y\.onnx' has OpticalLinear nodes already; allowed is a file without"):
         rewrite(tmp_path / "y.onnx", tmp_path / "z.onnx", ANALOG)
-    newer = write(tmp_path / "n.onnx", *FORMS["MatMul"], opset=22, ir_version=10)
+    newer = write(tmp_path / "n.onnx", *FORMS["MatMul"], opset=27, ir_version=10)
     with pytest.raises(
-        ValueError, match=r"has opset 22, and the function body needs 19\.\.21; allowed is fallback=False"
+        ValueError, match=r"has opset 27, and the function body needs 19\.\.26; allowed is fallback=False"
     ):
         rewrite(newer, tmp_path / "z.onnx", ANALOG)
-    assert rewrite(newer, tmp_path / "z.onnx", ANALOG, fallback=False).opset == 22
+    assert rewrite(newer, tmp_path / "z.onnx", ANALOG, fallback=False).opset == 27
+
+
+@pytest.mark.parametrize("opset", [22, 23, 24, 25, 26])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_newer_opsets_have_a_body(tmp_path: Path, opset: int, noise: float) -> None:
+    content = [node("Transpose", "V", "W"), node("MatMul", "X W", "z"), node("Add", "z B", "a")]
+    content += [node("RMSNormalization" if opset > 22 else "LayerNormalization", "a S", "Y")]
+    stored = {"V": W.T.copy(), "B": ROW, "S": np.ones(4, np.float32)}
+    source = write(tmp_path / "s.onnx", content, stored, opset=opset, ir_version=10)
+    x = RNG.normal(size=(3, 6)).astype(np.float32)
+    report = rewrite(source, tmp_path / "y.onnx", OpticalProfile(8, 8, 8, noise_additive=noise), calibration=[[x]])
+    assert (report.opset, report.notes) == (opset, [])
+    assert report.body_bytes
+    assert verify(tmp_path / "y.onnx", inputs=[x]).ok
+    for library in (True, False):
+        error = np.abs(run(tmp_path / "y.onnx", x, library=library) - run(source, x)).max()
+        assert error < (0.05 if not noise else 2.0)
 
 
 def test_a_file_that_onnx_cannot_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
