@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .constants import ConstantError, Constants
 
-__all__ = ["FLOATS", "Bias", "Linear", "Step", "bias_after", "casts", "float32", "only_reader", "widened"]
+__all__ = ["FLOATS", "Bias", "Linear", "Step", "bias_after", "casts", "float32", "lazy", "only_reader", "widened"]
 
 FLOATS = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
 """Types of the matrices of layers. Layers compute in float32."""
@@ -38,8 +38,8 @@ class Linear:
     """The product."""
     source: ir.Node
     """The node whose first input is what the layer reads: the product, or what quantises its input."""
-    matrix: NDArray[Any]
-    """``[N, K]``: floats, or codes of 8 bits."""
+    matrix: ir.TensorProtocol
+    """``[N, K]``: floats, which are read anew each time that they are asked for, or codes of 8 bits."""
     bias: NDArray[np.float32] | None
     rest: tuple[ir.Node, ...] = ()
     """The nodes after the product that are part of the layer, in their order, such as the `Add` of its bias."""
@@ -53,13 +53,19 @@ class Linear:
     """Stored tensors that it reads and that callers could replace."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        n, k = self.matrix.shape.numpy()
+        return n, k
+
+    @property
     def x(self) -> ir.Value:
         """What the layer reads, which is another value once the layer before it is replaced."""
         return cast("ir.Value", self.source.inputs[0])
 
     def weight(self) -> NDArray[np.float32]:
         """W in float32, ``[N, K]``."""
-        floats = float32(self.matrix)
+        floats = float32(self.matrix.numpy())
         return floats if self.step is None else floats * self.step[:, None]
 
 
@@ -72,6 +78,12 @@ class Bias:
     rank: int
     """The number of dimensions that the sum has at least."""
     fixed: tuple[str, ...]
+
+
+def lazy(load: Callable[[], NDArray[Any]], like: NDArray[Any]) -> ir.TensorProtocol:
+    """A tensor that is loaded when it is needed: holding all weights would take as much memory as the file."""
+    kind, shape = ir.DataType.from_numpy(like.dtype), ir.Shape(like.shape)
+    return ir.LazyTensor(lambda: ir.tensor(load()), kind, shape)
 
 
 def casts(dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from . import quantized
 from .constants import ConstantError, Constants
-from .linear import FLOATS, Linear, bias_after, casts, float32, widened
+from .linear import FLOATS, Linear, bias_after, casts, float32, lazy, widened
 from .names import Names
 from .products import INTEGER, LEARNED, multiplies_by_stored
 from .report import Left
@@ -86,18 +88,20 @@ def _floats(node: ir.Node, name: str, known: Constants) -> Linear | str:
     beside = casts(matrix.dtype)
     fixed = known.replaceable(weight)
     if node.op_type == "MatMul":
+        found = lazy(lambda: known.array(weight).T, matrix.T)
         coded = quantized.dequantised(weight, known, columns=1)
-        return Linear(name, node, node, **{"matrix": matrix.T, **beside, **coded}, bias=None, fixed=fixed)
+        return Linear(name, node, node, **{"matrix": found, **beside, **coded}, bias=None, fixed=fixed)
     attributes = {key: attribute.value for key, attribute in node.attributes.items()}
     if attributes.get("transA", 0):
         return "transA: its input is transposed"
-    coded = {}
-    if attributes.get("alpha", 1.0) == 1.0:
-        coded = quantized.dequantised(weight, known, columns=0 if attributes.get("transB", 0) else 1)
-    if not attributes.get("transB", 0):
-        matrix = matrix.T
-    if attributes.get("alpha", 1.0) != 1.0:
-        matrix = float32(matrix) * np.float32(attributes["alpha"])
+    turned, alpha = bool(attributes.get("transB", 0)), np.float32(attributes.get("alpha", 1.0))
+
+    def load() -> NDArray[Any]:
+        array = known.array(weight) if turned else known.array(weight).T
+        return array if alpha == 1 else float32(array) * alpha
+
+    coded = {} if alpha != 1 else quantized.dequantised(weight, known, columns=0 if turned else 1)
+    matrix = load()
     bias = None
     if len(node.inputs) > 2 and (c := node.inputs[2]) is not None:
         if known.is_reached(c):
@@ -112,7 +116,7 @@ def _floats(node: ir.Node, name: str, known: Constants) -> Linear | str:
             return f"its C has shape {list(bias.shape)}"
         row = float32(bias.reshape(-1)) * np.float32(attributes.get("beta", 1.0))
         bias, fixed = np.broadcast_to(row, len(matrix)), (*fixed, *known.replaceable(c))
-    return Linear(name, node, node, **{"matrix": matrix, **beside, **coded}, bias=bias, fixed=fixed)
+    return Linear(name, node, node, **{"matrix": lazy(load, matrix), **beside, **coded}, bias=bias, fixed=fixed)
 
 
 def _with_bias(linear: Linear, known: Constants, ranks: _Ranks) -> Linear:
@@ -120,7 +124,7 @@ def _with_bias(linear: Linear, known: Constants, ranks: _Ranks) -> Linear:
     y = (linear.rest[-1] if linear.rest else linear.node).outputs[0]
     if linear.bias is not None or any(step.kind == "QuantizeLinear" for step in linear.after):
         return linear
-    bias = bias_after(y, len(linear.matrix), known)
+    bias = bias_after(y, linear.shape[0], known)
     if bias is None:
         return linear
     # A row with more dimensions than the product adds dimensions to the result.

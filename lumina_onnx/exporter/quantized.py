@@ -126,8 +126,8 @@ def _weight(matrix: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any]) -> di
         if not np.isfinite(step * np.float32(255)).all():
             raise _LeftError("the scale of its weight is not finite")
     if (np.abs(codes) <= 127).all() and (step >= 0).all():
-        return {"matrix": codes.astype(np.int8), "step": step, "note": KEPT}
-    return {"matrix": codes.astype(np.float32) * step[:, None], "note": ANEW}
+        return {"matrix": ir.tensor(codes.astype(np.int8)), "step": step, "note": KEPT}
+    return {"matrix": ir.tensor(codes.astype(np.float32) * step[:, None]), "note": ANEW}
 
 
 def _kind(node: ir.Node) -> tuple[str, str]:
@@ -164,7 +164,7 @@ def _blocks(node: ir.Node, name: str, known: Constants) -> Linear:
         name,
         node,
         node,
-        weight.reshape(n, -1)[:, :k],
+        ir.tensor(weight.reshape(n, -1)[:, :k]),
         bias,
         **beside,
         fixed=tuple(each for value in values for each in known.replaceable(value)),

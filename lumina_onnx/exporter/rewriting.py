@@ -19,6 +19,7 @@ from .passes.attach_body import AttachBody
 from .passes.calibrate_ranges import CalibrateRanges
 from .passes.lower_format import LowerFormat
 from .passes.order_attributes import OrderAttributes
+from .passes.own_tensors import OwnTensors
 from .passes.remove_unused import RemoveUnused
 from .passes.replace_linears import ReplaceLinears
 from .passes.separate_seeds import SeparateSeeds
@@ -120,6 +121,7 @@ def rewrite(
         model,
         StoreWeights(),
         RemoveUnused(),
+        OwnTensors(),
         *([] if batches is None else [CalibrateRanges(itertools.chain(first, batches), method, percentile / 100)]),
         LowerFormat(fallback),
         OrderAttributes(),

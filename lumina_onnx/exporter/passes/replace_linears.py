@@ -67,16 +67,12 @@ def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
 
 def _stored(linear: Linear, profile: OpticalProfile) -> list[ir.Value]:
     """W, W_scale and B."""
-    tensors: list[ir.TensorProtocol] = []
+    tensors: list[ir.TensorProtocol]
     if linear.step is not None and profile.weight_bits == 8:
-        tensors += [ir.tensor(linear.matrix), ir.tensor(linear.step)]
+        tensors = [linear.matrix, ir.tensor(linear.step)]
     else:
-        # Floats as they are, even if transposed, and others when they are needed: copying all weights at once would
-        # take as much memory as the file.
-        floats = linear.step is None and linear.matrix.dtype == np.float32
-        shape = ir.Shape(linear.matrix.shape)
-        lazy = ir.LazyTensor(lambda: ir.tensor(linear.weight()), ir.DataType.FLOAT, shape)
-        tensors += [ir.tensor(linear.matrix) if floats else lazy, ir.tensor(np.ones(len(linear.matrix), np.float32))]
+        lazy = ir.LazyTensor(lambda: ir.tensor(linear.weight()), ir.DataType.FLOAT, ir.Shape(linear.shape))
+        tensors = [lazy, ir.tensor(np.ones(linear.shape[0], np.float32))]
     tensors += [] if linear.bias is None else [ir.tensor(linear.bias)]
     return [ir.Value(const_value=tensor) for tensor in tensors]
 
