@@ -20,6 +20,8 @@ LANES = 8
 """Generators of a block; each gives 64 bits per draw."""
 GROUP = 32
 """Columns that two draws serve: each draw gives 2 * LANES words of 32 bits, and each pair of words two normals."""
+CHUNK = 32
+"""Rows that are drawn at once, for which memory is needed."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The increment of SplitMix64."""
 
@@ -145,15 +147,20 @@ def noise(seed: int, stream: int, rows: int, columns: int) -> Floats:
 
     ``seed`` and ``stream`` are 0..2^63-1. The value at (m, n) depends on seed, stream, m and n alone.
     """
+    return noise_of_rows(seed, stream, np.arange(rows), columns)
+
+
+def noise_of_rows(seed: int, stream: int, rows: NDArray[np.int64], columns: int) -> Floats:
+    """Some rows of :func:`noise`, by their numbers: ``[len(rows), columns]``."""
     check_keys(seed, stream)
-    blocks = -(-columns // BLOCK)
-    groups = -(-min(columns, BLOCK) // GROUP)
-    keys = block_keys(seed, stream, np.arange(rows)[:, None], np.arange(blocks)[None, :])
-    state = lanes(keys)
-    eps = np.empty((rows, blocks, BLOCK), dtype=np.float32)
-    for group in range(groups):
-        start, half = GROUP * group, GROUP // 2
-        first, second = box_muller(draw(state), draw(state))
-        eps[:, :, start : start + half] = first
-        eps[:, :, start + half : start + GROUP] = second
-    return np.ascontiguousarray(eps.reshape(rows, blocks * BLOCK)[:, :columns])
+    eps = np.empty((len(rows), columns), dtype=np.float32)
+    for start in range(0, len(rows) if columns else 0, CHUNK):
+        some = rows[start : start + CHUNK]
+        blocks = -(-columns // BLOCK)
+        groups = -(-min(columns, BLOCK) // GROUP)
+        state = lanes(block_keys(seed, stream, some[:, None], np.arange(blocks)[None, :]))
+        draws = np.stack([draw(state) for _ in range(2 * groups)], axis=-2)
+        # The halves of a group are [..., groups, 2, GROUP / 2].
+        normals = np.stack(box_muller(draws[..., 0::2, :], draws[..., 1::2, :]), axis=-2)
+        eps[start : start + CHUNK] = normals.reshape(len(some), -1)[:, :columns]
+    return eps

@@ -7,6 +7,7 @@ written to be read, not to be fast. Only numpy is imported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ._reference_checks import Floats, Params, Range, check_dtype, check_finite
 from ._reference_fma import fma32
 from ._reference_gradient import block_of, product
-from ._reference_noise import noise
+from ._reference_noise import noise, noise_of_rows
 from ._reference_weights import largest_code, pack_weight, quantize, quantize_weight, unpack_weight, weight_values
 
 __all__ = [
@@ -53,6 +54,7 @@ def optical_linear(
     seed: int = 0,
     stream: int = 0,
     in_features: int | None = None,
+    rows: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> Floats:
     """Runs `OpticalLinear` and returns Y float32 ``[..., N]``.
 
@@ -74,6 +76,8 @@ def optical_linear(
         seed: key of the noise, 0..2^63-1.
         stream: number of the draw under that seed, 0..2^63-1.
         in_features: K, required (and only read) where ``weight`` is packed in uint8.
+        rows: M numbers from 0, of the rows of the call of which ``input`` holds only some: the noise depends on them.
+            Default: 0 to M-1.
 
     Raises:
         TypeError: an array has the wrong dtype.
@@ -85,7 +89,10 @@ def optical_linear(
     )  # fmt: skip
     w, scale = weight_values(weight, weight_bits, weight_scale, in_features)
     x, b = _check_arrays(params, input, w, bias)
-    return _forward(params, x, w, scale, b).y.reshape(*input.shape[:-1], w.shape[0])
+    numbers = np.arange(len(x)) if rows is None else np.asarray(rows)
+    if numbers.shape != (len(x),) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
+        raise ValueError(f"rows = {rows}: allowed is a number from 0 for each of the {len(x)} rows of input")
+    return _forward(params, x, w, scale, b, numbers).y.reshape(*input.shape[:-1], w.shape[0])
 
 
 def optical_linear_backward(
@@ -128,7 +135,7 @@ def optical_linear_backward(
     check_dtype("grad_output", grad_output)
     if grad_output.shape != (*input.shape[:-1], w.shape[0]):
         raise ValueError(f"grad_output has shape {grad_output.shape}: allowed is {(*input.shape[:-1], w.shape[0])}")
-    forward = _forward(params, x, w, scale, b)
+    forward = _forward(params, x, w, scale, b, np.arange(len(x)))
     dy = grad_output.reshape(-1, w.shape[0])
     with np.errstate(all="ignore"):
         g = np.where(forward.adc_saturated, np.float32(0), dy)
@@ -158,7 +165,9 @@ class _Forward:
     """[M, N]"""
 
 
-def _forward(params: Params, x: Floats, w: Floats, scale: Floats, bias: Floats | None) -> _Forward:
+def _forward(
+    params: Params, x: Floats, w: Floats, scale: Floats, bias: Floats | None, rows: NDArray[np.int64]
+) -> _Forward:
     with np.errstate(all="ignore"):
         a, x_step, dac_saturated, nan_row = _dac(params, x)
 
@@ -172,7 +181,7 @@ def _forward(params: Params, x: Floats, w: Floats, scale: Floats, bias: Floats |
             if params.dynamic_output and (params.additive or params.shot):
                 full_scale = np.abs(z).max(axis=1, keepdims=True)
                 nan_row = nan_row | ~np.isfinite(full_scale[:, 0])
-            eps = noise(params.seed, params.stream, *z.shape)
+            eps = noise_of_rows(params.seed, params.stream, rows, z.shape[1])
             v = fma32(_sigma(params, z, full_scale), eps, z)
 
         y = v

@@ -19,6 +19,9 @@ INSPECT_EPILOG = "Example: lumina inspect model.onnx"
 VERIFY_EPILOG = "Example: lumina verify model.onnx --input x.npy"
 RUN_EPILOG = "Example: lumina run model.onnx --input x.npy --output y.npz"
 
+ROWS = 64
+"""The default of :func:`lumina_onnx.exporter.verify`."""
+
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random inputs.")]
 
 
@@ -33,7 +36,14 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
 
 
 @command
-def verify(model: Model, source: Input = None, as_json: Json = False, debug: Debug = False) -> None:
+def verify(
+    model: Model,
+    source: Input = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of each layer's input that are recomputed.")] = ROWS,
+    all_rows: Annotated[bool, typer.Option("--all-rows", help="Recompute all rows of each layer's input.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Run a file and recompute each optical layer in plain numpy.
 
     With the operator's library every bit must be equal, noise included; without it, results must be within a tolerance.
@@ -44,7 +54,7 @@ def verify(model: Model, source: Input = None, as_json: Json = False, debug: Deb
     inputs = None
     if source is not None:
         inputs = arrays.feeds(arrays.load_model(model), source, batch=1, seed=0)
-    report = exporter.verify(model, inputs=inputs)
+    report = exporter.verify(model, inputs=inputs, rows=None if all_rows else rows)
     show(report, report.to_dict(), as_json)
     if not report.ok:
         raise typer.Exit(1)

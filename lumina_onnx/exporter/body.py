@@ -14,12 +14,15 @@ optimisation off, everything is computed in each run.
 from __future__ import annotations
 
 import itertools
+import math
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxscript
+from onnx import helper, numpy_helper
 from onnxscript import script
 from onnxscript.values import Opset
 
@@ -30,9 +33,11 @@ __all__ = ["OPSETS", "function"]
 # onnxscript's type annotations do not allow a function's attributes as values.
 op: Any = onnxscript.opset20
 
-OPSETS = range(19, 22)
-"""Opsets that the body can be written in: 19 is the first that compares strings, and no ONNX Runtime yet draws normals
-at 22."""
+OPSETS = range(19, 27)
+"""Opsets that the body can be written in: 19 is the first that compares strings, 26 the newest that was tried."""
+
+NO_NORMALS = 22
+"""From this opset on, ONNX Runtime on CPUs has no operator that draws numbers but `Dropout`."""
 
 FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7
 END = 2**63 - 1
@@ -43,6 +48,8 @@ def function(opset: int) -> onnx.FunctionProto:
     proto = OpticalLinear.to_function_proto()
     (imported,) = proto.opset_import
     imported.version = opset
+    if opset >= NO_NORMALS:
+        _draw_by_dropout(proto)
     _order(proto)
     _shorten(proto)
     return proto
@@ -262,6 +269,61 @@ def OpticalLinear(  # type: ignore[no-untyped-def]
     else:
         Y = op.Identity(y)
     return Y
+
+
+RADIUS_BITS, ANGLE_BITS = 20, 12
+
+
+def _draw_by_dropout(proto: onnx.FunctionProto) -> None:
+    """Replaces the operator that draws normals: a `Dropout` of ones draws bits, which are the binary digits of a radius
+    and an angle (G. Box, M. Muller, Ann. Math. Statist. 29, 1958, doi:10.1214/aoms/1177706645)."""
+    bits = RADIUS_BITS + ANGLE_BITS
+    digits = np.zeros((2, bits), np.float32)
+    digits[0, :RADIUS_BITS] = 0.5 ** (1 + np.arange(RADIUS_BITS))
+    digits[1, RADIUS_BITS:] = 0.5 ** (1 + np.arange(ANGLE_BITS))
+    proto.node.insert(0, helper.make_node("Constant", [], ["digits"], value=numpy_helper.from_array(digits)))
+
+    def constant(name: str, value: float) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value_float=value)
+
+    def drawn(z: str, normal: str) -> list[onnx.NodeProto]:
+        return [
+            constant("unit_", 1.0),
+            constant("ratio_", 0.5),
+            constant("least_", 0.5 ** (RADIUS_BITS + 1)),
+            constant("factor_", -2.0),
+            constant("circle_", 2 * math.pi),
+            helper.make_node("Constant", [], ["bits_"], value_ints=[bits]),
+            helper.make_node("Constant", [], ["one_"], value_ints=[1]),
+            helper.make_node("Constant", [], ["training_"], value=numpy_helper.from_array(np.array(True))),
+            helper.make_node("Shape", [z], ["shape_"]),
+            helper.make_node("Size", [z], ["size_"]),
+            helper.make_node("Reshape", ["size_", "one_"], ["count_"]),
+            helper.make_node("Concat", ["bits_", "count_"], ["sizes_"], axis=0),
+            helper.make_node("Expand", ["unit_", "sizes_"], ["ones_"]),
+            # Unless its mask is read, ONNX Runtime may remove a Dropout.
+            helper.make_node("Dropout", ["ones_", "ratio_", "training_"], ["twice_", "mask_"]),
+            helper.make_node("Cast", ["mask_"], ["kept_"], to=FLOAT),
+            helper.make_node("MatMul", ["digits", "kept_"], ["uniform_"]),
+            helper.make_node("Split", ["uniform_"], ["first_", "second_"], axis=0, num_outputs=2),
+            helper.make_node("Add", ["first_", "least_"], ["positive_"]),
+            helper.make_node("Log", ["positive_"], ["log_"]),
+            helper.make_node("Mul", ["log_", "factor_"], ["square_"]),
+            helper.make_node("Sqrt", ["square_"], ["radius_"]),
+            helper.make_node("Mul", ["second_", "circle_"], ["angle_"]),
+            helper.make_node("Cos", ["angle_"], ["cos_"]),
+            helper.make_node("Mul", ["radius_", "cos_"], ["product_"]),
+            helper.make_node("Reshape", ["product_", "shape_"], [normal], allowzero=1),
+        ]
+
+    for graph in (attribute.g for node in _walk(proto.node) for attribute in node.attribute if attribute.HasField("g")):
+        for place, node in enumerate(graph.node):
+            if node.op_type == "RandomNormalLike":
+                new = [*graph.node[:place], *drawn(node.input[0], node.output[0]), *graph.node[place + 1 :]]
+                copies = [onnx.NodeProto.FromString(each.SerializeToString()) for each in new]
+                del graph.node[:]
+                graph.node.extend(copies)
+                return
 
 
 def _order(proto: onnx.FunctionProto) -> None:

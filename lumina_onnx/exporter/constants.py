@@ -37,8 +37,8 @@ class ConstantError(ValueError):
 class _Origin:
     """The origin of a value that does not depend on the model's inputs."""
 
-    replaceable: bool = False
-    """Whether the value depends on an initializer that is also an input of the model."""
+    replaceable: tuple[str, ...] = ()
+    """The initializers that it depends on and that are also inputs of the model."""
     obstacle: str = ""
     """What prevents computing the value here, worded as in :class:`ConstantError`."""
 
@@ -60,10 +60,10 @@ class Constants:
         """Whether a value depends on an input of the model or on an input of a subgraph, such as a loop's variable."""
         return self._origin(value) is None
 
-    def is_replaceable(self, value: ir.Value) -> bool:
-        """Whether a value that is not reached by inputs depends on an initializer that callers may replace."""
+    def replaceable(self, value: ir.Value) -> tuple[str, ...]:
+        """The initializers that a value that is not reached by inputs depends on and that callers may replace."""
         origin = self._origin(value)
-        return origin is not None and origin.replaceable
+        return () if origin is None else origin.replaceable
 
     def array(self, value: ir.Value) -> NDArray[Any]:
         """The value of a constant, computed by onnx's reference evaluator.
@@ -100,7 +100,8 @@ class Constants:
 
         def settle(value: ir.Value, node: ir.Node | None) -> None:
             if node is None:
-                self._origins[value] = _Origin(value.is_graph_input()) if value.const_value is not None else None
+                names = (str(value.name),) if value.is_graph_input() else ()
+                self._origins[value] = None if value.const_value is None else _Origin(names)
             else:
                 origin = self._origin_of_results(node)
                 self._origins.update(dict.fromkeys(node.outputs, origin))
@@ -117,7 +118,8 @@ class Constants:
             return None
         known = [origin for origin in origins if origin is not None]
         obstacle = next((origin.obstacle for origin in known if origin.obstacle), "")
-        return _Origin(any(origin.replaceable for origin in known), obstacle or self._obstacle(node))
+        replaceable = tuple(dict.fromkeys(name for origin in known for name in origin.replaceable))
+        return _Origin(replaceable, obstacle or self._obstacle(node))
 
     def _obstacle(self, node: ir.Node) -> str:
         name = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["ADVICE", "Arrays", "Kind", "declared", "described", "random", "read"]
+__all__ = ["ADVICE", "Arrays", "Kind", "check_tensors", "declared", "described", "fed", "random", "read", "types"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -29,19 +29,14 @@ ADVICE = "give inputs of yours, inputs=... or --input"
 """Advice for errors in which random inputs do not work."""
 
 
-def read(model: ir.Model, inputs: Mapping[str, Any] | Sequence[Any] | None) -> Arrays:
-    """The arrays by input name; random ones of the model's shapes if `inputs` is None.
+def read(model: ir.Model, inputs: Mapping[str, Any] | Sequence[Any]) -> Arrays:
+    """The arrays by input name, checked.
 
     Raises:
         ValueError: names, dtypes or shapes do not fit the model, or an input of the model is not a tensor.
     """
-    for value in _fed(model):
-        if not isinstance(value.type, ir.TensorType):
-            other = "map" if value.type is None else _OTHERS[type(value.type)]
-            raise ValueError(f"the model's input {value.name!r} is a {other}; allowed are tensors")
+    check_tensors(model)
     kinds = declared(model)
-    if inputs is None:
-        return random(kinds)
     if not isinstance(inputs, Mapping):
         if isinstance(inputs, np.ndarray) or not isinstance(inputs, Sequence):
             inputs = [inputs]
@@ -63,12 +58,25 @@ def read(model: ir.Model, inputs: Mapping[str, Any] | Sequence[Any] | None) -> A
     return feeds
 
 
+def check_tensors(model: ir.Model) -> None:
+    """Refuses a model with an input that is not a tensor.
+
+    Raises:
+        ValueError: the message names the input.
+    """
+    for value in fed(model):
+        if not isinstance(value.type, ir.TensorType):
+            other = "map" if value.type is None else _OTHERS[type(value.type)]
+            raise ValueError(f"the model's input {value.name!r} is a {other}; allowed are tensors")
+
+
 def declared(model: ir.Model) -> dict[str, Kind]:
     """The types of the inputs that callers feed, by name."""
-    return {str(value.name): _kind(value) for value in _fed(model)}
+    return {str(value.name): _kind(value) for value in fed(model)}
 
 
-def _fed(model: ir.Model) -> list[ir.Value]:
+def fed(model: ir.Model) -> list[ir.Value]:
+    """The inputs that callers feed."""
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
@@ -89,6 +97,17 @@ def described(feeds: Arrays) -> str:
     return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items()) or "none"
 
 
+def types(kinds: Mapping[str, Kind]) -> str:
+    """Names, dtypes and shapes of inputs as text."""
+    return ", ".join(f"{name} {kind.dtype.name.lower()}{_shape_text(kind)}" for name, kind in kinds.items()) or "none"
+
+
+def _shape_text(kind: Kind) -> str:
+    if kind.shape is None:
+        return " of any shape"
+    return "[" + ", ".join(str(size) if size != "" else "?" for size in kind.shape) + "]"
+
+
 def _check_shape(name: str, shape: tuple[int, ...], kind: Kind) -> None:
     if kind.shape is None:
         return
@@ -96,23 +115,23 @@ def _check_shape(name: str, shape: tuple[int, ...], kind: Kind) -> None:
         isinstance(allowed, str) or allowed == size for size, allowed in zip(shape, kind.shape, strict=True)
     )
     if not fits:
-        allowed = ", ".join(str(size) if size != "" else "?" for size in kind.shape)
-        raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is [{allowed}]")
+        raise ValueError(f"inputs[{name!r}] has shape {list(shape)}; allowed is {_shape_text(kind)}")
 
 
 def random(kinds: Mapping[str, Kind], seed: int = 0) -> Arrays:
-    """Random arrays: normal floats; 0 or 1 for other numeric types; symbolic sizes become 2, 3, ..."""
+    """Random arrays of types whose sizes are numbers: normal floats; 0 or 1 for other numeric types.
+
+    Raises:
+        ValueError: an input holds strings.
+    """
     generator = np.random.default_rng(seed)
-    sizes: dict[str, int] = {}
     feeds = {}
     for name, kind in kinds.items():
-        shape = [sizes.setdefault(size, 2 + len(sizes)) if isinstance(size, str) else size for size in kind.shape or ()]
         if kind.dtype == ir.DataType.STRING:
             raise ValueError(f"the model's input {name!r} holds strings, for which there are no random ones: {ADVICE}")
-        dtype = kind.dtype.numpy()
+        dtype, shape = kind.dtype.numpy(), [int(size) for size in kind.shape or ()]
         if np.issubdtype(dtype, np.floating):
             feeds[name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
         else:
-            integers = np.asarray(generator.integers(0, 2, shape))
-            feeds[name] = (integers.astype(str) if np.dtype(dtype).kind == "O" else integers).astype(dtype)
+            feeds[name] = np.asarray(generator.integers(0, 2, shape)).astype(dtype)
     return feeds

@@ -24,7 +24,7 @@ from lumina_onnx.schema import DOMAIN, OPERATOR
 
 from . import files
 
-__all__ = ["Loaded", "deserialized", "load", "root"]
+__all__ = ["Loaded", "deserialized", "load", "root", "unlogged"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def deserialized(message: onnx.ModelProto, named: str) -> ir.Model:
         ValueError: onnx_ir cannot read it.
     """
     try:
-        with _unlogged():
+        with unlogged():
             model = ir.serde.deserialize_model(message)
     except Exception as error:
         raise ValueError(
@@ -188,7 +188,7 @@ def _element(kind: int) -> str:
 
 
 @contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
+def unlogged() -> Iterator[None]:
     """Keeps onnx_ir from logging a file's names unescaped."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level

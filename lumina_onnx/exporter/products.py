@@ -7,10 +7,19 @@ import onnx_ir as ir
 from .constants import Constants
 from .nodes import is_optical
 
-__all__ = ["LEARNED", "multiplies_by_stored", "obstacle"]
+__all__ = ["INTEGER", "LEARNED", "multiplies_by_stored", "obstacle"]
 
 LEARNED = frozenset(("LinearClassifier", "LinearRegressor", "SVMClassifier", "SVMRegressor"))
 """Operators of ai.onnx.ml whose weights are attributes."""
+
+INTEGER = frozenset(
+    (
+        *("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"),
+        *("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QGemm", "QAttention"),
+        *("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "QMoE", "QOrderedMatMul"),
+    )
+)
+"""Operators whose weights are codes."""
 
 _WEIGHTS = {
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger"), (0, 1)),

@@ -1,10 +1,11 @@
 """Raises a model to a newer opset with onnx's version converter, fixes its known errors, and compares the results.
 
-The converter and the fixes work on onnx's messages. Only the types of the inputs are read from the onnx_ir model.
+The converter and the fixes work on onnx's messages. The onnx_ir model only says which inputs the model takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,12 @@ from onnx import helper, numpy_helper
 
 from . import feeds, files
 from .feeds import Arrays
+from .fitting import UnfitError, fitting
 
 __all__ = ["RaisingError", "raised"]
 
 SEEDS = 3
 """How many sets of random inputs the two models are compared on."""
-
-SIZES = (None, 32, 64, 224)
-"""Values for symbolic sizes other than a leading one, tried until the model runs: None stands for small sizes that all
-differ, the rest are image sizes."""
 
 _SPARED = 2**28
 """For models with more bytes of tensors, the converter, which copies everything several times and is limited to 2 GiB,
@@ -51,7 +49,7 @@ def raised(
     for entry in message.opset_import:
         entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
     before = next(entry.version for entry in message.opset_import if not entry.domain)
-    kinds, inputs = feeds.declared(model), {value.name for value in message.graph.input}
+    inputs = {value.name for value in message.graph.input}
     examples = [] if example is None else [feeds.read(model, example)]
     large = _taken_out(message)
     files.take_in(message)
@@ -64,7 +62,7 @@ def raised(
         _mend(graph, before, constants)
     _restore(result, message)
     stored = {name: ir.serde.deserialize_tensor(tensor).numpy() for name, tensor in large.items()}
-    notes = _compared(message, result, kinds, stored, examples)
+    notes = _compared(message, result, model, stored, examples)
     _put_back(result, large, inputs)
     return result, notes
 
@@ -171,7 +169,7 @@ def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
 
 
 def _compared(
-    old: onnx.ModelProto, new: onnx.ModelProto, kinds: dict[str, feeds.Kind], stored: Arrays, examples: list[Arrays]
+    old: onnx.ModelProto, new: onnx.ModelProto, model: ir.Model, stored: Arrays, examples: list[Arrays]
 ) -> list[str]:
     """Compares two models; returns notes on what could not be compared.
 
@@ -179,13 +177,13 @@ def _compared(
         RaisingError: the two differ, or the new one does not run.
     """
     unlike = "ONNX Runtime could not be asked whether it computes the same, since "
-    odd = [name for name, kind in kinds.items() if kind.dtype == ir.DataType.UNDEFINED]
+    odd = [name for name, kind in feeds.declared(model).items() if kind.dtype == ir.DataType.UNDEFINED]
     if odd:
         return [f"{unlike}its input {odd[0]!r} is no tensor"]
     try:
         serialized = old.SerializeToString()
         first = _session(serialized)
-        batches = _batches(first, kinds, stored, examples)
+        batches = _batches(first, model, stored, examples)
         # Two separate sessions draw the same random numbers only if the model fixes the seed.
         source = _session(serialized)
         del serialized
@@ -218,39 +216,32 @@ def _session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _batches(session: Any, kinds: dict[str, feeds.Kind], stored: Arrays, examples: list[Arrays]) -> list[Arrays]:
+def _batches(session: Any, model: ir.Model, stored: Arrays, examples: list[Arrays]) -> list[Arrays]:
     """Inputs on which the model runs: examples, and random ones of the first size that it accepts.
 
     Raises:
         Exception: the model runs on none of them.
     """
-    errors: list[Exception] = []
 
-    def runs(batch: Arrays) -> bool:
-        try:
-            session.run(None, batch | stored)
-        except Exception as error:  # Whatever the model's operators raise.
-            errors.append(error)
-            return False
-        return True
+    def run(batch: Arrays) -> None:
+        session.run(None, batch | stored)
 
-    found = [batch for batch in examples if runs(batch)]
-    for size in SIZES:
-        sized = {name: _sized(kind, size) for name, kind in kinds.items()}
-        batches = [feeds.random(sized, seed) for seed in range(SEEDS)]
-        if runs(batches[0]):
-            return [*found, *(batch for batch in batches if runs(batch))]
-    if not found:
-        raise errors[0]
-    return found
+    found = [batch for batch in examples if _runs(run, batch)]
+    try:
+        kinds, _ = fitting(model, run)
+    except UnfitError as error:
+        if not found:
+            raise error.__cause__ or error from None
+        return found
+    return [*found, *(batch for seed in range(SEEDS) if _runs(run, batch := feeds.random(kinds, seed)))]
 
 
-def _sized(kind: feeds.Kind, size: int | None) -> feeds.Kind:
-    """A type with its symbolic sizes replaced: by 2 in dimension 0, else by `size`; unchanged if `size` is None."""
-    if size is None or kind.shape is None:
-        return kind
-    sizes = ((size if index else 2) if isinstance(each, str) else each for index, each in enumerate(kind.shape))
-    return feeds.Kind(kind.dtype, tuple(sizes))
+def _runs(run: Callable[[Arrays], None], batch: Arrays) -> bool:
+    try:
+        run(batch)
+    except Exception:  # Whatever the model's operators raise.
+        return False
+    return True
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -108,6 +108,8 @@ class Comparison:
     """Whether the difference is within the function body's tolerance (without the library)."""
     executions: int = 1
     """How often the tensor was computed in this run, which may be many times in a subgraph. The row covers them all."""
+    rows: int | None = None
+    """How many rows of the tensor were compared; None for all."""
 
     @property
     def ok(self) -> bool:
@@ -263,7 +265,7 @@ class VerifyReport(Report):
                 "with" if row.library else "without",
                 row.against,
                 str(row.run),
-                text(str(list(row.shape)) + (f" x {row.executions}" if row.executions > 1 else "")),
+                text(str(list(row.shape)) + (f" x {row.executions}" if row.executions > 1 else "") + _sample(row)),
                 row.verdict,
                 f"{row.max_difference:g}",
             )
@@ -272,6 +274,8 @@ class VerifyReport(Report):
         parts.extend(text(f"not checked: {left.name} ({left.kind}): {left.reason}") for left in self.not_checked)
         parts.extend(text(f"NOT run by the library: {left.name} is {left.reason}") for left in self.bypassing)
         parts.extend(text(f"note: {note}") for note in self.notes)
+        if (rows := max((row.rows or 0 for row in self.comparisons), default=0)) > 0:
+            parts.append(text(f"note: {rows} rows of each layer were recomputed; rows=None or --all-rows takes all"))
         parts.append(text(self._verdict()))
         return Group(*parts)
 
@@ -287,14 +291,16 @@ class VerifyReport(Report):
 
 
 def grouped(left: list[Left]) -> list[tuple[str, str, str]]:
-    """Names, kind and reason of each group with equal kind and reason; of four or more names only two, and a count."""
+    """Names, kind and reason of each group with equal kind and reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in left:
         groups.setdefault((row.kind, row.reason), []).append(row.name)
-    return [
-        (", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more", *group)
-        for group, names in groups.items()
-    ]
+    return [(listed(names), *group) for group, names in groups.items()]
+
+
+def listed(names: list[str]) -> str:
+    """The names; of four or more only two, and a count."""
+    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 _LAYER_COLUMNS = ("layer", "K", "N", "bits in/w/out", "input range", "output range", "noise", "bias", "seed")
@@ -342,6 +348,10 @@ def _layer_row(layer: Layer) -> tuple[str, ...]:
         _size(layer.float_bytes),
         f"with {layer.shared_with}" if layer.shared_with else _size(layer.stored_bytes),
     )
+
+
+def _sample(row: Comparison) -> str:
+    return "" if row.rows is None else f", {row.rows} rows"
 
 
 def _output_range(layer: Layer) -> str:

@@ -19,6 +19,7 @@ from .passes.attach_body import AttachBody
 from .passes.calibrate_ranges import CalibrateRanges
 from .passes.lower_format import LowerFormat
 from .passes.order_attributes import OrderAttributes
+from .passes.own_tensors import OwnTensors
 from .passes.remove_unused import RemoveUnused
 from .passes.replace_linears import ReplaceLinears
 from .passes.separate_seeds import SeparateSeeds
@@ -48,11 +49,13 @@ def rewrite(
     This is ``lumina convert``. :func:`lumina_onnx.nn.convert` does the same to a PyTorch model, which can then be
     trained with the noise in the loop before :func:`lumina_onnx.exporter.export` writes it.
 
-    A linear layer is a `MatMul` of a computed X and a stored float32 matrix, optionally followed by the `Add` of a
-    bias, or an equivalent `Gemm`. A stored value is an initializer, or computed from initializers alone by operators
-    that give the same result in each run; a randomly drawn matrix is not stored. Everything else stays as it is:
-    products of two computed tensors, as in attention, are not layers; other kinds of products, convolutions and
-    quantised operators are listed in the report with the reason.
+    A linear layer is a `MatMul` of a computed X and a stored matrix, optionally followed by the `Add` of a bias, or an
+    equivalent `Gemm`. A stored value is an initializer, or computed from initializers alone by operators that give the
+    same result in each run; a randomly drawn matrix is not stored. Matrices of float16, bfloat16 and float64 are taken
+    in float32, between two `Cast` nodes. Products of codes, as ONNX Runtime's quantisers write them, are layers too;
+    their symmetric 8-bit weights are kept with their scales if the profile has 8 weight bits. Everything else stays as
+    it is: products of two computed tensors, as in attention, are not layers; other kinds of products, convolutions and
+    other quantised operators are listed in the report with the reason.
 
     Each layer is named after its `MatMul` or `Gemm` and gets its own noise seed.
 
@@ -71,7 +74,7 @@ def rewrite(
         overrides: name pattern -> profile for the layers that it matches; if several match, the last applies.
         seed: 0..2^63-1; the first layer's noise seed, from which the others are derived.
         fallback: attach the operator's body in standard operators, so that the file runs without the operator's
-            library. The body needs opset 19 to 21; a file of an older opset is raised to 20 by onnx's version
+            library. The body needs opset 19 to 26; a file of an older opset is raised to 20 by onnx's version
             converter, and refused if ONNX Runtime then computes something else.
 
     Returns:
@@ -108,10 +111,10 @@ def rewrite(
     if not converted:
         reasons = "; ".join(f"{names} ({kind}): {reason}" for names, kind, reason in grouped(left))
         raise ValueError(
-            f"source = {str(source)!r}: it holds no MatMul or Gemm to convert, with a stored float32 matrix"
+            f"source = {str(source)!r}: it holds no MatMul or Gemm to convert, with a stored matrix"
             + (f" (left: {reasons})" if left else "")
         )
-    run(model, ReplaceLinears(converted, seed))
+    _, taken = run(model, ReplaceLinears(converted, seed))
     # Frees the source's weights that these hold.
     del found, converted, linear
     # The notes on changed seeds are dropped: they matter only if someone chose the seeds.
@@ -120,6 +123,7 @@ def rewrite(
         model,
         StoreWeights(),
         RemoveUnused(),
+        OwnTensors(),
         *(
             []
             if batches is None
@@ -142,5 +146,5 @@ def rewrite(
         layers=nodes.layers(model),
         other_operators=nodes.operators(model),
         left=left,
-        notes=[*read.notes, *notes, *written],
+        notes=[*read.notes, *taken, *notes, *written],
     )

@@ -15,18 +15,21 @@ _CHOOSY = "HasExternalDataInMemory"
 """Part of the error of ONNX Runtime 1.24 to 1.27 if an `If` with a constant condition holds large constants."""
 
 
-def session(path: str | os.PathLike[str], *, library: bool = True) -> Any:
-    """A session for a file, with the operator's library or without it.
+def session(path: str | os.PathLike[str], *, library: bool = True, optimised: bool = True) -> Any:
+    """A session for a file, with the operator's library or without it, with ONNX Runtime's optimisations or without.
 
     Raises:
         RuntimeError: without the library, on ONNX Runtime 1.24 to 1.27, a branch in the file holds large constants.
     """
-    if library:
-        return lumina_onnx.load(path, sess_options=silent_options(), providers=_PROVIDERS)
     import onnxruntime
 
+    options = silent_options()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if library:
+        return lumina_onnx.load(path, sess_options=options, providers=_PROVIDERS)
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), silent_options(), providers=_PROVIDERS)
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=_PROVIDERS)
     except Exception as error:
         if _CHOOSY not in str(error):
             raise

@@ -26,7 +26,7 @@ TARGETS: dict[str, Target] = {
         Target("1.18", 21, 10),
         Target("1.19", 21, 10),
         Target("1.20", 21, 10),
-        # Newer opsets have no benefit for these models, and the function body does not support them (body.OPSETS).
+        # Newer opsets have no benefit for these models, and the function body draws noise slowly there.
         Target("1.21", 21, 10),
         Target("1.22", 21, 10),
         *(Target(f"1.{minor}", 21, 11) for minor in range(23, 33)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import lumina_onnx
 from lumina_onnx import exporter
-from lumina_onnx.cli import timing
+from lumina_onnx.cli import models, timing
 
 
 def write(path: Path, **arrays: np.ndarray) -> Path:
@@ -111,19 +112,39 @@ def test_verify_says_what_it_did_not_check_and_passes(lumina: Any, model: Any, t
     assert facts["not_checked"] == [{"name": "other", "kind": "OpticalLinear", "reason": reason}]
 
 
-def test_verify_without_inputs_that_do(lumina: Any, model: Any, tmp_path: Path) -> None:
+def test_verify_finds_inputs_that_do_and_says_what_others_would_be(lumina: Any, model: Any, tmp_path: Path) -> None:
     proto = onnx.load(model)
-    node = onnx.helper.make_node("Reshape", ["flat", "shape"], [proto.graph.input[0].name])
+    first = proto.graph.input[0].name
+    node = onnx.helper.make_node("Reshape", ["flat", "shape"], [first])
     proto.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["n"]))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([5, 6]), "shape"))
     proto.graph.node.insert(0, node)
     onnx.save(proto, tmp_path / "flat.onnx")
-    result = lumina("verify", tmp_path / "flat.onnx")
-    assert result.exit_code == 1
-    assert "does not run on random inputs" in result.stderr
-    assert "give inputs of yours, inputs=... or --input. ONNX Runtime says: " in result.stderr
+    facts = json.loads(lumina("verify", tmp_path / "flat.onnx", "--json").stdout)
+    assert facts["ok"] is True
+    assert facts["inputs"] == {"flat": [30]}
     np.save(tmp_path / "x.npy", np.ones(30, np.float32))
     assert lumina("verify", tmp_path / "flat.onnx", "--input", tmp_path / "x.npy").exit_code == 0
+    del proto.graph.initializer[-1]
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [2]))
+    onnx.save(proto, tmp_path / "shaped.onnx")
+    result = lumina("verify", tmp_path / "shaped.onnx")
+    assert result.exit_code == 1
+    assert "does not run on random inputs" in result.stderr
+    advice = "give inputs of yours, inputs=... or --input, of flat float[n], shape int64[2]. ONNX Runtime says: "
+    assert advice in result.stderr
+    np.savez(tmp_path / "x.npz", flat=np.ones(12, np.float32), shape=np.array([2, 6]))
+    assert lumina("verify", tmp_path / "shaped.onnx", "--input", tmp_path / "x.npz").exit_code == 0
+
+
+def test_verify_recomputes_as_many_rows_as_it_is_told(lumina: Any, model: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((70, 6), np.float32))
+    for options, rows in (((), 64), (("--rows", 9), 9), (("--all-rows",), None), (("--rows", 70), None)):
+        facts = json.loads(lumina("verify", model, "--input", tmp_path / "x.npy", *options, "--json").stdout)
+        assert facts["ok"] is True
+        assert {row["rows"] for row in facts["comparisons"]} == {rows}
+    assert lumina("verify", model, "--rows", 0).exit_code == 2
+    assert inspect.signature(exporter.verify).parameters["rows"].default == models.ROWS
 
 
 def test_verify_without_optical_layers(lumina: Any, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 
 def layer(
-    k: int, n: int, storage: str, bits: int, *, bias: bool, seed: int, **attributes: Any
+    k: int, n: int, storage: str, bits: int, *, bias: bool, seed: int, opset: Any = 20, **attributes: Any
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """A model of one node with the function body, and the arguments of the reference."""
     rng = np.random.default_rng(seed)
@@ -57,8 +57,9 @@ def layer(
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("lumina", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=[body.function(20)])
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("lumina", 1)]
+    ir_version = 9 if opset < 21 else 10
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, functions=[body.function(opset)])
     arguments = {"weight": weight, "bias": arrays.get("B"), "weight_scale": scale if bits else None}
     return model, {
         "output_bits": 8,
@@ -132,10 +133,8 @@ def test_the_body_gives_what_the_operator_gives(case: Any, level: Any) -> None:
 @pytest.mark.parametrize("opset", body.OPSETS)
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_every_version_of_the_standard_operators(opset: int, noise: float) -> None:
-    model, arguments = layer(20, 6, "uint8", 4, bias=True, seed=0, input_bits=8, noise_additive=noise)
-    model.opset_import[0].version = opset
-    model.ir_version = 9 if opset < 21 else 10
-    model.functions[0].CopyFrom(body.function(opset))
+    options = {"input_bits": 8, "noise_additive": noise}
+    model, arguments = layer(20, 6, "uint8", 4, bias=True, seed=0, opset=opset, **options)
     x = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
     for level in EVERY_LEVEL:
         (got,) = session(model.SerializeToString(), level).run(None, {"X": x})
@@ -186,6 +185,9 @@ def test_where_sums_are_integers_and_nothing_is_added_the_bits_are_equal(k: int,
             (got,) = session(model.SerializeToString(), level).run(None, {"X": x})
             np.testing.assert_array_equal(got, expected)
 
+
+WAYS_TO_DRAW = [20, 22]
+"""Below and from 22 on the body draws in two different ways."""
 
 STORAGES = [(4, "uint8"), (8, "int8"), (1, "float32"), (12, "float32"), (0, "float32")]
 
@@ -302,8 +304,9 @@ def test_optimised_a_node_is_its_converters_and_one_product(
     assert [node.op_type for node in left.graph.node if weight.name in node.input] == [product]
 
 
-def test_no_rows_through_the_body() -> None:
-    model, _ = layer(20, 6, "int8", 8, bias=True, seed=0, input_bits=8, noise_relative=0.1)
+@pytest.mark.parametrize("opset", WAYS_TO_DRAW)
+def test_no_rows_through_the_body(opset: int) -> None:
+    model, _ = layer(20, 6, "int8", 8, bias=True, seed=0, opset=opset, input_bits=8, noise_relative=0.1)
     for level in EVERY_LEVEL:
         (got,) = session(model.SerializeToString(), level).run(None, {"X": np.zeros((0, 20), np.float32)})
         assert got.shape == (0, 6)
@@ -321,12 +324,16 @@ def test_no_rows_through_the_body() -> None:
     ],
     ids="+".join,
 )
-def test_the_noise_has_the_operators_statistics(laws: dict[str, float], ranges: list[float], level: Any) -> None:
+@pytest.mark.parametrize("opset", WAYS_TO_DRAW)
+def test_the_noise_has_the_operators_statistics(
+    opset: int, laws: dict[str, float], ranges: list[float], level: Any
+) -> None:
     """Divided by the operator's sigma, the added noise is standard normal in every row and column."""
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.normal(size=(4, 20)).astype(np.float32), 1000, axis=0)
-    _, arguments = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges)
-    model, _ = layer(20, 16, "int8", 8, bias=True, seed=1, input_bits=8, output_bits=0, output_range=ranges, **laws)
+    options = {"input_bits": 8, "output_bits": 0, "output_range": ranges}
+    _, arguments = layer(20, 16, "int8", 8, bias=True, seed=1, **options)
+    model, _ = layer(20, 16, "int8", 8, bias=True, seed=1, opset=opset, **options, **laws)
     z, _ = tolerance.allowed(rows, **arguments)
     scale = np.abs(z).max(axis=1, keepdims=True) if ranges == [0.0] else np.float32(ranges)  # type: ignore[arg-type]
     variance = (laws.get("noise_relative", 0) * z) ** 2 + (laws.get("noise_additive", 0) * scale) ** 2
@@ -349,6 +356,14 @@ def test_a_law_that_is_off_adds_nothing_to_large_signals() -> None:
     model, _ = layer(20, 6, "int8", 8, bias=False, seed=0, input_bits=8, output_bits=0, **laws)
     (got,) = session(model.SerializeToString()).run(None, {"X": np.full((3, 20), 2e19, np.float32)})
     assert np.isfinite(got).all()
+
+
+def test_a_session_of_a_new_opset_draws_anew_in_each_run() -> None:
+    model, _ = layer(20, 6, "int8", 8, bias=False, seed=0, opset=22, output_bits=0, noise_additive=0.1)
+    opened = session(model.SerializeToString())
+    first, second = (opened.run(None, {"X": np.ones((3, 20), np.float32)})[0] for _ in range(2))
+    assert (first != second)[:, 1:].all()
+    assert (first[0] != first[1])[1:].all()
 
 
 def test_runs_and_layers_draw_noise_of_their_own(exported: Path) -> None:

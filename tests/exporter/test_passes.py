@@ -9,6 +9,7 @@ import pkgutil
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -27,6 +28,7 @@ from lumina_onnx.exporter.passes.lower_format import LowerFormat
 from lumina_onnx.exporter.passes.name_layers import NameLayers
 from lumina_onnx.exporter.passes.optimize import Optimize
 from lumina_onnx.exporter.passes.order_attributes import OrderAttributes
+from lumina_onnx.exporter.passes.own_tensors import OwnTensors
 from lumina_onnx.exporter.passes.remove_unused import RemoveUnused
 from lumina_onnx.exporter.passes.replace_linears import ReplaceLinears
 from lumina_onnx.exporter.passes.restore_calls import MODULE, RestoreCalls
@@ -267,6 +269,17 @@ def test_p09_what_nothing_reads_goes_in_subgraphs_too() -> None:
     assert not RemoveUnused()(made).modified
 
 
+def test_p09_an_input_that_only_replaced_what_nothing_reads_goes() -> None:
+    made = in_branches()
+    spare = stored("spare", W)
+    made.graph.register_initializer(spare)
+    made.graph.inputs.append(spare)
+    names = [value.name for value in made.graph.inputs[:-1]]
+    assert RemoveUnused()(made).modified
+    assert [value.name for value in made.graph.inputs] == names
+    assert "spare" not in made.graph.initializers
+
+
 def test_p10_full_scales_are_what_layers_see() -> None:
     made = noisy_pair(bias_stage="digital")
     run(made, StoreWeights(), RemoveUnused())
@@ -422,3 +435,23 @@ def test_p18_layers_are_products_of_floats() -> None:
     np.testing.assert_array_equal(weight.const_value.numpy(), (codes * scale[:, None]).T)  # type: ignore[union-attr]
     assert not made.functions
     assert Constants(made).is_constant(weight)
+
+
+def test_p19_a_changed_model_holds_nothing_of_the_message() -> None:
+    words = onnx.numpy_helper.from_array(np.array(["a", "b"], object), "words")
+    half = onnx.numpy_helper.from_array(np.array([0.5, 1.5], np.float16), "half")
+    inside = onnx.helper.make_node("Constant", [], ["C"], value=onnx.numpy_helper.from_array(W))
+    graph = onnx.helper.make_graph([inside], "g", [], [], [words, half])
+    message = onnx.helper.make_model(graph)
+    made = ir.serde.deserialize_model(message)
+    assert OwnTensors()(made).modified
+    tensors = [value.const_value for value in made.graph.initializers.values()]
+    tensors += [attribute.value for node in made.graph for attribute in node.attributes.values()]
+    assert len(tensors) == 3
+    assert not any(isinstance(each, ir.serde.TensorProtoTensor) for each in tensors)
+    again = ir.to_proto(made)
+    assert onnx.numpy_helper.to_array(again.graph.initializer[1]).tolist() == [0.5, 1.5]
+    assert [tensor.name for tensor in again.graph.initializer] == ["words", "half"]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(again.graph.node[0].attribute[0].t), W)
+    assert list(again.graph.initializer[0].string_data) == [b"a", b"b"]
+    assert not OwnTensors()(made).modified

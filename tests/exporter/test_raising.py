@@ -360,7 +360,8 @@ def test_symbolic_sizes_are_tried_until_the_model_runs(tmp_path: Path) -> None:
     x = RNG.normal(size=(2, 16, 5)).astype(np.float32)
     assert len(check(source, tmp_path / "y.onnx", x).notes) == 1
     stored["S"] = np.array([-1, 23, 5])
-    source = old(tmp_path / "s.onnx", 11, [node("Reshape", "X S", "Y")], ["Y"], stored, [1, "size", 5])
+    content = [node("Identity", "X", "x"), node("Concat", "x x", "xx", axis=1), node("Reshape", "xx S", "Y")]
+    source = old(tmp_path / "s.onnx", 11, content, ["Y"], stored, [1, "size", 5])
     x = RNG.normal(size=(1, 46, 5)).astype(np.float32)
     assert len(check(source, tmp_path / "y.onnx", x).notes) == 2
     assert len(check(source, tmp_path / "y.onnx", x, calibration=iter([[x], [x]])).notes) == 1

@@ -21,9 +21,11 @@ from torch import nn
 import lumina_onnx
 from lumina_onnx import nn as optical
 from lumina_onnx import reference
-from lumina_onnx.exporter import export, files, inspect, onnx_schema, targets, verify
+from lumina_onnx.exporter import alone, comparing, export, files, inspect, onnx_schema, targets, verify
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import PARAMETERS, VERSION_ATTRIBUTE
+
+verifying = sys.modules["lumina_onnx.exporter.verify"]
 
 
 @pytest.fixture
@@ -255,18 +257,108 @@ def looked_up(path: Path, kind: int, dims: list[Any], *content: onnx.NodeProto, 
 
 def test_random_inputs_that_do_not_do(tmp_path: Path) -> None:
     """The error says what the inputs were and how to give others; with the user's inputs it is ONNX Runtime's own."""
-    reshape = helper.make_node("Reshape", ["X", "shape"], ["x"])
-    path = looked_up(tmp_path / "m.onnx", TensorProto.FLOAT, ["n"], reshape, shape=np.array([3, 4]))
+    content = [helper.make_node("Cast", ["X"], ["shape"], to=TensorProto.INT64)]
+    content += [helper.make_node("Reshape", ["twelve", "shape"], ["x"])]
+    path = looked_up(tmp_path / "m.onnx", TensorProto.FLOAT, [2], *content, twelve=np.ones(12, np.float32))
     message = (
         r"m\.onnx': the model does not run on random inputs, which it gets where there are no others "
-        r"\(X float32\[2\]\): give inputs of yours, inputs=\.\.\. or --input\. ONNX Runtime says: .*Reshape"
+        r"\(X float32\[2\]\): give inputs of yours, inputs=\.\.\. or --input, of X float\[2\]\. ONNX Runtime says: "
+        r".*Reshape"
     )
     with pytest.raises(ValueError, match=message):
         verify(path)
-    assert verify(path, inputs=[np.ones(12, np.float32)]).ok
+    assert verify(path, inputs=[np.array([3, 4], np.float32)]).ok
     with pytest.raises(Exception, match="Reshape") as caught:
-        verify(path, inputs=[np.ones(11, np.float32)])
+        verify(path, inputs=[np.array([3, 5], np.float32)])
     assert not isinstance(caught.value, ValueError)
+
+
+def test_a_sample_of_rows(prover: Any, noisy: OpticalProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last row are recomputed, and a wrong one among the rest is found if all are."""
+    prover.export(optical.convert(nn.Linear(6, 8), noisy), torch.randn(2, 6))
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    sampled: list[set[int]] = []
+    counts: list[int] = []
+    right = reference.optical_linear
+
+    def watched(x: np.ndarray, *args: Any, rows: Any = None, **options: Any) -> np.ndarray:
+        counts.append(len(x))
+        if rows is not None:
+            sampled.append(set(rows.tolist()))
+        return right(x, *args, rows=rows, **options)
+
+    monkeypatch.setattr(reference, "optical_linear", watched)
+    report = verify(prover.path, inputs=[x], rows=7)
+    assert report.ok
+    assert set(counts) == {7}
+    assert all({0, 199} < rows and max(rows) < 200 and len(rows) == 7 for rows in sampled)
+    assert {row.rows for row in report.comparisons} == {7}
+    assert {row.shape for row in report.comparisons} == {(200, 8)}
+    assert "[200, 8], 7 rows" in str(report)
+    assert "note: 7 rows of each layer were recomputed; rows=None or --all-rows takes all" in str(report)
+    whole = verify(prover.path, inputs=[x], rows=None)
+    assert whole.ok
+    assert {row.rows for row in whole.comparisons} == {None}
+    assert "rows of each layer" not in str(whole)
+    assert {row.rows for row in verify(prover.path, inputs=[x], rows=200).comparisons} == {None}
+    place = next(row for row in range(200) if all(row not in rows for rows in sampled))
+    monkeypatch.setattr(reference, "optical_linear", right)
+
+    def wrong(x: np.ndarray, *args: Any, **options: Any) -> np.ndarray:
+        y = right(x, *args, **options)
+        if len(y) == 200:
+            y[place, 0] += 1
+        return y
+
+    monkeypatch.setattr(reference, "optical_linear", wrong)
+    assert verify(prover.path, inputs=[x], rows=7).ok
+    assert not verify(prover.path, inputs=[x], rows=None).ok
+
+
+def test_rows_that_are_not_allowed(prover: Any, model: nn.Module) -> None:
+    prover.export(model, torch.randn(2, 6))
+    with pytest.raises(ValueError, match="rows = 0: allowed is at least 1, or None for all"):
+        verify(prover.path, rows=0)
+
+
+def test_layers_of_a_large_file_run_one_by_one(prover: Any, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    prover.export(model, torch.randn(2, 6))
+    whole = verify(prover.path)
+    monkeypatch.setattr(verifying, "LARGE", 0)
+
+    def wrong(node: Any, executions: Any, rows: Any) -> Any:
+        return comparing.compare_body(node, [(x, y + 1) for x, y in executions], rows)
+
+    for at_once in (1, 2**24):
+        monkeypatch.setattr(alone, "_AT_ONCE", at_once)
+        streamed = verify(prover.path)
+        assert streamed.ok
+        rows = [(row.name, row.library, row.shape) for row in streamed.comparisons]
+        assert rows == [(row.name, row.library, row.shape) for row in whole.comparisons]
+        assert streamed.notes == [
+            "without the library the layers ran one by one: a session of the whole file takes much memory"
+        ]
+        with monkeypatch.context() as patch:
+            patch.setattr(alone, "compare_body", wrong)
+            report = verify(prover.path)
+        assert [row.name for row in report.comparisons if not row.ok] == ["0", "2"]
+
+
+def test_noise_of_the_body_is_tried_for_each_kind_of_layer(prover: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of one kind differ in sizes and seeds alone."""
+    layers = [nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 9)]
+    profiles = {"0": OpticalProfile(noise_additive=0.1), "1": OpticalProfile(noise_additive=0.1)}
+    net = optical.convert(nn.Sequential(*layers), OpticalProfile(noise_shot=0.2), overrides=profiles)
+    prover.export(net, torch.randn(2, 6))
+    tried: list[str] = []
+
+    def watched(node: Any, *rest: Any) -> Any:
+        tried.append(node.name)
+        return comparing.compare_noisy_body(node, *rest)
+
+    monkeypatch.setattr(alone, "compare_noisy_body", watched)
+    assert verify(prover.path).ok
+    assert tried == ["1", "2"]
 
 
 def test_inputs_that_hold_strings(tmp_path: Path) -> None:

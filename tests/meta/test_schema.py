@@ -65,7 +65,7 @@ def test_functions_take_every_parameter_of_the_table(function: Any) -> None:
     names = {RENAMED.get(name, name) for name in parameters}
     wanted = {row.name for row in schema.PARAMETERS} - {"in_features"}
     assert wanted <= names
-    assert names - wanted <= {"input", "weight", "bias", "out", "in_features"}
+    assert names - wanted <= {"input", "weight", "bias", "out", "in_features", "rows"}
     for name, default in defaults(inspect.signature(function)).items():
         # Without a seed a call draws fresh noise, and the stream has no meaning.
         if name in wanted and not (name in ("seed", "stream") and default is None):

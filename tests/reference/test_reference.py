@@ -52,6 +52,21 @@ def test_a_row_does_not_depend_on_the_batch() -> None:
     np.testing.assert_array_equal(reference.optical_linear(other, weight, **params)[:3], y[:3])
 
 
+def test_some_rows_of_a_call() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(90, 5)).astype(np.float32), rng.normal(size=(40, 5)).astype(np.float32)
+    params: dict[str, Any] = {"input_bits": 8, "weight_bits": 4, "noise_additive": 0.1, "seed": 3, "stream": 2}
+    every = reference.optical_linear(x, w, **params)
+    for rows in ([0], [89, 3, 3], list(range(90))):
+        np.testing.assert_array_equal(reference.optical_linear(x[rows], w, rows=rows, **params), every[rows])
+        some = reference.optical_linear(x[rows][None], w, rows=np.array(rows), **params)
+        np.testing.assert_array_equal(some, every[rows][None])
+    wrong: Any
+    for wrong in ([0], [0, -1], [0, 0.5], [[0, 1]]):
+        with pytest.raises(ValueError, match="allowed is a number from 0 for each of the 2 rows of input"):
+            reference.optical_linear(x[:2], w, rows=wrong, **params)
+
+
 def test_noise_has_the_sigma_of_its_law() -> None:
     x, weight = np.ones((4000, 1), np.float32), np.array([[4.0], [-1.0]], np.float32)
     for params, sigma in (

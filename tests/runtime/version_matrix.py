@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lumina_onnx.exporter import body, nodes, passes
+from lumina_onnx.exporter.comparing import compare_body
 from lumina_onnx.exporter.passes.silence_noise import SilenceNoise
-from lumina_onnx.exporter.verify import compare_body
 from lumina_onnx.exporter.watching import Watched
 
 HERE = Path(__file__).parent

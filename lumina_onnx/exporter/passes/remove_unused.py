@@ -10,7 +10,10 @@ __all__ = ["RemoveUnused"]
 
 
 class RemoveUnused(Pass):
-    """P09: a file holds nothing that is never read: no such nodes, and no such initializers in any graph."""
+    """P09: a file holds nothing that is never read: no such nodes, and no such initializers in any graph.
+
+    An initializer that callers could replace is no input then either.
+    """
 
     number = "P09"
 
@@ -20,7 +23,9 @@ class RemoveUnused(Pass):
         # onnx_ir's pass leaves the initializers of subgraphs.
         for graph in model.graphs():
             for name, value in list(graph.initializers.items()):
-                if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                if not (value.uses() or value.is_graph_output()):
                     del graph.initializers[name]
+                    if value.is_graph_input():
+                        graph.inputs.remove(value)
                     modified = True
         return PassResult(model, modified)

@@ -1,4 +1,4 @@
-"""P02: a float linear layer becomes an optical one."""
+"""P02: a linear layer becomes an optical one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from lumina_onnx.exporter.linears import Linear
+from lumina_onnx.exporter.linear import Linear, Step
 from lumina_onnx.exporter.nodes import set_attributes
+from lumina_onnx.exporter.report import listed
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, VERSION
 
@@ -19,9 +20,10 @@ __all__ = ["ReplaceLinears"]
 
 
 class ReplaceLinears(Pass):
-    """P02: a float linear layer becomes an `OpticalLinear` with W in float32, which P08 stores.
+    """P02: a linear layer becomes an `OpticalLinear` with W in float32, which P08 stores, or with the file's codes.
 
-    The new node takes over the name of the layer's product, its X and the layer's Y.
+    The new node takes over the name of the layer's product, its X and the layer's Y. There are notes on layers whose
+    values change their type on the way, and on stored tensors that callers could replace.
     """
 
     number = "P02"
@@ -32,18 +34,22 @@ class ReplaceLinears(Pass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Replaces the chosen layers."""
+        noted: dict[str, list[str]] = {}
+        fixed: dict[str, None] = {}
         for linear, profile in self._chosen:
             _replace(linear, profile, self._seed)
-        return PassResult(model, bool(self._chosen))
+            fixed |= dict.fromkeys(linear.fixed)
+            if linear.note:
+                noted.setdefault(linear.note, []).append(linear.name)
+        notes = [f"{listed(names)}: {note}" for note, names in noted.items()]
+        if fixed:
+            notes.append(f"{listed(list(fixed))}: stored in layers, where callers can no longer replace it by an input")
+        return PassResult(model, bool(self._chosen), notes)
 
 
 def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
-    last = linear.add or linear.node
-    arrays = [linear.weight, np.ones(len(linear.weight), np.float32)]
-    arrays += [] if linear.bias is None else [linear.bias]
-    # The arrays as they are, even if transposed: copying all weights at once would take as much memory as the file.
-    stored = [ir.Value(const_value=ir.tensor(array)) for array in arrays]
-    new = ir.Node(DOMAIN, OPERATOR, [linear.node.inputs[0], *stored], name=linear.name, version=VERSION, num_outputs=1)
+    x, before = _chain(linear.x, linear.before)
+    new = ir.Node(DOMAIN, OPERATOR, [x, *_stored(linear, profile)], name=linear.name, version=VERSION, num_outputs=1)
     ranges = profile.output_range if isinstance(profile.output_range, tuple) else (profile.output_range,)
     set_attributes(
         new,
@@ -53,6 +59,34 @@ def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
         bias_stage=profile.bias_stage,
         seed=seed,
     )
-    graph = cast("ir.Graph", last.graph)
-    old = [linear.node] if linear.add is None else [linear.add, linear.node]
-    ir.convenience.replace_nodes_and_values(graph, last, old, [new], last.outputs, new.outputs)
+    y, after = _chain(new.outputs[0], linear.after)
+    old = [*reversed(linear.rest), linear.node]
+    graph = cast("ir.Graph", old[0].graph)
+    ir.convenience.replace_nodes_and_values(graph, old[0], old, [*before, new, *after], old[0].outputs, [y])
+
+
+def _stored(linear: Linear, profile: OpticalProfile) -> list[ir.Value]:
+    """W, W_scale and B."""
+    tensors: list[ir.TensorProtocol]
+    if linear.step is not None and profile.weight_bits == 8:
+        tensors = [linear.matrix, ir.tensor(linear.step)]
+    else:
+        lazy = ir.LazyTensor(lambda: ir.tensor(linear.weight()), ir.DataType.FLOAT, ir.Shape(linear.shape))
+        tensors = [lazy, ir.tensor(np.ones(linear.shape[0], np.float32))]
+    tensors += [] if linear.bias is None else [ir.tensor(linear.bias)]
+    return [ir.Value(const_value=tensor) for tensor in tensors]
+
+
+def _chain(value: ir.Value, steps: Sequence[Step]) -> tuple[ir.Value, list[ir.Node]]:
+    """The value after some operators, and their nodes."""
+    nodes: list[ir.Node] = []
+    for step in steps:
+        others = []
+        for other in step.others:
+            if not isinstance(other, ir.Value):
+                nodes.append(ir.Node("", "Constant", [], [ir.AttrTensor("value", other)], name=""))
+                other = nodes[-1].outputs[0]
+            others.append(other)
+        nodes.append(ir.Node("", step.kind, [value, *others], step.attributes, name=""))
+        value = nodes[-1].outputs[0]
+    return value, nodes

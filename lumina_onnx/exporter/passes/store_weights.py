@@ -46,12 +46,13 @@ class StoreWeights(Pass):
         layers = optical_nodes(model)
         for layer in layers:
             node, bits = layer.node, layer.attributes["weight_bits"]
-            weight = _float_constant(known, layer, 1, "weight")
+            weight, step = _weight(known, layer)
             bias = None if layer.input(3) is None else _float_constant(known, layer, 3, "bias")
             _check(layer, weight, bias)
-            key = (node.graph, bits, weight.shape, hashlib.sha256(weight.data).digest())
+            content = (hashlib.sha256(array.data).digest() for array in (weight, step) if array is not None)
+            key = (node.graph, bits, weight.shape, *content)
             if key not in stored:
-                stored[key] = _store(layer, names, bits, weight)
+                stored[key] = _store(layer, names, weight, step)
             values = list(stored[key])
             if bias is not None:
                 values.append(_own(layer, 3) or _add(layer, names, f"{layer.name}.bias", bias))
@@ -62,7 +63,7 @@ class StoreWeights(Pass):
         return PassResult(model, bool(layers))
 
 
-def _check(layer: OpticalNode, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
+def _check(layer: OpticalNode, weight: NDArray[Any], bias: NDArray[np.float32] | None) -> None:
     """Refuses here what a session would refuse when it loads the file.
 
     The kernel checks a matrix of one column and one of one row. Together they cover every check that depends on the
@@ -86,10 +87,23 @@ def _naming(layer: OpticalNode) -> Iterator[None]:
         raise ValueError(f"{layer.name}: {error}") from error
 
 
-def _store(layer: OpticalNode, names: Names, bits: int, weight: NDArray[np.float32]) -> tuple[ir.Value, ir.Value]:
+def _weight(known: Constants, layer: OpticalNode) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """W ``[N, K]``; and the step of one code ``[N]`` if W already holds the codes of the layer's 8 bits."""
+    value = layer.input(1)
+    codes = None if value is None else value.const_value
+    if codes is not None and codes.dtype == ir.DataType.INT8 and layer.attributes["weight_bits"] == 8:
+        return np.ascontiguousarray(codes.numpy()), _float_constant(known, layer, 2, "weight_scale")
+    return _float_constant(known, layer, 1, "weight"), None
+
+
+def _store(
+    layer: OpticalNode, names: Names, weight: NDArray[Any], step: NDArray[np.float32] | None
+) -> tuple[ir.Value, ir.Value]:
     """W ``[N, K]`` and W_scale ``[N]`` as initializers."""
-    source = layer.input(1)
+    source, bits = layer.input(1), layer.attributes["weight_bits"]
     base = source.name if source is not None and source.is_initializer() else f"{layer.name}.weight"
+    if step is not None:
+        return _add(layer, names, f"{base}_int8", weight), _add(layer, names, f"{base}_scale", step)
     if bits == 0:
         scale = np.ones(len(weight), dtype=np.float32)
     else:
