@@ -45,6 +45,10 @@ class Linear:
     """The nodes after the product that are part of the layer, in their order, such as the `Add` of its bias."""
     step: NDArray[np.float32] | None = None
     """``[N]``: the step of one code, if the matrix holds codes."""
+    rank: int = 0
+    """The number of dimensions that the result has at least, if something with as many is multiplied with it."""
+    coded: bool = False
+    """Whether the file holds its weights in codes."""
     before: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     note: str = ""

@@ -122,12 +122,12 @@ def _floats(node: ir.Node, name: str, known: Constants) -> Linear | str:
 def _with_bias(linear: Linear, known: Constants, ranks: _Ranks) -> Linear:
     """The layer with the bias that is added to its product, if it has none of its own."""
     y = (linear.rest[-1] if linear.rest else linear.node).outputs[0]
-    if linear.bias is not None or any(step.kind == "QuantizeLinear" for step in linear.after):
-        return linear
-    bias = bias_after(y, linear.shape[0], known)
-    if bias is None:
-        return linear
+    has_own = linear.bias is not None or any(step.kind == "QuantizeLinear" for step in linear.after)
+    bias = None if has_own else bias_after(y, linear.shape[0], known)
     # A row with more dimensions than the product adds dimensions to the result.
-    after = (*widened(bias.rank, lambda: ranks.of(linear.x)), *linear.after)
+    rank = max(linear.rank, 0 if bias is None else bias.rank)
+    after = (*widened(rank, lambda: ranks.of(linear.x)), *linear.after)
+    if bias is None:
+        return dataclasses.replace(linear, after=after)
     rest, fixed = (*linear.rest, bias.add), (*linear.fixed, *bias.fixed)
     return dataclasses.replace(linear, bias=bias.row, rest=rest, after=after, fixed=fixed)

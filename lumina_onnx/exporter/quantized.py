@@ -24,9 +24,6 @@ MICROSOFT = "com.microsoft"
 REMEDY = "give the file of floats that it was made from"
 """What to do about quantised weights that cannot be taken over."""
 
-KEPT = "the file's 8-bit weights are kept with their scales"
-ANEW = "the file's quantised weights are quantised anew"
-
 
 class _Places(NamedTuple):
     """The positions of a product's inputs; -1 if it has none of that kind."""
@@ -70,6 +67,8 @@ class _Product:
     scale: NDArray[np.float32] | None
     """The step of W, if it is multiplied with the product later."""
     rest: tuple[ir.Node, ...] = ()
+    rank: int = 0
+    """The number of dimensions that the result has at least."""
 
 
 def is_quantized(node: ir.Node) -> bool:
@@ -91,7 +90,7 @@ def quantized(node: ir.Node, name: str, known: Constants) -> Linear | str:
 
 
 def dequantised(weight: ir.Value, known: Constants, columns: int) -> dict[str, Any]:
-    """The codes of a matrix that the model makes floats of, as fields of a :class:`.Linear`; {} if it has none to keep.
+    """The codes of a matrix that the model makes floats of, as fields of a :class:`.Linear`; {} if it holds floats.
 
     `columns` is the dimension of the matrix along which the outputs of the layer lie.
     """
@@ -100,8 +99,10 @@ def dequantised(weight: ir.Value, known: Constants, columns: int) -> dict[str, A
         if "perm" in node.attributes and list(node.attributes["perm"].as_ints()) != [1, 0]:
             return {}
         node, columns = node.inputs[0].producer(), 1 - columns
-    if node is None or _kind(node) != ("", "DequantizeLinear") or _attribute(node, "block_size", 0):
+    if node is None or _kind(node) != ("", "DequantizeLinear"):
         return {}
+    if _attribute(node, "block_size", 0):
+        return {"coded": True}
     try:
         matrix, scale = _stored(node, 0, known, "matrix"), _row(node, 1, known, "scale of its weight")
         has_zero = _input(node, 2) is not None
@@ -109,10 +110,10 @@ def dequantised(weight: ir.Value, known: Constants, columns: int) -> dict[str, A
         by_column = max(scale.size, zero.size) == 1 or _attribute(node, "axis", 1) % 2 == columns
         if matrix.dtype in (np.int8, np.uint8) and matrix.ndim == 2 and scale.dtype == np.float32 and by_column:
             found = _weight(matrix if columns else matrix.T, scale, zero)
-            return found if "step" in found else {}
+            return found if "step" in found else {"coded": True}
     except _LeftError:  # The matrix is taken as floats.
         pass
-    return {}
+    return {"coded": True}
 
 
 def _weight(matrix: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any]) -> dict[str, Any]:
@@ -126,8 +127,8 @@ def _weight(matrix: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any]) -> di
         if not np.isfinite(step * np.float32(255)).all():
             raise _LeftError("the scale of its weight is not finite")
     if (np.abs(codes) <= 127).all() and (step >= 0).all():
-        return {"matrix": ir.tensor(codes.astype(np.int8)), "step": step, "note": KEPT}
-    return {"matrix": ir.tensor(codes.astype(np.float32) * step[:, None]), "note": ANEW}
+        return {"matrix": ir.tensor(codes.astype(np.int8)), "step": step, "coded": True}
+    return {"matrix": ir.tensor(codes.astype(np.float32) * step[:, None]), "coded": True}
 
 
 def _kind(node: ir.Node) -> tuple[str, str]:
@@ -158,15 +159,14 @@ def _blocks(node: ir.Node, name: str, known: Constants) -> Linear:
     weight = (codes.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32)
     bias = None if _input(node, 5) is None else _stored(node, 5, known, "bias").reshape(-1).astype(np.float32)
     values = [value for value in node.inputs[1:] if value is not None]
-    beside = casts(scales.dtype)
-    beside["note"] = "; ".join([ANEW, *([beside["note"]] if beside else [])])
     return Linear(
         name,
         node,
         node,
         ir.tensor(weight.reshape(n, -1)[:, :k]),
         bias,
-        **beside,
+        **casts(scales.dtype),
+        coded=True,
         fixed=tuple(each for value in values for each in known.replaceable(value)),
     )
 
@@ -236,6 +236,7 @@ def _linear(node: ir.Node, name: str, known: Constants, places: _Places) -> Line
         **weight,
         bias=bias,
         rest=product.rest,
+        rank=product.rank,
         before=product.before,
         after=after,
         fixed=tuple(name for value in values if value is not None for name in known.replaceable(value)),
@@ -255,7 +256,7 @@ def _product(node: ir.Node, known: Constants, places: _Places) -> _Product:
         found = maker.outputs[1]
         if node.op_type == "MatMulInteger":
             rest, scales = _scaled(node, found, known)
-            return _Product(maker, (), None, scales, rest)
+            return _Product(maker, (), None, _checked_row(scales, "scale of its weight"), rest, scales.ndim)
         if scale is found:
             return _Product(maker, (), None, None)
     if scale is None:
@@ -277,7 +278,7 @@ def _scaled(node: ir.Node, x_scale: ir.Value, known: Constants) -> tuple[tuple[i
             if factor is x_scale and not has_x_scale:
                 has_x_scale = True
             elif scales is None and not known.is_reached(factor):
-                scales = _checked_row(_array(factor, known, "scale of its weight"), "scale of its weight")
+                scales = _array(factor, known, "scale of its weight")
             else:
                 raise _LeftError("it is multiplied with something else than its scales")
         kind, y = "Mul", reader.outputs[0]

@@ -114,6 +114,7 @@ def rewrite(
             f"source = {str(source)!r}: it holds no MatMul or Gemm to convert, with a stored matrix"
             + (f" (left: {reasons})" if left else "")
         )
+    fixed = {name for layer, _ in converted for name in layer.fixed}
     _, taken = run(model, ReplaceLinears(converted, seed))
     # Frees the source's weights that these hold.
     del found, converted, linear
@@ -122,7 +123,7 @@ def rewrite(
     _, notes = run(
         model,
         StoreWeights(),
-        RemoveUnused(),
+        RemoveUnused(fixed),
         OwnTensors(),
         *(
             []

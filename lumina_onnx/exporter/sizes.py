@@ -206,5 +206,7 @@ def _fill(node: ir.Node, known: _Equal) -> None:
     if len(others) != len(sizes) - 1 or 0 in wanted or 0 in others:
         return
     total, rest = math.prod(each for each in wanted if each > 0), math.prod(others)
-    if -1 in wanted or total % rest == 0:
-        known.join(next(size for size in sizes if not isinstance(size, int)), total // math.gcd(total, rest))
+    # With a -1 it is any multiple: of 1, which says nothing, or of a number, which is then the likeliest size.
+    number = total // math.gcd(total, rest)
+    if number > 1 if -1 in wanted else total % rest == 0:
+        known.join(next(size for size in sizes if not isinstance(size, int)), number)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lumina_onnx.nn.linear import OpticalLayer
 
@@ -23,7 +24,7 @@ class OpticalTransposed(OpticalLayer):
         @property
         def in_features(self) -> int:
             """K, size of an input row."""
-            return self.nx
+            return in_features(self)
 
         @property
         def out_features(self) -> int:
@@ -35,6 +36,16 @@ class OpticalTransposed(OpticalLayer):
 
     def _operands(self) -> tuple[Tensor, Tensor | None]:
         return self.weight.t(), self.bias
+
+
+def in_features(module: Any) -> int:
+    """K of a `Conv1D`; older releases do not keep it. The weight itself may be computed, and is not read."""
+    if hasattr(module, "nx"):
+        return int(module.nx)
+    weight = module._parameters.get("weight")
+    if weight is None and parametrize.is_parametrized(module, "weight"):
+        weight = next(module.parametrizations["weight"].parameters(recurse=False))
+    return len(module.weight if weight is None else weight)
 
 
 def conv1d() -> type[nn.Module] | None:

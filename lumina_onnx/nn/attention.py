@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
 from lumina_onnx.nn import _checks, _classes, _fx, _torch_state
-from lumina_onnx.nn.linear import OpticalLayer, OpticalLinear, become_plain, shallow_copy
+from lumina_onnx.nn.linear import OpticalLayer, OpticalLinear, become_plain, recomputed, shallow_copy
 from lumina_onnx.profile import OpticalProfile
 
 #: The names of the projections of query, key and value.
@@ -118,6 +118,9 @@ class OpticalMultiheadAttention(_classes.Counterpart, nn.MultiheadAttention):
 
     _plain: ClassVar = nn.MultiheadAttention
     _replaced: ClassVar = (nn.MultiheadAttention,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **recomputed(self)}  # type: ignore[no-untyped-call]
 
     def to_multihead_attention(self) -> nn.MultiheadAttention:
         """The module as it was before it became optical, with its very parameters and hooks."""

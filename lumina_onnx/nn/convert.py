@@ -18,7 +18,7 @@ from lumina_onnx._patterns import Patterns, chosen
 from lumina_onnx._text import bits_text, noise_text, range_text
 from lumina_onnx.nn import _checks
 from lumina_onnx.nn._table import table
-from lumina_onnx.nn._transposed import OpticalTransposed, conv1d
+from lumina_onnx.nn._transposed import OpticalTransposed, conv1d, in_features
 from lumina_onnx.nn._wrappers import check_is_whole, unwrapped
 from lumina_onnx.nn.attention import (
     PROJECTIONS,
@@ -29,7 +29,7 @@ from lumina_onnx.nn.attention import (
     operands,
     size,
 )
-from lumina_onnx.nn.linear import OpticalLayer, OpticalLinear, become_optical, looked_at, recomputed
+from lumina_onnx.nn.linear import ATTRIBUTES, OpticalLayer, OpticalLinear, become_optical, looked_at, recomputed
 from lumina_onnx.profile import OpticalProfile
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -239,8 +239,6 @@ class ConversionReport:
 def report(model: nn.Module) -> ConversionReport:
     """What became of each layer of `model` that has a weight matrix: its profile, or why it was left."""
     rows = []
-    lists = (module for module in model.modules() if isinstance(module, parametrize.ParametrizationList))
-    parametrising = {module for each in lists for module in each.modules()}
     for entry in _entries(unwrapped(model)):
         name, *aliases = entry.names
         layer = entry.optical
@@ -249,7 +247,7 @@ def report(model: nn.Module) -> ConversionReport:
         elif entry.is_layer:
             skipped = entry.module.__dict__.get(entry.skipped)
             (n, k), why = entry.size(), f"skip {skipped!r}" if skipped else _why_left(entry) or NOT_CONVERTED
-        elif entry.module not in parametrising and _has_matrix(entry.module):
+        elif _has_matrix(entry.module):
             n, k, why = 0, 0, "no Linear"
         else:
             continue
@@ -303,7 +301,7 @@ class _Entry:
         if self.projection:
             return size(module, self.projection)
         if _kind(module) is OpticalTransposed:
-            return module.nf, module.nx
+            return module.nf, in_features(module)
         return module.out_features, module.in_features
 
 
@@ -316,9 +314,14 @@ def _kind(module: nn.Module) -> type[OpticalLayer] | None:
 
 
 def _entries(model: nn.Module) -> Iterator[_Entry]:
+    """All modules but those that compute a parameter of another: they are digital, and their results are the weight."""
+    lists = (module for module in model.modules() if isinstance(module, parametrize.ParametrizationList))
+    parametrising = {module for each in lists for module in each.modules() if not isinstance(module, OpticalLayer)}
     names: dict[nn.Module, list[str]] = {}
     attentions: dict[nn.Module, nn.MultiheadAttention] = {}
     for name, module in model.named_modules(remove_duplicate=False):
+        if module in parametrising:
+            continue
         names.setdefault(module, []).append(name)
         if isinstance(module, nn.MultiheadAttention):
             for child in module.children():
@@ -361,7 +364,13 @@ def _why_left(entry: _Entry) -> str | None:
     if weight is not None and is_lazy(weight):
         return "not initialised yet: run a batch before converting"
     plain = nn.Linear if isinstance(module, nn.Linear) else conv1d()
-    return f"{type(module).__name__} has a forward of its own" if _has_own_forward(module, cast("Any", plain)) else None
+    kind = type(module).__name__
+    if _has_own_forward(module, cast("Any", plain)):
+        return f"{kind} has a forward of its own"
+    if parametrize.type_before_parametrizations(module) in (*OpticalLinear._replaced, plain):
+        return None
+    own = [name for name in ATTRIBUTES if hasattr(module, name)]
+    return f"{kind} has an attribute {own[0]} of its own, which an optical layer has as well" if own else None
 
 
 def _has_own_forward(module: nn.Module, plain: type[nn.Module]) -> bool:

@@ -39,6 +39,11 @@ _Operands = tuple[Tensor, "Tensor | None"]
 _TRANSIENT = ("_identity", "_noise_when_traced", "_held")
 _OF_OLD_PICKLES = ("name", "_noise", "_frozen", "_observer")
 _OWN = ("_profile", "_quiet", "seed", "_name", "_label", "_gradient_bits", *_TRANSIENT)
+#: What no subclass of a module that becomes an optical layer may have for itself.
+ATTRIBUTES = (
+    *("profile", "seed", "gradient_bits", "name", "label", "noise_is_on"),
+    *("input_range", "output_range", "range_kind", "noise_seed"),
+)
 
 
 class Substitute(Protocol):

@@ -143,6 +143,16 @@ CASES: dict[str, tuple[onnx.ModelProto, dict[str, int], list[list[int]]]] = {
         {},
         [[1, 8, 5]],
     ),
+    "a batch that a reshape flattens": (
+        model(
+            [node("Reshape", "x S", "r"), node("MatMul", "r W", "Y")],
+            {"x": ["batch", 4, 4]},
+            S=np.array([-1, 16]),
+            W=floats(16, 2),
+        ),
+        {},
+        [[2, 4, 4]],
+    ),
     "an unknown rank": (model([node("Conv", "x F", "Y")], {"x": None}, F=floats(2, 3, 1, 1)), {}, [[2, 3, 3, 4]]),
     "a scalar": (
         model(

@@ -269,15 +269,16 @@ def test_p09_what_nothing_reads_goes_in_subgraphs_too() -> None:
     assert not RemoveUnused()(made).modified
 
 
-def test_p09_an_input_that_only_replaced_what_nothing_reads_goes() -> None:
+def test_p09_an_input_that_replaced_what_a_layer_took_over_goes() -> None:
     made = in_branches()
-    spare = stored("spare", W)
-    made.graph.register_initializer(spare)
-    made.graph.inputs.append(spare)
-    names = [value.name for value in made.graph.inputs[:-1]]
-    assert RemoveUnused()(made).modified
-    assert [value.name for value in made.graph.inputs] == names
-    assert "spare" not in made.graph.initializers
+    names = [value.name for value in made.graph.inputs]
+    for name in ("spare", "taken"):
+        made.graph.register_initializer(stored(name, W))
+        made.graph.inputs.append(made.graph.initializers[name])
+    assert RemoveUnused(["taken"])(made).modified
+    assert [value.name for value in made.graph.inputs] == [*names, "spare"]
+    assert "taken" not in made.graph.initializers
+    assert "spare" in made.graph.initializers
 
 
 def test_p10_full_scales_are_what_layers_see() -> None:

@@ -23,6 +23,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 import lumina_onnx
 from lumina_onnx import OpticalProfile
 from lumina_onnx.exporter import rewrite, verify
+from lumina_onnx.exporter.passes.replace_linears import ANEW, AS_FLOATS, KEPT
 
 Floats = NDArray[np.float32]
 MICROSOFT = "com.microsoft"
@@ -30,8 +31,6 @@ ANALOG = OpticalProfile(input_bits=0, weight_bits=0, output_bits=0)
 CODES = OpticalProfile(input_bits=0, weight_bits=8, output_bits=0)
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(5, 6)).astype(np.float32)
-KEPT = "the file's 8-bit weights are kept with their scales"
-ANEW = "the file's quantised weights are quantised anew"
 REMEDY = "give the file of floats that it was made from"
 
 
@@ -114,10 +113,12 @@ def test_dynamic_quantisation(tmp_path: Path, floats: Path, kind: Any, per_chann
         (6, 32, "analog"),
         (32, 4, "analog"),
     ]
-    assert report.notes == [f"MatMul_a_quant, Gemm_Y_MatMul_quant: {KEPT if symmetric else ANEW}"]
+    names = "MatMul_a_quant, Gemm_Y_MatMul_quant"
+    assert report.notes == [f"{names}: {AS_FLOATS}"]
     np.testing.assert_allclose(run(tmp_path / "y.onnx"), expected, rtol=1e-5, atol=1e-5)
 
-    rewrite(source, tmp_path / "codes.onnx", CODES)
+    for profile, note in ((CODES.replace(weight_bits=4), ANEW), (CODES, KEPT if symmetric else ANEW)):
+        assert rewrite(source, tmp_path / "codes.onnx", profile).notes == [f"{names}: {note}"]
     written = [array for array in stored(tmp_path / "codes.onnx").values() if array.dtype == np.int8]
     if symmetric:
         np.testing.assert_allclose(run(tmp_path / "codes.onnx"), expected, rtol=1e-5, atol=1e-5)
@@ -170,8 +171,7 @@ def test_static_quantisation(
     assert report.layers[1].bias == "analog"
     kept = weights == "QInt8"
     names = "MatMul_a_quant, Gemm_Y_quant" if form == "QOperator" else "MatMul_a, Gemm_Y"
-    notes = [f"{names}: {KEPT if kept else ANEW}"] if kept or form == "QOperator" else []
-    assert [note for note in report.notes if "quantised" in note or "8-bit" in note] == notes
+    assert [note for note in report.notes if "quantised" in note] == [f"{names}: {AS_FLOATS}"]
     scale = max(stored(source)["Y_scale"].item(), 1e-9)
     for profile in (ANALOG, CODES) if kept else (ANALOG,):
         rewrite(source, tmp_path / "y.onnx", profile)
@@ -206,7 +206,8 @@ def test_a_matrix_of_codes_that_is_transposed(tmp_path: Path) -> None:
     content = [node("DequantizeLinear", "Q S", "V", axis=0), node("MatMul", "X V", "Y")]
     scale = RNG.uniform(0.01, 0.1, 6).astype(np.float32)
     source = write(tmp_path / "rows.onnx", content, {"Q": codes.T.copy(), "S": scale})
-    assert rewrite(source, tmp_path / "y.onnx", ANALOG).notes == []
+    assert rewrite(source, tmp_path / "y.onnx", CODES).notes == [f"{content[-1].name}: {ANEW}"]
+    assert rewrite(source, tmp_path / "y.onnx", ANALOG).notes == [f"{content[-1].name}: {AS_FLOATS}"]
     np.testing.assert_allclose(run(tmp_path / "y.onnx"), run(source, optimised=False), rtol=1e-5, atol=1e-5)
 
 
@@ -234,7 +235,7 @@ def test_weights_in_blocks(tmp_path: Path, symmetric: bool, bits: int) -> None:
     bias = RNG.normal(size=n).astype(np.float32)
     source = write(tmp_path / "s.onnx", content, held | {"B": bias}, k)
     report = rewrite(source, tmp_path / "y.onnx", ANALOG)
-    assert report.notes == [f"MatMulNBits_z: {ANEW}"]
+    assert report.notes == [f"MatMulNBits_z: {AS_FLOATS}"]
     assert [(row.in_features, row.out_features, row.bias) for row in report.layers] == [(k, n, "analog")]
     x = RNG.normal(size=(3, k)).astype(np.float32)
     np.testing.assert_allclose(run(tmp_path / "y.onnx", x), x @ weight.T + bias, rtol=1e-4, atol=1e-4)
@@ -331,3 +332,22 @@ def test_what_is_left_and_what_to_do(tmp_path: Path, case: str) -> None:
     with pytest.raises(ValueError, match="it holds no MatMul or Gemm to convert, with a stored matrix") as caught:
         rewrite(source, tmp_path / "y.onnx", ANALOG)
     assert f"{reason}; {REMEDY})" in str(caught.value)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_scale_with_more_dimensions_than_the_product(tmp_path: Path, rank: int) -> None:
+    held: dict[str, Any] = {
+        "W": RNG.integers(-127, 128, (6, 4)).astype(np.int8),
+        "S": RNG.uniform(0.01, 0.02, (1,) * (rank - 1) + (4,)).astype(np.float32),
+    }
+    content = [
+        node("DynamicQuantizeLinear", "X", "q s z"),
+        node("MatMulInteger", "q W z", "i"),
+        node("Cast", "i", "f", to=TensorProto.FLOAT),
+        node("Mul", "f s", "g"),
+        node("Mul", "g S", "Y"),
+    ]
+    source = write(tmp_path / "s.onnx", content, held)
+    rewrite(source, tmp_path / "y.onnx", ANALOG)
+    expected = (X @ (held["W"] * held["S"].reshape(-1))).reshape((1,) * max(rank - 2, 0) + (5, 4))
+    np.testing.assert_allclose(run(tmp_path / "y.onnx"), expected, rtol=1e-5, atol=1e-5)

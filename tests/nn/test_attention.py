@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-from torch.nn.utils import parametrizations, parametrize  # noqa: E402
+from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 from torch.optim.swa_utils import AveragedModel  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
@@ -656,3 +656,13 @@ def test_what_is_refused() -> None:
         convert(attention(), CLEAN, overrides={"v_proj": CLEAN.replace(output_range=(1.0,) * 4)})
     assert isinstance(optical.out_proj, OpticalLinear)
     assert F.linear(x, optical.q_proj.weight).shape == x.shape
+
+
+def test_a_pruned_attention_is_copied_after_a_forward_pass() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    prune.l1_unstructured(attention, "in_proj_weight", 0.5)
+    model = convert(attention, ANALOG)
+    x = torch.randn(3, 1, 8)
+    expected = model(x, x, x)[0]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(x, x, x)[0], expected, rtol=0, atol=0)

@@ -269,3 +269,58 @@ def test_a_conv1d_with_a_forward_of_its_own(conv1d: Any) -> None:
     with pytest.warns(UserWarning, match="no layer of the model was converted"):
         net = convert(nn.Sequential(Own(5, 6)), CLEAN)
     assert [row.reason for row in report(net).left] == ["Own has a forward of its own"]
+
+
+class ByLayers(nn.Module):
+    """Adds a product of two layers to a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Linear(6, 2, bias=False)
+        self.up = nn.Linear(2, 6, bias=False)
+
+    def forward(self, weight: Any) -> Any:
+        return weight + self.up(self.down(weight))
+
+
+def test_layers_that_compute_a_weight_are_left() -> None:
+    layer = nn.Linear(6, 5)
+    parametrize.register_parametrization(layer, "weight", ByLayers())
+    noisy = OpticalProfile(4, 4, 4, noise_additive=0.5)
+    model = convert(nn.Sequential(layer), noisy)
+    assert [row.name for row in report(model).layers] == ["0"]
+    torch.testing.assert_close(model[0].weight, layer.weight, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="skip"):
+        convert(nn.Sequential(layer), noisy, skip="0.parametrizations.weight.0.up")
+
+
+@pytest.mark.parametrize("name", ["seed", "name", "profile", "input_range"])
+def test_a_subclass_with_an_attribute_of_ours_is_left(name: str) -> None:
+    class Own(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            if name == "input_range":
+                self.register_buffer(name, torch.ones(1))
+            else:
+                setattr(self, name, 7)
+
+    model = convert(nn.Sequential(Own(), nn.Linear(3, 3)), CLEAN)
+    (left,) = report(model).left
+    assert left.reason == f"Own has an attribute {name} of its own, which an optical layer has as well"
+    assert getattr(model[0], name) is not None
+
+
+def test_a_conv1d_that_does_not_keep_its_inputs(conv1d: Any) -> None:
+    layer = conv1d(5, 6)
+    del layer.nx
+    model = convert(nn.Sequential(layer), ANALOG)
+    (row,) = report(model).layers
+    assert (row.in_features, row.out_features, row.converted) == (6, 5, True)
+    optical: Any = model[0]
+    assert (optical.in_features, optical.out_features) == (6, 5)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(model(x), x @ layer.weight + layer.bias)
+    pruned = conv1d(5, 6)
+    del pruned.nx
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    assert [row.in_features for row in report(nn.Sequential(pruned)).layers] == [6]

@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lumina_onnx.exporter.linear import Linear, Step
 from lumina_onnx.exporter.nodes import set_attributes
@@ -17,6 +18,10 @@ from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, VERSION
 from . import Pass, PassResult
 
 __all__ = ["ReplaceLinears"]
+
+KEPT = "the file's 8-bit weights are kept with their scales"
+ANEW = "the file's quantised weights are quantised anew"
+AS_FLOATS = "the file's quantised weights become floats"
 
 
 class ReplaceLinears(Pass):
@@ -39,12 +44,23 @@ class ReplaceLinears(Pass):
         for linear, profile in self._chosen:
             _replace(linear, profile, self._seed)
             fixed |= dict.fromkeys(linear.fixed)
-            if linear.note:
-                noted.setdefault(linear.note, []).append(linear.name)
+            if note := _note(linear, profile):
+                noted.setdefault(note, []).append(linear.name)
         notes = [f"{listed(names)}: {note}" for note, names in noted.items()]
         if fixed:
             notes.append(f"{listed(list(fixed))}: stored in layers, where callers can no longer replace it by an input")
         return PassResult(model, bool(self._chosen), notes)
+
+
+def _keeps_codes(linear: Linear, profile: OpticalProfile) -> bool:
+    return linear.step is not None and profile.weight_bits == 8
+
+
+def _note(linear: Linear, profile: OpticalProfile) -> str:
+    if not linear.coded:
+        return linear.note
+    codes = KEPT if _keeps_codes(linear, profile) else ANEW if profile.weight_bits else AS_FLOATS
+    return f"{codes}; {linear.note}" if linear.note else codes
 
 
 def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
@@ -68,8 +84,8 @@ def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
 def _stored(linear: Linear, profile: OpticalProfile) -> list[ir.Value]:
     """W, W_scale and B."""
     tensors: list[ir.TensorProtocol]
-    if linear.step is not None and profile.weight_bits == 8:
-        tensors = [linear.matrix, ir.tensor(linear.step)]
+    if _keeps_codes(linear, profile):
+        tensors = [linear.matrix, ir.tensor(cast("NDArray[np.float32]", linear.step))]
     else:
         lazy = ir.LazyTensor(lambda: ir.tensor(linear.weight()), ir.DataType.FLOAT, ir.Shape(linear.shape))
         tensors = [lazy, ir.tensor(np.ones(linear.shape[0], np.float32))]
