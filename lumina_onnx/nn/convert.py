@@ -70,10 +70,12 @@ def convert(
     bits or noise. (``layer.profile = profile`` makes its ranges dynamic again.) Of layers with the same seed, as copies
     have, the first keeps it.
 
-    Left as they are, with the reason in the report: layers named by `skip`; modules with a forward of their own;
-    lazy layers before their first call; everything that is no linear layer, such as convolutions. The fused inference
-    paths of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``, which would bypass their layers, are not
-    taken where those are converted, and ``nn.TransformerEncoder`` makes no nested tensors.
+    Left as they are, with the reason in the report: layers named by `skip`; modules with a forward of their own, or
+    with an attribute that optical layers have, such as ``seed``; lazy layers before their first call; everything that
+    is no linear layer, such as convolutions. Layers inside a parametrisation are digital, and are left as well: their
+    result is the weight. The fused inference paths of ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``,
+    which would bypass their layers, are not taken where those are converted, and ``nn.TransformerEncoder`` makes no
+    nested tensors.
 
     Layers of a model inside ``torch.compile``, ``AveragedModel`` or a data-parallel wrapper go by their names there.
 
