@@ -42,7 +42,7 @@ def test_it_converts_and_verifies(lumina: Any, ready: Any, tmp_path: Path) -> No
     assert facts["report"] == "RewriteReport"
     assert [(row["name"], row["weight_bits"], row["output_bits"]) for row in facts["layers"]] == [
         ("first", 4, 4),
-        ("second", 0, 12),
+        ("second", 12, 12),
     ]
     assert facts["layers"][0]["input_range"] > 0
     assert facts["opset"] == 20
