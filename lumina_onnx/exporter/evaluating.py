@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 
 from lumina_onnx import reference
-from lumina_onnx.schema import DOMAIN, VERSION, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN
 
-from .onnx_schema import defaults
+from .onnx_schema import completed
 
 __all__ = ["OpticalLinear", "reference_ops"]
 
@@ -36,10 +36,7 @@ class OpticalLinear(OpRun):
         bias: NDArray[Any] | None = None,
         **given: Any,
     ) -> tuple[NDArray[np.float32]]:
-        attributes = defaults() | {name: value for name, value in given.items() if value is not None}
-        version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
-        if version != VERSION:
-            raise ValueError(f"{VERSION_ATTRIBUTE} = {version}: this lumina_onnx has version {VERSION} of the operator")
+        attributes = completed({name: value for name, value in given.items() if value is not None})
         arguments: dict[str, Any] = {
             **attributes,
             "weight_scale": weight_scale if attributes["weight_bits"] else None,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, PARAMETERS, VERSION_ATTRIBUTE
 
-from .onnx_schema import defaults
+from .onnx_schema import completed
 from .report import Layer
 
 __all__ = [
@@ -113,13 +113,11 @@ def optical_nodes(model: ir.Model) -> list[OpticalNode]:
     found = []
     for node in model.graph.all_nodes():
         if is_optical(node):
-            attributes = defaults() | {name: _value(node, each) for name, each in node.attributes.items()}
-            version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
-            if version != VERSION:
-                raise ValueError(
-                    f"node {_name(node)!r}: {VERSION_ATTRIBUTE} = {version}: this lumina_onnx has "
-                    f"version {VERSION} of the operator; a file of a later version needs a newer one"
-                )
+            given = {name: _value(node, each) for name, each in node.attributes.items()}
+            try:
+                attributes = completed(given)
+            except ValueError as error:
+                raise ValueError(f"node {_name(node)!r}: {error}") from None
             found.append(OpticalNode(node, attributes, node.graph is not model.graph))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -10,7 +11,7 @@ from onnx.defs import OpSchema
 
 from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
-__all__ = ["defaults", "register"]
+__all__ = ["completed", "defaults", "register"]
 
 _KINDS = {
     "INT": OpSchema.AttrType.INT,
@@ -27,6 +28,22 @@ def defaults() -> dict[str, object]:
         for row in PARAMETERS
         if row.place == "attribute" and row.default is not None
     }
+
+
+def completed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a node that has the `given` ones: those that it omits with their defaults, without its version.
+
+    Raises:
+        ValueError: the node is of a later version of the operator.
+    """
+    attributes = defaults() | dict(given)
+    version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
+    if version != VERSION:
+        raise ValueError(
+            f"{VERSION_ATTRIBUTE} = {version}: this lumina_onnx has version {VERSION} of the operator; a file of a "
+            "later version needs a newer one"
+        )
+    return attributes
 
 
 def register() -> None:
