@@ -395,14 +395,7 @@ class OpticalLinear(OpticalLayer, nn.Linear):
         device: the CPU, or "meta".
         dtype: ``torch.float32``.
 
-    Attributes:
-        profile: the :class:`~lumina_onnx.OpticalProfile`; assigning another one checks it against the layer's size.
-        seed: the noise's key.
-        gradient_bits: 8 or None; a block of :func:`lumina_onnx.nn.gradient_bits` goes before it. It is read in the
-            forward pass, and is not part of the ``state_dict``.
-        name: the layer's name in error messages; :func:`lumina_onnx.nn.convert` sets it to the module's name.
-        input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders
-            that look for them; `profile` and `seed` hold the same information.
+    Its attributes are those of :class:`OpticalLayer`.
     """
 
     _plain: ClassVar = nn.Linear
