@@ -107,9 +107,10 @@ ROUNDED = {"fcvtns.4s": 4}
 ROOTS = {"frsqrte.4s": 8, "fsqrt.4s": 8}
 # What the tiles for codes leave over, at the end of a row.
 REST = r"add_groups"
+CODES = Work(rf"\w+_tile|{REST}", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True)
 WORK = {
-    "codes": Work(rf"\w+_tile|{REST}", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
-    "gradient codes": Work(rf"\w+_tile|{REST}", r"microkernel/(?:neon|tile/int)/", PRODUCTS, of_tier=True),
+    "codes": CODES,
+    "gradient codes": CODES,
     "floats": Work(r"float_tile", r"microkernel/tile/float", {"fmla.4s": 4}),
     "gradient": Work(r"products", r"microkernel/tile/gradient", {"fmla.4s": 4}),
     "normals": Work(r"group", r"microkernel/gauss", ROOTS, "normals", 1, bar_on_spills=False),
