@@ -32,10 +32,16 @@ fn on(tier: Tier, ns: usize) -> u64 {
     if of_floats >= REFERENCE { ns as u64 } else { (ns as u64).saturating_mul(REFERENCE) / of_floats }
 }
 
+/// Waking another thread.
+#[inline]
+pub fn wake_ns(tier: Tier) -> u64 {
+    on(tier, WAKE_NS as usize).min(LONGEST_WAKE_NS)
+}
+
 /// What waking a thread has to be worth, for `ns` of work.
 #[inline]
 pub(crate) fn work(tier: Tier, ns: u64) -> Work {
-    Work { ns, wake_ns: on(tier, WAKE_NS as usize).min(LONGEST_WAKE_NS) }
+    Work { ns, wake_ns: wake_ns(tier) }
 }
 
 /// Quantising and laying out weights `[n, k]`.

@@ -1,6 +1,7 @@
 //! Who runs the tasks of a call. The kernel itself never starts a thread.
 
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use crate::float_env::FloatEnv;
 
@@ -100,10 +101,33 @@ fn share<T: Send>(
     });
 }
 
+/// [`run_each`] where each item is a part of the same memory: the calling thread takes the first items, other threads the
+/// last. So parts of the memory stay in the caches of the same cores from call to call.
+pub(crate) fn run_from_both_ends<I>(executor: &dyn Executor, work: Work, items: I, task: impl Fn(I::Item) + Sync)
+where
+    I: DoubleEndedIterator<Item: Send> + ExactSizeIterator + Send,
+{
+    let count = items.len();
+    if count <= 1 || threads_for(executor, work) == 1 || executor.order(count).is_some() {
+        return run_each(executor, work, items, task);
+    }
+    let (items, caller) = (Mutex::new(items), thread::current().id());
+    executor.run(count, &|| {
+        let _environment = FloatEnv::canonical();
+        let first = thread::current().id() == caller;
+        let next = || {
+            let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
+            if first { items.next() } else { items.next_back() }
+        };
+        while let Some(item) = next() {
+            task(item);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
 
     use super::*;
 
@@ -191,6 +215,41 @@ mod tests {
             });
             assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
         }
+    }
+
+    #[test]
+    fn the_calling_thread_takes_the_first_items_and_others_the_last() {
+        let here = thread::current().id();
+        let taken = Mutex::new(Vec::new());
+        run_from_both_ends(&Counting::default(), work(1000), 0..8, |item| {
+            taken.lock().expect("no task panics").push((item, thread::current().id()));
+        });
+        // This executor runs tasks on another thread alone.
+        let taken = taken.into_inner().expect("no task panics");
+        assert_eq!(taken.iter().map(|(item, _)| *item).collect::<Vec<_>>(), (0..8).rev().collect::<Vec<_>>());
+        assert!(taken.iter().all(|(_, id)| *id != here));
+
+        struct Both;
+        impl Executor for Both {
+            fn run(&self, _at_most: usize, work: &(dyn Fn() + Sync)) {
+                thread::scope(|scope| {
+                    scope.spawn(work);
+                    work();
+                });
+            }
+
+            fn threads(&self) -> usize {
+                2
+            }
+        }
+        let taken = Mutex::new([const { None }; 100]);
+        run_from_both_ends(&Both, work(0), 0..100, |item| {
+            let previous = taken.lock().expect("no task panics")[item].replace(thread::current().id() == here);
+            assert_eq!(previous, None, "{item} was taken twice");
+            thread::yield_now();
+        });
+        let first = taken.into_inner().expect("no task panics").map(|here| here.expect("taken"));
+        assert!(first.is_sorted_by(|a, b| a >= b), "{first:?}");
     }
 
     #[test]

@@ -14,6 +14,8 @@ const ROWS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 2
 const COLUMNS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100];
 const DEPTHS: &[usize] = &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129];
 
+const MANY_COLUMNS: &[usize] = &[96, 97, 127, 128, 129, 159, 160, 161, 255, 256, 257, 300];
+
 fn shape() -> impl Strategy<Value = (usize, usize, usize)> {
     use proptest::sample::select;
     (select(ROWS), select(COLUMNS), select(DEPTHS))
@@ -46,6 +48,19 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    /// Below, at and above the panels that a single row meets side by side.
+    #[test]
+    fn a_row_with_many_panels_equals_the_reference(
+        case in (prop_oneof![4 => Just(1usize), 1 => Just(2)], prop::sample::select(MANY_COLUMNS), prop::sample::select(DEPTHS), any::<bool>())
+            .prop_flat_map(|(m, n, k, special)| case(m, n, k, special)),
+    ) {
+        case.check(&[&Serial]);
+    }
+}
+
 #[test]
 fn all_codes_at_their_largest() {
     let signs = [(1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)];
@@ -70,6 +85,30 @@ fn all_codes_at_their_largest() {
                     key: NoiseKey::default(),
                 };
                 case.check(&[&Serial]);
+            }
+        }
+    }
+}
+
+/// The longest row whose products with packed codes are summed where they are, and longer ones.
+#[test]
+fn a_long_row_with_all_codes_at_their_largest() {
+    for k in [65_536, 65_540, 131_072] {
+        for weight_bits in [4, 8] {
+            for w in [1.0, -1.0] {
+                let case = Case {
+                    m: 1,
+                    n: 130,
+                    k,
+                    spec: Spec { input_bits: 8, weight_bits, output_bits: 0, ..Spec::default() },
+                    storage: Storage::F32,
+                    x: vec![1.0; k],
+                    w: vec![w; 130 * k],
+                    bias: None,
+                    key: NoiseKey::default(),
+                };
+                let fastest: Vec<_> = Tier::available().into_iter().rev().take(2).collect();
+                case.check_tiers(&fastest, &[&Serial]);
             }
         }
     }

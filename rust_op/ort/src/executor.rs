@@ -9,22 +9,24 @@ use lumina_kernel::Executor;
 use crate::guard::{Failure, guard};
 use crate::sys::KernelContext;
 
-/// How many times as long as waking a thread takes work must be to be worth handing to the pool, as a fraction. That is
-/// little, since the pool's idle threads spin. On two cores of an AMD Zen 5 (9 us), one row of 1,024 inputs and as many
-/// outputs took a session 11.7 us on one thread and 7.5 us on two with 8 bits, 5.4 us and 6.1 us with 4 bits; with the
-/// other core busy, two threads cost 1 us more. Where threads sleep, work that takes as long as waking one breaks even,
-/// since the calling thread goes on meanwhile.
+/// How many times as long as waking a thread takes work must be to be worth handing to the pool, as a fraction, where
+/// that is not tried ([`crate::sharing`]). It is little, since the pool's idle threads spin; where they sleep, work that
+/// takes as long as waking one breaks even, since the calling thread goes on meanwhile.
 const WORTHWHILE_WAKES: (u64, u64) = (3, 2);
 
 /// The pool of the session that a run belongs to: its `intra_op_num_threads`, and no other threads.
 pub(crate) struct SessionPool<'a> {
     context: &'a KernelContext<'a>,
+    /// Whether this call is shared with the pool's other threads; `None` if estimates decide.
+    share: Option<bool>,
+    /// The estimated work of the call.
+    estimate_ns: u64,
     failure: Mutex<Option<Failure>>,
 }
 
 impl<'a> SessionPool<'a> {
-    pub(crate) fn new(context: &'a KernelContext<'a>) -> Self {
-        SessionPool { context, failure: Mutex::new(None) }
+    pub(crate) fn new(context: &'a KernelContext<'a>, share: Option<bool>, estimate_ns: u64) -> Self {
+        SessionPool { context, share, estimate_ns, failure: Mutex::new(None) }
     }
 
     /// The first failure, unless all tasks ran and returned.
@@ -57,7 +59,13 @@ impl Executor for SessionPool<'_> {
     }
 
     fn worthwhile_ns(&self, wake_ns: u64) -> u64 {
-        wake_ns * WORTHWHILE_WAKES.0 / WORTHWHILE_WAKES.1
+        let by_estimate = wake_ns * WORTHWHILE_WAKES.0 / WORTHWHILE_WAKES.1;
+        match self.share {
+            // Steps of the call that are smaller than the whole are not worth it for that.
+            Some(true) => by_estimate.min(self.estimate_ns),
+            Some(false) => u64::MAX,
+            None => by_estimate,
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 //!
 //! - [`optical_linear`]: the operator: checks a node's attributes and inputs, and runs it.
 //! - `executor`: the kernel's tasks on the session's own thread pool.
+//! - `sharing`: which calls are worth the pool's other threads, by trying.
 //! - `guard`: errors and panics become an `OrtStatus`.
 //! - `sys`: ONNX Runtime's C API as safe Rust; the only place with `unsafe`.
 
 mod executor;
 mod guard;
 pub mod optical_linear;
+mod sharing;
 #[allow(unsafe_code, reason = "the boundary to a C API")]
 mod sys;
 

@@ -19,10 +19,11 @@ mod inputs;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lumina_kernel::{Layer, NoiseKey, Tier, schema};
+use lumina_kernel::{Layer, NoiseKey, Tier, cost, schema};
 
 use crate::executor::SessionPool;
 use crate::guard::Failure;
+use crate::sharing::Sharing;
 use crate::sys::{CustomOp, Dimension, Input, KernelContext, KernelInfo, ShapeContext};
 
 const X: usize = 0;
@@ -38,6 +39,7 @@ pub(crate) struct OpticalLinear {
     layer: Layer,
     seed: u64,
     invocations: AtomicU64,
+    sharing: Sharing,
 }
 
 impl CustomOp for OpticalLinear {
@@ -86,7 +88,13 @@ impl OpticalLinear {
         let attributes = attributes::read(info)?;
         let tier = Tier::selected().map_err(inputs::failure)?;
         let layer = inputs::read(info, &attributes, tier)?;
-        Ok(OpticalLinear { node, layer, seed: attributes.seed, invocations: AtomicU64::new(0) })
+        Ok(OpticalLinear {
+            node,
+            layer,
+            seed: attributes.seed,
+            invocations: AtomicU64::new(0),
+            sharing: Sharing::default(),
+        })
     }
 
     fn run(&self, mut context: KernelContext<'_>) -> Result<(), Failure> {
@@ -105,9 +113,13 @@ impl OpticalLinear {
             if y.is_empty() {
                 return Ok(());
             }
-            let pool = SessionPool::new(context);
+            let estimate_ns = self.layer.forward_ns(y.len() / n);
+            let attempt = self.sharing.attempt(estimate_ns, cost::wake_ns(self.layer.weights().tier()));
+            let pool = SessionPool::new(context, attempt.share, estimate_ns);
             self.layer.forward(&pool, &x, key, y, None).map_err(inputs::failure)?;
-            pool.finish()
+            pool.finish()?;
+            attempt.done();
+            Ok(())
         })
     }
 }
@@ -126,7 +138,8 @@ mod tests {
         let w: Vec<f32> = (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect();
         let weights = Weights::new(tier, &Serial, &params, (n, k), WeightSource::F32(&w), None, None).unwrap();
         let layer = Layer::new(weights, Some(&vec![0.5; n])).unwrap();
-        OpticalLinear { node: "a node: ".into(), layer, seed: 1, invocations: AtomicU64::new(0) }
+        let sharing = Sharing::default();
+        OpticalLinear { node: "a node: ".into(), layer, seed: 1, invocations: AtomicU64::new(0), sharing }
     }
 
     /// Covers calls cut by columns and by rows, into one task and several, with weights packed, unpacked and in floats.

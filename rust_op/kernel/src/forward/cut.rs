@@ -113,7 +113,7 @@ impl Call<'_> {
 
         let product = self.product(&staging, x_step);
         let tasks = if threads_for(executor, self.work) == 1 { 1 } else { COLUMN_TASKS };
-        let panels_per_task = n.div_ceil(PANEL).div_ceil(tasks);
+        let panels_per_task = product.whole_streams(n.div_ceil(PANEL).div_ceil(tasks));
         product.into_columns(executor, self.work, panels_per_task, OutputBlock::new(y, (m, n)));
 
         let finished = y.chunks_mut(STEP_ROWS * n).zip(x_step.chunks(STEP_ROWS)).enumerate();

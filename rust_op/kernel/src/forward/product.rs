@@ -1,6 +1,6 @@
 //! Rows times panels: which tiles multiply them, and where the results go.
 
-use crate::executor::{Executor, Work, run_each};
+use crate::executor::{Executor, Work, run_from_both_ends};
 use crate::microkernel::amx::{ConfiguredTiles, Tiles, bytes_behind};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::isa::{Isa, Vectorized};
@@ -8,7 +8,9 @@ use crate::microkernel::output::OutputBlock;
 use crate::microkernel::panels::{BLOCK_BYTES, PANEL};
 use crate::microkernel::tile::Scaling;
 use crate::microkernel::tile::float::{FloatRows, float_panel};
-use crate::microkernel::tile::int::{CodeRows, IntPanel, int_panel, unpack_panel};
+use crate::microkernel::tile::int::{
+    CodeRows, IntPanel, STREAMS, has_streams, int_panel, put_row, row_with_streams, unpack_panel,
+};
 use crate::microkernel::tile::matrix::matrix_panel;
 use crate::weights::{Panels, Weights};
 
@@ -81,6 +83,30 @@ impl Product<'_> {
         }
     }
 
+    /// Whether [`Product::row_of_panels`] multiplies.
+    #[inline(always)]
+    fn has_streams<S: Isa>(&self) -> bool {
+        let Panels::Int { storage, .. } = self.weights.panels() else { return false };
+        self.x_step.len() == 1 && has_streams::<S>(storage.bits, self.weights.k().div_ceil(4))
+    }
+
+    /// At least `panels` panels for a task, as many as are multiplied side by side or several times as many.
+    pub(super) fn whole_streams(&self, panels: usize) -> usize {
+        if self.x_step.len() == 1 { panels.next_multiple_of(STREAMS) } else { panels }
+    }
+
+    /// Sums of the only row of codes with `panels`.
+    #[inline(always)]
+    fn row_of_panels<S: Isa>(&self, isa: S, panels: [usize; STREAMS]) -> [[[S::I; 2]; 1]; STREAMS] {
+        let (Panels::Int { storage, bytes }, StagedRows::Int(rows)) = (self.weights.panels(), &self.rows) else {
+            unreachable!("rows are staged for the weights that they meet")
+        };
+        let k = self.weights.k();
+        let size = storage.panel_bytes(k);
+        let panels = panels.map(|panel| &bytes.as_slice()[panel * size..(panel + 1) * size]);
+        row_with_streams(isa, rows, *storage, panels, k.div_ceil(4))
+    }
+
     /// The same for rows of floats.
     #[inline(always)]
     fn float_panel<S: Isa>(&self, isa: S, panel: usize, output: OutputBlock<'_>) {
@@ -115,17 +141,18 @@ impl Product<'_> {
     ) {
         let tier = self.weights.tier();
         let count = z.columns().div_ceil(PANEL).div_ceil(panels_per_task);
+        let mut front = 0;
         let tasks = (0..count).map(|index| {
-            let index = if self.backwards { count - 1 - index } else { index };
             let first_panel = index * panels_per_task;
-            let z = if self.backwards {
-                z.take_columns_from(first_panel * PANEL)
-            } else {
+            let z = if index == front {
+                front += 1;
                 z.take_columns(z.columns().min(panels_per_task * PANEL))
+            } else {
+                z.take_columns_from((index - front) * panels_per_task * PANEL)
             };
             MultiplyPanels { product: &self, first_panel, z }
         });
-        run_each(executor, work, tasks, |task| tier.vectorize(task));
+        run_from_both_ends(executor, work, tasks, |task| tier.vectorize(task));
     }
 }
 
@@ -173,7 +200,19 @@ impl Vectorized for MultiplyCodePanels<'_> {
         let product = self.0.product;
         let tiles = product.tiles().map(Tiles::configure);
         let mut unpacked = None;
-        for step in 0..self.0.z.columns().div_ceil(PANEL) {
+        let count = self.0.z.columns().div_ceil(PANEL);
+        let mut step = 0;
+        if tiles.is_none() && product.has_streams::<S>() {
+            while step + STREAMS <= count {
+                let sums = product.row_of_panels(isa, std::array::from_fn(|index| self.0.next(step + index).0));
+                for sums in sums {
+                    let (panel, output) = self.0.next(step);
+                    put_row(isa, &product.scaling(panel), output, sums);
+                    step += 1;
+                }
+            }
+        }
+        for step in step..count {
             let (panel, output) = self.0.next(step);
             product.code_panel(isa, tiles.as_ref(), panel, &mut unpacked, output);
         }

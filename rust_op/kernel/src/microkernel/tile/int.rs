@@ -19,10 +19,12 @@ mod blocks;
 mod choice;
 mod in_place;
 mod small;
+mod streams;
 mod wide;
 
 pub(crate) use blocks::unpack_panel;
 use choice::{Algorithm, Choice};
+pub(crate) use streams::{STREAMS, has_streams};
 
 use super::Results;
 use crate::microkernel::isa::{Isa, LANES, TileOrigin};
@@ -99,6 +101,47 @@ pub(crate) fn byte_panel<S: Isa, R: Results>(
             _ => panel_of::<S, R, 8, 8>(isa, rows, panel, results, output),
         }
     }
+}
+
+/// Sums of the only row of `rows` with several stored panels, each of `groups` groups, where [`has_streams`].
+#[inline(always)]
+pub(crate) fn row_with_streams<S: Isa>(
+    isa: S,
+    rows: &CodeRows<'_>,
+    storage: Storage,
+    panels: [&[u8]; STREAMS],
+    groups: usize,
+) -> [[[S::I; 2]; 1]; STREAMS] {
+    assert!(has_streams::<S>(storage.bits, groups) && rows.sums.len() == 1 && rows.codes.len() >= 4 * groups);
+    assert!(panels.iter().all(|panel| panel.len() >= groups.div_ceil(storage.groups()) * BLOCK_BYTES));
+    let with_magnitudes = S::MAGNITUDES && storage.bits == 8;
+    assert!(!with_magnitudes || rows.magnitudes.len() == rows.codes.len());
+    let (codes, panels) = (rows.codes.as_ptr(), panels.map(<[u8]>::as_ptr));
+    let magnitudes = if with_magnitudes { rows.magnitudes.as_ptr() } else { codes };
+    let (panel, ahead) = (panels[0], panels[0]);
+    let origin = TileOrigin { codes, magnitudes, stride: rows.stride, panel, groups, fetch: false, ahead };
+    let start = start_of::<S>(storage, rows.sums[0]);
+    // SAFETY: the row and each panel hold `groups` groups, as checked above.
+    unsafe {
+        match storage.bits {
+            8 => streams::streams_tile::<S, 8, 1>(isa, origin, panels, start),
+            _ => streams::streams_tile::<S, 4, 2>(isa, origin, panels, start),
+        }
+    }
+}
+
+/// Writes the sums of one row with a panel.
+#[inline(always)]
+pub(crate) fn put_row<S: Isa, R: Results>(isa: S, results: &R, mut output: OutputBlock<'_>, sums: [[S::I; 2]; 1]) {
+    assert!(results.rows() == 1 && output.rows() == 1);
+    // SAFETY: the block has one row, and is used for nothing else.
+    unsafe { results.put(isa, output.tile(), (0, 0), sums) };
+}
+
+/// What the sums of a row begin with, whose `sum` is that of [`CodeRows`].
+#[inline(always)]
+fn start_of<S: Isa>(storage: Storage, sum: i32) -> i32 {
+    if S::SIGNS && storage.bits == 8 { sum } else { -storage.zero * sum }
 }
 
 /// Checks what [`panel_of`] expects.
@@ -233,7 +276,7 @@ unsafe fn tile_vectors<
     let groups = panel.groups;
     let mut start = [0; MR];
     for (start, sum) in start.iter_mut().zip(&rows.sums[row..row + MR]) {
-        *start = if S::SIGNS && BITS == 8 { *sum } else { -panel.storage.zero * sum };
+        *start = start_of::<S>(panel.storage, *sum);
     }
     // SAFETY: rows, panel and output hold what this function's contract says, so the origin is as the algorithms need.
     unsafe {

@@ -104,7 +104,7 @@ pub(super) unsafe fn slot_tile<S: Isa, const BITS: u32, const MR: usize, const N
 
 /// The sums of chains whose codes are multiplied by 2^(BITS * place); a chain's place is its index modulo `places`.
 #[inline(always)]
-fn joined<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
+pub(super) fn joined<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
     isa: S,
     chains: &[[[S::I; NV]; MR]],
     places: usize,
@@ -127,7 +127,7 @@ fn joined<S: Isa, const BITS: u32, const MR: usize, const NV: usize>(
 
 /// The stored codes of group `slot` of a block, times 2^(BITS * slot).
 #[inline(always)]
-fn masked<S: Isa, const BITS: u32, const NV: usize>(isa: S, block: &[S::I; NV], slot: usize) -> [S::I; NV] {
+pub(super) fn masked<S: Isa, const BITS: u32, const NV: usize>(isa: S, block: &[S::I; NV], slot: usize) -> [S::I; NV] {
     let mask = ((1u32 << BITS) - 1) << (BITS as usize * slot);
     let mut masked = *block;
     for vector in &mut masked {
