@@ -303,6 +303,7 @@ ONNXRUNTIME = Page(
         Column("without the library", "its function body"),
         Column("PyTorch `F.linear`", "PyTorch F.linear"),
         Column("of the peak", "reading as many bytes"),
+        Column("ours on one thread", "ours on one thread"),
     ),
     questions=(
         *(Question(f"How fast is a layer for {name}?", _layer(samples)) for name, samples in ROWS.items()),
@@ -322,7 +323,20 @@ ONNXRUNTIME = Page(
             tuple(Line(f"{bits}-bit weights", "creation", f"{bits}-bit") for bits in (8, 4, 2, 1)),
         ),
         Question(
-            "How near to the bandwidth of memory?", (Line("16 layers of 4-bit weights, 128 MiB", "stream", "4-bit"),)
+            "How fast are whole networks, for one sample and for eight?",
+            tuple(
+                Line(f"{name}, {kind}", "whole", f"^{name},.* 8 bits, {kind}")
+                for name in ("MiniLM-L3", "MiniLM-L6", "ViT-Tiny", "a block of GPT-2")
+                for kind in ("fixed full scales", "dynamic full scales", "without the library")
+            ),
+        ),
+        Question(
+            "How fast are layers one after another on two threads, 256 to 2,048 wide?",
+            tuple(Line(f"1 to 12 layers of {bits} bits", "chains", f"{bits}-bit") for bits in (8, 4, 2)),
+        ),
+        Question(
+            "How near to the bandwidth of memory, where other layers' sessions run in between?",
+            tuple(Line(f"{bits}-bit weights", "stream", f"^{bits}-bit") for bits in (8, 4)),
         ),
     ),
     notes={
@@ -340,6 +354,11 @@ ONNXRUNTIME = Page(
             "time of a session with one operator on one number is subtracted on both sides of a layer's comparison."
         ),
         "models": "the float32 model is the same graph with the dequantised weights.",
+        "whole networks": (
+            "transformers of these sizes with random weights, exported from PyTorch (`benchmarks/transformers.py`). "
+            "Integer operators are what ONNX Runtime's `quantize_dynamic` makes of the float32 model, with a scale for "
+            "each output. Attention, norms and GELU are the same float32 operators on all sides."
+        ),
         "ready": (
             "from the file, with its weights in a second file, to a session that can run. Ours lays the weights out on "
             "as many threads as there are cores; ONNX Runtime packs on one. All sessions stay alive, so that each "

@@ -228,26 +228,27 @@ def session(
 
 
 class Bound:
-    """A session with its input and output bound; calling it runs it."""
+    """A session with its inputs and float32 outputs bound; calling it runs it."""
 
     def __init__(
-        self, source: bytes | str | os.PathLike[str], x: Floats, threads: int = 1, *, library: bool = True
+        self, source: bytes | str | os.PathLike[str], x: Array, *more: Array, threads: int = 1, library: bool = True
     ) -> None:
         self.session = session(source, threads, library=library)
-        (source_info,), (target,) = self.session.get_inputs(), self.session.get_outputs()
-        # The batch dimension may be a name instead of a number.
-        shape = [size if isinstance(size, int) else len(x) for size in target.shape]
-        self._x = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-        self._y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
         binding = self.session.io_binding()
-        binding.bind_ortvalue_input(source_info.name, self._x)
-        binding.bind_ortvalue_output(target.name, self._y)
+        for info, value in zip(self.session.get_inputs(), (x, *more), strict=True):
+            binding.bind_ortvalue_input(info.name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+        self._outputs = []
+        for target in self.session.get_outputs():
+            # The batch dimension may be a name instead of a number.
+            shape = [size if isinstance(size, int) else len(x) for size in target.shape]
+            self._outputs.append(onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32))
+            binding.bind_ortvalue_output(target.name, self._outputs[-1])
         self._run: Callable[[], None] = lambda: self.session.run_with_iobinding(binding)
 
     def __call__(self) -> None:
         self._run()
 
     def output(self) -> Floats:
-        """Y, after a run."""
+        """The first output, after a run."""
         self._run()
-        return np.array(self._y.numpy())
+        return np.array(self._outputs[0].numpy())

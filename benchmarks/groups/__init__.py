@@ -57,5 +57,7 @@ GROUPS: dict[str, Group] = {
     "session": Group("one layer in ONNX Runtime, against its own operators", session.layers, page="edge"),
     "models": Group("whole networks in ONNX Runtime", session.networks, page="edge"),
     "creation": Group("making a session", session.creation, page="edge"),
-    "stream": Group("4-bit weights from memory, against read bandwidth", stream.run, page="edge"),
+    "chains": Group("layers one after another, two threads against one", session.chains, page="edge"),
+    "whole": Group("transformers in ONNX Runtime", session.whole, page="edge"),
+    "stream": Group("sessions whose weights come from memory, against read bandwidth", stream.run, page="edge"),
 }

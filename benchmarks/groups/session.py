@@ -24,6 +24,7 @@ from benchmarks.peaks import ROOT
 from benchmarks.results import Row, Shape, compare, quotients
 from benchmarks.sessions import Bound, Floats, Layer
 from benchmarks.timing import Call, Effort, Samples, interleave
+from benchmarks.transformers import TINY, TRANSFORMERS, quantize, write
 from lumina_onnx.exporter.twin import float_twin
 from lumina_onnx.schema import OPERATOR
 
@@ -41,6 +42,9 @@ SIZES = (784, 1024, 1024, 10)
 TINY_SIZES = (96, 64, 10)
 
 OURS, EMPTY, BODY = "ours", "an empty session", "its function body in standard operators"
+ALONE = "ours on one thread"
+FIXED, DYNAMIC = "fixed full scales", "dynamic full scales"
+FLOAT_MODEL, QUANTIZED = "MatMul, float32: its model", "integer operators: quantize_dynamic"
 TORCH, FLOAT, CHAIN = "PyTorch F.linear", "MatMul, float32", "DynamicQuantizeLinear and MatMulInteger"
 EXACT_CHAIN = f"{CHAIN}, unsigned weights"
 
@@ -74,7 +78,7 @@ def _best_blocks(weights: Sequence[Floats], x: Floats, threads: int) -> dict[int
     for bits in N_BITS:
         build = {block: [sessions.n_bits(weight, bits, block) for weight in weights] for block in BLOCKS}
         sides: dict[str, Call] = {
-            str(block): Bound(sessions.model(build[block], len(x)), x, threads) for block in BLOCKS
+            str(block): Bound(sessions.model(build[block], len(x)), x, threads=threads) for block in BLOCKS
         }
         best[bits] = int(_fastest(interleave(sides, BRIEF, own_threads=threads > 1), list(sides)))
     return best
@@ -91,14 +95,14 @@ def _sides(x: Floats, weights: Sequence[Floats], threads: int, blocks: dict[int,
             value = F.linear(F.relu(value) if index else value, weight)
 
     def bound(build: Callable[[Floats], Layer], *, library: bool = True) -> Bound:
-        return Bound(sessions.model([build(weight) for weight in weights], len(x)), x, threads, library=library)
+        return Bound(sessions.model([build(weight) for weight in weights], len(x)), x, threads=threads, library=library)
 
     sides: dict[str, Call] = {
         TORCH: pytorch,
         FLOAT: bound(sessions.mat_mul),
         CHAIN: bound(sessions.integer_chain),
         EXACT_CHAIN: bound(partial(sessions.integer_chain, unsigned=True)),
-        EMPTY: Bound(sessions.nothing(), np.zeros((1, 1), np.float32), threads),
+        EMPTY: Bound(sessions.nothing(), np.zeros((1, 1), np.float32), threads=threads),
     }
     for bits in BITS:
         optical = partial(sessions.optical, bits=bits)
@@ -128,7 +132,7 @@ def layers(context: Context) -> Iterator[Row]:
         for threads in _counts(context):
             context.say(f"{' x '.join(map(str, shape))}, {threads} threads")
             use_threads(threads)
-            blocks = _best_blocks(weights, x, threads)
+            blocks = _best_blocks(weights, x, threads=threads)
             yield from _layer(context, shape, threads, x, weights, blocks)
     for shape in shapes[:1] if context.quick else [shapes[1], shapes[3]]:
         for threads in _counts(context):
@@ -192,13 +196,13 @@ def _everything_on(context: Context, shape: Shape, threads: int) -> Iterator[Row
     x, (weight,) = _arrays(m, (k, n))
     ours = sessions.model([sessions.optical(weight, 8, noise_relative=NOISE)], m)
     sides: dict[str, Call] = {
-        OURS: Bound(ours, x, threads),
-        BODY: Bound(ours, x, threads, library=False),
+        OURS: Bound(ours, x, threads=threads),
+        BODY: Bound(ours, x, threads=threads, library=False),
     }
     products = sessions.exact_products()
     for product in products:
         standard = sessions.model([sessions.standard_operators(weight, NOISE, product)], m)
-        sides[product] = Bound(standard, x, threads)
+        sides[product] = Bound(standard, x, threads=threads)
     times = interleave(sides, context.effort, own_threads=threads > 1)
     fields: dict[str, Any] = {
         "group": "session",
@@ -222,7 +226,7 @@ def networks(context: Context) -> Iterator[Row]:
         for threads in _counts(context):
             context.say(f"a perceptron, {m} rows, {threads} threads")
             use_threads(threads)
-            blocks = _best_blocks(weights, x, threads)
+            blocks = _best_blocks(weights, x, threads=threads)
             times = interleave(_sides(x, weights, threads, blocks), context.effort, own_threads=threads > 1)
             for bits in BITS:
                 best = _integer(times, bits, blocks)
@@ -253,9 +257,9 @@ def _committed(context: Context, path: Path, threads: int) -> Iterator[Row]:
     dims = [dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(0).random(dims, np.float32)
     sides: dict[str, Call] = {
-        OURS: Bound(path, x, threads),
-        BODY: Bound(path, x, threads, library=False),
-        FLOAT: Bound(ir.to_proto(float_twin(path)).SerializeToString(), x, threads),
+        OURS: Bound(path, x, threads=threads),
+        BODY: Bound(path, x, threads=threads, library=False),
+        FLOAT: Bound(ir.to_proto(float_twin(path)).SerializeToString(), x, threads=threads),
     }
     times = interleave(sides, context.effort, own_threads=threads > 1)
     for other in (FLOAT, BODY):
@@ -269,6 +273,86 @@ def _committed(context: Context, path: Path, threads: int) -> Iterator[Row]:
             what=path.name,
             shape=(*dims, *outputs),
             threads=threads,
+        )
+
+
+@torch.no_grad()
+def chains(context: Context) -> Iterator[Row]:
+    """Layers one after another, for one row: two threads against one, and against ONNX Runtime's on two."""
+    if context.threads == 1:
+        return
+    sizes, counts = ((64,), (2,)) if context.quick else ((256, 1024, 2048), (1, 2, 3, 6, 12))
+    blocks = {}
+    for size in sizes:
+        x, weights = _arrays(1, (size, size))
+        blocks[size] = _best_blocks(weights, x, 2)
+    for size, count, bits in itertools.product(sizes, counts, N_BITS):
+        context.say(f"{count} layers of {size} x {size}, {bits} bits")
+        x, weights = _arrays(1, [size] * (count + 1))
+        block = blocks[size][bits]
+        layers = [sessions.optical(weight, bits) for weight in weights]
+        rival = f"MatMulNBits {bits}, block {block}"
+        sides: dict[str, Call] = {
+            OURS: Bound(sessions.model(layers, 1), x, threads=2),
+            ALONE: Bound(sessions.model(layers, 1), x),
+            rival: Bound(sessions.model([sessions.n_bits(weight, bits, block) for weight in weights], 1), x, threads=2),
+        }
+        times = interleave(sides, context.effort, own_threads=True)
+        for other, against in ((ALONE, ALONE), (rival, f"integer operators: {rival}")):
+            yield _compare(
+                context,
+                times,
+                OURS,
+                other,
+                against=against,
+                group="chains",
+                what=f"{count} layers of {size} x {size}, {bits}-bit weights",
+                shape=(1, *[size] * (count + 1)),
+                threads=2,
+                goal=context.goal(any=0.97),
+            )
+
+
+def whole(context: Context) -> Iterator[Row]:
+    """Transformers, against their float32 models and ONNX Runtime's quantisation of these."""
+    for transformer in TINY if context.quick else TRANSFORMERS:
+        for batch in (1,) if context.quick else (1, 8):
+            with tempfile.TemporaryDirectory() as folder:
+                kinds = (FIXED, DYNAMIC, FLOAT_MODEL, QUANTIZED)
+                files = {kind: Path(folder) / f"{index}.onnx" for index, kind in enumerate(kinds)}
+                for kind in (FIXED, DYNAMIC):
+                    inputs = write(transformer, batch, files[kind], static=kind == FIXED)
+                ir.save(float_twin(files[FIXED]), files[FLOAT_MODEL])
+                quantize(files[FLOAT_MODEL], files[QUANTIZED])
+                for threads in _counts(context):
+                    context.say(f"{transformer.name}, batch {batch}, {threads} threads")
+                    yield from _whole(context, transformer.name, files, [x.numpy() for x in inputs], threads)
+
+
+def _whole(
+    context: Context, name: str, files: dict[str, Path], inputs: list[sessions.Array], threads: int
+) -> Iterator[Row]:
+    sides: dict[str, Call] = {kind: Bound(path, *inputs, threads=threads) for kind, path in files.items()}
+    sides[BODY] = Bound(files[FIXED], *inputs, threads=threads, library=False)
+    times = interleave(sides, context.effort, own_threads=threads > 1)
+    comparisons = [
+        *((ours, FLOAT_MODEL, f"8 bits, {ours}", 2.2) for ours in (FIXED, DYNAMIC)),
+        *((ours, QUANTIZED, f"8 bits, {ours}", 1.1) for ours in (FIXED, DYNAMIC)),
+        (FIXED, BODY, f"8 bits, {FIXED}", None),
+        (BODY, FLOAT_MODEL, "8 bits, without the library", 1 / 1.1),
+    ]
+    for ours, other, what, goal in comparisons:
+        yield _compare(
+            context,
+            times,
+            ours,
+            other,
+            against=other,
+            group="whole",
+            what=f"{name}, {what}",
+            shape=inputs[0].shape,
+            threads=threads,
+            goal=None if goal is None else context.goal(any=goal),
         )
 
 

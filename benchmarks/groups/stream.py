@@ -3,59 +3,82 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-import lumina_kernel
+from benchmarks import sessions
 from benchmarks.context import Context
 from benchmarks.results import Row, Shape, compare
-from benchmarks.timing import interleave
+from benchmarks.sessions import Bound, Floats, Layer
+from benchmarks.timing import Call, interleave
 
-BITS = 4
 #: Total size of the layers, in multiples of the largest cache.
 TIMES = 4
 #: Largest share of free memory for the layers, and again for the memory that is read for comparison.
-SHARE = 0.25
+SHARE = 0.1
+
+#: ONNX Runtime's operators on integers, by the bits of their weights.
+RIVALS: dict[int, dict[str, Callable[[Floats], Layer]]] = {
+    8: {
+        "MatMulNBits 8, block 128": lambda weight: sessions.n_bits(weight, 8, 128),
+        "DynamicQuantizeLinear and MatMulInteger": sessions.integer_chain,
+    },
+    4: {"MatMulNBits 4, block 128": lambda weight: sessions.n_bits(weight, 4, 128)},
+}
 
 
 def _free_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def _in_turn(layer: Layer, x: Floats, copies: int) -> Call:
+    """A call that runs as many sessions of the layer, one after another: between two runs of one, all others run."""
+    runs: Sequence[Bound] = [Bound(sessions.model([layer], 1), x) for _ in range(copies)]
+
+    def call() -> None:
+        for run in runs:
+            run()
+
+    return call
+
+
 def run(context: Context) -> Iterator[Row]:
-    """One row at a time through layer after layer, with 4-bit weights, on one thread."""
+    """One row at a time through session after session, on one thread."""
     if context.peaks is None:
         return
-    lumina_kernel.set_num_threads(1)
     shape: Shape = (1, 256, 128) if context.quick else (1, 4096, 4096)
     _, k, n = shape
     generator = np.random.default_rng(0)
     x, weight = (generator.standard_normal(size).astype(np.float32) for size in ((1, k), (n, k)))
-    layer_bytes = n * k * BITS // 8
     wanted = TIMES * max(context.machine.caches.values(), default=32 * 2**20)
-    copies = 3 if context.quick else max(2, int(min(wanted, SHARE * _free_bytes()) // layer_bytes))
-    params = lumina_kernel.Params(input_bits=8, weight_bits=BITS)
-    layers = [lumina_kernel.PreparedLayer(params, weight) for _ in range(copies)]
-    memory = context.peaks.memory(copies * layer_bytes)
-    out = np.empty((1, n), np.float32)
-
-    def ours() -> None:
-        for layer in layers:
-            layer.forward(x, 0, 0, out=out)
-
-    times = interleave({"ours": ours, "read": memory.read}, context.effort)
-    yield compare(
-        times["ours"],
-        times["read"],
-        scale=copies * layer_bytes / memory.bytes_read,
-        unit="peak",
-        group="stream",
-        what=f"{copies} layers of {BITS}-bit weights, {copies * layer_bytes / 2**20:.0f} MiB",
-        against="reading as many bytes",
-        shape=shape,
-        threads=1,
-        tier=context.machine.tier,
+    for bits, rivals in RIVALS.items():
+        layer_bytes = n * k * bits // 8
+        copies = 3 if context.quick else max(2, int(min(wanted, SHARE * _free_bytes()) // layer_bytes))
+        context.say(f"{copies} sessions, {bits} bits")
+        memory = context.peaks.memory(copies * layer_bytes)
+        sides: dict[str, Call] = {"ours": _in_turn(sessions.optical(weight, bits), x, copies), "read": memory.read}
+        for name, build in rivals.items():
+            if build is sessions.integer_chain and not sessions.signed_products_are_exact():
+                continue
+            sides[name] = _in_turn(build(weight), x, copies)
+        times = interleave(sides, context.effort)
         # With fewer bytes, some of them stay in the cache.
-        goal=context.goal(any=0.85) if copies * layer_bytes >= wanted else None,
-    )
+        goal = context.goal(any=0.92) if copies * layer_bytes >= wanted else None
+        for other in sides:
+            if other == "ours":
+                continue
+            reading = other == "read"
+            yield compare(
+                times["ours"],
+                times[other],
+                scale=copies * layer_bytes / memory.bytes_read if reading else 1.0,
+                unit="peak" if reading else "times",
+                group="stream",
+                what=f"{bits}-bit weights in {copies} sessions, {copies * layer_bytes / 2**20:.0f} MiB",
+                against="reading as many bytes" if reading else f"integer operators: {other}",
+                shape=shape,
+                threads=1,
+                tier=context.machine.tier,
+                goal=goal if reading else None,
+            )
