@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # maturin builds with different settings than plain cargo; in a shared folder each would invalidate the other's builds.
 MATURIN_TARGET := $(CURDIR)/target/maturin
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust_op -name '*.rs' -o -name '*.toml')
+RUST_HOST := --manifest-path examples/rust_host/Cargo.toml
 PAGES := $(wildcard *.md) docs models tests/nn/states tests/vectors
 WORKFLOWS := $(wildcard .github/workflows/*.yml)
 PYTEST_ARGS ?= -n auto
@@ -57,7 +58,9 @@ sanitize: ## The tests of the kernel under AddressSanitizer (with a nightly tool
 
 lint: $(VENV)/dev.stamp ## Formatting, lints, types, the stub, pages and workflows
 	cargo fmt --all --check
+	cargo fmt $(RUST_HOST) --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy $(RUST_HOST) --locked --quiet --target-dir target/rust_host -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc -p lumina-kernel -p lumina-ort --no-deps --document-private-items --quiet
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
@@ -71,6 +74,7 @@ lint: $(VENV)/dev.stamp ## Formatting, lints, types, the stub, pages and workflo
 
 format: $(VENV)/dev.stamp ## Formats and fixes what can be fixed
 	cargo fmt --all
+	cargo fmt $(RUST_HOST)
 	$(BIN)/python -m ruff check --fix
 	$(BIN)/python -m ruff format
 

@@ -53,7 +53,8 @@ typedef struct OrtApi {
     /*  51 */ OrtStatus *(*GetTensorMutableData)(OrtValue *, void **);
     OrtNotUsedHere from_52[3];
     /*  55 */ OrtStatus *(*CastTypeInfoToTensorInfo)(const OrtTypeInfo *, const OrtTensorTypeAndShapeInfo **);
-    OrtNotUsedHere from_56[5];
+    OrtNotUsedHere from_56[4];
+    /*  60 */ OrtStatus *(*GetTensorElementType)(const OrtTensorTypeAndShapeInfo *, ONNXTensorElementDataType *);
     /*  61 */ OrtStatus *(*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo *, size_t *);
     /*  62 */ OrtStatus *(*GetDimensions)(const OrtTensorTypeAndShapeInfo *, int64_t *, size_t);
     OrtNotUsedHere from_63[1];
