@@ -396,12 +396,16 @@ class _Tensors:
         empty: Makes a tensor in the CPU's memory from its sizes, strides and dtype.
         float32: torch.float32.
         uint8: torch.uint8.
+        describe: Returns a tensor's dtype, address, sizes and strides, or None if it is not in the CPU's memory. None:
+            the table of C functions of `tensor` does so.
 
     Raises:
-        ValueError: A torch with another version of DLPack.
+        ValueError: `describe` is None, and torch has no such table or one of another version of DLPack.
     """
 
-    def __new__(cls, tensor: type, parameter: type, empty: Any, float32: Any, uint8: Any) -> Self: ...
+    def __new__(
+        cls, tensor: type, parameter: type, empty: Any, float32: Any, uint8: Any, describe: Any = None
+    ) -> Self: ...
     def is_float(self, tensor: object) -> bool:
         """Whether this is a float32 tensor in the CPU's memory, of no subclass but `parameter`, and not a wrapper."""
 

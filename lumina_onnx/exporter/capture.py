@@ -20,7 +20,7 @@ import onnxscript
 import torch
 from torch import nn
 from torch.export.graph_signature import ConstantArgument, SymIntArgument, TensorArgument
-from torch.onnx._internal.exporter import _capture_strategies, _flags
+from torch.onnx._internal.exporter import _capture_strategies, _flags, _ir_passes
 from torch.utils import _pytree as pytree
 
 from lumina_onnx import nn as optical
@@ -284,7 +284,7 @@ def _name_batch(program: torch.onnx.ONNXProgram) -> None:
 
     Refuses a fixed size: if forward fixes one, torch may export it without a warning.
     """
-    symbols: dict[str | ir.SymbolicDim, str] = {}
+    symbols: dict[Any, str] = {}
     for value in program.model.graph.inputs:
         if not value.shape:
             continue
@@ -296,7 +296,7 @@ def _name_batch(program: torch.onnx.ONNXProgram) -> None:
                 f"dynamic_batch = True: forward works only where dimension 0 of input {value.name!r} is {dimension}; "
                 "allowed are dynamic_batch=False and dynamic_shapes"
             )
-    program.rename_axes(symbols)
+    _ir_passes.rename_axis(program.model, symbols)  # torch 2.10 has no ONNXProgram.rename_axes
 
 
 def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None:

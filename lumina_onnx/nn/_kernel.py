@@ -2,8 +2,9 @@
 
 `lumina_kernel._Tensors` asks torch's table of C functions what each tensor is and where it lies, and has torch make the
 results: a numpy view of each, or reading its attributes one by one, would cost as much as the arithmetic of a small
-layer. If it cannot take a tensor (elements out of order, another dtype), it says so before it has done anything, and
-the case is handled here. Callers have checked the tensors, with :func:`._dispatch.is_plain` or :mod:`._checks`.
+layer (and does where torch lacks the table). If it cannot take a tensor (elements out of order, another dtype), it says
+so before it has done anything, and the case is handled here. Callers have checked the tensors, with
+:func:`._dispatch.is_plain` or :mod:`._checks`.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from lumina_onnx.nn import _torch_state
 
 _float32 = torch.float32
 _uint8 = torch.uint8
-_tensors = lumina_kernel._Tensors(Tensor, Parameter, _torch_state.empty_on_cpu, _float32, _uint8)
+_tensors = lumina_kernel._Tensors(Tensor, Parameter, _torch_state.empty_on_cpu, _float32, _uint8, _torch_state.describe)
 #: Whether three tensors are an input [..., K], a weight [N, K] and a bias [N] (or None) that the passes take.
 are_call = _tensors.are_call
 #: Whether a tensor is float32 in the CPU's memory, and neither of a subclass nor a wrapper.

@@ -18,7 +18,6 @@ from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
 
 MAKES = (_torch_state.empty_on_cpu, torch.float32, torch.uint8)
-TENSORS: Any = lumina_kernel._Tensors(torch.Tensor, nn.Parameter, *MAKES)
 PARAMS = lumina_kernel.Params(input_bits=8, weight_bits=8)
 N, K = 3, 2
 
@@ -26,6 +25,17 @@ N, K = 3, 2
 def call() -> Any:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=generator) for shape in ((5, K), (N, K), (N,))]
+
+
+@pytest.fixture(params=["table", "attributes"])
+def tensors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The passes with torch's table of C functions, and as they are where torch lacks it."""
+    if request.param == "table" and not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip(f"torch {torch.__version__} has no table of DLPack's functions")
+    describe = None if request.param == "table" else _torch_state._describe
+    made = lumina_kernel._Tensors(Tensor, nn.Parameter, *MAKES, describe)
+    monkeypatch.setattr(_dispatch, "are_call", made.are_call)
+    return made
 
 
 class Subclass(Tensor):
@@ -55,21 +65,21 @@ def refused() -> Any:
 
 
 @pytest.mark.parametrize("kind", refused())
-def test_what_is_no_dense_float32_tensor(kind: Any) -> None:
+def test_what_is_no_dense_float32_tensor(tensors: Any, kind: Any) -> None:
     _, weight, bias = call()
     other = refused()[kind]
-    assert not TENSORS.is_float(other)
+    assert not tensors.is_float(other)
     assert not _dispatch.is_plain(other, weight, bias)
     if kind not in ("subclass", "none"):
-        assert TENSORS.forward(PARAMS, None, other, weight, bias, 0, 0, None, 1) is None
+        assert tensors.forward(PARAMS, None, other, weight, bias, 0, 0, None, 1) is None
 
 
-def test_wrappers_of_transforms() -> None:
+def test_wrappers_of_transforms(tensors: Any) -> None:
     x, weight, bias = call()
     found = []
 
     def look(x: Any) -> Any:
-        found.extend([TENSORS.is_float(x), TENSORS.are_call(x, weight, bias), _dispatch.is_plain(x, weight, bias)])
+        found.extend([tensors.is_float(x), tensors.are_call(x, weight, bias), _dispatch.is_plain(x, weight, bias)])
         return x.sum()
 
     torch.vmap(look)(x)
@@ -79,10 +89,10 @@ def test_wrappers_of_transforms() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_is_a_call(bias: bool) -> None:
+def test_what_is_a_call(tensors: Any, bias: bool) -> None:
     x, weight, b = call()
     b = b if bias else None
-    assert TENSORS.is_float(x)
+    assert tensors.is_float(x)
     for each in (
         x,
         x[0],
@@ -109,13 +119,13 @@ def negated(tensor: Any) -> Any:
     return torch._neg_view(tensor)
 
 
-def test_a_pass_refuses_tensors_that_do_not_fit() -> None:
+def test_a_pass_refuses_tensors_that_do_not_fit(tensors: Any) -> None:
     x, weight, bias = call()
-    layer = TENSORS.prepare(PARAMS, weight, bias, 1)
+    layer = tensors.prepare(PARAMS, weight, bias, 1)
     fitting = {"layer": None, "x": x, "weight": weight, "bias": bias}
 
     def forward(layer: Any, x: Any, weight: Any, bias: Any) -> Any:
-        return TENSORS.forward(PARAMS, layer, x, weight, bias, 0, 0, (True, True), 1)
+        return tensors.forward(PARAMS, layer, x, weight, bias, 0, 0, (True, True), 1)
 
     for change in [
         {"x": x.t()},
@@ -140,7 +150,7 @@ def test_a_pass_refuses_tensors_that_do_not_fit() -> None:
     fitting = {"k": K, "dy": grad, "weight": weight, "saved": saved}
 
     def backward(k: Any, dy: Any, weight: Any, saved: Any) -> Any:
-        return TENSORS.backward(PARAMS, k, dy, None, weight, saved, (True, True, True), (True, True), "highest", 1)
+        return tensors.backward(PARAMS, k, dy, None, weight, saved, (True, True, True), (True, True), "highest", 1)
 
     for change in [
         {"dy": torch.ones(N, 5).t()},
@@ -162,22 +172,22 @@ def test_a_pass_refuses_tensors_that_do_not_fit() -> None:
     ):
         backward(**{**fitting, "weight": None})
     analog = lumina_kernel.Params(weight_bits=8)
-    kept = TENSORS.forward(analog, None, x, weight, bias, 0, 0, (True, True), 1)[1]
+    kept = tensors.forward(analog, None, x, weight, bias, 0, 0, (True, True), 1)[1]
     with pytest.raises(ValueError, match="x is 10 elements of 4 bytes at address 0x0: allowed is memory that is there"):
-        TENSORS.backward(analog, K, grad, None, weight, kept, (False, True, False), (True, True), "highest", 1)
+        tensors.backward(analog, K, grad, None, weight, kept, (False, True, False), (True, True), "highest", 1)
     with pytest.raises(ValueError, match=re.escape("weight or bias is no dense float32 tensor [N, K] or [N]")):
-        TENSORS.prepare(PARAMS, weight.t(), bias, 1)
+        tensors.prepare(PARAMS, weight.t(), bias, 1)
 
 
 @pytest.mark.parametrize("shape", [(K,), (0, K), (4, 0, K), (2, 1, 3, K)])
-def test_what_a_pass_makes_is_contiguous(shape: Any) -> None:
+def test_what_a_pass_makes_is_contiguous(tensors: Any, shape: Any) -> None:
     _, weight, bias = call()
-    y, saved = TENSORS.forward(PARAMS, None, torch.ones(shape), weight, bias, 0, 0, (True, True), 1)
-    dx, dw, db = TENSORS.backward(PARAMS, K, y, None, weight, saved, (True,) * 3, (True, True), "highest", 1)
+    y, saved = tensors.forward(PARAMS, None, torch.ones(shape), weight, bias, 0, 0, (True, True), 1)
+    dx, dw, db = tensors.backward(PARAMS, K, y, None, weight, saved, (True,) * 3, (True, True), "highest", 1)
     for made, size in ((y, (*shape[:-1], N)), (dx, shape), (dw, (N, K)), (db, (N,))):
         assert made.shape == size
         assert made.stride() == torch.empty(size).stride()
-    none = TENSORS.backward(PARAMS, K, y, None, weight, saved, (False,) * 3, (True, True), "highest", 1)
+    none = tensors.backward(PARAMS, K, y, None, weight, saved, (False,) * 3, (True, True), "highest", 1)
     assert none == (None, None, None)
 
 
@@ -190,15 +200,20 @@ def test_a_pass_refuses_what_was_made_otherwise() -> None:
         lambda sizes, strides, dtype: torch.empty(sizes, dtype=dtype, device="meta"),
         lambda sizes, strides, dtype: None,
     ):
-        tensors = lumina_kernel._Tensors(torch.Tensor, nn.Parameter, make, torch.float32, torch.uint8)
+        tensors = lumina_kernel._Tensors(
+            torch.Tensor, nn.Parameter, make, torch.float32, torch.uint8, _torch_state._describe
+        )
         with pytest.raises(ValueError, match="torch made no dense tensor for y"):
             tensors.forward(PARAMS, None, x, weight, bias, 0, 0, None, 1)
 
 
 WITHOUT_MEMORY = """
+import sys
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 import lumina_kernel
+from lumina_onnx.nn import _torch_state
 
 class Wrapper(torch.Tensor):
     @staticmethod
@@ -236,7 +251,8 @@ kinds = {
     "freed subclass": lambda like: freed(5)(like).as_subclass(Subclass),
 }
 tensors = lumina_kernel._Tensors(
-    torch.Tensor, torch.nn.Parameter, torch._C._dynamo.guards._empty_strided_cpu, torch.float32, torch.uint8
+    torch.Tensor, torch.nn.Parameter, _torch_state.empty_on_cpu, torch.float32, torch.uint8,
+    _torch_state._describe if sys.argv[1] == "attributes" else None,
 )
 params = lumina_kernel.Params(input_bits=0, weight_bits=8)
 m, n, k = 5, 3, 2
@@ -272,15 +288,59 @@ for call, arguments in [
 """
 
 
-def test_a_tensor_without_memory_is_refused_whatever_its_offset() -> None:
+def test_a_tensor_without_memory_is_refused_whatever_its_offset(tensors: Any, request: pytest.FixtureRequest) -> None:
     """Runs in its own process, which reading the tensor would crash."""
     child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_MEMORY, request.node.callspec.params["tensors"]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert child.returncode == 0, f"{child.stdout[-100:]} ended with {child.returncode}: {child.stderr[-2000:]}"
 
 
-def test_sizes_that_no_memory_has_are_not_wrapped() -> None:
+def lying(**attributes: Any) -> Tensor:
+    """A tensor of a class that says something else of itself than what its memory is."""
+
+    class Lying(Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = getattr(getattr(function, "__self__", None), "__name__", function.__name__)
+            return attributes[name] if name in attributes else super().__torch_function__(function, types, args, kwargs)
+
+    return torch.zeros(5, K).as_subclass(Lying)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"shape": torch.Size((1 << 40, K))}, {"data_ptr": 1}, {"stride": (K, 1)}, {"dtype": torch.float32}]
+)
+def test_what_a_subclass_says_of_itself_is_not_believed(tensors: Any, attributes: Any) -> None:
+    _, weight, bias = call()
+    y, _ = tensors.forward(PARAMS, None, lying(**attributes), weight, bias, 0, 0, None, 1)
+    assert torch.equal(y, tensors.forward(PARAMS, None, torch.zeros(5, K), weight, bias, 0, 0, None, 1)[0])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        (),
+        (torch.float64, 1 << 40, (5, K), (K, 1)),
+        (torch.float32, 1 << 40, (5, K), (1,)),
+        (torch.float32, 1 << 40, (-5, K), (K, 1)),
+        (torch.float32, 1 << 40, (5, 2**70), (K, 1)),
+        (torch.float32, -1, (5, K), (K, 1)),
+        (torch.float32, None, (5, K), (K, 1)),
+    ],
+)
+def test_what_describes_no_tensor_is_refused(answer: Any) -> None:
+    tensors: Any = lumina_kernel._Tensors(Tensor, nn.Parameter, *MAKES, lambda tensor: answer)
+    assert not tensors.are_call(*call())
+    assert tensors.forward(PARAMS, None, *call(), 0, 0, None, 1) is None
+
+
+def test_sizes_that_no_memory_has_are_not_wrapped(tensors: Any) -> None:
     everything = 2**64 - 1
     for bits in (0, 8, 16):
         params = lumina_kernel.Params(input_bits=bits)
@@ -291,7 +351,7 @@ def test_sizes_that_no_memory_has_are_not_wrapped() -> None:
     grad = torch.ones(5, N)
     for k in (2**62, 2**63 - 1):
         needed, kept = (False, False, True), (True, True)
-        assert TENSORS.backward(analog, k, grad, None, None, saved, needed, kept, "highest", 1) is None
+        assert tensors.backward(analog, k, grad, None, None, saved, needed, kept, "highest", 1) is None
 
 
 def test_devices_are_not_mixed_by_the_operators() -> None:

@@ -1,4 +1,5 @@
-//! The types, shapes and addresses of torch's tensors, from DLPack's table of C functions that `torch.Tensor` carries.
+//! The types, shapes and addresses of torch's tensors, from DLPack's table of C functions that `torch.Tensor` carries,
+//! or from a Python function where torch has no such table yet.
 //!
 //! A numpy view of a tensor costs torch some 0.7 microseconds, and each pass has six tensors: as much as all the
 //! arithmetic of a small layer. These functions cannot say whether a tensor stands for its negative: torch is
@@ -16,9 +17,16 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyCapsule, PyCapsuleMethods, PyType};
 
-/// A tensor as DLPack describes it: the fields of `DLTensor`, in the same order.
-#[repr(C)]
+/// A tensor as DLPack describes it.
 pub struct Described {
+    fields: Fields,
+    /// What `fields` points to, unless that is torch's own.
+    _counts: Vec<i64>,
+}
+
+/// The fields of `DLTensor`, in the same order.
+#[repr(C)]
+struct Fields {
     data: *const c_void,
     device_type: i32,
     device_id: i32,
@@ -55,16 +63,18 @@ impl Described {
     /// The sizes of the dimensions, if this is a tensor of type `element` in the CPU's memory.
     pub fn sizes(&self, element: (u8, u8)) -> Option<&[i64]> {
         // SAFETY: there are as many sizes as dimensions while the tensor lives.
-        let sizes = unsafe { counts(self.shape, self.dimensions) };
-        let fits = (self.code, self.bits) == element && self.lanes == 1 && self.device_type == ON_CPU;
-        (fits && (!self.data.is_null() || sizes.contains(&0))).then_some(sizes)
+        let sizes = unsafe { counts(self.fields.shape, self.fields.dimensions) };
+        let fits = (self.fields.code, self.fields.bits) == element
+            && self.fields.lanes == 1
+            && self.fields.device_type == ON_CPU;
+        (fits && (!self.fields.data.is_null() || sizes.contains(&0))).then_some(sizes)
     }
 
     /// The same, if its elements are also contiguous.
     pub fn dense(&self, element: (u8, u8)) -> Option<&[i64]> {
         let sizes = self.sizes(element)?;
         // SAFETY: there are as many strides as sizes.
-        let strides = unsafe { counts(self.strides, self.dimensions) };
+        let strides = unsafe { counts(self.fields.strides, self.fields.dimensions) };
         let mut expected = 1;
         for (size, stride) in sizes.iter().zip(strides).rev() {
             if *size != 1 && *stride != expected {
@@ -77,20 +87,22 @@ impl Described {
 
     /// The address of its elements.
     pub fn address(&self) -> usize {
-        self.data.addr().wrapping_add(self.byte_offset as usize)
+        self.fields.data.addr().wrapping_add(self.fields.byte_offset as usize)
     }
 
     /// The bytes from the start of its first element to the end of its last.
     fn extent(&self) -> usize {
         // SAFETY: there are as many sizes and strides as dimensions while the tensor lives.
-        let (sizes, strides) = unsafe { (counts(self.shape, self.dimensions), counts(self.strides, self.dimensions)) };
+        let (sizes, strides) = unsafe {
+            (counts(self.fields.shape, self.fields.dimensions), counts(self.fields.strides, self.fields.dimensions))
+        };
         if sizes.contains(&0) {
             return 0;
         }
         let last = sizes.iter().zip(strides).fold(0u64, |last, (size, stride)| {
             last.saturating_add(stride.unsigned_abs().saturating_mul(size.unsigned_abs().saturating_sub(1)))
         });
-        let bytes = u64::from(self.bits / 8) * u64::from(self.lanes);
+        let bytes = u64::from(self.fields.bits / 8) * u64::from(self.fields.lanes);
         usize::try_from(last.saturating_add(1).saturating_mul(bytes)).unwrap_or(usize::MAX)
     }
 }
@@ -180,27 +192,56 @@ struct ExchangeApi {
     older: *const c_void,
     unused: [*const c_void; 3],
     /// Describes a tensor. Where it cannot, it returns a value other than 0 and sets a Python exception.
-    describe: Option<unsafe extern "C" fn(*mut ffi::PyObject, *mut Described) -> c_int>,
+    describe: Option<unsafe extern "C" fn(*mut ffi::PyObject, *mut Fields) -> c_int>,
 }
 
 /// The major version of DLPack that [`ExchangeApi`] belongs to.
 const DLPACK: u32 = 1;
 
+/// What describes a tensor.
+enum Describe {
+    /// A function of DLPack's table.
+    Table(unsafe extern "C" fn(*mut ffi::PyObject, *mut Fields) -> c_int),
+    /// A Python function that returns a tensor's dtype, address, sizes and strides, or None if it is not in the CPU's
+    /// memory; and torch's dtypes of which it may be.
+    Function(Py<PyAny>, [(Py<PyAny>, (u8, u8)); 2]),
+}
+
 /// Reads tensors.
 pub struct TensorReader {
     tensor: Py<PyType>,
     parameter: Py<PyType>,
-    describe: unsafe extern "C" fn(*mut ffi::PyObject, *mut Described) -> c_int,
+    describe: Describe,
 }
 
 impl TensorReader {
-    /// The reader for these classes, `torch.Tensor` and `torch.nn.Parameter`.
+    /// The reader for these classes, `torch.Tensor` and `torch.nn.Parameter`, with the table that the former has.
     pub fn new(tensor: Bound<'_, PyType>, parameter: Bound<'_, PyType>) -> PyResult<Self> {
+        let describe = Describe::Table(Self::of_table(&tensor)?);
+        Ok(TensorReader { tensor: tensor.unbind(), parameter: parameter.unbind(), describe })
+    }
+
+    /// The same without the table: `describe` is asked, and `float32` and `uint8` are torch's dtypes.
+    pub fn slow(
+        tensor: Bound<'_, PyType>,
+        parameter: Bound<'_, PyType>,
+        describe: Py<PyAny>,
+        float32: Py<PyAny>,
+        uint8: Py<PyAny>,
+    ) -> Self {
+        let describe = Describe::Function(describe, [(float32, FLOAT32), (uint8, UINT8)]);
+        TensorReader { tensor: tensor.unbind(), parameter: parameter.unbind(), describe }
+    }
+
+    fn of_table(
+        tensor: &Bound<'_, PyType>,
+    ) -> PyResult<unsafe extern "C" fn(*mut ffi::PyObject, *mut Fields) -> c_int> {
         let capsule =
             tensor.getattr("__dlpack_c_exchange_api__").ok().and_then(|table| table.cast_into::<PyCapsule>().ok());
         let capsule = capsule.ok_or_else(|| {
             PyValueError::new_err(format!(
-                "torch.Tensor has no table of DLPack's functions: allowed is a torch with DLPack {DLPACK}, 2.13 or newer"
+                "torch.Tensor has no table of DLPack's functions: allowed is a torch with DLPack {DLPACK}, or a function \
+                 that describes a tensor"
             ))
         })?;
         let table = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeApi>();
@@ -208,28 +249,33 @@ impl TensorReader {
         let major = unsafe { table.cast::<u32>().read() };
         // SAFETY: within a major version the table only grows.
         let describe = if major == DLPACK { unsafe { table.as_ref() }.describe } else { None };
-        let describe = describe.ok_or_else(|| {
+        describe.ok_or_else(|| {
             PyValueError::new_err(format!(
                 "torch.Tensor has DLPack {major}: allowed is DLPack {DLPACK}, with the function that describes a tensor"
             ))
-        })?;
-        Ok(TensorReader { tensor: tensor.unbind(), parameter: parameter.unbind(), describe })
+        })
     }
 
     /// Describes a tensor; `None` if it cannot be described, such as a wrapper, or if its memory is not there.
     pub fn described(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
-        let mut described = MaybeUninit::<Described>::uninit();
-        // SAFETY: the function takes any object and checks itself whether it is a tensor; if it returns 0, it has
-        // filled in all fields.
-        let described = unsafe {
-            if (self.describe)(tensor.as_ptr(), described.as_mut_ptr()) != 0 {
-                drop(PyErr::take(tensor.py()));
-                return None;
+        let described = match &self.describe {
+            Describe::Table(describe) => {
+                let mut fields = MaybeUninit::<Fields>::uninit();
+                // SAFETY: the function takes any object and checks itself whether it is a tensor; if it returns 0, it
+                // has filled in all fields.
+                let fields = unsafe {
+                    if describe(tensor.as_ptr(), fields.as_mut_ptr()) != 0 {
+                        drop(PyErr::take(tensor.py()));
+                        return None;
+                    }
+                    fields.assume_init()
+                };
+                Described { fields, _counts: Vec::new() }
             }
-            described.assume_init()
+            Describe::Function(describe, dtypes) => told(tensor, describe, dtypes)?,
         };
         // `Described::sizes` deals with a tensor that has no address at all.
-        let certain = described.data.is_null() || (described.address() >= MEMORY && self.is_plain(tensor));
+        let certain = described.fields.data.is_null() || (described.address() >= MEMORY && self.is_plain(tensor));
         (certain || is_stored(tensor, &described)).then_some(described)
     }
 
@@ -250,4 +296,29 @@ impl TensorReader {
     pub fn plain(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
         if self.is_plain(tensor) { self.described(tensor) } else { None }
     }
+}
+
+/// What `describe` says of a tensor; `None` if it says nothing, raises, or names another dtype.
+fn told(tensor: &Bound<'_, PyAny>, describe: &Py<PyAny>, dtypes: &[(Py<PyAny>, (u8, u8))]) -> Option<Described> {
+    let answer = describe.bind(tensor.py()).call1((tensor,)).ok()?;
+    let (dtype, address, mut counts, strides): (Py<PyAny>, usize, Vec<i64>, Vec<i64>) = answer.extract().ok()?;
+    let (code, bits) = dtypes.iter().find(|(known, _)| known.is(&dtype))?.1;
+    if counts.len() != strides.len() || counts.iter().any(|size| *size < 0) {
+        return None;
+    }
+    let dimensions = i32::try_from(counts.len()).ok()?;
+    counts.extend(strides);
+    let fields = Fields {
+        data: address as *const c_void,
+        device_type: ON_CPU,
+        device_id: 0,
+        dimensions,
+        code,
+        bits,
+        lanes: 1,
+        shape: counts.as_ptr(),
+        strides: counts[dimensions as usize..].as_ptr(),
+        byte_offset: 0,
+    };
+    Some(Described { fields, _counts: counts })
 }
