@@ -136,7 +136,7 @@ def build_rust(build: Path, runtime: Path) -> Host:
 
 
 @pytest.fixture(
-    scope="module", params=[build_c, build_c_with_header, build_cpp, build_rust], ids=["c", "c, header", "c++", "rust"]
+    scope="module", params=[build_c, build_c_with_header, build_cpp, build_rust], ids=["c", "c-header", "c++", "rust"]
 )
 def host(request: pytest.FixtureRequest, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
     """Each program, built."""
