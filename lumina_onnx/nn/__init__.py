@@ -4,6 +4,7 @@
 and the model trains as before; ``noise``, ``frozen`` and ``gradient_bits`` are context managers.
 """
 
+from lumina_onnx.nn import _torch_release as _torch_release
 from lumina_onnx.nn import functional
 from lumina_onnx.nn.attention import OpticalMultiheadAttention
 from lumina_onnx.nn.calibrate import CalibrationReport, LayerCalibration, calibrate

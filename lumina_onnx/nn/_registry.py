@@ -48,6 +48,7 @@ def define(schema: str, *, tags: tuple[torch.Tag, ...] = ()) -> Callable[[Callab
     def register(function: Callable[..., Any]) -> Any:
         name = schema.partition("(")[0]
         _libraries.pop(name, None)
+        vars(torch.ops.lumina).pop(name, None)  # torch 2.8 does not forget it with the library
         library = _libraries[name] = _Library(function)
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))  # type: ignore[no-untyped-call]
         library.impl(name, _torch_state.untraced(function), "CPU")

@@ -1,8 +1,10 @@
 """The operators in torch's registry: how they are declared, what they refuse, what is saved between them."""
 
+import importlib
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lumina_kernel  # noqa: E402
-from lumina_onnx.nn import OpticalLinear, _kernel, _parameters, _torch_state  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, _kernel, _parameters, _torch_release, _torch_state  # noqa: E402
 from lumina_onnx.nn._streams import NO_NOISE  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
@@ -237,6 +239,23 @@ def test_a_call_that_records_nothing_runs_the_function_itself(monkeypatch: pytes
     assert not redispatched
     assert torch.ops.lumina.optical_linear(*arguments).requires_grad
     assert redispatched
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"), [("2.7.1", False), ("1.13.1", False), ("2.8.0a0+git", True), ("3.0", True)]
+)
+def test_a_torch_that_is_too_old_is_refused(version: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    if taken:
+        importlib.reload(_torch_release)
+        return
+    with pytest.raises(ImportError, match=f"torch {re.escape(version)} is too old: allowed is PyTorch 2.8 or newer"):
+        importlib.reload(_torch_release)
+
+
+def test_the_package_asks_for_the_oldest_torch_that_it_takes() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"torch>={".".join(map(str, _torch_release.OLDEST))}"' in text
 
 
 def test_a_torch_that_lacks_what_is_used_is_named() -> None:

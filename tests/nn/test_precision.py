@@ -23,12 +23,16 @@ def of_the_backend(name: Any) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[name]
 
 
+SETTERS = [legacy, of_the_backend] if hasattr(torch.backends.mkldnn, "matmul") else [legacy]  # torch 2.8 has one alone
+
+
 @pytest.fixture(autouse=True)
 def settings_of_torch() -> Iterator[Any]:
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = torch.backends.mkldnn.matmul.fp32_precision if of_the_backend in SETTERS else None
     yield
     torch.set_float32_matmul_precision("highest")
-    torch.backends.mkldnn.matmul.fp32_precision = before
+    if before is not None:
+        torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def same_bits(actual: Any, expected: Any) -> Any:
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
-@pytest.mark.parametrize("set_precision", [legacy, of_the_backend])
+@pytest.mark.parametrize("set_precision", SETTERS)
 def test_the_precision_is_the_one_set_when_the_gradient_is_computed(
     set_precision: Any, name: str, plain: bool, asked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
