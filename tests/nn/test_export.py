@@ -148,6 +148,9 @@ def test_a_program_keeps_the_setting_that_it_was_exported_under(on: bool, stream
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_block_inside_an_exported_model(strict: bool) -> None:
+    if strict and torch.__version__ < (2, 10):
+        pytest.skip("strict export of torch 2.8 and 2.9 refuses a forward that sets a module's attribute")
+
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
