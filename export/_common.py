@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -28,7 +30,9 @@ from lumina_onnx.exporter import body
 from lumina_onnx.exporter.passes import run
 from lumina_onnx.exporter.passes.silence_noise import SilenceNoise
 
-MODELS = Path(__file__).parents[1] / "models"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "measurements"
+MODELS = ROOT / "models"
 CARDS = MODELS / "README.md"
 DRAWS = 20
 METADATA = "lumina.recipe."
@@ -52,6 +56,8 @@ itself in ONNX Runtime on the test images, except the one in float, which was me
 file: each run draws its own. The recipes write this page (`python export/NAME.py`), and `--check` compares it with the
 files.
 """
+Results = dict[str, Any]
+"""What a page of measurements shows, as it is in the JSON file beside it."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,49 @@ def card(path: Path) -> str:
         "sha256": f"`{hashlib.sha256(content).hexdigest()}`",
     }
     return "\n".join([f"## {path.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""])
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of docs/measurements, NAME.md, with a part that export/NAME.py writes from the figures in NAME.json."""
+
+    name: str
+    section: Callable[[Results], str]
+    """The generated part."""
+    plot: Callable[[Results, Path], None] | None = None
+    """Draws NAME.png."""
+
+    @property
+    def begin(self) -> str:
+        """The line before the generated part."""
+        return f"<!-- begin: results, written by export/{self.name}.py -->"
+
+    end = "<!-- end: results -->"
+
+    def figures(self, folder: Path = DOCS) -> Results:
+        """The figures that were kept."""
+        return json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
+
+    def keep(self, results: Results, folder: Path = DOCS) -> None:
+        """Writes the figures."""
+        (folder / f"{self.name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    def render(self, folder: Path = DOCS) -> None:
+        """Writes the page and the plot from the figures, and prints the generated part."""
+        results = self.figures(folder)
+        (folder / f"{self.name}.md").write_text(self._text(results, folder), encoding="utf-8")
+        if self.plot:
+            self.plot(results, folder / f"{self.name}.png")
+        print(self.section(results))
+
+    def check(self, folder: Path = DOCS) -> None:
+        """Ends the program with a message if page and figures disagree."""
+        if (folder / f"{self.name}.md").read_text(encoding="utf-8") != self._text(self.figures(folder), folder):
+            sys.exit(f"{self.name}.md and {self.name}.json disagree: run {self.name}.py without --check")
+
+    def _text(self, results: Results, folder: Path) -> str:
+        page = (folder / f"{self.name}.md").read_text(encoding="utf-8")
+        return with_part(page, self.begin, self.end, self.section(results))
 
 
 def with_part(text: str, begin: str, end: str, part: str) -> str:

@@ -7,15 +7,13 @@ whether that part and the figures agree; `--render` rewrites it and the plot. Ne
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _common import with_part, wrapped
+from _common import DOCS, Page, wrapped
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lumina_onnx
@@ -23,10 +21,6 @@ from lumina_onnx import OpticalProfile
 from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
-
-DOCS = Path(__file__).parents[1] / "docs" / "measurements"
-BEGIN = "<!-- begin: results, written by export/physics.py -->"
-END = "<!-- end: results -->"
 
 BITS = 4
 NOISES = (0.05, 0.10)
@@ -159,11 +153,6 @@ def _cell(estimate: Estimate) -> str:
     return f"{100 * estimate.mean:.1f} ± {100 * estimate.error:.1f}"
 
 
-def page(text: str, results: dict[str, Any]) -> str:
-    """`text` with its generated part brought up to date."""
-    return with_part(text, BEGIN, END, section(results))
-
-
 def plot(results: dict[str, Any], path: Path) -> None:
     """Plots the three training runs on the hardware and a line for float, in one panel for each data set."""
     import matplotlib as mpl
@@ -208,6 +197,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+PAGE = Page("physics", section, plot)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measures what noise-aware training wins back.")
@@ -219,20 +211,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10, help="draws of the noise for each accuracy")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder with physics.md")
     arguments = parser.parse_args()
-    figures, text = arguments.docs / "physics.json", arguments.docs / "physics.md"
     if arguments.check:
-        results = json.loads(figures.read_text(encoding="utf-8"))
-        if text.read_text(encoding="utf-8") != page(text.read_text(encoding="utf-8"), results):
-            sys.exit(f"{text.name} and {figures.name} disagree: run physics.py without --check")
+        PAGE.check(arguments.docs)
         return
-    if arguments.render:
-        results = json.loads(figures.read_text(encoding="utf-8"))
-    else:
-        results = run(arguments.data, arguments.seeds, arguments.epochs, arguments.draws)
-        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text.write_text(page(text.read_text(encoding="utf-8"), results), encoding="utf-8")
-    plot(results, arguments.docs / "physics.png")
-    print(section(results))
+    if not arguments.render:
+        PAGE.keep(run(arguments.data, arguments.seeds, arguments.epochs, arguments.draws), arguments.docs)
+    PAGE.render(arguments.docs)
 
 
 if __name__ == "__main__":

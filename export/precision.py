@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import DRAWS, Recipe, with_part, wrapped
+from _common import DOCS, DRAWS, Page, Recipe, wrapped
 from _networks import mixer, vision_transformer
 from mnist5k import RECIPES
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,9 +29,6 @@ from lumina_onnx import nn as optical
 from lumina_onnx.cli import classifier
 from lumina_onnx.cli.classifier import Estimate
 
-DOCS = Path(__file__).parents[1] / "docs" / "measurements"
-BEGIN = "<!-- begin: results, written by export/precision.py -->"
-END = "<!-- end: results -->"
 #: "high" and "medium" are the same.
 PRECISIONS = ("highest", "high", "8 bits")
 
@@ -183,6 +179,9 @@ def _difference(paired: Estimate) -> str:
     return f"{100 * paired.mean:+.2f} ± {100 * paired.error:.2f}"
 
 
+PAGE = Page("precision", section)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measures whether gradients in fewer bits train as well.")
@@ -195,30 +194,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000, help="number of training images")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder with precision.md")
     arguments = parser.parse_args()
-    figures, page = arguments.docs / "precision.json", arguments.docs / "precision.md"
-    text = page.read_text(encoding="utf-8")
     if arguments.check:
-        results = json.loads(figures.read_text(encoding="utf-8"))
-        if text != with_part(text, BEGIN, END, section(results)):
-            sys.exit(f"{page.name} and {figures.name} disagree: run precision.py without --check")
+        PAGE.check(arguments.docs)
         return
     full, images = classifier.mnist5k(), arguments.images
     data = replace(full, train_x=full.train_x[:images], train_y=full.train_y[:images])
     results = settings(data, arguments.epochs, arguments.draws)
     if arguments.resume:
-        kept = json.loads(figures.read_text(encoding="utf-8"))
+        kept = PAGE.figures(arguments.docs)
         differing = [key for key in results if key != "trainings" and kept.get(key) != results[key]]
         if differing:
-            sys.exit(f"{figures.name} was measured with other {', '.join(differing)}: run without --resume")
+            sys.exit(f"{PAGE.name}.json was measured with other {', '.join(differing)}: run without --resume")
         results["trainings"].update(kept["trainings"])
-    run(
-        data,
-        results,
-        arguments.seeds,
-        lambda: figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8"),
-    )
-    page.write_text(with_part(text, BEGIN, END, section(results)), encoding="utf-8")
-    print(section(results))
+    run(data, results, arguments.seeds, lambda: PAGE.keep(results, arguments.docs))
+    PAGE.render(arguments.docs)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_the_page_on_precision_shows_its_figures(precision: Any, monkeypatch: py
 
 def test_precision_trains_measures_and_checks(precision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page, kept = tmp_path / "precision.md", tmp_path / "precision.json"
-    page.write_text(f"{precision.BEGIN}\n{precision.END}\n", encoding="utf-8")
+    page.write_text(f"{precision.PAGE.begin}\n{precision.PAGE.end}\n", encoding="utf-8")
     few = ("--seeds", 1, "--epochs", 1, "--draws", 1, "--images", 128, "--docs", tmp_path)
     run(precision, monkeypatch, *few)
     figures = json.loads(kept.read_text(encoding="utf-8"))
