@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ from lumina_onnx.exporter.passes.silence_noise import SilenceNoise
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "measurements"
 MODELS = ROOT / "models"
+LARGE = MODELS / "large"
+"""Files that are too large for the repository."""
 CARDS = MODELS / "README.md"
+MEASURED = ("ocr",)
+"""Recipes that write into `LARGE`; their cards show figures from their pages of measurements."""
 DRAWS = 20
 METADATA = "lumina.recipe."
 HEAD = """# Models
@@ -54,7 +59,19 @@ logits = session.run(None, {session.get_inputs()[0].name: images})[0]
 Inputs are float32 `[batch, pixels]` in 0..1, outputs one number per digit. Every accuracy below is that of the file
 itself in ONNX Runtime on the test images, except the one in float, which was measured in training. The noise is in the
 file: each run draws its own. The recipes write this page (`python export/NAME.py`), and `--check` compares it with the
-files.
+files. At its end are [recipes for larger models](#larger-models), whose files are not in the repository.
+"""
+LARGER = """## Larger models
+
+These recipes take published models, and their files are too large for the repository: a recipe writes them into
+`models/large/`. Its packages are installed with
+
+```sh
+pip install '.[recipes]'
+```
+
+after PyTorch, of which the [CPU build](../README.md#install) is all that is needed. The packages hold the models, and a
+recipe downloads nothing.
 """
 Results = dict[str, Any]
 """What a page of measurements shows, as it is in the JSON file beside it."""
@@ -148,8 +165,18 @@ def _state(path: Path, **facts: str) -> None:
 
 
 def page() -> str:
-    """What models/README.md should be, from the files in models/."""
-    return "\n".join([HEAD, *map(card, sorted(MODELS.glob("*.onnx")))])
+    """What models/README.md should be, from the files in models/ and the measurements of the larger models."""
+    larger = [
+        table(f"### {title}", rows)
+        for recipe in map(importlib.import_module, MEASURED)
+        for title, rows in recipe.cards(recipe.PAGE.figures()).items()
+    ]
+    return "\n".join([HEAD, *map(card, sorted(MODELS.glob("*.onnx"))), LARGER, *larger])
+
+
+def table(heading: str, rows: Mapping[str, str]) -> str:
+    """A card: its heading and its rows."""
+    return "\n".join([heading, "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""])
 
 
 def card(path: Path) -> str:
@@ -175,7 +202,7 @@ def card(path: Path) -> str:
         "size": f"{len(content):,} bytes (weights in float32: {sum(layer.float_bytes for layer in layers):,})",
         "sha256": f"`{hashlib.sha256(content).hexdigest()}`",
     }
-    return "\n".join([f"## {path.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""])
+    return table(f"## {path.name}", rows)
 
 
 @dataclass(frozen=True)
@@ -219,6 +246,23 @@ class Page:
     def _text(self, results: Results, folder: Path) -> str:
         page = (folder / f"{self.name}.md").read_text(encoding="utf-8")
         return with_part(page, self.begin, self.end, self.section(results))
+
+
+def command(page_of: Page, run: Callable[[Path], Results], description: str) -> None:
+    """The command line of a recipe in `MEASURED`: measures and writes its page, or checks it."""
+    parser = argparse.ArgumentParser(description=description)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--check", action="store_true", help="only compare the page with its figures")
+    only.add_argument("--render", action="store_true", help="write page, plot and cards from the figures alone")
+    arguments = parser.parse_args()
+    if arguments.check:
+        page_of.check()
+        return
+    if not arguments.render:
+        LARGE.mkdir(exist_ok=True)
+        page_of.keep(run(LARGE))
+    page_of.render()
+    CARDS.write_text(page(), encoding="utf-8")
 
 
 def with_part(text: str, begin: str, end: str, part: str) -> str:
