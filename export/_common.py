@@ -37,7 +37,7 @@ MODELS = ROOT / "models"
 LARGE = MODELS / "large"
 """Files that are too large for the repository."""
 CARDS = MODELS / "README.md"
-MEASURED = ("ocr",)
+MEASURED = ("minilm", "ocr")
 """Recipes that write into `LARGE`; their cards show figures from their pages of measurements."""
 DRAWS = 20
 METADATA = "lumina.recipe."

@@ -358,12 +358,12 @@ def section(results: Results) -> str:
     cells = ["ONNX Runtime's dynamic int8", "none", *(_cell([results["int8"][name]]) for name in MEASURES), "", "", ""]
     lines += [f"| {' | '.join(cells)} |", ""]
     lines += [*comparison(results["latency"], f"One sentence of {results['tokens']} tokens"), ""]
-    for name, file in results["written"].items():
-        lines.append(
-            f"- `{name}`, {file['bits']} bits and noise of {100 * file['noise']:g} %, distilled: {file['layers']} "
-            f"layers equal the reference bit for bit; the smallest cosine to PyTorch's embedding, with the same noise, "
-            f"is {file['cosine']:.4f}."
-        )
+    files = [
+        f"`{name}` ({file['bits']} bits, noise of {100 * file['noise']:g} %, distilled): {file['layers']} layers equal the "
+        f"reference bit for bit, and the smallest cosine to PyTorch's embedding is {file['cosine']:.3f}."
+        for name, file in results["written"].items()
+    ]
+    lines.append(wrapped(" ".join(files)))
     lines += ["", made(results)]
     return "\n".join(lines)
 
