@@ -359,8 +359,8 @@ def section(results: Results) -> str:
     lines += [f"| {' | '.join(cells)} |", ""]
     lines += [*comparison(results["latency"], f"One sentence of {results['tokens']} tokens"), ""]
     files = [
-        f"`{name}` ({file['bits']} bits, noise of {100 * file['noise']:g} %, distilled): {file['layers']} layers equal the "
-        f"reference bit for bit, and the smallest cosine to PyTorch's embedding is {file['cosine']:.3f}."
+        f"`{name}` ({file['bits']} bits, noise of {100 * file['noise']:g} %, distilled): {file['layers']} layers equal "
+        f"the reference bit for bit, and the smallest cosine to PyTorch's embedding is {file['cosine']:.3f}."
         for name, file in results["written"].items()
     ]
     lines.append(wrapped(" ".join(files)))
