@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 import lumina_kernel
 from lumina_onnx.nn import (
@@ -27,7 +27,7 @@ from lumina_onnx.nn import (
     _torch_state,
 )
 from lumina_onnx.nn._kernel import are_call
-from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform, tracing_state
+from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform, is_exporting, tracing_state
 from lumina_onnx.profile import OpticalProfile
 
 # ``apply`` without its search for torch.func's wrappers, which takes longer than the rest of it and repeats what

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling, is_exporting
+from torch.compiler import is_dynamo_compiling
 
-from lumina_onnx.nn import _recomputation, _registry, _scope
+from lumina_onnx.nn import _recomputation, _registry, _scope, _torch_state
 
 
 class Traced:
@@ -37,7 +37,7 @@ def of_call(own: int | None = None) -> int | None:
     if is_dynamo_compiling():
         if traced.bits is not None:
             return traced.bits[0]
-        return _scope.gradient_bits_of_call(own) if is_exporting() else own
+        return _scope.gradient_bits_of_call(own) if _torch_state.is_exporting() else own
     return _scope.gradient_bits_of_call(own) if _scope.current() else own
 
 

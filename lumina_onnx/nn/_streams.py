@@ -142,9 +142,9 @@ def number_of(stream: int | Tensor) -> int:
 def tensor_of(profile: OpticalProfile, stream: int | Tensor | None) -> Tensor:
     """The stream as an int64 tensor of one element, drawn where it is None and the profile has noise."""
     if stream is None:
-        if not profile._has_noise or (torch.compiler.is_exporting() and _scope.is_captured()):
+        if not profile._has_noise or (_torch_state.is_exporting() and _scope.is_captured()):
             return torch.zeros((), dtype=torch.int64, device="cpu")
-        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_drawn_by_torch()):
+        if _torch_state.is_exporting() or (not torch.compiler.is_compiling() and _is_drawn_by_torch()):
             return draw()  # torch's own operator, which vmap's `randomness` and saved programs need
         return of_layer()
     if isinstance(stream, Tensor):

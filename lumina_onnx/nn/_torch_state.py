@@ -46,6 +46,7 @@ _strategy = internal("_C._dynamo.eval_frame._FrameExecStrategy")
 _skip = internal("_C._dynamo.eval_frame._FrameAction.SKIP")
 internal("autograd.forward_ad._current_level")  # a number, read in each call
 internal("compiler._is_compiling_flag")  # likewise
+internal("compiler._is_exporting_flag")  # likewise
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +76,11 @@ def _describe(tensor: Any) -> tuple[torch.dtype, int, tuple[int, ...], tuple[int
 
 #: For `lumina_kernel._Tensors`: None where torch's table of C functions describes tensors, in a tenth of the time.
 describe = None if hasattr(Tensor, "__dlpack_c_exchange_api__") else _describe
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is running: ``torch.compiler.is_exporting``, which torch 2.10 says of any compiling."""
+    return torch.compiler._is_exporting_flag
 
 
 def is_recorded() -> bool:

@@ -203,7 +203,7 @@ class OpticalLayer(_classes.Counterpart, nn.Module):
         stream: int | Tensor | None = None
         if self._noise_when_traced is not None:
             on, stream = self._noise_when_traced
-        elif torch.compiler.is_exporting():
+        elif _torch_state.is_exporting():
             on, stream = _scope.noise_of(self._identity.number)
         elif profile._has_noise:
             stream = _streams.of_layer(self._identity.tensor)
