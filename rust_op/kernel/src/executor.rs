@@ -1,7 +1,6 @@
 //! Who runs the tasks of a call. The kernel itself never starts a thread.
 
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use crate::float_env::FloatEnv;
 
@@ -101,6 +100,13 @@ fn share<T: Send>(
     });
 }
 
+/// Tells threads apart while they live. (Asking the library for a thread's name tag allocates on threads that it did not
+/// start.)
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here).addr())
+}
+
 /// [`run_each`] where each item is a part of the same memory: the calling thread takes the first items, other threads the
 /// last. So parts of the memory stay in the caches of the same cores from call to call.
 pub(crate) fn run_from_both_ends<I>(executor: &dyn Executor, work: Work, items: I, task: impl Fn(I::Item) + Sync)
@@ -111,10 +117,10 @@ where
     if count <= 1 || threads_for(executor, work) == 1 || executor.order(count).is_some() {
         return run_each(executor, work, items, task);
     }
-    let (items, caller) = (Mutex::new(items), thread::current().id());
+    let (items, caller) = (Mutex::new(items), this_thread());
     executor.run(count, &|| {
         let _environment = FloatEnv::canonical();
-        let first = thread::current().id() == caller;
+        let first = this_thread() == caller;
         let next = || {
             let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
             if first { items.next() } else { items.next_back() }
@@ -128,6 +134,7 @@ where
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
 
     use super::*;
 

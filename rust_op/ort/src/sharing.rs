@@ -123,20 +123,24 @@ mod tests {
         share
     }
 
+    fn trial(sharing: &Sharing, estimate_ns: u64, alone_us: u64, shared_us: u64) {
+        for index in 0..TRIES {
+            assert_eq!(call(sharing, estimate_ns, alone_us, shared_us), Some(index >= ALONE));
+        }
+    }
+
     #[test]
     fn what_was_faster_is_kept_until_the_next_trial() {
         for (alone, shared, kept) in [(3000, 500, true), (500, 3000, false)] {
             let sharing = Sharing::default();
-            for index in 0..TRIES {
-                assert_eq!(call(&sharing, 8_000, alone, shared), Some(index >= ALONE));
-            }
+            trial(&sharing, 8_000, alone, shared);
             for _ in TRIES..FIRST_PERIOD {
                 let attempt = sharing.attempt(8_000, WAKE);
                 assert_eq!(attempt.share, Some(kept));
                 assert!(attempt.timed.is_none());
             }
             // The second trial, with the opposite result.
-            (0..TRIES).for_each(|_| drop(call(&sharing, 8_000, shared, alone)));
+            trial(&sharing, 8_000, shared, alone);
             assert_eq!(call(&sharing, 8_000, 0, 0), Some(!kept));
         }
     }
@@ -144,8 +148,8 @@ mod tests {
     #[test]
     fn sizes_are_tried_apart() {
         let sharing = Sharing::default();
-        (0..TRIES).for_each(|_| drop(call(&sharing, 5_000, 3000, 500)));
-        (0..TRIES).for_each(|_| drop(call(&sharing, 20_000, 500, 3000)));
+        trial(&sharing, 5_000, 3000, 500);
+        trial(&sharing, 20_000, 500, 3000);
         assert_eq!(call(&sharing, 4_000, 0, 0), Some(true));
         assert_eq!(call(&sharing, 20_000, 0, 0), Some(false));
     }

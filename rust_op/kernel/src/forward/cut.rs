@@ -112,8 +112,9 @@ impl Call<'_> {
         run_each(executor, cost::work(tier, cost::dac_ns(tier, m, k)), converted, |task| tier.vectorize(task));
 
         let product = self.product(&staging, x_step);
-        let tasks = if threads_for(executor, self.work) == 1 { 1 } else { COLUMN_TASKS };
-        let panels_per_task = product.whole_streams(n.div_ceil(PANEL).div_ceil(tasks));
+        let threads = threads_for(executor, self.work);
+        let tasks = if threads == 1 { 1 } else { COLUMN_TASKS };
+        let panels_per_task = product.panels_per_task(n.div_ceil(PANEL), tasks, threads);
         product.into_columns(executor, self.work, panels_per_task, OutputBlock::new(y, (m, n)));
 
         let finished = y.chunks_mut(STEP_ROWS * n).zip(x_step.chunks(STEP_ROWS)).enumerate();

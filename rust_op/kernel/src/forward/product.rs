@@ -84,15 +84,18 @@ impl Product<'_> {
     }
 
     /// Whether [`Product::row_of_panels`] multiplies.
-    #[inline(always)]
-    fn has_streams<S: Isa>(&self) -> bool {
-        let Panels::Int { storage, .. } = self.weights.panels() else { return false };
-        self.x_step.len() == 1 && has_streams::<S>(storage.bits, self.weights.k().div_ceil(4))
+    #[inline]
+    fn has_streams(&self) -> bool {
+        let (Panels::Int { storage, .. }, 1) = (self.weights.panels(), self.x_step.len()) else { return false };
+        has_streams(self.weights.tier().streamed_bits(), storage.bits, self.weights.k().div_ceil(4))
     }
 
-    /// At least `panels` panels for a task, as many as are multiplied side by side or several times as many.
-    pub(super) fn whole_streams(&self, panels: usize) -> usize {
-        if self.x_step.len() == 1 { panels.next_multiple_of(STREAMS) } else { panels }
+    /// Panels of a task, of `panels` in all: these in `tasks` tasks, or more at a time if they are multiplied side by side
+    /// and each of `threads` threads still has two tasks.
+    pub(super) fn panels_per_task(&self, panels: usize, tasks: usize, threads: usize) -> usize {
+        let per_task = panels.div_ceil(tasks);
+        let whole = per_task.next_multiple_of(STREAMS);
+        if self.has_streams() && panels.div_ceil(whole) >= 2 * threads { whole } else { per_task }
     }
 
     /// Sums of the only row of codes with `panels`.
@@ -202,7 +205,7 @@ impl Vectorized for MultiplyCodePanels<'_> {
         let mut unpacked = None;
         let count = self.0.z.columns().div_ceil(PANEL);
         let mut step = 0;
-        if tiles.is_none() && product.has_streams::<S>() {
+        if tiles.is_none() && product.has_streams() {
             while step + STREAMS <= count {
                 let sums = product.row_of_panels(isa, std::array::from_fn(|index| self.0.next(step + index).0));
                 for sums in sums {

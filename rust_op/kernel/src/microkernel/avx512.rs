@@ -54,7 +54,7 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     const INT_TILE: (usize, usize) = (12, 2);
     const PANEL_WIDE_ROWS: usize = 2;
     const STAY_PACKED: usize = if VNNI { 24 } else { 8 };
-    const STREAMS: bool = true;
+    const STREAMED_BITS: &'static [u32] = if VNNI { &[4, 8] } else { &[8] };
     const FLOAT_TILE: (usize, usize) = (12, 2);
     const BY_FOURS: u32 = if VNNI { 8 } else { 4 };
     const BY_HALVES: bool = false;

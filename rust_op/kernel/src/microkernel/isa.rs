@@ -113,8 +113,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const STAY_PACKED: usize;
     /// Whether [`Isa::code_tile`] computes this tier's integer tiles.
     const OWN_TILES: bool = false;
-    /// Whether the sums of one row with [`STREAMS`](super::tile::int::STREAMS) panels fit the registers.
-    const STREAMS: bool = false;
+    /// The bits of codes with which one row meets [`STREAMS`](super::tile::int::STREAMS) panels at once: where the sums of
+    /// all of them fit the registers.
+    const STREAMED_BITS: &'static [u32] = &[];
     /// Rows of a float tile, and how many vectors wide it is.
     const FLOAT_TILE: (usize, usize);
     /// Bits up to which codes are multiplied with gradients of 8 bits faster by fours than in pairs.

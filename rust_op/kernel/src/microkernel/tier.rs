@@ -29,6 +29,7 @@ struct Facts {
     signed_codes: bool,
     magnitudes: bool,
     float_tile: (usize, usize),
+    streamed_bits: &'static [u32],
     by_fours: u32,
     by_halves: bool,
 }
@@ -41,6 +42,7 @@ impl Facts {
             signed_codes: S::SIGNED_CODES,
             magnitudes: S::MAGNITUDES,
             float_tile: S::FLOAT_TILE,
+            streamed_bits: S::STREAMED_BITS,
             by_fours: S::BY_FOURS,
             by_halves: S::BY_HALVES,
         }
@@ -179,5 +181,10 @@ impl Tier {
     /// Rows of a float tile, and how many vectors wide it is.
     pub(crate) fn float_tile(self) -> (usize, usize) {
         self.facts().float_tile
+    }
+
+    /// [`Isa::STREAMED_BITS`].
+    pub(crate) fn streamed_bits(self) -> &'static [u32] {
+        self.facts().streamed_bits
     }
 }

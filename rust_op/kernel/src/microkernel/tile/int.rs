@@ -112,7 +112,9 @@ pub(crate) fn row_with_streams<S: Isa>(
     panels: [&[u8]; STREAMS],
     groups: usize,
 ) -> [[[S::I; 2]; 1]; STREAMS] {
-    assert!(has_streams::<S>(storage.bits, groups) && rows.sums.len() == 1 && rows.codes.len() >= 4 * groups);
+    assert!(
+        has_streams(S::STREAMED_BITS, storage.bits, groups) && rows.sums.len() == 1 && rows.codes.len() >= 4 * groups
+    );
     assert!(panels.iter().all(|panel| panel.len() >= groups.div_ceil(storage.groups()) * BLOCK_BYTES));
     let with_magnitudes = S::MAGNITUDES && storage.bits == 8;
     assert!(!with_magnitudes || rows.magnitudes.len() == rows.codes.len());

@@ -13,9 +13,10 @@ pub(crate) const STREAMS: usize = 4;
 /// Blocks of a panel that are read at once: four lines of the cache.
 const BLOCKS: usize = 2;
 
-/// Whether rows of `groups` groups are multiplied in this way with codes of `bits` bits.
-pub(crate) fn has_streams<S: Isa>(bits: u32, groups: usize) -> bool {
-    S::STREAMS && (bits == 8 || (bits == 4 && !S::SMALL_SUMS && groups <= SLOT_CHAIN_GROUPS))
+/// Whether a row of `groups` groups is multiplied in this way with codes of `bits` bits, by a tier that can do so with
+/// `streamed_bits`.
+pub(crate) fn has_streams(streamed_bits: &[u32], bits: u32, groups: usize) -> bool {
+    streamed_bits.contains(&bits) && (bits == 8 || groups <= SLOT_CHAIN_GROUPS)
 }
 
 /// Sums of one row with both vectors of each panel. `origin.panel` is not read.
