@@ -47,6 +47,11 @@ def texts() -> dict[str, str]:
     return {"python": platform.python_version(), "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file: which weights the figures are of."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def folder_of(package: str) -> Path:
     """Where a package with a model is installed; it is not imported, since nothing but its files is needed.
 
@@ -55,7 +60,10 @@ def folder_of(package: str) -> Path:
     """
     spec = util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not installed: allowed is what pip install '.[recipes]' installs")
+        raise ModuleNotFoundError(
+            f"{package} is not installed: allowed is what pip install '.[recipes]' installs, with a Python that the "
+            "package supports (rapidocr_onnxruntime: older than 3.13)"
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -65,10 +73,10 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def dynamic_int8(source: Path, path: Path) -> None:
-    """Writes what ONNX Runtime's own dynamic quantisation, with its defaults, makes of a float file."""
+    """Writes what ONNX Runtime's own dynamic quantisation makes of a float file, with a scale for each output."""
     from onnxruntime.quantization import quantize_dynamic
 
-    quantize_dynamic(source, path)
+    quantize_dynamic(source, path, per_channel=True)
 
 
 def compare(paths: Mapping[str, Path], feeds: Mapping[str, NDArray[Any]], rounds: int) -> dict[str, Any]:
@@ -99,8 +107,11 @@ def comparison(results: Mapping[str, Any], what: str) -> list[str]:
 def made(results: Mapping[str, Any]) -> str:
     """What the figures were made with."""
     packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    python, digest = results["texts"]["python"], results["texts"]["sha256"]
-    return wrapped(f"Made with {packages}; sentences of CPython {python}, sha256 `{digest}`.")
+    python, sentences_of = results["texts"]["python"], results["texts"]["sha256"]
+    return wrapped(
+        f"Made with {packages}; sentences of CPython {python}, sha256 `{sentences_of}`; weights from "
+        f"`{results['source']}`, sha256 `{results['weights']}`."
+    )
 
 
 def curve(axis: Any, noises: Sequence[float], values: Sequence[float], style: str, **look: Any) -> None:

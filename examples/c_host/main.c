@@ -44,9 +44,9 @@ static void *allocate(size_t count, size_t size) {
 
 static void check_float(const OrtTensorTypeAndShapeInfo *info, const char *what) {
     ONNXTensorElementDataType type;
-    if (info == NULL) fail("the %s of the model is no tensor", what);
+    if (info == NULL) fail("the %s of the model is not a tensor", what);
     check(ort->GetTensorElementType(info, &type));
-    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) fail("the %s of the model is not of float32", what);
+    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) fail("the %s of the model is not float32", what);
 }
 
 /* The input's dimensions, -1 where the model leaves one open. */

@@ -29,14 +29,14 @@ using Shape = std::vector<int64_t>;
 
 void check_float(ONNXTensorElementDataType type, const std::string &what) {
     if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-        throw std::runtime_error("the " + what + " of the model is not of float32");
+        throw std::runtime_error("the " + what + " of the model is not float32");
     }
 }
 
 // The input's dimensions, -1 where the model leaves one open.
 Shape input_shape(const Ort::Session &session) {
     const Ort::TypeInfo type = session.GetInputTypeInfo(0);
-    if (type.GetONNXType() != ONNX_TYPE_TENSOR) throw std::runtime_error("the input of the model is no tensor");
+    if (type.GetONNXType() != ONNX_TYPE_TENSOR) throw std::runtime_error("the input of the model is not a tensor");
     const auto info = type.GetTensorTypeAndShapeInfo();
     check_float(info.GetElementType(), "input");
     return info.GetShape();
@@ -85,7 +85,7 @@ std::vector<float> input_from_file(const std::string &path, Shape &shape) {
 }
 
 void print(const Ort::Value &value) {
-    if (!value.IsTensor()) throw std::runtime_error("the output of the model is no tensor");
+    if (!value.IsTensor()) throw std::runtime_error("the output of the model is not a tensor");
     const auto info = value.GetTensorTypeAndShapeInfo();
     check_float(info.GetElementType(), "output");
     const auto *data = value.GetTensorData<float>();

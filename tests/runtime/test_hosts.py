@@ -235,14 +235,14 @@ def test_a_host_refuses_other_types(host: Host, c_library: str, tmp_path: Path) 
     model.graph.node[-1].attribute[0].i = model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     failed = host(c_library, write(tmp_path / "output.onnx", model.SerializeToString()))
     assert failed.returncode == 1
-    assert re.search("output of the model is not of float32|Cannot extract Tensor<f32>", failed.stderr)
+    assert re.search("output of the model is not float32|Cannot extract Tensor<f32>", failed.stderr)
 
     model.graph.node.insert(0, helper.make_node("Cast", ["I"], ["X"], to=TensorProto.FLOAT))
     model.graph.input[0].name = "I"
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
     failed = host(c_library, write(tmp_path / "input.onnx", model.SerializeToString()))
     assert failed.returncode == 1
-    assert "the input of the model is not of float32" in failed.stderr
+    assert "the input of the model is not float32" in failed.stderr
 
 
 def test_a_host_says_how_it_is_called(host: Host, c_library: str) -> None:

@@ -48,7 +48,7 @@ fn run(library: &str, model: &str, runs: u32, input_file: Option<&String>) -> Re
         return Err(format!("the model has {} inputs, and this program gives one", session.inputs().len()).into());
     };
     let ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } = input.dtype() else {
-        return Err(format!("the input of the model is not of float32 but {}", input.dtype()).into());
+        return Err(format!("the input of the model is not float32 but {}", input.dtype()).into());
     };
     let mut shape = shape.to_vec();
     let values = match input_file {

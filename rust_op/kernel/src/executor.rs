@@ -108,9 +108,14 @@ fn this_thread() -> usize {
 }
 
 /// [`run_each`] where each item is a part of the same memory: the calling thread takes the first items, other threads the
-/// last. So parts of the memory stay in the caches of the same cores from call to call.
-pub(crate) fn run_from_both_ends<I>(executor: &dyn Executor, work: Work, items: I, task: impl Fn(I::Item) + Sync)
-where
+/// last; if `from_last`, the other way round.
+pub(crate) fn run_from_both_ends<I>(
+    executor: &dyn Executor,
+    work: Work,
+    items: I,
+    from_last: bool,
+    task: impl Fn(I::Item) + Sync,
+) where
     I: DoubleEndedIterator<Item: Send> + ExactSizeIterator + Send,
 {
     let count = items.len();
@@ -120,7 +125,7 @@ where
     let (items, caller) = (Mutex::new(items), this_thread());
     executor.run(count, &|| {
         let _environment = FloatEnv::canonical();
-        let first = this_thread() == caller;
+        let first = (this_thread() == caller) != from_last;
         let next = || {
             let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
             if first { items.next() } else { items.next_back() }
@@ -228,7 +233,7 @@ mod tests {
     fn the_calling_thread_takes_the_first_items_and_others_the_last() {
         let here = thread::current().id();
         let taken = Mutex::new(Vec::new());
-        run_from_both_ends(&Counting::default(), work(1000), 0..8, |item| {
+        run_from_both_ends(&Counting::default(), work(1000), 0..8, false, |item| {
             taken.lock().expect("no task panics").push((item, thread::current().id()));
         });
         // This executor runs tasks on another thread alone.
@@ -249,14 +254,16 @@ mod tests {
                 2
             }
         }
-        let taken = Mutex::new([const { None }; 100]);
-        run_from_both_ends(&Both, work(0), 0..100, |item| {
-            let previous = taken.lock().expect("no task panics")[item].replace(thread::current().id() == here);
-            assert_eq!(previous, None, "{item} was taken twice");
-            thread::yield_now();
-        });
-        let first = taken.into_inner().expect("no task panics").map(|here| here.expect("taken"));
-        assert!(first.is_sorted_by(|a, b| a >= b), "{first:?}");
+        for from_last in [false, true] {
+            let taken = Mutex::new([const { None }; 100]);
+            run_from_both_ends(&Both, work(0), 0..100, from_last, |item| {
+                let previous = taken.lock().expect("no task panics")[item].replace(thread::current().id() == here);
+                assert_eq!(previous, None, "{item} was taken twice");
+                thread::yield_now();
+            });
+            let first = taken.into_inner().expect("no task panics").map(|here| here.expect("taken") != from_last);
+            assert!(first.is_sorted_by(|a, b| a >= b), "{first:?}");
+        }
     }
 
     #[test]

@@ -177,7 +177,12 @@ impl Weights {
 
     /// Whether the panels fit a core's own caches. Prefetching what is there already costs more than it saves.
     pub(crate) fn fit_near_caches(&self) -> bool {
-        self.bytes() <= NEAR_BYTES
+        self.fit_near_caches_of(1)
+    }
+
+    /// Whether they fit the own caches of `cores` cores.
+    pub(crate) fn fit_near_caches_of(&self, cores: usize) -> bool {
+        self.bytes() <= cores * NEAR_BYTES
     }
 
     pub(crate) fn panels(&self) -> &Panels {

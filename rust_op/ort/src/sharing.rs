@@ -5,13 +5,14 @@
 //! some calls alone and some shared, keeps what was faster for some thousand calls, and tries again.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Calls that are tried alone, then shared. The fastest counts: others were delayed by something else. Threads of the
-/// pool that sleep take many calls to wake.
+/// Calls that are tried alone, then shared. The fastest of the last [`TIMED`] of each counts: others were delayed by
+/// something else. Threads of the pool that sleep take many calls to wake.
 const ALONE: u32 = 8;
 const SHARED: u32 = 40;
 const TRIES: u32 = ALONE + SHARED;
+const TIMED: u32 = 8;
 /// Calls from one trial to the next; the first ones follow sooner.
 const PERIOD: u32 = 4096;
 const FIRST_PERIOD: u32 = 512;
@@ -70,10 +71,15 @@ impl Sharing {
         let Some(class) = self.class(estimate_ns, wake_ns) else { return Attempt { share: None, timed: None } };
         let call = class.calls.fetch_add(1, Ordering::Relaxed);
         let place = call % if call < PERIOD { FIRST_PERIOD } else { PERIOD };
+        if place == 0 {
+            // Late calls of the last trial may have left something.
+            class.forget();
+        }
         if place < TRIES {
             let share = place >= ALONE;
-            let least = if share { &class.shared } else { &class.alone };
-            return Attempt { share: Some(share), timed: Some(Timed { least, estimate_ns, start: Instant::now() }) };
+            let (least, first) = if share { (&class.shared, TRIES - TIMED) } else { (&class.alone, ALONE - TIMED) };
+            let timed = (place >= first).then(|| Timed { least, estimate_ns, start: Instant::now() });
+            return Attempt { share: Some(share), timed };
         }
         if place == TRIES {
             class.decide();
@@ -89,8 +95,13 @@ impl Sharing {
 }
 
 impl Class {
+    fn forget(&self) {
+        self.alone.store(u32::MAX, Ordering::Relaxed);
+        self.shared.store(u32::MAX, Ordering::Relaxed);
+    }
+
     fn decide(&self) {
-        let [alone, shared] = [&self.alone, &self.shared].map(|least| least.swap(u32::MAX, Ordering::Relaxed));
+        let [alone, shared] = [&self.alone, &self.shared].map(|least| least.load(Ordering::Relaxed));
         self.share.store(u64::from(shared) * FASTER.1 < u64::from(alone) * FASTER.0, Ordering::Relaxed);
     }
 }
@@ -98,29 +109,32 @@ impl Class {
 impl Attempt<'_> {
     /// To be called when the work is done.
     pub(crate) fn done(self) {
-        if let Some(Timed { least, estimate_ns, start }) = self.timed {
-            let time = start.elapsed().as_nanos().saturating_mul(1 << 10) / u128::from(estimate_ns.max(1));
-            least.fetch_min(u32::try_from(time).unwrap_or(u32::MAX), Ordering::Relaxed);
+        if let Some(timed) = &self.timed {
+            timed.took(timed.start.elapsed());
         }
+    }
+}
+
+impl Timed<'_> {
+    fn took(&self, time: Duration) {
+        let relative = time.as_nanos().saturating_mul(1 << 10) / u128::from(self.estimate_ns.max(1));
+        self.least.fetch_min(u32::try_from(relative).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-    use std::time::Duration;
-
     use super::*;
 
     const WAKE: u64 = 6_000;
 
-    /// Runs one call that takes `alone_us` or `shared_us`; says whether it was shared.
+    /// One call that is said to take `alone_us` or `shared_us`; returns whether it was shared.
     fn call(sharing: &Sharing, estimate_ns: u64, alone_us: u64, shared_us: u64) -> Option<bool> {
         let attempt = sharing.attempt(estimate_ns, WAKE);
-        let share = attempt.share;
-        thread::sleep(Duration::from_micros(if share == Some(true) { shared_us } else { alone_us }));
-        attempt.done();
-        share
+        if let Some(timed) = &attempt.timed {
+            timed.took(Duration::from_micros(if attempt.share == Some(true) { shared_us } else { alone_us }));
+        }
+        attempt.share
     }
 
     fn trial(sharing: &Sharing, estimate_ns: u64, alone_us: u64, shared_us: u64) {
@@ -131,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_was_faster_is_kept_until_the_next_trial() {
-        for (alone, shared, kept) in [(3000, 500, true), (500, 3000, false)] {
+        for (alone, shared, kept) in [(100, 96, true), (50, 100, false)] {
             let sharing = Sharing::default();
             trial(&sharing, 8_000, alone, shared);
             for _ in TRIES..FIRST_PERIOD {
@@ -143,6 +157,24 @@ mod tests {
             trial(&sharing, 8_000, shared, alone);
             assert_eq!(call(&sharing, 8_000, 0, 0), Some(!kept));
         }
+    }
+
+    #[test]
+    fn as_fast_alone_is_not_shared() {
+        for shared in [97, 100] {
+            let sharing = Sharing::default();
+            trial(&sharing, 8_000, 100, shared);
+            assert_eq!(call(&sharing, 8_000, 0, 0), Some(false));
+        }
+    }
+
+    #[test]
+    fn a_call_is_timed_to_its_end() {
+        let sharing = Sharing::default();
+        sharing.attempt(8_000, WAKE).done();
+        let class = sharing.class(8_000, WAKE).expect("tried");
+        assert!(class.alone.load(Ordering::Relaxed) < u32::MAX);
+        assert_eq!(class.shared.load(Ordering::Relaxed), u32::MAX);
     }
 
     #[test]

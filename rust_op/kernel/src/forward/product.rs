@@ -155,7 +155,10 @@ impl Product<'_> {
             };
             MultiplyPanels { product: &self, first_panel, z }
         });
-        run_from_both_ends(executor, work, tasks, |task| tier.vectorize(task));
+        // Parts that fit the caches of two cores stay there if each thread keeps its own; more is found in the cache that
+        // they share by going backwards.
+        let from_last = self.backwards && !self.weights.fit_near_caches_of(2);
+        run_from_both_ends(executor, work, tasks, from_last, |task| tier.vectorize(task));
     }
 }
 

@@ -4,6 +4,7 @@
 //! | codes of a panel | tier | rows of a tile | algorithm | why |
 //! |---|---|---|---|---|
 //! | all | own tiles | any | [`Isa::code_tile`] | the algorithms below take instructions that it lacks |
+//! | 4, 8 bits, stored | [`Isa::STREAMED_BITS`] | 1, four panels at once | [`streams`] | memory is read in four streams |
 //! | 8 bits | all | any | [`wide`] | each code is a byte, each product goes into a sum of 32 bits |
 //! | 1, 2, 4 bits | small sums | any, except for the next line | [`small`] | two instructions per product, not four |
 //! | 1, 2 bits, packed | small sums | 1 | [`in_place::nibble_tile`] | no shifts, and two places fit 16 bits |
