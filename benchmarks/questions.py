@@ -336,7 +336,7 @@ ONNXRUNTIME = Page(
         ),
         Question(
             "How near to the bandwidth of memory, where other layers' sessions run in between?",
-            tuple(Line(f"{bits}-bit weights", "stream", f"^{bits}-bit") for bits in (8, 4)),
+            tuple(Line(f"{bits}-bit weights", "stream", f"{bits}-bit") for bits in (8, 4)),
         ),
     ),
     notes={
