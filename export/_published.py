@@ -110,7 +110,7 @@ def made(results: Mapping[str, Any]) -> str:
     python, sentences_of = results["texts"]["python"], results["texts"]["sha256"]
     return wrapped(
         f"Made with {packages}; sentences of CPython {python}, sha256 `{sentences_of}`; weights from "
-        f"`{results['source']}`, sha256 `{results['weights']}`."
+        f"`{Path(results['source']).name}`, sha256 `{results['weights']}`."
     )
 
 
