@@ -68,22 +68,23 @@ where
     let items = items.into_iter();
     let count = items.len();
     match executor.order(count) {
-        None => share(executor, work, count, items, task),
+        None => share(executor, work, count, items, Iterator::next, task),
         Some(order) => {
             let mut items: Vec<_> = items.map(Some).collect();
             let reordered: Vec<_> = order.iter().map(|&index| items[index].take().expect("an order")).collect();
-            share(executor, work, count, reordered.into_iter(), task);
+            share(executor, work, count, reordered.into_iter(), Iterator::next, task);
         }
     }
 }
 
-/// [`run_each`] of `count` items in their order.
-fn share<T: Send>(
+/// [`run_each`] of `count` items: in their order on one thread, else as each thread takes `next`.
+fn share<I: Iterator<Item: Send> + Send>(
     executor: &dyn Executor,
     work: Work,
     count: usize,
-    items: impl Iterator<Item = T> + Send,
-    task: impl Fn(T) + Sync,
+    items: I,
+    next: impl Fn(&mut I) -> Option<I::Item> + Sync,
+    task: impl Fn(I::Item) + Sync,
 ) {
     if count <= 1 || threads_for(executor, work) == 1 {
         let _environment = FloatEnv::canonical();
@@ -94,7 +95,7 @@ fn share<T: Send>(
     executor.run(count, &|| {
         let _environment = FloatEnv::canonical();
         // The block releases the lock before the task runs.
-        while let Some(item) = { items.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+        while let Some(item) = { next(&mut items.lock().unwrap_or_else(PoisonError::into_inner)) } {
             task(item);
         }
     });
@@ -119,21 +120,14 @@ pub(crate) fn run_from_both_ends<I>(
     I: DoubleEndedIterator<Item: Send> + ExactSizeIterator + Send,
 {
     let count = items.len();
-    if count <= 1 || threads_for(executor, work) == 1 || executor.order(count).is_some() {
+    if executor.order(count).is_some() {
         return run_each(executor, work, items, task);
     }
-    let (items, caller) = (Mutex::new(items), this_thread());
-    executor.run(count, &|| {
-        let _environment = FloatEnv::canonical();
-        let first = (this_thread() == caller) != from_last;
-        let next = || {
-            let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
-            if first { items.next() } else { items.next_back() }
-        };
-        while let Some(item) = next() {
-            task(item);
-        }
-    });
+    let caller = this_thread();
+    let next = |items: &mut I| {
+        if (this_thread() == caller) == from_last { items.next_back() } else { items.next() }
+    };
+    share(executor, work, count, items, next, task);
 }
 
 #[cfg(test)]
