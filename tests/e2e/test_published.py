@@ -292,16 +292,19 @@ def test_the_share_of_multiplications(ocr: Any, recogniser: Path) -> None:
     assert share == pytest.approx(40 / (40 + 8 * 3 * 48 * 4))
 
 
-def test_a_recogniser_is_measured(ocr: Any, recogniser: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_recogniser_is_measured(
+    ocr: Any, published: Any, recogniser: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(ocr, "source", lambda: recogniser)
     monkeypatch.setattr(ocr, "NOISES", (0.0, 0.01))
-    monkeypatch.setattr(ocr, "versions", lambda *packages: {"rapidocr-onnxruntime": "1.4.4"})
+    monkeypatch.setattr(published, "versions", lambda *packages: {"rapidocr-onnxruntime": "1.4.4"})
     assert ocr.classes(recogniser) == ["", "a", "b", "c", " "]
     folder = tmp_path / "large"
     folder.mkdir()
     results = json.loads(json.dumps(ocr.run(folder, count=8, draws=2, rounds=1)))
     assert results["lines"] == {"calibration": 32, "evaluation": 8}
     assert results["layers"] == 1
+    assert results["source"] == "recogniser.onnx"
     assert [(row["hardware"], row["noise"], len(row["lines"])) for row in results["rows"]] == [
         (hardware, noise, 2 if noise else 1) for noise in (0.0, 0.01) for hardware in ocr.HARDWARE
     ]
