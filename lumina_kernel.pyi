@@ -14,6 +14,7 @@ from typing_extensions import Self
 __all__ = [
     "OP_DOMAIN",
     "OP_NAME",
+    "OP_DOMAIN_VERSION",
     "OP_VERSION",
     "OP_VERSION_ATTRIBUTE",
     "Params",
@@ -53,6 +54,8 @@ class _Array(Protocol):
 _ArrayT = TypeVar("_ArrayT", bound=_Array)
 _Numbers: TypeAlias = SupportsFloat | Iterable[SupportsFloat]
 _BiasStage: TypeAlias = Literal["analog", "digital"]
+_Detection: TypeAlias = Literal["offset", "balanced"]
+_PhotonReference: TypeAlias = Literal["full_scale", "mean"]
 _Precision: TypeAlias = Literal["highest", "high", "medium", "8 bits"]
 
 class _Parameter(TypedDict):
@@ -65,6 +68,8 @@ class _Parameter(TypedDict):
     choices: tuple[str, ...]
     allowed: str
     meaning: str
+    since: int
+    draws_noise: bool
 
 __version__: str
 OP_DOMAIN: str
@@ -72,7 +77,9 @@ OP_DOMAIN: str
 OP_NAME: str
 """The operator's name in its domain."""
 OP_VERSION: int
-"""The operator's version."""
+"""The latest version of the operator; earlier ones are there, too."""
+OP_DOMAIN_VERSION: int
+"""The version of the domain that models import, whatever that of the operator."""
 OP_VERSION_ATTRIBUTE: str
 """The attribute that holds the version of the operator a node was made for."""
 
@@ -91,6 +98,15 @@ def optical_linear_forward(
     noise_additive: SupportsFloat = 0.0,
     noise_shot: SupportsFloat = 0.0,
     bias_stage: _BiasStage = "analog",
+    tile_features: SupportsIndex = 0,
+    output_bound: SupportsFloat = 0.0,
+    noise_read: SupportsFloat = 0.0,
+    photons: SupportsFloat = 0.0,
+    detection: _Detection = "offset",
+    photon_reference: _PhotonReference = "full_scale",
+    input_noise_relative: SupportsFloat = 0.0,
+    input_noise_additive: SupportsFloat = 0.0,
+    weight_levels: SupportsIndex = 0,
     seed: SupportsIndex | None = None,
     stream: SupportsIndex | None = None,
     out: _ArrayT | None = None,
@@ -113,6 +129,8 @@ def optical_linear_forward(
         noise_additive: sigma as a fraction of the full scale.
         noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
         bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
+        tile_features, output_bound, noise_read, photons, detection, photon_reference, input_noise_relative,
+            input_noise_additive, weight_levels: as in `lumina_onnx.OpticalProfile`.
         seed: 0..2^63-1, key of the noise.
         stream: 0..2^63-1, counts the draws under one seed; 0 if only the seed is given.
         out: [..., N] to write the result into; must not share memory with the inputs.
@@ -236,6 +254,15 @@ class Params:
         noise_additive: SupportsFloat = 0.0,
         noise_shot: SupportsFloat = 0.0,
         bias_stage: _BiasStage = "analog",
+        tile_features: SupportsIndex = 0,
+        output_bound: SupportsFloat = 0.0,
+        noise_read: SupportsFloat = 0.0,
+        photons: SupportsFloat = 0.0,
+        detection: _Detection = "offset",
+        photon_reference: _PhotonReference = "full_scale",
+        input_noise_relative: SupportsFloat = 0.0,
+        input_noise_additive: SupportsFloat = 0.0,
+        weight_levels: SupportsIndex = 0,
     ) -> Self: ...
     @property
     def input_bits(self) -> int: ...
@@ -255,6 +282,24 @@ class Params:
     def noise_shot(self) -> float: ...
     @property
     def bias_stage(self) -> _BiasStage: ...
+    @property
+    def tile_features(self) -> int: ...
+    @property
+    def output_bound(self) -> float: ...
+    @property
+    def noise_read(self) -> float: ...
+    @property
+    def photons(self) -> float: ...
+    @property
+    def detection(self) -> _Detection: ...
+    @property
+    def photon_reference(self) -> _PhotonReference: ...
+    @property
+    def input_noise_relative(self) -> float: ...
+    @property
+    def input_noise_additive(self) -> float: ...
+    @property
+    def weight_levels(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
@@ -328,7 +373,10 @@ class Saved:
 
     @property
     def adc_saturated(self) -> npt.NDArray[np.bool_] | None:
-        """Where the ADC saturated, [M, N]; None where it cannot (no ADC, or a dynamic output_range)."""
+        """Where the ADC saturated, [M, N], or [M, tiles, N] where rows are split into tiles.
+
+        None where it cannot (no ADC, or a dynamic output_range).
+        """
 
     @property
     def dac_saturated(self) -> npt.NDArray[np.bool_] | None:

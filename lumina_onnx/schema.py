@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ DOMAIN: str = lumina_kernel.OP_DOMAIN
 """The ONNX domain of the operator."""
 OPERATOR: str = lumina_kernel.OP_NAME
 """The operator's name in `DOMAIN`."""
+DOMAIN_VERSION: int = lumina_kernel.OP_DOMAIN_VERSION
+"""The version of `DOMAIN` that models import, whatever that of the operator: hosts find no operator for another one."""
 VERSION: int = lumina_kernel.OP_VERSION
-"""The operator's version, which is the domain's opset version."""
+"""The latest version of the operator. A node says the lowest that has its parameters: :func:`version_of`."""
 
 VERSION_ATTRIBUTE: str = lumina_kernel.OP_VERSION_ATTRIBUTE
 """The attribute with the operator's version that a node was made for; the library refuses later versions."""
@@ -33,6 +35,8 @@ class Parameter:
         choices: The allowed strings; empty for other types.
         allowed: What is allowed, in words.
         meaning: What it means.
+        since: The first version of the operator that has it.
+        draws_noise: Whether noise is drawn where it is not at its default.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Parameter:
     choices: tuple[str, ...]
     allowed: str
     meaning: str
+    since: int
+    draws_noise: bool
 
 
 # What a node says beside what its hardware is.
@@ -55,8 +61,25 @@ PARAMETERS: tuple[Parameter, ...] = tuple(Parameter(**row) for row in lumina_ker
 LAYER: tuple[Parameter, ...] = tuple(row for row in PARAMETERS if row.place == "attribute" and row.name not in _OF_NODE)
 """Those that describe the hardware of a layer, in their order: the fields of an :class:`lumina_onnx.OpticalProfile`."""
 
-NOISE: tuple[str, ...] = tuple(row.name for row in LAYER if row.name.startswith("noise_"))
-"""The names of the noise levels, which begin so: each is 0 where there is no such noise."""
+NOISE: tuple[str, ...] = tuple(row.name for row in LAYER if row.draws_noise)
+"""The names of the noise levels: each is 0 where there is no such noise."""
+
+_OF_PHOTONS = ("detection", "photon_reference")
+_OF_WEIGHT_LEVELS = ("noise_read", "photons", "output_bound")
+
+
+def quiet(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change of a layer's parameters to switch its noise off: its levels, and what only these would read."""
+    changes: dict[str, Any] = {name: 0.0 for name in NOISE if name in values}
+    changes |= {name: parameter(name).default for name in _OF_PHOTONS if name in values}
+    if not any((values | changes).get(name) for name in _OF_WEIGHT_LEVELS) and "weight_levels" in values:
+        changes["weight_levels"] = parameter("weight_levels").default
+    return changes
+
+
+def version_of(values: Mapping[str, Any]) -> int:
+    """The lowest version of the operator that has the parameters of `values` which are not at their defaults."""
+    return max((row.since for row in PARAMETERS if row.name in values and values[row.name] != row.default), default=1)
 
 
 def parameter(name: str) -> Parameter:
@@ -72,13 +95,23 @@ def parameter(name: str) -> Parameter:
 
 
 def text_of(values: Iterable[Any]) -> str:
-    """The values of the parameters in :data:`LAYER` as one text, which :func:`read` reads."""
-    return " ".join(",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value) for value in values)
+    """The values of the parameters in :data:`LAYER` as one text, which :func:`read` reads.
+
+    Those at the end that are at their defaults are left out if they are later than version 1: other releases may not
+    have them.
+    """
+    words = [",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value) for value in values]
+    defaults = [str(_DEFAULTS[row.type](row.default)) for row in LAYER]
+    while LAYER[len(words) - 1].since > 1 and words[-1] == defaults[len(words) - 1]:
+        words.pop()
+    return " ".join(words)
 
 
 def read(text: str) -> list[Any]:
     """The values of the parameters in :data:`LAYER` from their text; those of type FLOATS are lists."""
-    return [_READ[row.type](word) for row, word in zip(LAYER, text.split(" "), strict=True)]
+    words = text.split(" ")
+    defaults = [_DEFAULTS[row.type](row.default) for row in LAYER[len(words) :]]
+    return [_READ[row.type](word) for row, word in zip(LAYER, words, strict=False)] + defaults
 
 
 def _floats(word: str) -> list[float]:
@@ -86,3 +119,4 @@ def _floats(word: str) -> list[float]:
 
 
 _READ: dict[str, Callable[[str], Any]] = {"INT": int, "FLOAT": float, "FLOATS": _floats, "STRING": str}
+_DEFAULTS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "FLOATS": float, "STRING": str}

@@ -188,6 +188,7 @@ fn mixed(source: &mut Source, count: usize) -> Vec<Case> {
                 noise_additive: level(1, 0.05),
                 noise_shot: level(2, 0.07),
                 bias_stage: source.pick(&["analog", "digital"]).to_owned(),
+                ..Spec::default()
             };
             let mut case = Case::new(format!("mixed {index}"), spec, k, source.floats(m * k), source.floats(n * k));
             if weight_bits > 0 {

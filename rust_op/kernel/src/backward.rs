@@ -85,6 +85,23 @@ pub struct Inputs<'a> {
     pub dac_mask: Option<&'a [u8]>,
 }
 
+/// One of the parts that rows were split into. Where its ADC did not saturate, dY serves its own columns of dX and dW.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    index: usize,
+    /// Of how many, as the mask has them.
+    count: usize,
+    /// Its columns.
+    first: usize,
+    end: usize,
+}
+
+impl Tile {
+    fn columns(&self) -> usize {
+        self.end - self.first
+    }
+}
+
 /// The gradients asked for.
 #[derive(Debug, Default)]
 pub struct Outputs<'a> {
@@ -116,7 +133,7 @@ pub fn backward(
         (Some(_), Some(weight)) => quantizers(params.weight_bits, weight.scale),
         _ => Vec::new(),
     };
-    let for_x = dx.zip(inputs.weight).map(|(dx, Weight { values, scale })| {
+    let mut for_x = dx.zip(inputs.weight).map(|(dx, Weight { values, scale })| {
         let right = match params.weight_bits {
             0 => Right::Rows(Operand::F32(values), 0),
             1 => Right::Signs(values),
@@ -124,18 +141,43 @@ pub fn backward(
         };
         (Operands { right, left_scale: scale }, OutputBlock::new(dx, (m, k)))
     });
-    let for_weight = dw.zip(inputs.x).map(|(dw, Factor { values, steps })| {
-        (Operands { right: Right::Rows(values, params.input_bits), left_scale: steps }, OutputBlock::new(dw, (n, k)))
+    let mut for_weight = dw.zip(inputs.x).map(|(dw, Factor { values, steps })| {
+        let right = Right::Rows(values, params.input_code_bits());
+        (Operands { right, left_scale: steps }, OutputBlock::new(dw, (n, k)))
     });
 
     let unmasked_bias = params.bias_stage == BiasStage::Digital;
     let work = cost::work(tier, cost::backward_ns(tier, products, inputs.shape));
-    let call = Call { tier, precision, inputs, threads: threads_for(executor, work), unmasked_bias };
-    let for_x = call.tasks(Side::X, m, for_x, None);
-    let for_weight = call.tasks(Side::Weight, n, for_weight, db);
+    let threads = threads_for(executor, work);
+    let (mut x_tasks, mut weight_tasks, mut db) = (Vec::new(), Vec::new(), db);
+    for tile in tiles(params, inputs) {
+        let call = Call { tier, precision, inputs, tile, threads, unmasked_bias };
+        x_tasks.extend(call.tasks(Side::X, m, next_columns(&mut for_x, tile), None));
+        // The bias enters in the first tile.
+        weight_tasks.extend(call.tasks(Side::Weight, n, next_columns(&mut for_weight, tile), db.take()));
+    }
     // Interleaved, since the first tasks of a strip pack it while its other tasks would wait.
-    run_each(executor, work, interleave(for_x, for_weight), |task| task.run());
+    run_each(executor, work, interleave(x_tasks, weight_tasks), |task| task.run());
     Ok(())
+}
+
+/// The operands of a product, and the next columns of its result: those of `tile`.
+fn next_columns<'a>(
+    product: &mut Option<(Operands<'a>, OutputBlock<'a>)>,
+    tile: Tile,
+) -> Option<(Operands<'a>, OutputBlock<'a>)> {
+    product.as_mut().map(|(operands, output)| (*operands, output.take_columns(tile.columns())))
+}
+
+/// The tiles that differ in what they let pass.
+fn tiles(params: &Params, inputs: &Inputs<'_>) -> Vec<Tile> {
+    let (.., k) = inputs.shape;
+    if inputs.adc_mask.is_none() {
+        return vec![Tile { index: 0, count: 1, first: 0, end: k }];
+    }
+    let tiles = params.tiles(k);
+    let count = tiles.len();
+    tiles.enumerate().map(|(index, part)| Tile { index, count, first: part.start, end: part.end }).collect()
 }
 
 /// The quantiser of each row of W; empty where W is analog or has one bit.
@@ -178,7 +220,7 @@ fn check(params: &Params, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<
         None => {}
     }
     if let Some(mask) = inputs.adc_mask {
-        check_length("adc_mask", mask.len(), m * mask_stride(n))?;
+        check_length("adc_mask", mask.len(), m * params.tiles(k).len() * mask_stride(n))?;
     }
     if let Some(mask) = inputs.dac_mask {
         check_length("dac_mask", mask.len(), m * mask_stride(k))?;

@@ -25,8 +25,8 @@ use epilogue::{Epilogue, padded};
 #[derive(Clone, Debug)]
 pub struct Layer {
     weights: Weights,
-    /// The analog bias, padded to whole panels; zeros where there is none.
-    product_bias: Vec<f32>,
+    /// The analog bias, padded to whole panels; `None` where there is none.
+    product_bias: Option<Vec<f32>>,
     epilogue: Epilogue,
 }
 
@@ -44,11 +44,9 @@ impl Layer {
             }
             quantize::check_finite("bias", bias, None)?;
         }
-        let product_bias = match bias {
-            Some(bias) if params.bias_stage == BiasStage::Analog => padded(bias.iter().copied(), 0.0),
-            _ => padded(std::iter::repeat_n(0.0, n), 0.0),
-        };
-        let epilogue = Epilogue::new(params, n, bias);
+        let analog = bias.filter(|_| params.bias_stage == BiasStage::Analog);
+        let product_bias = analog.map(|bias| padded(bias.iter().copied(), 0.0));
+        let epilogue = Epilogue::new(&weights, bias);
         Ok(Layer { weights, product_bias, epilogue })
     }
 
@@ -94,7 +92,7 @@ impl Layer {
         }
         let call = Call {
             weights: &self.weights,
-            product_bias: &self.product_bias,
+            product_bias: self.product_bias.as_deref(),
             epilogue: &self.epilogue,
             call_key: rng::call_key(key),
             work: cost::work(self.weights.tier(), self.forward_ns(m)),
@@ -107,21 +105,34 @@ impl Layer {
     fn check_saved(&self, saved: &Saved<'_>, m: usize) -> Result<(), Error> {
         let (params, n, k) = (self.params(), self.weights.n(), self.weights.k());
         if let Some(codes) = &saved.x_codes {
-            codes.check("x_codes", m, k, params.input_bits)?;
+            codes.check("x_codes", m, k, params.input_code_bits())?;
         }
         if let Some(x_step) = &saved.x_step {
             check_length("x_step", x_step.len(), m)?;
         }
+        let tiles = params.tiles(k).len();
         let masks = [
-            ("adc_mask", &saved.adc_mask, n, params.adc_can_saturate(), "none where the ADC cannot saturate"),
-            ("dac_mask", &saved.dac_mask, k, params.input_range.is_some(), "none where the DAC cannot saturate"),
+            (
+                "adc_mask",
+                &saved.adc_mask,
+                tiles * mask_stride(n),
+                params.adc_can_saturate(),
+                "none where the ADC cannot saturate",
+            ),
+            (
+                "dac_mask",
+                &saved.dac_mask,
+                mask_stride(k),
+                params.input_range.is_some(),
+                "none where the DAC cannot saturate",
+            ),
         ];
-        for (name, mask, columns, can_saturate, allowed) in masks {
+        for (name, mask, row, can_saturate, allowed) in masks {
             let Some(mask) = mask else { continue };
             if !can_saturate {
                 return Err(Error::value(name, format!("{} bytes", mask.len()), allowed));
             }
-            check_length(name, mask.len(), m * mask_stride(columns))?;
+            check_length(name, mask.len(), m * row)?;
         }
         Ok(())
     }

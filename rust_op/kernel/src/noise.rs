@@ -69,8 +69,13 @@ pub fn box_muller(a: u32, b: u32) -> (f32, f32) {
 
 /// eps of one row, from the call's key: `out[n]` is eps at column n.
 pub fn fill_row(call_key: u64, row: u64, out: &mut [f32]) {
+    fill_tile(call_key, row, 0, out);
+}
+
+/// eps of one tile of a row.
+pub fn fill_tile(call_key: u64, row: u64, tile: u64, out: &mut [f32]) {
     for (block, columns) in out.chunks_mut(BLOCK).enumerate() {
-        let mut lanes = rng::lanes(rng::block_key(call_key, row, block as u64));
+        let mut lanes = rng::lanes(rng::block_key(call_key, row, rng::block_of_tile(tile, block as u64)));
         for group in columns.chunks_mut(GROUP) {
             let (a, b) = (rng::draw(&mut lanes), rng::draw(&mut lanes));
             for e in 0..GROUP / 2 {

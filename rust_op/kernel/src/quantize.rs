@@ -25,8 +25,16 @@ impl Quantizer {
     /// The quantiser with codes -`levels`..`levels` over a full scale of +-`range`.
     pub fn new(levels: i32, range: f32) -> Self {
         let limit = levels as f32;
-        let (inv, step) = (limit / range, range / limit);
-        if inv.is_finite() { Quantizer { inv, step, limit } } else { Quantizer { inv: 0.0, step, limit: 0.0 } }
+        Quantizer::of(limit / range, range / limit, limit)
+    }
+
+    /// The quantiser with codes -`limit`..`limit`. With an `inv` of 0, that of a full scale which overflows, codes are 0.
+    pub fn of(inv: f32, step: f32, limit: f32) -> Self {
+        if inv.is_finite() && inv != 0.0 {
+            Quantizer { inv, step, limit }
+        } else {
+            Quantizer { inv: 0.0, step, limit: 0.0 }
+        }
     }
 
     /// The code of `v`, which must not be NaN.

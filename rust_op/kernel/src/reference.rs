@@ -8,13 +8,16 @@
 //! - A row is NaN throughout where its X holds a NaN, or an infinity without a static `input_range`, and
 //!   where a maximum that it needs (of |z| for R, of |v| for the ADC) is not finite.
 //! - R of a row without a static range is max|z| of the row, taken only where a law reads R.
-//! - sigma of a single law is that law's formula; of several, `sqrt(((r*r) + (a*a)) + (s*s))` of their
-//!   values in the order relative, additive, shot, an absent law adding nothing.
+//! - sigma of a single law is that law's formula; of several, `sqrt(((r*r) + (a*a)) + (s*s) + ...)` of their
+//!   values in the order relative, additive, shot, read, photons, an absent law adding nothing.
+//! - A row that is longer than `tile_features` is split: each tile has its z, its noise, R and ADC, and the results are
+//!   added. Everything said of a row's maximum holds for each tile's own, and a row is NaN throughout where it is for
+//!   one of its tiles.
 //! - `code()` of a NaN `v` is not defined; `y` is NaN there. Every NaN result is 0x7FC00000.
 //! - `s_x` of a row that is NaN throughout is NaN, so that a gradient that depends on it is NaN too.
 
 use crate::noise;
-use crate::params::{BiasStage, NoiseLevels, Params};
+use crate::params::{BiasStage, Detection, OutputRange, Params, PhotonReference};
 use crate::precision::{Block, Precision};
 use crate::quantize::{Quantizer, default_scale, levels, weight_code, weight_quantizer};
 use crate::rng::{self, NoiseKey};
@@ -62,7 +65,7 @@ struct Row {
     is_nan: bool,
 }
 
-fn dac(params: &Params, x: &[f32]) -> Row {
+fn dac(params: &Params, x: &[f32], call_key: u64, m: u64) -> Row {
     let has_nan = x.iter().any(|value| value.is_nan());
     let has_infinity = x.iter().any(|value| value.is_infinite());
     let is_nan = has_nan || (has_infinity && params.input_range.is_none());
@@ -74,12 +77,38 @@ fn dac(params: &Params, x: &[f32]) -> Row {
     };
     let range = params.input_range.unwrap_or_else(|| x.iter().fold(0.0, |max, value| max.max(value.abs())));
     let quantizer = Quantizer::new(levels, range);
-    Row {
+    let mut row = Row {
         values: x.iter().map(|value| quantizer.code(*value) as f32).collect(),
         step: quantizer.step,
         saturated: x.iter().map(|value| params.input_range.is_some_and(|range| value.abs() > range)).collect(),
         is_nan,
+    };
+    if params.input_noise.any() {
+        // From here on, codes are on a grid that is 2^shift times as fine.
+        let fine = (1 << params.input_shift()) as f32;
+        let mut eps = vec![0.0; x.len()];
+        noise::fill_row(call_key ^ rng::INPUT_KEY, m, &mut eps);
+        for (code, eps) in row.values.iter_mut().zip(eps) {
+            *code = noisy_code(params, fine * *code, eps);
+        }
+        row.step /= fine;
     }
+    row
+}
+
+/// An input code on the fine grid, with noise, rounded to that grid.
+fn noisy_code(params: &Params, code: f32, eps: f32) -> f32 {
+    let largest = levels(params.input_code_bits()) as f32;
+    let relative = params.input_noise.relative * code.abs();
+    let additive = params.input_noise.additive * params.input_full_scale() as f32;
+    let square = match (params.input_noise.relative != 0.0, params.input_noise.additive != 0.0) {
+        (true, true) => relative * relative + additive * additive,
+        (true, false) => relative * relative,
+        (false, _) => additive * additive,
+    };
+    // Rounding adds a variance of 1/12.
+    let sigma = if square > 0.25 { (square - 1.0 / 12.0).sqrt() } else { square.sqrt() };
+    sigma.mul_add(eps, code).clamp(-largest, largest).round_ties_even()
 }
 
 fn dot(params: &Params, a: &[f32], c: &[f32]) -> f32 {
@@ -90,16 +119,142 @@ fn dot(params: &Params, a: &[f32], c: &[f32]) -> f32 {
     }
 }
 
-/// sigma at signal `z` and full scale `range`, which may be NaN or infinite if no law reads it.
-fn sigma(levels: &NoiseLevels, z: f32, range: f32) -> f32 {
-    let relative = levels.relative * z.abs();
-    let additive = levels.additive * range;
-    let shot = levels.shot * (z.abs() * range).sqrt();
-    let laws = [(levels.relative, relative), (levels.additive, additive), (levels.shot, shot)];
-    let present: Vec<f32> = laws.iter().filter(|(level, _)| *level != 0.0).map(|(_, sigma)| *sigma).collect();
-    match present[..] {
-        [one] => one,
-        _ => present.iter().map(|sigma| sigma * sigma).reduce(|sum, square| sum + square).expect("a law").sqrt(),
+/// What the sigma of an output depends on, beside the parameters.
+struct Signal {
+    /// z.
+    z: f32,
+    /// The analog bias in z.
+    bias: f32,
+    /// R, which may be NaN or infinite if no law reads it.
+    range: f32,
+    /// s_x s_w: what a product of codes stands for.
+    step: f32,
+    light: Light,
+}
+
+/// The light of a row, and of one of its tiles.
+#[derive(Clone, Copy)]
+struct Light {
+    /// sum |a| of the tile.
+    tile: f32,
+    /// sum a^2 of the tile.
+    tile_squares: f32,
+    /// sum |a| of the row.
+    row: f32,
+    /// K.
+    k: usize,
+}
+
+impl Light {
+    /// Of codes, which are added as integers; analog inputs have no such sums.
+    fn new(params: &Params, row: &[f32], tile: &[f32]) -> Self {
+        if params.input_bits == 0 {
+            return Light { tile: 0.0, tile_squares: 0.0, row: 0.0, k: row.len() };
+        }
+        let sum = |codes: &[f32]| codes.iter().map(|a| (*a as i64).abs()).sum::<i64>() as f32;
+        let squares = tile.iter().map(|a| *a as i64 * *a as i64).sum::<i64>() as f32;
+        Light { tile: sum(tile), tile_squares: squares, row: sum(row), k: row.len() }
+    }
+}
+
+/// The sum of squares of the values, or the only one of them as it is.
+fn root_of_squares(sigmas: &[f32]) -> f32 {
+    match sigmas {
+        [one] => *one,
+        _ => sigmas.iter().map(|sigma| sigma * sigma).reduce(|sum, square| sum + square).expect("a law").sqrt(),
+    }
+}
+
+fn sigma(params: &Params, signal: &Signal) -> f32 {
+    let (levels, Signal { z, range, step, light, .. }) = (&params.noise, signal);
+    let mut sigmas = Vec::new();
+    if levels.relative != 0.0 {
+        sigmas.push(levels.relative * z.abs());
+    }
+    if levels.additive != 0.0 {
+        sigmas.push(levels.additive * range);
+    }
+    if levels.shot != 0.0 {
+        sigmas.push(levels.shot * (z.abs() * range).sqrt());
+    }
+    if levels.read != 0.0 {
+        sigmas.push(step * ((levels.read * params.weight_full_scale() as f32) * light.tile_squares.sqrt()));
+    }
+    if levels.photons.is_some() {
+        sigmas.push(photon_sigma(params, signal));
+    }
+    root_of_squares(&sigmas)
+}
+
+/// Poisson noise of the light that is there (T. Wang et al., Nat. Commun. 13, 123, 2022, have photons per product).
+fn photon_sigma(params: &Params, signal: &Signal) -> f32 {
+    let photons = params.noise.photons.expect("a law of photons");
+    let (l_x, l_w) = (i64::from(params.input_full_scale()), i64::from(params.weight_full_scale()));
+    let Signal { z, bias, step, light, .. } = signal;
+    // "mean": the row's mean light is P, instead of that of full scale.
+    let mean = photons.count * light.k as f32;
+    match photons.detection {
+        // sum |a| (c sign(a) + L_w), from sums that are there.
+        Detection::Offset => {
+            let factor = match photons.reference {
+                PhotonReference::FullScale => (2 * l_x * l_w) as f32 / photons.count,
+                PhotonReference::Mean => ((2 * l_w) as f32 * light.row) / mean,
+            };
+            let seen = (l_w as f32 * light.tile).mul_add(*step, z - bias);
+            let seen = if seen < 0.0 { 0.0 } else { seen };
+            ((factor * seen) * step).sqrt()
+        }
+        Detection::Balanced => {
+            let factor = match photons.reference {
+                PhotonReference::FullScale => (l_x * l_w * l_w) as f32 / photons.count,
+                PhotonReference::Mean => ((l_w * l_w) as f32 * light.row) / mean,
+            };
+            step * (factor * light.tile).sqrt()
+        }
+    }
+}
+
+/// The ADC of one output.
+struct Adc {
+    quantizer: Quantizer,
+    /// R.
+    range: f32,
+}
+
+/// Full scales of the outputs of a row.
+struct Ranges<'a> {
+    params: &'a Params,
+    weight: &'a Weight,
+    x_step: f32,
+}
+
+impl Ranges<'_> {
+    /// A and B: R is A * B where the parameters bound it.
+    fn bound(&self, n: usize) -> Option<(f32, f32)> {
+        let OutputRange::Bound(bound) = self.params.output_range else { return None };
+        let weight = self.weight.scale[n] * self.params.weight_full_scale() as f32;
+        Some((self.x_step * self.params.input_full_scale() as f32, bound * weight))
+    }
+
+    /// R, where `row` is the maximum of the tile's row.
+    fn get(&self, n: usize, row: f32) -> f32 {
+        match self.bound(n) {
+            Some((a, b)) => a * b,
+            None => self.params.output_range.get(n).unwrap_or(row),
+        }
+    }
+
+    fn adc(&self, n: usize, row: f32) -> Adc {
+        let levels = levels(self.params.output_bits);
+        let range = self.get(n, row);
+        let quantizer = match self.bound(n) {
+            None => Quantizer::new(levels, range),
+            Some((a, b)) => {
+                let limit = levels as f32;
+                Quantizer::of((1.0 / a) * (limit / b), a * (b / limit), limit)
+            }
+        };
+        Adc { quantizer, range }
     }
 }
 
@@ -123,7 +278,7 @@ pub struct Forward {
     pub x_step: Vec<f32>,
     /// `[M, K]`: whether the DAC saturated.
     pub dac_saturated: Vec<bool>,
-    /// `[M, N]`: whether the ADC saturated.
+    /// `[M, tiles, N]`: whether the ADC saturated.
     pub adc_saturated: Vec<bool>,
 }
 
@@ -132,8 +287,8 @@ pub fn forward(params: &Params, weight: &Weight, bias: Option<&[f32]>, x: &[f32]
     let call_key = rng::call_key(key);
     let mut result = Forward::default();
     for (m, x) in x.chunks_exact(k).enumerate() {
-        let row = dac(params, x);
-        let (y, saturated) = output_row(params, weight, bias, &row, k, call_key, m as u64);
+        let row = dac(params, x, call_key, m as u64);
+        let (y, saturated) = output_row(params, weight, bias, &row, call_key, m as u64);
         result.y.extend(y);
         result.adc_saturated.extend(saturated);
         result.x_values.extend(row.values);
@@ -143,64 +298,107 @@ pub fn forward(params: &Params, weight: &Weight, bias: Option<&[f32]>, x: &[f32]
     result
 }
 
+/// v of one tile and its codes, for all outputs.
+struct Tile {
+    v: Vec<f32>,
+    /// max|v|.
+    largest: f32,
+}
+
+/// One row of Y, and `[tiles, N]` whether the ADC saturated.
 fn output_row(
     params: &Params,
     weight: &Weight,
     bias: Option<&[f32]>,
     row: &Row,
-    k: usize,
     call_key: u64,
     m: u64,
 ) -> (Vec<f32>, Vec<bool>) {
-    let n = weight.scale.len();
-    let nan_row = (vec![NAN; n], vec![false; n]);
+    let (n, k) = (weight.scale.len(), row.values.len());
+    let nan_row = (vec![NAN; n], vec![false; n * params.tiles(k).len()]);
     if row.is_nan {
         return nan_row;
     }
-    let bias_at = |stage, n: usize| bias.filter(|_| params.bias_stage == stage).map_or(0.0, |bias| bias[n]);
+    let ranges = Ranges { params, weight, x_step: row.step };
+    let mut tiles = Vec::new();
+    for (u, part) in params.tiles(k).enumerate() {
+        let bias = bias.filter(|_| params.bias_stage == BiasStage::Analog && u == 0);
+        let Some(tile) = tile(params, weight, bias, row, &ranges, (part, u), (call_key, m)) else { return nan_row };
+        tiles.push(tile);
+    }
 
+    let y = (0..n).map(|n| {
+        let bias = bias.filter(|_| params.bias_stage == BiasStage::Digital).map(|bias| bias[n]);
+        let sum = sum_of_tiles(params, &ranges, &tiles, n);
+        canonical(bias.map_or(sum, |bias| sum + bias))
+    });
+    let saturated = tiles.iter().flat_map(|tile| {
+        let ranges = &ranges;
+        (0..n).map(move |n| params.adc_can_saturate() && tile.v[n].abs() > ranges.adc(n, 0.0).range)
+    });
+    (y.collect(), saturated.collect())
+}
+
+/// v of tile `u`, whose inputs are `part`; `None` where a maximum that it needs is not finite.
+fn tile(
+    params: &Params,
+    weight: &Weight,
+    bias: Option<&[f32]>,
+    row: &Row,
+    ranges: &Ranges<'_>,
+    (part, u): (std::ops::Range<usize>, usize),
+    (call_key, m): (u64, u64),
+) -> Option<Tile> {
+    let (n, k) = (weight.scale.len(), row.values.len());
+    let bias_at = |n: usize| bias.map_or(0.0, |bias| bias[n]);
     let z: Vec<f32> = (0..n)
         .map(|n| {
-            let acc = dot(params, &row.values, &weight.values[n * k..(n + 1) * k]);
-            acc.mul_add(row.step * weight.scale[n], bias_at(BiasStage::Analog, n))
+            let weights = &weight.values[n * k..(n + 1) * k];
+            let acc = dot(params, &row.values[part.clone()], &weights[part.clone()]);
+            acc.mul_add(row.step * weight.scale[n], bias_at(n))
         })
         .collect();
 
     let mut v = z.clone();
     if params.noise.any() {
-        let row_range = maximum(&z);
-        if params.noise_needs_row_maximum() && !row_range.is_finite() {
-            return nan_row;
+        let largest = maximum(&z);
+        if params.noise_needs_row_maximum() && !largest.is_finite() {
+            return None;
         }
+        let light = Light::new(params, &row.values, &row.values[part]);
         let mut eps = vec![0.0; n];
-        noise::fill_row(call_key, m, &mut eps);
+        noise::fill_tile(call_key, m, u as u64, &mut eps);
         for n in 0..n {
-            let range = params.output_range.get(n).unwrap_or(row_range);
-            v[n] = sigma(&params.noise, z[n], range).mul_add(eps[n], z[n]);
+            let step = row.step * weight.scale[n];
+            let signal = Signal { z: z[n], bias: bias_at(n), range: ranges.get(n, largest), step, light };
+            v[n] = sigma(params, &signal).mul_add(eps[n], z[n]);
         }
     }
 
-    let row_range = maximum(&v);
-    if params.adc_needs_row_maximum() && !row_range.is_finite() {
-        return nan_row;
+    let largest = maximum(&v);
+    if params.adc_needs_row_maximum() && !largest.is_finite() {
+        return None;
     }
-    let adc = |n: usize| {
-        let range = params.output_range.get(n).unwrap_or(row_range);
-        if params.output_bits == 0 || v[n].is_nan() {
-            return v[n];
-        }
-        let quantizer = Quantizer::new(levels(params.output_bits), range);
-        quantizer.step * quantizer.code(v[n]) as f32
-    };
-    let with_digital_bias = |n: usize| match params.bias_stage {
-        BiasStage::Digital if bias.is_some() => adc(n) + bias_at(BiasStage::Digital, n),
-        _ => adc(n),
-    };
-    let y = (0..n).map(|n| canonical(with_digital_bias(n))).collect();
-    let saturated = (0..n)
-        .map(|n| params.adc_can_saturate() && params.output_range.get(n).is_some_and(|range| v[n].abs() > range))
-        .collect();
-    (y, saturated)
+    Some(Tile { v, largest })
+}
+
+/// Output `n` of all tiles together.
+fn sum_of_tiles(params: &Params, ranges: &Ranges<'_>, tiles: &[Tile], n: usize) -> f32 {
+    let v: Vec<f32> = tiles.iter().map(|tile| tile.v[n]).collect();
+    if v.iter().any(|v| v.is_nan()) {
+        return NAN;
+    }
+    if params.output_bits == 0 {
+        return v.into_iter().reduce(|sum, v| sum + v).expect("a tile");
+    }
+    if params.adc_needs_row_maximum() {
+        return tiles.iter().fold(0.0, |sum, tile| {
+            let quantizer = ranges.adc(n, tile.largest).quantizer;
+            quantizer.step.mul_add(quantizer.code(tile.v[n]) as f32, sum)
+        });
+    }
+    let quantizer = ranges.adc(n, 0.0).quantizer;
+    quantizer.step * v.iter().map(|v| quantizer.code(*v)).sum::<i32>() as f32
 }
 
 /// Gradients of X `[M, K]`, W `[N, K]` and bias `[N]`.
@@ -261,28 +459,36 @@ pub fn backward(
 ) -> Gradients {
     let n = weight.scale.len();
     let m = forward.x_step.len();
-    let g: Vec<f32> =
-        dy.iter().zip(&forward.adc_saturated).map(|(dy, saturated)| if *saturated { 0.0 } else { *dy }).collect();
+    let tile = params.tile(k);
+    let tiles = params.tiles(k).len();
+    // dY of row, tile and output, where that tile's ADC did not saturate.
+    let g = |row: usize, u: usize, n_: usize| {
+        if forward.adc_saturated[(row * tiles + u) * n + n_] { 0.0 } else { dy[row * n + n_] }
+    };
 
     let mut gradients = Gradients::default();
     for row in 0..m {
-        let terms = (0..n).map(|n_| g[row * n + n_] * weight.scale[n_]).collect();
-        let left = Left::new(terms, precision.block(params.weight_bits));
-        for column in 0..k {
-            let sum = left.dot(|n_| weight.values[n_ * k + column]);
-            let masked = forward.dac_saturated[row * k + column];
-            gradients.x.push(if masked { 0.0 } else { canonical(sum) });
+        for u in 0..tiles {
+            let terms = (0..n).map(|n_| g(row, u, n_) * weight.scale[n_]).collect();
+            let left = Left::new(terms, precision.block(params.weight_bits));
+            for column in u * tile..k.min((u + 1) * tile) {
+                let sum = left.dot(|n_| weight.values[n_ * k + column]);
+                let masked = forward.dac_saturated[row * k + column];
+                gradients.x.push(if masked { 0.0 } else { canonical(sum) });
+            }
         }
     }
     for n_ in 0..n {
-        let terms = (0..m).map(|row| g[row * n + n_] * forward.x_step[row]).collect();
-        let left = Left::new(terms, precision.block(params.input_bits));
-        for column in 0..k {
-            gradients.weight.push(canonical(left.dot(|row| forward.x_values[row * k + column])));
+        for u in 0..tiles {
+            let terms = (0..m).map(|row| g(row, u, n_) * forward.x_step[row]).collect();
+            let left = Left::new(terms, precision.block(params.input_code_bits()));
+            for column in u * tile..k.min((u + 1) * tile) {
+                gradients.weight.push(canonical(left.dot(|row| forward.x_values[row * k + column])));
+            }
         }
         let through_adc = params.bias_stage == BiasStage::Analog;
-        let source = if through_adc { &g[..] } else { dy };
-        gradients.bias.push(canonical((0..m).fold(0.0f32, |sum, row| sum + source[row * n + n_])));
+        let source = |row| if through_adc { g(row, 0, n_) } else { dy[row * n + n_] };
+        gradients.bias.push(canonical((0..m).fold(0.0f32, |sum, row| sum + source(row))));
     }
     gradients
 }

@@ -18,6 +18,12 @@ pub const LANES: usize = 8;
 /// The increment of SplitMix64.
 pub const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// What is added (exclusive or) to a call's key for the noise on inputs: rows are far fewer than 2^62, so that no key of
+/// theirs is one of the outputs'.
+pub const INPUT_KEY: u64 = 1 << 63;
+/// Bits of a block's number below those of its tile's.
+const BLOCK_BITS: u32 = 24;
+
 /// What the noise of one call is drawn from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoiseKey {
@@ -40,6 +46,11 @@ pub fn call_key(key: NoiseKey) -> u64 {
 /// The key of block `block` of row `row`, from the [`call_key`].
 pub fn block_key(call_key: u64, row: u64, block: u64) -> u64 {
     mix(mix(call_key ^ row) ^ block)
+}
+
+/// The number of block `block` of tile `tile`, in the place of the block: tile 0 has the keys of a row that is whole.
+pub fn block_of_tile(tile: u64, block: u64) -> u64 {
+    block | tile << BLOCK_BITS
 }
 
 /// The lanes of the block with key `key`.

@@ -38,7 +38,7 @@ pub struct Saved<'a> {
     pub x_codes: Option<CodesMut<'a>>,
     /// `[M]`: s_x, NaN in rows that are NaN throughout; `None` where nothing needs it.
     pub x_step: Option<&'a mut [f32]>,
-    /// `[M, mask_stride(N)]`: bit n is set where the ADC saturated; `None` where it cannot.
+    /// `[M, tiles, mask_stride(N)]`: bit n is set where a tile's ADC saturated; `None` where it cannot.
     pub adc_mask: Option<&'a mut [u8]>,
     /// `[M, mask_stride(K)]`: bit k is set where the DAC saturated; `None` where it cannot, or
     /// nothing needs it.
@@ -46,12 +46,12 @@ pub struct Saved<'a> {
 }
 
 impl<'a> Saved<'a> {
-    /// Splits off the first `count` rows, of `n` outputs and `k` inputs, or all rows if there are fewer.
-    pub(crate) fn take_rows(&mut self, count: usize, n: usize, k: usize) -> Saved<'a> {
+    /// Splits off the first `count` rows, of `n` outputs and `k` inputs in `tiles` tiles, or all rows if there are fewer.
+    pub(crate) fn take_rows(&mut self, count: usize, (n, k): (usize, usize), tiles: usize) -> Saved<'a> {
         Saved {
             x_codes: self.x_codes.as_mut().map(|codes| codes.take_rows(count, k)),
             x_step: self.x_step.as_mut().map(|steps| take_first(steps, count)),
-            adc_mask: self.adc_mask.as_mut().map(|mask| take_first(mask, count * mask_stride(n))),
+            adc_mask: self.adc_mask.as_mut().map(|mask| take_first(mask, count * tiles * mask_stride(n))),
             dac_mask: self.dac_mask.as_mut().map(|mask| take_first(mask, count * mask_stride(k))),
         }
     }
@@ -110,6 +110,21 @@ impl<'a> CodesMut<'a> {
 pub fn mask_bits(mask: &[u8], columns: usize) -> impl Iterator<Item = bool> {
     let rows = mask.chunks_exact(mask_stride(columns));
     rows.flat_map(move |row| (0..columns).map(move |column| row[column / 8] >> (column % 8) & 1 == 1))
+}
+
+/// Bits `column..column + 16` of a row of mask bits; bits past its end are 0.
+#[inline(always)]
+pub(crate) fn mask_word(row: &[u8], column: usize) -> u16 {
+    let bytes = row.get(column / 8..).unwrap_or_default();
+    let word = match bytes.first_chunk::<4>() {
+        Some(bytes) => u32::from_le_bytes(*bytes),
+        None => {
+            let mut padded = [0; 4];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            u32::from_le_bytes(padded)
+        }
+    };
+    (word >> (column % 8)) as u16
 }
 
 /// Row `row` of a mask of `columns` columns.

@@ -8,8 +8,11 @@
 pub const DOMAIN: &str = "lumina";
 /// The operator's name in [`DOMAIN`].
 pub const OPERATOR: &str = "OpticalLinear";
-/// The version of the operator that this crate implements.
-pub const VERSION: i32 = 1;
+/// The version of [`DOMAIN`] that models import, and for which hosts register the operator. It never changes: a host
+/// would not find the operator in a file that imports another one.
+pub const DOMAIN_VERSION: i32 = 1;
+/// The latest version of the operator that this crate implements; it implements all before it, too.
+pub const VERSION: i32 = 2;
 /// The attribute that holds the version of the operator a node was made for; a node without it has version 1. It is not
 /// a parameter. It exists because hosts do not tell an operator which version of its domain a model asks for.
 pub const VERSION_ATTRIBUTE: &str = "op_version";
@@ -82,6 +85,29 @@ pub struct Parameter {
     pub choices: &'static [&'static str],
     /// What it means.
     pub meaning: &'static str,
+    /// The first version of the operator that has it.
+    pub since: i32,
+    /// Whether noise is drawn where it is not at its default.
+    pub draws_noise: bool,
+}
+
+impl Parameter {
+    const fn draws_noise(mut self) -> Self {
+        self.draws_noise = true;
+        self
+    }
+
+    const fn since(mut self, version: i32) -> Self {
+        self.since = version;
+        self
+    }
+
+    const fn between(mut self, minimum: f64, maximum: f64, allowed: &'static str) -> Self {
+        self.minimum = Some(minimum);
+        self.maximum = Some(maximum);
+        self.allowed = allowed;
+        self
+    }
 }
 
 const fn bits(name: &'static str, default: &'static str, allowed: &'static str, meaning: &'static str) -> Parameter {
@@ -95,6 +121,8 @@ const fn bits(name: &'static str, default: &'static str, allowed: &'static str, 
         maximum: Some(16.0),
         choices: &[],
         meaning,
+        since: 1,
+        draws_noise: false,
     }
 }
 
@@ -109,6 +137,8 @@ const fn level(name: &'static str, meaning: &'static str) -> Parameter {
         maximum: None,
         choices: &[],
         meaning,
+        since: 1,
+        draws_noise: false,
     }
 }
 
@@ -123,11 +153,42 @@ const fn counter(name: &'static str, place: Place, default: &'static str, meanin
         maximum: Some(i64::MAX as f64),
         choices: &[],
         meaning,
+        since: 1,
+        draws_noise: false,
     }
+}
+
+const fn choice(
+    name: &'static str,
+    choices: &'static [&'static str],
+    allowed: &'static str,
+    meaning: &'static str,
+) -> Parameter {
+    Parameter {
+        name,
+        kind: Kind::String,
+        place: Place::Attribute,
+        default: choices[0],
+        allowed,
+        minimum: None,
+        maximum: None,
+        choices,
+        meaning,
+        since: 1,
+        draws_noise: false,
+    }
+}
+
+const fn count(name: &'static str, meaning: &'static str) -> Parameter {
+    bits(name, "0", "", meaning)
 }
 
 /// The allowed names of `bias_stage`.
 pub const BIAS_STAGES: &[&str] = &["analog", "digital"];
+/// The allowed names of `detection`.
+pub const DETECTIONS: &[&str] = &["offset", "balanced"];
+/// The allowed names of `photon_reference`.
+pub const PHOTON_REFERENCES: &[&str] = &["full_scale", "mean"];
 
 /// Every parameter of the operator, in the order of its documentation.
 pub const PARAMETERS: &[Parameter] = &[
@@ -145,6 +206,8 @@ pub const PARAMETERS: &[Parameter] = &[
         maximum: None,
         choices: &[],
         meaning: "ADC full scale, one per layer or one per output. 0 = dynamic: max|v| of the row",
+        since: 1,
+        draws_noise: false,
     },
     Parameter {
         name: "weight_scale",
@@ -156,21 +219,18 @@ pub const PARAMETERS: &[Parameter] = &[
         maximum: None,
         choices: &[],
         meaning: "step of one weight code, one per layer or one per output channel. Default: max|w_n| / L, with 1 bit mean|w_n|",
+        since: 1,
+        draws_noise: false,
     },
-    level("noise_relative", "sigma as a fraction of the signal |z|"),
-    level("noise_additive", "sigma as a fraction of the full scale R (thermal, TIA)"),
-    level("noise_shot", "sigma = noise_shot * sqrt(|z| * R)"),
-    Parameter {
-        name: "bias_stage",
-        kind: Kind::String,
-        place: Place::Attribute,
-        default: "analog",
-        allowed: "\"analog\", \"digital\"",
-        minimum: None,
-        maximum: None,
-        choices: BIAS_STAGES,
-        meaning: "bias added before noise and ADC (analog), or after the ADC (digital)",
-    },
+    level("noise_relative", "sigma as a fraction of the signal |z|").draws_noise(),
+    level("noise_additive", "sigma as a fraction of the full scale R (thermal, TIA)").draws_noise(),
+    level("noise_shot", "sigma = noise_shot * sqrt(|z| * R)").draws_noise(),
+    choice(
+        "bias_stage",
+        BIAS_STAGES,
+        "\"analog\", \"digital\"",
+        "bias added before noise and ADC (analog), or after the ADC (digital)",
+    ),
     counter("seed", Place::Attribute, "0", "key of the noise; every layer has its own"),
     counter(
         "stream",
@@ -188,7 +248,67 @@ pub const PARAMETERS: &[Parameter] = &[
         maximum: None,
         choices: &[],
         meaning: "K, the length of an input row",
+        since: 1,
+        draws_noise: false,
     },
+    count(
+        "tile_features",
+        "T: inputs that one pass of the core takes. A longer row is split; each part has noise and an ADC of its own, \
+         and the results are added digitally. 0 = the whole row",
+    )
+    .between(0.0, 131_072.0, "0 (the whole row), 1..131072")
+    .since(2),
+    level(
+        "output_bound",
+        "ADC full scale in products of two full-scale operands: R = output_bound * (s_x L_x) * (s_w L_w). Takes the \
+         place of output_range",
+    )
+    .since(2),
+    level("noise_read", "sigma of each weight, drawn anew in each use, as a fraction of the weight's full scale")
+        .draws_noise()
+        .since(2),
+    Parameter {
+        allowed: "0 (no shot noise of light), or a finite number >= 1e-6",
+        ..level(
+            "photons",
+            "P: photons that one product of two full-scale operands puts on the detector; shot noise of the light \
+             that is there",
+        )
+    }
+    .draws_noise()
+    .since(2),
+    choice(
+        "detection",
+        DETECTIONS,
+        "\"offset\", \"balanced\"",
+        "the light that the detector sees: weights shifted into 0..1 (offset), or both complementary ports (balanced)",
+    )
+    .since(2),
+    choice(
+        "photon_reference",
+        PHOTON_REFERENCES,
+        "\"full_scale\", \"mean\"",
+        "P is that of a full-scale product (full_scale), or the mean over the row's inputs of the light that enters a \
+         product (mean)",
+    )
+    .since(2),
+    level(
+        "input_noise_relative",
+        "sigma on the inputs behind the DAC, shared by all outputs of the row, as a fraction of the value",
+    )
+    .between(0.0, 1.0, "0..1")
+    .draws_noise()
+    .since(2),
+    level("input_noise_additive", "the same as a fraction of the DAC's full scale")
+        .between(0.0, 1.0, "0..1")
+        .draws_noise()
+        .since(2),
+    count(
+        "weight_levels",
+        "L_w: the code that is a weight's full scale, in noise_read, photons and output_bound. 0 = L, the largest code",
+    )
+    .between(0.0, 32_767.0, "0 (L), 1..L, the largest code of weight_bits")
+    .since(2),
 ];
 
 /// The row of the table called `name`.

@@ -8,11 +8,11 @@ use crate::cost;
 use crate::error::Error;
 use crate::executor::{Executor, run_each};
 use crate::microkernel::Tier;
-use crate::microkernel::amx::bytes_behind;
+use crate::microkernel::amx::TILE_BYTES;
 use crate::microkernel::buffer::{Buffer, Unfilled};
 use crate::microkernel::panels::{PANEL, Storage};
 use crate::pack;
-use crate::params::Params;
+use crate::params::{OutputRange, Params};
 use crate::quantize::{self, levels};
 use crate::saved::CodesMut;
 use lay_out::{LayOutChannels, PanelSink};
@@ -31,11 +31,30 @@ pub enum WeightSource<'a> {
     Packed(&'a [u8]),
 }
 
-/// Weights in panels of [`PANEL`] channels.
+/// Weights in panels of [`PANEL`] channels. A panel holds its tiles, one after another, each laid out as a panel of as
+/// many inputs as the tile has.
 #[derive(Clone, Debug)]
 pub(crate) enum Panels {
     Int { storage: Storage, bytes: Buffer<u8> },
     Float(Buffer<f32>),
+}
+
+/// Where one tile of a panel is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// In elements.
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    /// Inputs.
+    pub(crate) k: usize,
+}
+
+/// Elements of a panel of `k` inputs, of which `tile` are a tile.
+fn panel_elements(storage: Option<Storage>, k: usize, tile: usize) -> usize {
+    match storage {
+        Some(storage) => k / tile * storage.panel_bytes(tile) + storage.panel_bytes(k % tile),
+        None => PANEL * k,
+    }
 }
 
 /// The same before they are laid out.
@@ -96,17 +115,21 @@ impl Weights {
         let mut scales = vec![0.0; count * PANEL];
         let panels_per_task = (WEIGHTS_PER_TASK / (PANEL * k)).clamp(1, count);
         let rows_per_task = panels_per_task * PANEL;
+        let tile = params.tile(k);
         let mut panels = if params.is_integer() {
             let storage = Storage::of(params.weight_bits, tier.signed_codes());
-            // Matrix tiles read past the end of the last panel.
-            let behind = tier.tiles().map_or(0, |_| bytes_behind(k.div_ceil(4)));
-            UnfilledPanels::Int { storage, bytes: Unfilled::new(count * storage.panel_bytes(k) + behind) }
+            // Matrix tiles read past the end of the last tile, which may be shorter than the others.
+            let behind = tier.tiles().map_or(0, |_| TILE_BYTES);
+            UnfilledPanels::Int {
+                storage,
+                bytes: Unfilled::new(count * panel_elements(Some(storage), k, tile) + behind),
+            }
         } else {
             UnfilledPanels::Float(Unfilled::new(count * PANEL * k))
         };
         let sinks: Vec<PanelSink<'_>> = match &mut panels {
             UnfilledPanels::Int { storage, bytes } => {
-                let size = storage.panel_bytes(k);
+                let size = panel_elements(Some(*storage), k, tile);
                 bytes.parts(count * size, panels_per_task * size).map(|part| PanelSink::Int(*storage, part)).collect()
             }
             UnfilledPanels::Float(values) => {
@@ -117,7 +140,7 @@ impl Weights {
         let tasks = tasks.map(|(index, (sink, scale_out))| {
             let rows = index * rows_per_task..n.min((index + 1) * rows_per_task);
             let codes = codes.as_mut().map(|codes| codes.take_rows(rows_per_task, k));
-            let channels = LayOutChannels { bits: params.weight_bits, k, rows, source, scale, scale_out, codes };
+            let channels = LayOutChannels { bits: params.weight_bits, k, tile, rows, source, scale, scale_out, codes };
             (channels, sink)
         });
 
@@ -131,10 +154,11 @@ impl Weights {
                 }
             }
         });
-        match failure.into_inner().expect("no task panics with the lock") {
-            Some((_, error)) => Err(error),
-            None => Ok(Weights { tier, params: params.clone(), n, k, scale: scales, panels: panels.finish() }),
+        if let Some((_, error)) = failure.into_inner().expect("no task panics with the lock") {
+            return Err(error);
         }
+        check_bounds(params, &scales[..n])?;
+        Ok(Weights { tier, params: params.clone(), n, k, scale: scales, panels: panels.finish() })
     }
 
     /// The tier that they are laid out for and that multiplies with them.
@@ -189,9 +213,45 @@ impl Weights {
         &self.panels
     }
 
+    /// Where tile `tile` of panel `panel` is.
+    #[inline(always)]
+    pub(crate) fn place(&self, panel: usize, tile: usize) -> Place {
+        let features = self.params.tile(self.k);
+        let k = features.min(self.k - tile * features);
+        let elements = |k| match &self.panels {
+            Panels::Int { storage, .. } => storage.panel_bytes(k),
+            Panels::Float(_) => PANEL * k,
+        };
+        Place { start: panel * self.panel_distance() + tile * elements(features), len: elements(k), k }
+    }
+
+    /// Elements from a panel to the next.
+    #[inline(always)]
+    pub(crate) fn panel_distance(&self) -> usize {
+        let storage = match &self.panels {
+            Panels::Int { storage, .. } => Some(*storage),
+            Panels::Float(_) => None,
+        };
+        panel_elements(storage, self.k, self.params.tile(self.k))
+    }
+
     /// The scales of panel `panel`.
     pub(crate) fn panel_scale(&self, panel: usize) -> &[f32; PANEL] {
         &self.scale.as_chunks::<PANEL>().0[panel]
+    }
+}
+
+/// Checks that a bounded full scale is finite for every output.
+fn check_bounds(params: &Params, scale: &[f32]) -> Result<(), Error> {
+    let OutputRange::Bound(bound) = params.output_range else { return Ok(()) };
+    let l_w = params.weight_full_scale() as f32;
+    match scale.iter().position(|scale| !(bound * (scale * l_w)).is_finite()) {
+        None => Ok(()),
+        Some(n) => Err(Error::value(
+            "output_bound",
+            bound,
+            format!("a number with which output_bound * weight_scale * L_w is finite, which it is not for output {n}"),
+        )),
     }
 }
 

@@ -194,20 +194,20 @@ struct Exact {
     bounds: Vec<f64>,
 }
 
-/// Products of `left` `[terms][rows]` and `right` `[terms][k]`, in f64, with the bound in the documentation of
+/// Products of `left`, of a term, a row and a tile of columns, and `right` `[terms][k]`, in f64, with the bound in the documentation of
 /// `Precision`.
 fn exact(
-    left: impl Fn(usize, usize) -> f64,
+    left: impl Fn(usize, usize, usize) -> f64,
     right: &[f32],
-    (terms, rows, k): (usize, usize, usize),
+    (terms, rows, tile, k): (usize, usize, usize, usize),
     block: Option<Block>,
 ) -> Exact {
     let mut exact = Exact { sums: Vec::new(), magnitudes: Vec::new(), bounds: Vec::new() };
     let largest = right.iter().fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())));
     let t = terms as f64;
     for row in 0..rows {
-        let left: Vec<f64> = (0..terms).map(|term| left(term, row)).collect();
         for column in 0..k {
+            let left: Vec<f64> = (0..terms).map(|term| left(term, row, column / tile)).collect();
             let right: Vec<f64> = (0..terms).map(|term| f64::from(right[term * k + column])).collect();
             let sum: f64 = left.iter().zip(&right).map(|(v, c)| v * c).sum();
             // An overflow reaches the sum even if the code is 0.
@@ -261,15 +261,17 @@ fn check_precisions(case: &Case, dy: &[f32], executors: &[&dyn Executor]) -> [[f
     let (m, n, k) = (case.m, case.n, case.k);
     let pass = Backward::new(case, dy);
     check_pass(&pass, executors);
-    let passed = |row: usize, column: usize| {
-        let index = row * n + column;
-        if pass.forward.adc_saturated[index] { 0.0 } else { f64::from(dy[index]) }
+    let (tile, tiles) = (pass.params.tile(k), pass.params.tiles(k).len());
+    let passed = |row: usize, column: usize, tile: usize| {
+        let saturated = pass.forward.adc_saturated[(row * tiles + tile) * n + column];
+        if saturated { 0.0 } else { f64::from(dy[row * n + column]) }
     };
-    let for_x = |term: usize, row: usize| passed(row, term) * f64::from(pass.weight.scale[term]);
-    let for_weight = |term: usize, row: usize| passed(term, row) * f64::from(pass.forward.x_step[term]);
+    let for_x = |term: usize, row: usize, tile| passed(row, term, tile) * f64::from(pass.weight.scale[term]);
+    let for_weight = |term: usize, row: usize, tile| passed(term, row, tile) * f64::from(pass.forward.x_step[term]);
     PRECISIONS.map(|precision| {
-        let for_x = exact(for_x, &pass.weight.values, (n, m, k), precision.block(pass.params.weight_bits));
-        let for_weight = exact(for_weight, &pass.forward.x_values, (m, n, k), precision.block(pass.params.input_bits));
+        let for_x = exact(for_x, &pass.weight.values, (n, m, tile, k), precision.block(pass.params.weight_bits));
+        let for_weight =
+            exact(for_weight, &pass.forward.x_values, (m, n, tile, k), precision.block(pass.params.input_bits));
         let got = pass.expected(precision);
         [
             for_x.check(&format!("{precision:?} dx"), &got.x, &pass.forward.dac_saturated),

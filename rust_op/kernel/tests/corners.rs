@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Backward, Case, PRECISIONS, Reversed, Storage, any_bits, assert_same, bits, modes, small_random};
+use common::{
+    Backward, Case, PRECISIONS, Reversed, Storage, any_bits, assert_same, bits, modes, small_random, with_effects,
+};
 use lumina_kernel::Precision;
 use lumina_kernel::executor::Serial;
 use lumina_kernel::forward::fill_noise_row;
@@ -64,8 +66,9 @@ fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Sp
     ];
     let output_bits = select(&[0i64, 2, 3, 8, 15, 16][..]);
     let stage = select(&["analog", "digital"][..]);
-    (output_bits, input_range, output_range, select(LEVELS), select(LEVELS), select(LEVELS), stage).prop_map(
-        move |(output_bits, input_range, output_range, noise_relative, noise_additive, noise_shot, stage)| Spec {
+    let levels = (select(LEVELS), select(LEVELS), select(LEVELS));
+    let specs = (output_bits, input_range, output_range, levels, stage).prop_map(
+        move |(output_bits, input_range, output_range, (noise_relative, noise_additive, noise_shot), stage)| Spec {
             input_bits,
             weight_bits,
             output_bits,
@@ -75,8 +78,10 @@ fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Sp
             noise_additive,
             noise_shot,
             bias_stage: stage.to_owned(),
+            ..Spec::default()
         },
-    )
+    );
+    with_effects(specs, input_bits, weight_bits)
 }
 
 fn case(m: usize, n: usize, k: usize, special: bool) -> impl Strategy<Value = Case> {

@@ -74,6 +74,7 @@ impl Case {
             noise_additive: float("noise_additive"),
             noise_shot: float("noise_shot"),
             bias_stage: text(params, "bias_stage").to_owned(),
+            ..Spec::default()
         };
         let optional = |name: &str| value[name].as_str().map(floats);
         Case {

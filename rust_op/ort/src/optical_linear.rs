@@ -1,4 +1,4 @@
-//! The operator `lumina::OpticalLinear`, version 1.
+//! The operator `lumina::OpticalLinear`, versions 1 and 2.
 //!
 //! Inputs, in this order: `X` f32 `[..., K]`; then initializers: `W`, f32 `[N, K]`, int8 codes `[N, K]`
 //! or uint8 `[N, ceil(K*b/8)]` with b = 1, 2 or 4 bits per code; `W_scale` f32 `[N]`, ones where W is analog;
@@ -44,7 +44,7 @@ pub(crate) struct OpticalLinear {
 
 impl CustomOp for OpticalLinear {
     const NAME: &'static str = schema::OPERATOR;
-    const VERSION: i32 = schema::VERSION;
+    const VERSION: i32 = schema::DOMAIN_VERSION;
     const INPUTS: &'static [Input] =
         &[Input { optional: false }, Input { optional: false }, Input { optional: false }, Input { optional: true }];
 

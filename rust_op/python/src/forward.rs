@@ -7,12 +7,14 @@ use lumina_kernel::{Error, Layer, NoiseKey, Params, Saved, Spec, Tier, WeightSou
 use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::arrays::{self, Arguments, Shape};
 use crate::error::renamed;
 use crate::executor::Threads;
 use crate::noise;
 use crate::numbers::{Float, Floats, Int, Text};
+use crate::params::set_effects;
 use crate::schema::tier;
 
 /// Names in [`optical_linear_forward`] that differ from the kernel's.
@@ -132,6 +134,8 @@ pub fn call<'py>(
 ///     noise_additive: sigma as a fraction of the full scale.
 ///     noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
 ///     bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
+///     tile_features, output_bound, noise_read, photons, detection, photon_reference, input_noise_relative,
+///         input_noise_additive, weight_levels: as in `Params`.
 ///     seed: 0..2^63-1, key of the noise.
 ///     stream: 0..2^63-1, counts the draws under one seed; 0 if only the seed is given.
 ///     out: float32 [..., N] to write the result into; must not share memory with the inputs.
@@ -149,9 +153,9 @@ pub fn call<'py>(
         input, weight, bias, noise_std, bits, *, input_bits=Int::from(0), weight_bits=Int::from(0),
         input_range=Float::from(0.0), output_range=Floats::from(0.0), weight_scale=None,
         noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage=Text::from("analog".to_owned()),
-        seed=None, stream=None, out=None
+        seed=None, stream=None, out=None, **effects
     ),
-    text_signature = "(input, weight, bias, noise_std, bits, *, input_bits=0, weight_bits=0, input_range=0.0, output_range=0.0, weight_scale=None, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\", seed=None, stream=None, out=None)"
+    text_signature = "(input, weight, bias, noise_std, bits, *, input_bits=0, weight_bits=0, input_range=0.0, output_range=0.0, weight_scale=None, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\", tile_features=0, output_bound=0.0, noise_read=0.0, photons=0.0, detection=\"offset\", photon_reference=\"full_scale\", input_noise_relative=0.0, input_noise_additive=0.0, weight_levels=0, seed=None, stream=None, out=None)"
 )]
 #[allow(clippy::too_many_arguments, reason = "the arguments are rows of the operator's table")]
 pub fn optical_linear_forward<'py>(
@@ -172,8 +176,9 @@ pub fn optical_linear_forward<'py>(
     seed: Option<Int>,
     stream: Option<Int>,
     out: Option<&Bound<'py, PyAny>>,
+    effects: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let spec = Spec {
+    let mut spec = Spec {
         input_bits: input_bits.get("input_bits")?,
         weight_bits: weight_bits.get("weight_bits")?,
         output_bits: bits.get_as("bits", "output_bits")?,
@@ -183,7 +188,9 @@ pub fn optical_linear_forward<'py>(
         noise_additive: noise_additive.get("noise_additive")?,
         noise_shot: noise_shot.get("noise_shot")?,
         bias_stage: bias_stage.get("bias_stage")?,
+        ..Spec::default()
     };
+    set_effects("optical_linear_forward", &mut spec, effects)?;
     let params = Params::new(&spec).map_err(|error| renamed(error, NAMES))?;
     let scale = weight_scale.map(|scale| scale.get("weight_scale")).transpose()?;
 

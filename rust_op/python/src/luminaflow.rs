@@ -55,6 +55,7 @@ fn forward<'py>(
         seed,
         None,
         None,
+        None,
     )
 }
 

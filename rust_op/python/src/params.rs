@@ -7,10 +7,11 @@ use lumina_kernel::{Params, Spec};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use crate::error::to_python;
 use crate::numbers::{Float, Floats, Int, Text};
+use crate::schema::default;
 
 /// The parameters of an optical linear layer, checked. Immutable; floats are kept in 32 bits.
 ///
@@ -24,6 +25,15 @@ use crate::numbers::{Float, Floats, Int, Text};
 ///     noise_additive: sigma as a fraction of the full scale.
 ///     noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
 ///     bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
+///     tile_features: inputs of one pass of the core, each with noise and an ADC of its own; 0 = the whole row.
+///     output_bound: ADC full scale in products of two full-scale operands; in place of output_range.
+///     noise_read: sigma of each weight in each use, as a fraction of its full scale.
+///     photons: photons of a full-scale product on the detector: shot noise of the light that is there; 0 = none.
+///     detection: "offset" or "balanced".
+///     photon_reference: "full_scale" or "mean".
+///     input_noise_relative, input_noise_additive: sigma on the inputs behind the DAC, as a fraction of the value, or of
+///         the DAC's full scale.
+///     weight_levels: the code that is a weight's full scale; 0 = the largest.
 ///
 /// Raises:
 ///     ValueError: a value that is not allowed, or that the others make meaningless.
@@ -45,7 +55,7 @@ impl PyParams {
 
     fn ranges(&self) -> Vec<f32> {
         match &self.0.output_range {
-            OutputRange::Dynamic => vec![0.0],
+            OutputRange::Dynamic | OutputRange::Bound(_) => vec![0.0],
             OutputRange::Layer(range) => vec![*range],
             OutputRange::Channel(ranges) => ranges.clone(),
         }
@@ -62,8 +72,52 @@ impl PyParams {
         fields.set_item("noise_additive", self.noise_additive())?;
         fields.set_item("noise_shot", self.noise_shot())?;
         fields.set_item("bias_stage", self.bias_stage())?;
+        fields.set_item("tile_features", self.tile_features())?;
+        fields.set_item("output_bound", self.output_bound())?;
+        fields.set_item("noise_read", self.noise_read())?;
+        fields.set_item("photons", self.photons())?;
+        fields.set_item("detection", self.detection())?;
+        fields.set_item("photon_reference", self.photon_reference())?;
+        fields.set_item("input_noise_relative", self.input_noise_relative())?;
+        fields.set_item("input_noise_additive", self.input_noise_additive())?;
+        fields.set_item("weight_levels", self.weight_levels())?;
         Ok(fields)
     }
+}
+
+/// A value as Python writes it, with no more digits of a float than 32 bits have.
+fn text(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    if let Ok(values) = value.cast::<PyTuple>() {
+        let words = values.iter().map(|value| text(&value)).collect::<PyResult<Vec<_>>>()?;
+        return Ok(format!("({})", words.join(", ")));
+    }
+    if value.is_exact_instance_of::<PyFloat>() {
+        return Ok(format!("{:?}", value.extract::<f32>()?));
+    }
+    Ok(value.repr()?.to_string())
+}
+
+/// Sets the parameters that version 2 of the operator added, from the keywords `given` to `function`.
+///
+/// # Errors
+/// An unknown keyword, as Python itself would say it, or a value of another type.
+pub fn set_effects(function: &str, spec: &mut Spec, given: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+    for (name, value) in given.into_iter().flatten() {
+        let name: String = name.extract()?;
+        match name.as_str() {
+            "tile_features" => spec.tile_features = value.extract::<Int>()?.get(&name)?,
+            "output_bound" => spec.output_bound = value.extract::<Float>()?.get(&name)?,
+            "noise_read" => spec.noise_read = value.extract::<Float>()?.get(&name)?,
+            "photons" => spec.photons = value.extract::<Float>()?.get(&name)?,
+            "detection" => spec.detection = value.extract::<Text>()?.get(&name)?,
+            "photon_reference" => spec.photon_reference = value.extract::<Text>()?.get(&name)?,
+            "input_noise_relative" => spec.input_noise_relative = value.extract::<Float>()?.get(&name)?,
+            "input_noise_additive" => spec.input_noise_additive = value.extract::<Float>()?.get(&name)?,
+            "weight_levels" => spec.weight_levels = value.extract::<Int>()?.get(&name)?,
+            _ => return Err(PyTypeError::new_err(format!("{function}() got an unexpected keyword argument '{name}'"))),
+        }
+    }
+    Ok(())
 }
 
 #[pymethods]
@@ -73,9 +127,10 @@ impl PyParams {
         signature = (
             *, input_bits=Int::from(0), weight_bits=Int::from(0), output_bits=Int::from(8),
             input_range=Float::from(0.0), output_range=Floats::from(0.0), noise_relative=Float::from(0.0),
-            noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage=Text::from("analog".to_owned())
+            noise_additive=Float::from(0.0), noise_shot=Float::from(0.0), bias_stage=Text::from("analog".to_owned()),
+            **effects
         ),
-        text_signature = "(*, input_bits=0, weight_bits=0, output_bits=8, input_range=0.0, output_range=0.0, noise_relative=0.0, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\")"
+        text_signature = "(*, input_bits=0, weight_bits=0, output_bits=8, input_range=0.0, output_range=0.0, noise_relative=0.0, noise_additive=0.0, noise_shot=0.0, bias_stage=\"analog\", tile_features=0, output_bound=0.0, noise_read=0.0, photons=0.0, detection=\"offset\", photon_reference=\"full_scale\", input_noise_relative=0.0, input_noise_additive=0.0, weight_levels=0)"
     )]
     #[allow(clippy::too_many_arguments, reason = "the arguments are rows of the operator's table")]
     fn new(
@@ -88,8 +143,9 @@ impl PyParams {
         noise_additive: Float,
         noise_shot: Float,
         bias_stage: Text,
+        effects: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let spec = Spec {
+        let mut spec = Spec {
             input_bits: input_bits.get("input_bits")?,
             weight_bits: weight_bits.get("weight_bits")?,
             output_bits: output_bits.get("output_bits")?,
@@ -99,7 +155,9 @@ impl PyParams {
             noise_additive: noise_additive.get("noise_additive")?,
             noise_shot: noise_shot.get("noise_shot")?,
             bias_stage: bias_stage.get("bias_stage")?,
+            ..Spec::default()
         };
+        set_effects("Params.__new__", &mut spec, effects)?;
         Params::new(&spec).map(PyParams).map_err(to_python)
     }
 
@@ -152,32 +210,80 @@ impl PyParams {
         self.0.bias_stage.name()
     }
 
-    fn __repr__(&self) -> String {
-        let ranges = match &self.ranges()[..] {
-            [one] => format!("{one:?}"),
-            several => {
-                let numbers: Vec<String> = several.iter().map(|range| format!("{range:?}")).collect();
-                format!("({})", numbers.join(", "))
+    #[getter]
+    fn tile_features(&self) -> usize {
+        self.0.tile_features.unwrap_or(0)
+    }
+
+    #[getter]
+    fn output_bound(&self) -> f32 {
+        if let OutputRange::Bound(bound) = self.0.output_range { bound } else { 0.0 }
+    }
+
+    #[getter]
+    fn noise_read(&self) -> f32 {
+        self.0.noise.read
+    }
+
+    #[getter]
+    fn photons(&self) -> f32 {
+        self.0.noise.photons.map_or(0.0, |photons| photons.count)
+    }
+
+    #[getter]
+    fn detection(&self) -> &'static str {
+        self.0.noise.photons.map(|photons| photons.detection).unwrap_or_default().name()
+    }
+
+    #[getter]
+    fn photon_reference(&self) -> &'static str {
+        self.0.noise.photons.map(|photons| photons.reference).unwrap_or_default().name()
+    }
+
+    #[getter]
+    fn input_noise_relative(&self) -> f32 {
+        self.0.input_noise.relative
+    }
+
+    #[getter]
+    fn input_noise_additive(&self) -> f32 {
+        self.0.input_noise.additive
+    }
+
+    #[getter]
+    fn weight_levels(&self) -> i32 {
+        self.0.weight_levels.unwrap_or(0)
+    }
+
+    /// The parameters as keywords; those that version 2 added, where they are not at their defaults.
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let mut words = Vec::new();
+        for (name, value) in self.fields(py)? {
+            let name: String = name.extract()?;
+            let row = lumina_kernel::schema::parameter(&name);
+            if row.since > 1 && value.eq(default(py, row)?)? {
+                continue;
             }
-        };
-        format!(
-            "Params(input_bits={}, weight_bits={}, output_bits={}, input_range={:?}, output_range={ranges}, \
-             noise_relative={:?}, noise_additive={:?}, noise_shot={:?}, bias_stage='{}')",
-            self.input_bits(),
-            self.weight_bits(),
-            self.output_bits(),
-            self.input_range(),
-            self.noise_relative(),
-            self.noise_additive(),
-            self.noise_shot(),
-            self.bias_stage()
-        )
+            words.push(format!("{name}={}", text(&value)?));
+        }
+        Ok(format!("Params({})", words.join(", ")))
     }
 
     fn __hash__(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.input_bits(), self.weight_bits(), self.output_bits(), self.bias_stage()).hash(&mut hasher);
-        let levels = [self.input_range(), self.noise_relative(), self.noise_additive(), self.noise_shot()];
+        (self.tile_features(), self.detection(), self.photon_reference(), self.weight_levels()).hash(&mut hasher);
+        let levels = [
+            self.input_range(),
+            self.noise_relative(),
+            self.noise_additive(),
+            self.noise_shot(),
+            self.output_bound(),
+            self.noise_read(),
+            self.photons(),
+            self.input_noise_relative(),
+            self.input_noise_additive(),
+        ];
         // -0.0 equals 0.0: adding 0.0 makes their bits equal, too.
         levels.iter().chain(&self.ranges()).for_each(|value| (value + 0.0).to_bits().hash(&mut hasher));
         hasher.finish()

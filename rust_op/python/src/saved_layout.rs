@@ -91,8 +91,8 @@ impl SavedLayout {
             n,
             k,
             scale: if for_x { (n, scale.wrapping_neg() % LINE) } else { (0, 0) },
-            codes: for_weight.then_some(params.input_bits),
-            adc: mask(params.adc_can_saturate(), n),
+            codes: for_weight.then_some(params.input_code_bits()),
+            adc: params.tiles(k).len().saturating_mul(mask(params.adc_can_saturate(), n)),
             dac: mask(params.input_range.is_some() && for_x, k),
         }
     }

@@ -36,7 +36,8 @@ fn number<'py>(py: Python<'py>, kind: Kind, value: f64) -> PyResult<Bound<'py, P
     if kind == Kind::Int { (value as i64).into_bound_py_any(py) } else { value.into_bound_py_any(py) }
 }
 
-fn default<'py>(py: Python<'py>, row: &Parameter) -> PyResult<Bound<'py, PyAny>> {
+/// The default of a row; None where there is none.
+pub fn default<'py>(py: Python<'py>, row: &Parameter) -> PyResult<Bound<'py, PyAny>> {
     match row.kind {
         _ if row.default.is_empty() => Ok(py.None().into_bound(py)),
         Kind::String => row.default.into_bound_py_any(py),
@@ -49,7 +50,8 @@ fn default<'py>(py: Python<'py>, row: &Parameter) -> PyResult<Bound<'py, PyAny>>
 ///
 /// Keys: name, type (as ONNX names it), place ("attribute", "input", "call"), default (None where there is
 /// none), minimum, maximum (None where there is no bound), choices (empty where any value within the bounds
-/// is allowed), allowed (in words), meaning.
+/// is allowed), allowed (in words), meaning, since (the first version of the operator that has it), draws_noise
+/// (whether noise is drawn where it is not at its default).
 #[pyfunction]
 pub fn schema(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     let row = |row: &Parameter| {
@@ -64,6 +66,8 @@ pub fn schema(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
         dict.set_item("choices", PyTuple::new(py, row.choices)?)?;
         dict.set_item("allowed", row.allowed)?;
         dict.set_item("meaning", row.meaning)?;
+        dict.set_item("since", row.since)?;
+        dict.set_item("draws_noise", row.draws_noise)?;
         Ok(dict)
     };
     PARAMETERS.iter().map(row).collect()

@@ -117,16 +117,20 @@ impl PySaved {
         self.layout.split(self.bytes.as_slice(), self.shape.0)
     }
 
-    /// The bits of a mask `[M, columns]`.
+    /// The bits of a mask `[M, tiles, columns]`, or of `[M, columns]` where there is one tile.
     fn saturated<'py>(
         &self,
         py: Python<'py>,
         mask: Option<&[u8]>,
-        columns: usize,
+        (tiles, columns): (usize, usize),
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(mask) = mask else { return Ok(None) };
-        let bits: Vec<bool> = mask_bits(mask, columns).collect();
-        Ok(Some(PyArray1::from_vec(py, bits).reshape([self.shape.0, columns])?.into_any()))
+        let bits = PyArray1::from_vec(py, mask_bits(mask, columns).collect::<Vec<bool>>());
+        let m = self.shape.0;
+        Ok(Some(match tiles {
+            1 => bits.reshape([m, columns])?.into_any(),
+            _ => bits.reshape([m, tiles, columns])?.into_any(),
+        }))
     }
 }
 
@@ -222,15 +226,16 @@ impl PySaved {
         Ok(PyArray1::from_slice(py, self.parts()?.scale))
     }
 
-    /// Where the ADC saturated, bool [M, N]; None where it cannot.
+    /// Where the ADC saturated, bool [M, N], or [M, tiles, N] where rows are split into tiles; None where it cannot.
     #[getter]
     fn adc_saturated<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.saturated(py, self.parts()?.adc_mask, self.shape.1)
+        let tiles = self.params.tiles(self.shape.2).len();
+        self.saturated(py, self.parts()?.adc_mask, (tiles, self.shape.1))
     }
 
     /// Where the DAC saturated, bool [M, K]; None where it cannot.
     #[getter]
     fn dac_saturated<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.saturated(py, self.parts()?.dac_mask, self.shape.2)
+        self.saturated(py, self.parts()?.dac_mask, (1, self.shape.2))
     }
 }

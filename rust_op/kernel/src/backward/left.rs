@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Inputs;
+use super::{Inputs, Tile};
 use crate::microkernel::buffer::Buffer;
 use crate::microkernel::form::{Form, MAX_TERMS};
 use crate::microkernel::isa::{Isa, LANES};
@@ -10,25 +10,10 @@ use crate::microkernel::row_ops::{load_vector, store_vector};
 use crate::microkernel::tile::gradient::{PackedRowsMut, plane_stride, row_stride, tile_height, tile_stride};
 use crate::precision::Block;
 use crate::reference::NAN;
-use crate::saved::mask_stride;
+use crate::saved::{mask_stride, mask_word};
 
 /// How many rows ahead of their use rows are prefetched where a matrix is read a strip of columns at a time.
 pub(super) const ROWS_AHEAD: usize = 8;
-
-/// Bits `column..column + 16` of a row of mask bits; bits past its end are 0.
-#[inline(always)]
-fn mask_word(row: &[u8], column: usize) -> u16 {
-    let bytes = &row[column / 8..];
-    let word = match bytes.first_chunk::<4>() {
-        Some(bytes) => u32::from_le_bytes(*bytes),
-        None => {
-            let mut padded = [0; 4];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            u32::from_le_bytes(padded)
-        }
-    };
-    (word >> (column % 8)) as u16
-}
 
 /// A row of dY, and the mask of the elements where the ADC saturated.
 #[derive(Clone, Copy)]
@@ -39,10 +24,10 @@ struct GradientRow<'a> {
 
 impl<'a> GradientRow<'a> {
     #[inline(always)]
-    fn new(inputs: &Inputs<'a>, row: usize) -> Self {
+    fn new(inputs: &Inputs<'a>, tile: Tile, row: usize) -> Self {
         let (_, n, _) = inputs.shape;
         let stride = mask_stride(n);
-        let mask = inputs.adc_mask.map(|mask| &mask[row * stride..(row + 1) * stride]);
+        let mask = inputs.adc_mask.map(|mask| &mask[(row * tile.count + tile.index) * stride..][..stride]);
         GradientRow { dy: &inputs.dy[row * n..(row + 1) * n], mask }
     }
 
@@ -90,6 +75,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
     inputs: &Inputs<'_>,
+    tile: Tile,
     rows: Range<usize>,
     terms: Range<usize>,
     scale: &[f32],
@@ -105,7 +91,7 @@ pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     for first in (0..rows.len()).step_by(at_once) {
         let count = at_once.min(rows.len() - first);
         for (index, values) in (first..first + count).zip(values.chunks_exact_mut(stride)) {
-            let row = GradientRow::new(inputs, rows.start + index);
+            let row = GradientRow::new(inputs, tile, rows.start + index);
             let largest = scale_row(isa, row, terms.clone(), scale, at_once, values);
             if let Some(block) = form.block() {
                 set_scale(block, &mut packed, index, isa.largest(largest));
@@ -237,6 +223,7 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
     inputs: &Inputs<'_>,
+    tile: Tile,
     rows: Range<usize>,
     terms: Range<usize>,
     packed: Option<(PackedRowsMut<'_>, &[f32])>,
@@ -244,13 +231,13 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
 ) {
     match (packed, form.block()) {
         (Some((packed, x_step)), Some(block)) => {
-            pack_columns(isa, form, block, inputs, rows, terms, x_step, packed, bias.as_mut());
+            pack_columns(isa, form, block, inputs, tile, rows, terms, x_step, packed, bias.as_mut());
         }
         (mut packed, _) => {
             let (tile_rows, _) = S::FLOAT_TILE;
             let (whole, last) = (rows.len() / tile_rows, tile_height(tile_rows, rows.len() % tile_rows));
             for (k, index) in terms.clone().enumerate() {
-                let row = GradientRow::new(inputs, index);
+                let row = GradientRow::new(inputs, tile, index);
                 if let Some(bias) = &mut bias {
                     bias.add(isa, row, rows.start, 0..rows.len());
                 }
@@ -282,6 +269,7 @@ fn pack_columns<S: Isa, F: Form<S>>(
     form: F,
     block: Block,
     inputs: &Inputs<'_>,
+    tile: Tile,
     rows: Range<usize>,
     terms: Range<usize>,
     x_step: &[f32],
@@ -296,7 +284,7 @@ fn pack_columns<S: Isa, F: Form<S>>(
         let columns = first..rows.len().min(first + COLUMNS);
         let mut largest = [isa.splat_i(0); COLUMNS / LANES];
         for (index, values) in terms.clone().zip(values.as_mut_slice().chunks_exact_mut(COLUMNS)) {
-            let row = GradientRow::new(inputs, index);
+            let row = GradientRow::new(inputs, tile, index);
             if let Some(bias) = &mut bias {
                 bias.add(isa, row, rows.start + first, columns.clone());
             }

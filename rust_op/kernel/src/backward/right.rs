@@ -27,10 +27,11 @@ pub(super) enum Right<'a> {
 /// The most panels that are widened at a time.
 pub(super) const MAX_PANELS: usize = 4;
 
-/// What a row of the right operand is read for: its columns from `column` on, of a row of `k`.
+/// What a row of the right operand is read for: its columns from `column` to `end`, of a row of `k`.
 #[derive(Clone, Copy)]
 pub(super) struct Columns {
     pub(super) column: usize,
+    pub(super) end: usize,
     pub(super) k: usize,
 }
 
@@ -90,10 +91,10 @@ impl Right<'_> {
         isa: S,
         form: F,
         row: usize,
-        Columns { column, k }: Columns,
+        Columns { column, end, k }: Columns,
         spoilt: &mut [S::F; 2],
     ) -> [F::Element; 2] {
-        let count = PANEL.min(k - column);
+        let count = PANEL.min(end - column);
         match self {
             Right::Rows(Operand::F32(values), _) => {
                 let [low, high] = halves(isa, &values[row * k + column..][..count]);

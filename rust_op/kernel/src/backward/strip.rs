@@ -4,9 +4,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Inputs;
 use super::left::{Bias, pack_for_weight, pack_for_x};
 use super::right::{Columns, MAX_PANELS, Right};
+use super::{Inputs, Tile};
 use crate::microkernel::Tier;
 use crate::microkernel::amx::{ConfiguredTiles, Tiles};
 use crate::microkernel::buffer::Buffer;
@@ -171,6 +171,8 @@ pub(super) struct Call<'a> {
     pub(super) tier: Tier,
     pub(super) precision: Precision,
     pub(super) inputs: &'a Inputs<'a>,
+    /// The tile whose columns are computed.
+    pub(super) tile: Tile,
     /// Threads that share the work.
     pub(super) threads: usize,
     /// Whether the bias's gradient counts dY even where the ADC saturated.
@@ -277,7 +279,7 @@ impl<'a> Strip<'a> {
             Part { rows, packed, bias: Mutex::new(bias) }
         });
         let parts = parts.collect();
-        let panels = call.inputs.shape.2.div_ceil(PANEL);
+        let panels = call.tile.columns().div_ceil(PANEL);
         // A task that has the strip to itself takes all panels at once.
         let count = if users > 1 { GROUPS * users } else { 1 };
         let per_group = panels.div_ceil(count).max(1);
@@ -388,11 +390,11 @@ impl Formed for PackLeft<'_, '_> {
             match side {
                 Side::X => {
                     let (packed, scale) = packed.expect("the gradient of X goes with no bias");
-                    pack_for_x(isa, form, call.inputs, rows.clone(), terms, scale, packed);
+                    pack_for_x(isa, form, call.inputs, call.tile, rows.clone(), terms, scale, packed);
                 }
                 Side::Weight => {
                     let bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
-                    pack_for_weight(isa, form, call.inputs, rows.clone(), terms, packed, bias);
+                    pack_for_weight(isa, form, call.inputs, call.tile, rows.clone(), terms, packed, bias);
                 }
             }
         }
@@ -456,13 +458,13 @@ impl Formed for MultiplyStage<'_, '_> {
         let (first_row, first_column) = (parts[0].rows.start, panels.start * PANEL);
         for first in panels.clone().step_by(at_once) {
             let panels = first..panels.end.min(first + at_once);
-            let from = Columns { column: first * PANEL, k };
+            let from = Columns { column: call.tile.first + first * PANEL, end: call.tile.end, k };
             let mut memory = widened.as_mut_slice();
             for block in &blocks {
                 let memory = take_first(&mut memory, Panels::elements(at_once, depth(block)));
                 self.right.widen(isa, form, block.clone(), from, panels.len(), memory);
             }
-            let columns = panels.start * PANEL..k.min(panels.end * PANEL);
+            let columns = panels.start * PANEL..call.tile.columns().min(panels.end * PANEL);
             for (part, left) in parts.iter().zip(self.left) {
                 let rows = part.rows.clone();
                 let (mut left, mut right) = (left.as_slice(), widened.as_slice());
@@ -477,7 +479,7 @@ impl Formed for MultiplyStage<'_, '_> {
                         last: block.end == call.depth(*side),
                         mask: if *side == Side::X { call.inputs.dac_mask } else { None },
                         mask_stride: mask_stride(k),
-                        origin: (rows.start, columns.start),
+                        origin: (rows.start, call.tile.first + columns.start),
                     };
                     let output = output.part(
                         rows.start - first_row..rows.end - first_row,

@@ -21,11 +21,13 @@ pub(super) enum StagedRows<'a> {
     Float(FloatRows<'a>),
 }
 
-/// One product: rows of X, weights, bias.
+/// One product: rows of X, weights, bias, of one tile.
 pub(super) struct Product<'a> {
     pub(super) weights: &'a Weights,
-    /// Padded to whole panels; zeros where the bias is digital or absent.
-    pub(super) bias: &'a [f32],
+    /// The tile.
+    pub(super) tile: usize,
+    /// Padded to whole panels; `None` for zeros.
+    pub(super) bias: Option<&'a [f32]>,
     pub(super) rows: StagedRows<'a>,
     /// s_x of each row.
     pub(super) x_step: &'a [f32],
@@ -41,7 +43,7 @@ impl Product<'_> {
         Scaling {
             x_step: self.x_step,
             weight_scale: self.weights.panel_scale(panel),
-            bias: &self.bias.as_chunks::<PANEL>().0[panel],
+            bias: self.bias.map_or(&[0.0; PANEL], |bias| &bias.as_chunks::<PANEL>().0[panel]),
         }
     }
 
@@ -58,13 +60,12 @@ impl Product<'_> {
         let (Panels::Int { storage, bytes }, StagedRows::Int(rows)) = (self.weights.panels(), &self.rows) else {
             unreachable!("rows are staged for the weights that they meet")
         };
-        let k = self.weights.k();
         let scaling = self.scaling(panel);
-        let size = storage.panel_bytes(k);
+        let place = self.weights.place(panel, self.tile);
         let fetch = !self.weights.fit_near_caches();
-        let from_here = &bytes.as_slice()[panel * size..];
-        let packed = &from_here[..size];
-        let groups = k.div_ceil(4);
+        let from_here = &bytes.as_slice()[place.start..];
+        let packed = &from_here[..place.len];
+        let groups = place.k.div_ceil(4);
         let unpack = storage.bits < 8 && (tiles.is_some() || self.x_step.len() > S::STAY_PACKED);
         let bytes = if unpack {
             let length = groups * BLOCK_BYTES + bytes_behind(groups);
@@ -75,7 +76,11 @@ impl Product<'_> {
             from_here
         };
         // The next panel is the one after this in memory, or the one before it.
-        let next = if self.backwards { packed.as_ptr().wrapping_sub(size) } else { packed.as_ptr_range().end };
+        let distance = self.weights.panel_distance();
+        let next = match self.backwards {
+            true => packed.as_ptr().wrapping_sub(distance),
+            false => packed.as_ptr().wrapping_add(distance),
+        };
         let panel = IntPanel { storage: *storage, unpacked: unpack, bytes, groups, fetch, next };
         match tiles {
             Some(tiles) => matrix_panel(isa, tiles, rows, &panel, &scaling, output),
@@ -87,7 +92,8 @@ impl Product<'_> {
     #[inline]
     fn has_streams(&self) -> bool {
         let (Panels::Int { storage, .. }, 1) = (self.weights.panels(), self.x_step.len()) else { return false };
-        has_streams(self.weights.tier().streamed_bits(), storage.bits, self.weights.k().div_ceil(4))
+        let k = self.weights.place(0, self.tile).k;
+        has_streams(self.weights.tier().streamed_bits(), storage.bits, k.div_ceil(4))
     }
 
     /// Panels of a task, of `panels` in all: these in `tasks` tasks, or more at a time if they are multiplied side by side
@@ -104,10 +110,9 @@ impl Product<'_> {
         let (Panels::Int { storage, bytes }, StagedRows::Int(rows)) = (self.weights.panels(), &self.rows) else {
             unreachable!("rows are staged for the weights that they meet")
         };
-        let k = self.weights.k();
-        let size = storage.panel_bytes(k);
-        let panels = panels.map(|panel| &bytes.as_slice()[panel * size..(panel + 1) * size]);
-        row_with_streams(isa, rows, *storage, panels, k.div_ceil(4))
+        let places = panels.map(|panel| self.weights.place(panel, self.tile));
+        let panels = places.map(|place| &bytes.as_slice()[place.start..place.start + place.len]);
+        row_with_streams(isa, rows, *storage, panels, places[0].k.div_ceil(4))
     }
 
     /// The same for rows of floats.
@@ -116,9 +121,9 @@ impl Product<'_> {
         let (Panels::Float(values), StagedRows::Float(rows)) = (self.weights.panels(), &self.rows) else {
             unreachable!("rows are staged for the weights that they meet")
         };
-        let k = self.weights.k();
-        let values = &values.as_slice()[panel * PANEL * k..(panel + 1) * PANEL * k];
-        float_panel(isa, rows, values, k, &self.scaling(panel), output);
+        let place = self.weights.place(panel, self.tile);
+        let values = &values.as_slice()[place.start..place.start + place.len];
+        float_panel(isa, rows, values, place.k, &self.scaling(panel), output);
     }
 
     /// The permission to use matrix tiles, if this product is one for them.

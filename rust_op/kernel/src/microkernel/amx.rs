@@ -26,6 +26,9 @@ const TILE_GROUPS: usize = TILE_CODES / 4;
 /// Rows of a block of sums.
 pub(crate) const SUM_ROWS: usize = 2 * TILE_ROWS;
 
+/// The most bytes that tiles read past the end of a panel.
+pub(crate) const TILE_BYTES: usize = TILE_GROUPS * BLOCK_BYTES;
+
 /// Bytes that tiles read past the end of a panel of `groups` groups. Their contents do not matter: they are multiplied
 /// by the zeros that follow the codes of a row.
 pub(crate) const fn bytes_behind(groups: usize) -> usize {

@@ -95,6 +95,12 @@ impl<S: Isa> VectorQuantizer<S> {
         isa.round(isa.max(high, isa.sub(isa.splat(0.0), self.limit)))
     }
 
+    /// What a code stands for.
+    #[inline(always)]
+    pub(crate) fn step(&self) -> S::F {
+        self.step
+    }
+
     /// The values of the codes of `v`.
     #[inline(always)]
     pub(crate) fn value(&self, v: S::F) -> S::F {

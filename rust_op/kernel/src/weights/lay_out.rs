@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::WeightSource;
+use super::{WeightSource, panel_elements};
 use crate::error::Error;
 use crate::microkernel::buffer::{Buffer, Part};
 use crate::microkernel::isa::{Isa, LANES, Vectorized};
@@ -10,7 +10,7 @@ use crate::microkernel::panels::{PANEL, Storage, pack_float, pack_int, staged_st
 use crate::microkernel::row_ops::{self, Coder, INFINITY_BITS, VectorQuantizer};
 use crate::pack;
 use crate::quantize::{self, levels, weight_quantizer};
-use crate::saved::CodesMut;
+use crate::saved::{CodesMut, take_first};
 
 /// The error for row `row`, `w`, in which a number that is not finite was seen.
 #[cold]
@@ -31,6 +31,8 @@ pub(super) enum PanelSink<'a> {
 pub(super) struct LayOutChannels<'a> {
     pub(super) bits: u32,
     pub(super) k: usize,
+    /// Inputs of a tile.
+    pub(super) tile: usize,
     /// The channels.
     pub(super) rows: Range<usize>,
     pub(super) source: WeightSource<'a>,
@@ -52,26 +54,49 @@ impl Vectorized for IntoPanels<'_> {
     fn run<S: Isa>(self, isa: S) -> Result<(), Error> {
         let IntoPanels { mut channels, sink } = self;
         let k = channels.k;
+        let tiles: Vec<Range<usize>> = channels.tiles().collect();
+        let Some(last) = tiles.last().cloned() else { return Ok(()) };
         match sink {
             PanelSink::Int(storage, bytes) => {
                 let stride = staged_stride(k);
                 let mut staged = Buffer::<i8>::new(PANEL * stride);
-                for (panel, bytes) in bytes.zeroed().chunks_exact_mut(storage.panel_bytes(k)).enumerate() {
+                let mut part =
+                    Buffer::<i8>::new(if tiles.len() > 1 { PANEL * staged_stride(channels.tile) } else { 0 });
+                let size = panel_elements(Some(storage), k, channels.tile);
+                for (panel, mut bytes) in bytes.zeroed().chunks_exact_mut(size).enumerate() {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_int(isa, panel * PANEL + slot, out)?;
                     }
-                    pack_int(isa, storage, k, staged.as_slice(), bytes);
+                    if last.start == 0 {
+                        pack_int(isa, storage, k, staged.as_slice(), bytes);
+                        continue;
+                    }
+                    for tile in &tiles {
+                        copy_columns(staged.as_slice(), stride, tile, part.as_mut_slice(), staged_stride(tile.len()));
+                        let bytes = take_first(&mut bytes, storage.panel_bytes(tile.len()));
+                        pack_int(isa, storage, tile.len(), part.as_slice(), bytes);
+                    }
                 }
             }
             PanelSink::Float(values) => {
-                // An odd number of vectors: rows a power of two apart would share their cache sets.
-                let stride = (k.div_ceil(LANES) | 1) * LANES;
+                let stride = float_stride(k);
                 let mut staged = Buffer::<f32>::new(PANEL * stride);
-                for (panel, values) in values.zeroed().chunks_exact_mut(PANEL * k).enumerate() {
+                let mut part =
+                    Buffer::<f32>::new(if tiles.len() > 1 { PANEL * float_stride(channels.tile) } else { 0 });
+                for (panel, mut values) in values.zeroed().chunks_exact_mut(PANEL * k).enumerate() {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_float(isa, panel * PANEL + slot, out)?;
                     }
-                    pack_float(isa, k, stride, staged.as_slice(), values);
+                    if last.start == 0 {
+                        pack_float(isa, k, stride, staged.as_slice(), values);
+                        continue;
+                    }
+                    for tile in &tiles {
+                        let of_tile = float_stride(tile.len());
+                        copy_columns(staged.as_slice(), stride, tile, part.as_mut_slice(), of_tile);
+                        let values = take_first(&mut values, PANEL * tile.len());
+                        pack_float(isa, tile.len(), of_tile, part.as_slice(), values);
+                    }
                 }
             }
         }
@@ -79,7 +104,36 @@ impl Vectorized for IntoPanels<'_> {
     }
 }
 
+/// Elements from one staged row of floats to the next: an odd number of vectors, since rows a power of two apart would
+/// share their cache sets.
+const fn float_stride(k: usize) -> usize {
+    (k.div_ceil(LANES) | 1) * LANES
+}
+
+/// Copies columns `columns` of [`PANEL`] rows, `stride` apart, to the start of rows that are `new_stride` apart and are
+/// padded with zeros.
+#[inline(always)]
+fn copy_columns<T: Copy + Default>(
+    rows: &[T],
+    stride: usize,
+    columns: &Range<usize>,
+    out: &mut [T],
+    new_stride: usize,
+) {
+    for (row, out) in rows.chunks_exact(stride).zip(out.chunks_exact_mut(new_stride)) {
+        let (values, padding) = out.split_at_mut(columns.len());
+        values.copy_from_slice(&row[columns.clone()]);
+        padding.fill(T::default());
+    }
+}
+
 impl<'a> LayOutChannels<'a> {
+    /// The inputs of each tile.
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (k, tile) = (self.k, self.tile);
+        (0..k).step_by(tile).map(move |first| first..k.min(first + tile))
+    }
+
     /// The computation that lays the channels out in the panels of `sink`.
     pub(super) fn into(self, sink: PanelSink<'a>) -> impl Vectorized<Output = Result<(), Error>> + use<'a> {
         IntoPanels { channels: self, sink }

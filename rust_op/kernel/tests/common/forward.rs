@@ -84,7 +84,8 @@ impl Case {
     pub fn run_at(&self, place: Place, tier: Tier, executor: &dyn Executor) -> Outcome {
         let params = self.params();
         let (m, n, k) = (self.m, self.n, self.k);
-        let (wb, xb) = (params.weight_bits, params.input_bits);
+        let (wb, xb) = (params.weight_bits, params.input_code_bits());
+        let tiles = params.tiles(k).len();
         let mut w8 = place.filled(77i8, if (1..=8).contains(&wb) { n * code_stride(k) } else { 0 });
         let mut w16 = place.filled(77i16, if wb > 8 { n * code_stride(k) } else { 0 });
         let mut x8 = place.filled(77i8, if (1..=8).contains(&xb) { m * code_stride(k) } else { 0 });
@@ -118,7 +119,7 @@ impl Case {
         let without_saving = bits(&y);
 
         let mut x_step = place.filled(7.0, m);
-        let mut adc = place.filled(0xAAu8, m * mask_stride(n));
+        let mut adc = place.filled(0xAAu8, m * tiles * mask_stride(n));
         let mut dac = place.filled(0xAAu8, m * mask_stride(k));
         let (adc_wanted, dac_wanted) = (params.adc_can_saturate(), params.input_range.is_some());
         let saved = Saved {

@@ -11,7 +11,7 @@ mod strategies;
 pub use backward::{Backward, PRECISIONS};
 pub use executors::{Reversed, Shuffled, Threads};
 pub use forward::{Case, Outcome, Storage};
-pub use strategies::{any_bits, case, spec};
+pub use strategies::{any_bits, case, spec, with_effects};
 
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()

@@ -46,6 +46,23 @@ fn weights(n: usize, k: usize) -> impl Strategy<Value = Vec<f32>> {
 
 /// Any parameters, with the given `input_bits` and `weight_bits`.
 pub fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Spec> {
+    with_effects(first_version(n, input_bits, weight_bits), input_bits, weight_bits)
+}
+
+/// Half of `specs` with parameters that version 2 added.
+pub fn with_effects(
+    specs: impl Strategy<Value = Spec>,
+    input_bits: i64,
+    weight_bits: i64,
+) -> impl Strategy<Value = Spec> {
+    (specs, proptest::option::of(effects(input_bits, weight_bits))).prop_map(|(spec, effects)| match effects {
+        Some(effects) => effects.of(spec),
+        None => spec,
+    })
+}
+
+/// The parameters of version 1.
+fn first_version(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Spec> {
     let output_bits = prop_oneof![Just(0i64), 2i64..=16, Just(8)];
     let input_range =
         if input_bits == 0 { Just(0.0f32).boxed() } else { prop_oneof![Just(0.0f32), Just(1.3), Just(1e-41)].boxed() };
@@ -68,8 +85,93 @@ pub fn spec(n: usize, input_bits: i64, weight_bits: i64) -> impl Strategy<Value 
             noise_additive,
             noise_shot,
             bias_stage: stage.to_owned(),
+            ..Spec::default()
         },
     )
+}
+
+/// The parameters that version 2 added.
+#[derive(Clone, Debug)]
+struct Effects {
+    tile_features: i64,
+    output_bound: f32,
+    noise_read: f32,
+    photons: f32,
+    detection: &'static str,
+    photon_reference: &'static str,
+    input_noise: (f32, f32),
+    weight_levels: f64,
+}
+
+impl Effects {
+    /// `spec` with these, and without what they exclude.
+    fn of(self, spec: Spec) -> Spec {
+        let bounded = self.output_bound > 0.0;
+        let lit = self.photons > 0.0;
+        let default = Spec::default();
+        let largest = lumina_kernel::quantize::levels(spec.weight_bits.max(1) as u32);
+        let weight_levels = if bounded || lit || self.noise_read > 0.0 {
+            (self.weight_levels * f64::from(largest)).ceil() as i64
+        } else {
+            0
+        };
+        Spec {
+            tile_features: self.tile_features,
+            output_bound: self.output_bound,
+            output_range: if bounded { default.output_range } else { spec.output_range },
+            bias_stage: if bounded { "digital".to_owned() } else { spec.bias_stage },
+            noise_read: self.noise_read,
+            photons: self.photons,
+            noise_shot: if lit { 0.0 } else { spec.noise_shot },
+            detection: if lit { self.detection.to_owned() } else { default.detection },
+            photon_reference: if lit { self.photon_reference.to_owned() } else { default.photon_reference },
+            input_noise_relative: self.input_noise.0,
+            input_noise_additive: self.input_noise.1,
+            weight_levels,
+            ..spec
+        }
+    }
+}
+
+fn effects(input_bits: i64, weight_bits: i64) -> impl Strategy<Value = Effects> {
+    let (has_dac, has_codes) = (input_bits > 0, input_bits > 0 && weight_bits > 0);
+    let tile = prop_oneof![
+        2 => Just(0i64),
+        3 => prop::sample::select(&[1i64, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 200]),
+    ];
+    let of_codes = |values: &'static [f32]| prop::sample::select(if has_codes { values } else { &[0.0] });
+    let of_inputs = |values: &'static [f32]| prop::sample::select(if has_dac { values } else { &[0.0] });
+    (
+        tile,
+        of_codes(&[0.0, 0.0, 0.05, 0.6, 20.0, 1e-38]),
+        of_codes(&[0.0, 0.02, 0.3]),
+        of_codes(&[0.0, 0.3, 100.0]),
+        prop::sample::select(&["offset", "balanced"]),
+        prop::sample::select(&["full_scale", "mean"]),
+        (of_inputs(&[0.0, 0.0, 0.01, 0.3, 1.0]), of_inputs(&[0.0, 0.0, 0.02, 0.3, 1.0])),
+        prop_oneof![Just(0.0), 0.0..1.0],
+    )
+        .prop_map(
+            |(
+                tile_features,
+                output_bound,
+                noise_read,
+                photons,
+                detection,
+                photon_reference,
+                input_noise,
+                weight_levels,
+            )| Effects {
+                tile_features,
+                output_bound,
+                noise_read,
+                photons,
+                detection,
+                photon_reference,
+                input_noise,
+                weight_levels,
+            },
+        )
 }
 
 /// Bits of both sides, for a product in i32 or in f32.

@@ -1,5 +1,7 @@
 //! The attributes of a node.
 
+use std::fmt;
+
 use lumina_kernel::schema::{Kind, PARAMETERS, Parameter, Place, VERSION, VERSION_ATTRIBUTE};
 use lumina_kernel::{Params, Spec};
 
@@ -30,6 +32,29 @@ enum Value {
     String(String),
 }
 
+impl Value {
+    /// Whether this is the value that the table writes as `text`.
+    fn is(&self, text: &str) -> bool {
+        match self {
+            Value::Int(value) => text.parse() == Ok(*value),
+            Value::Float(value) => text.parse() == Ok(*value),
+            Value::Floats(values) => matches!(values[..], [value] if text.parse() == Ok(value)),
+            Value::String(value) => text == value,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Int(value) => value.fmt(f),
+            Value::Float(value) => value.fmt(f),
+            Value::Floats(values) => write!(f, "{values:?}"),
+            Value::String(value) => write!(f, "{value:?}"),
+        }
+    }
+}
+
 impl Raw {
     /// Sets the attribute called `name`; false if there is none of that name and kind.
     fn set(&mut self, name: &str, value: Value) -> bool {
@@ -44,6 +69,15 @@ impl Raw {
             ("noise_additive", Value::Float(value)) => spec.noise_additive = value,
             ("noise_shot", Value::Float(value)) => spec.noise_shot = value,
             ("bias_stage", Value::String(value)) => spec.bias_stage = value,
+            ("tile_features", Value::Int(value)) => spec.tile_features = value,
+            ("output_bound", Value::Float(value)) => spec.output_bound = value,
+            ("noise_read", Value::Float(value)) => spec.noise_read = value,
+            ("photons", Value::Float(value)) => spec.photons = value,
+            ("detection", Value::String(value)) => spec.detection = value,
+            ("photon_reference", Value::String(value)) => spec.photon_reference = value,
+            ("input_noise_relative", Value::Float(value)) => spec.input_noise_relative = value,
+            ("input_noise_additive", Value::Float(value)) => spec.input_noise_additive = value,
+            ("weight_levels", Value::Int(value)) => spec.weight_levels = value,
             ("seed", Value::Int(value)) => self.seed = value,
             ("in_features", Value::Int(value)) => self.in_features = Some(value),
             _ => return false,
@@ -60,7 +94,9 @@ fn rows() -> impl Iterator<Item = &'static Parameter> {
 /// Reads and checks the attributes of a node.
 pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
     let version = info.int(VERSION_ATTRIBUTE);
-    check_version(version.map_err(|failure| mistyped(VERSION_ATTRIBUTE, Kind::Int, &VERSION.to_string(), &failure))?)?;
+    let allowed = format!("1..{VERSION}");
+    let version =
+        check_version(version.map_err(|failure| mistyped(VERSION_ATTRIBUTE, Kind::Int, &allowed, &failure))?)?;
     let mut raw = Raw::default();
     for row in rows() {
         let value = match row.kind {
@@ -70,6 +106,16 @@ pub(super) fn read(info: &KernelInfo<'_>) -> Result<Attributes, Failure> {
             Kind::String => info.string(row.name).map(|value| value.map(Value::String)),
         };
         let value = value.map_err(|failure| mistyped(row.name, row.kind, row.allowed, &failure))?;
+        if let Some(value) = &value
+            && version < row.since
+            && !value.is(row.default)
+        {
+            return Err(Failure::invalid(format!(
+                "attribute {} = {value}: allowed is {} in a node whose {VERSION_ATTRIBUTE} is {version}; it needs \
+                 {VERSION_ATTRIBUTE} {}, by which older releases know that they lack it",
+                row.name, row.default, row.since
+            )));
+        }
         if let Some(value) = value
             && !raw.set(row.name, value)
         {
@@ -88,14 +134,15 @@ fn mistyped(name: &str, kind: Kind, allowed: &str, failure: &Failure) -> Failure
     Failure::invalid(format!("attribute {name} is not of type {}: allowed is {allowed} ({message})", kind.name()))
 }
 
-/// Refuses a node for a version that this library does not have, since its other attributes may mean anything.
-fn check_version(version: Option<i64>) -> Result<(), Failure> {
-    match version {
-        None => Ok(()),
-        Some(version) if version == i64::from(VERSION) => Ok(()),
-        Some(version) => Err(Failure::invalid(format!(
-            "attribute {VERSION_ATTRIBUTE} = {version}: LuminaKernel {} has version {VERSION} of the operator; a file of \
-             a later version needs a newer LuminaKernel",
+/// The version that a node was made for. Refuses one that this library does not have, since its other attributes may
+/// mean anything.
+fn check_version(version: Option<i64>) -> Result<i32, Failure> {
+    let version = version.unwrap_or(1);
+    match i32::try_from(version) {
+        Ok(version @ 1..=VERSION) => Ok(version),
+        _ => Err(Failure::invalid(format!(
+            "attribute {VERSION_ATTRIBUTE} = {version}: LuminaKernel {} has versions 1 to {VERSION} of the operator; a \
+             file of a later version needs a newer LuminaKernel",
             lumina_kernel::VERSION
         ))),
     }

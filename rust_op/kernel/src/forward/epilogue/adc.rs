@@ -2,7 +2,7 @@
 #![allow(clippy::needless_range_loop, reason = "halves index several arrays at once")]
 
 use super::{GROUP, Pass, padded, pair};
-use crate::microkernel::isa::Isa;
+use crate::microkernel::isa::{Isa, LANES};
 use crate::microkernel::row_ops::VectorQuantizer;
 use crate::params::{OutputRange, Params};
 use crate::quantize::{Quantizer, levels};
@@ -18,10 +18,10 @@ pub(super) struct StaticRanges {
 }
 
 impl StaticRanges {
-    /// The full scales of `n` columns; `None` where each row takes its own maximum.
+    /// The full scales of `n` columns; `None` where the parameters do not fix them.
     pub(super) fn new(params: &Params, n: usize) -> Option<Self> {
         let range: Vec<f32> = match &params.output_range {
-            OutputRange::Dynamic => return None,
+            OutputRange::Dynamic | OutputRange::Bound(_) => return None,
             OutputRange::Layer(range) => vec![*range; n.next_multiple_of(GROUP)],
             OutputRange::Channel(ranges) => padded(ranges.iter().copied(), 1.0),
         };
@@ -36,43 +36,279 @@ impl StaticRanges {
     }
 }
 
-/// Pass 3: ADC, digital bias, NaN made canonical, saturation mask.
-pub(super) struct Convert<'a, S: Isa> {
-    /// The ADC, if there is one; with static full scales, each column's own quantiser takes its place.
+/// Full scales A * B, of which A is a row's and B, here, a column's; padded to whole groups.
+#[derive(Clone, Debug)]
+pub(super) struct BoundColumns {
+    l_x: f32,
+    limit: f32,
+    /// B.
+    range: Vec<f32>,
+    /// L_y / B.
+    inv: Vec<f32>,
+    /// B / L_y.
+    step: Vec<f32>,
+}
+
+impl BoundColumns {
+    /// Of columns with these `weight_scale`s; `None` where full scales are not bounded.
+    pub(super) fn new(params: &Params, weight_scale: &[f32]) -> Option<Self> {
+        let OutputRange::Bound(bound) = params.output_range else { return None };
+        let l_w = params.weight_full_scale() as f32;
+        let limit = if params.output_bits == 0 { 0.0 } else { levels(params.output_bits) as f32 };
+        let range = padded(weight_scale.iter().map(|scale| bound * (scale * l_w)), 1.0);
+        Some(BoundColumns {
+            l_x: params.input_full_scale() as f32,
+            limit,
+            inv: range.iter().map(|b| limit / b).collect(),
+            step: range.iter().map(|b| b / limit).collect(),
+            range,
+        })
+    }
+
+    /// The full scales of a row whose step is `x_step`.
+    #[inline(always)]
+    pub(super) fn of_row(&self, x_step: f32) -> Bounds<'_> {
+        let a = x_step * self.l_x;
+        Bounds { columns: self, first: 0, a, inv: 1.0 / a }
+    }
+}
+
+/// The full scales of a row's columns from one on.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds<'a> {
+    columns: &'a BoundColumns,
+    first: usize,
+    a: f32,
+    /// 1 / A.
+    inv: f32,
+}
+
+impl Bounds<'_> {
+    /// The same from column `first` on.
+    #[inline(always)]
+    pub(super) fn from(self, first: usize) -> Self {
+        Bounds { first, ..self }
+    }
+
+    #[inline(always)]
+    pub(super) fn ranges<S: Isa>(&self, isa: S, column: usize) -> [S::F; 2] {
+        let a = isa.splat(self.a);
+        pair(isa, &self.columns.range, self.first + column).map(|b| isa.mul(a, b))
+    }
+
+    #[inline(always)]
+    fn quantizers<S: Isa>(&self, isa: S, column: usize) -> [VectorQuantizer<S>; 2] {
+        let (zero, infinity) = (isa.splat(0.0), isa.splat(f32::INFINITY));
+        let inv = pair(isa, &self.columns.inv, self.first + column);
+        let step = pair(isa, &self.columns.step, self.first + column);
+        [0, 1].map(|half| {
+            let inv = isa.mul(isa.splat(self.inv), inv[half]);
+            // NaN, infinite or 0: every code is 0.
+            let inv = isa.select(isa.greater(infinity, isa.abs(inv)), inv, zero);
+            let limit = isa.select(isa.greater(isa.abs(inv), zero), isa.splat(self.columns.limit), zero);
+            let step = isa.mul(isa.splat(self.a), step[half]);
+            VectorQuantizer::from_vectors(isa, inv, limit, step)
+        })
+    }
+}
+
+/// The ADC of a row's columns.
+pub(super) struct Adc<'a, S: Isa> {
+    /// `None` without an ADC; with full scales of the columns, each one's own quantiser takes its place.
     pub(super) quantizer: Option<VectorQuantizer<S>>,
     pub(super) columns: Option<&'a StaticRanges>,
-    pub(super) digital_bias: Option<&'a [f32]>,
+    pub(super) bounds: Option<Bounds<'a>>,
     pub(super) mask: Option<&'a mut [u8]>,
+}
+
+impl<S: Isa> Adc<'_, S> {
+    /// The quantisers of a group of columns, if there is an ADC.
+    #[inline(always)]
+    fn quantizers(&self, isa: S, column: usize) -> Option<[VectorQuantizer<S>; 2]> {
+        let quantizer = self.quantizer?;
+        if let Some(bounds) = &self.bounds {
+            return Some(bounds.quantizers(isa, column));
+        }
+        let mut quantizers = [quantizer; 2];
+        if let Some(columns) = self.columns {
+            let inv = pair(isa, &columns.inv, column);
+            let limit = pair(isa, &columns.limit, column);
+            let step = pair(isa, &columns.step, column);
+            for half in 0..2 {
+                quantizers[half] = VectorQuantizer::from_vectors(isa, inv[half], limit[half], step[half]);
+            }
+        }
+        Some(quantizers)
+    }
+
+    /// Writes the mask of a group of columns.
+    #[inline(always)]
+    fn saturate(&mut self, isa: S, column: usize, v: [S::F; 2]) {
+        let Some(mask) = &mut self.mask else { return };
+        let range = match (self.columns, &self.bounds) {
+            (Some(columns), _) => pair(isa, &columns.range, column),
+            (None, Some(bounds)) => bounds.ranges(isa, column),
+            (None, None) => return,
+        };
+        let (words, _) = mask[column / 8..].as_chunks_mut::<2>();
+        for (half, word) in words.iter_mut().take(2).enumerate() {
+            *word = isa.mask_bits(isa.greater(isa.abs(v[half]), range[half])).to_le_bytes();
+        }
+    }
+}
+
+/// Adds the digital bias.
+#[inline(always)]
+fn add_bias<S: Isa>(isa: S, column: usize, value: [S::F; 2], digital_bias: Option<&[f32]>) -> [S::F; 2] {
+    let Some(bias) = digital_bias else { return value };
+    let bias = pair(isa, bias, column);
+    [isa.add(value[0], bias[0]), isa.add(value[1], bias[1])]
+}
+
+/// Makes `value` the canonical NaN where `test` is NaN.
+#[inline(always)]
+fn canonical<S: Isa>(isa: S, test: [S::F; 2], value: [S::F; 2]) -> [S::F; 2] {
+    let nan = isa.splat(NAN);
+    [isa.select(isa.is_nan(test[0]), nan, value[0]), isa.select(isa.is_nan(test[1]), nan, value[1])]
+}
+
+/// Pass 3: ADC, digital bias, NaN made canonical, saturation mask.
+pub(super) struct Convert<'a, S: Isa> {
+    pub(super) adc: Adc<'a, S>,
+    pub(super) digital_bias: Option<&'a [f32]>,
 }
 
 impl<S: Isa> Pass<S> for Convert<'_, S> {
     #[inline(always)]
     fn group(&mut self, isa: S, column: usize, v: [S::F; 2]) -> [S::F; 2] {
         let mut value = v;
-        if let Some(quantizer) = self.quantizer {
-            let mut quantizers = [quantizer; 2];
-            if let Some(columns) = self.columns {
-                let inv = pair(isa, &columns.inv, column);
-                let limit = pair(isa, &columns.limit, column);
-                let step = pair(isa, &columns.step, column);
-                for half in 0..2 {
-                    quantizers[half] = VectorQuantizer::from_vectors(isa, inv[half], limit[half], step[half]);
-                }
-            }
+        if let Some(quantizers) = self.adc.quantizers(isa, column) {
             value = [quantizers[0].value(v[0]), quantizers[1].value(v[1])];
-        }
-        if let (Some(mask), Some(columns)) = (&mut self.mask, self.columns) {
-            let range = pair(isa, &columns.range, column);
-            let (words, _) = mask[column / 8..].as_chunks_mut::<2>();
-            for (half, word) in words.iter_mut().take(2).enumerate() {
-                *word = isa.mask_bits(isa.greater(isa.abs(v[half]), range[half])).to_le_bytes();
+            if self.adc.bounds.is_some() {
+                // A step may be infinite, so that 0 codes are NaN.
+                value = canonical(isa, value, value);
             }
         }
-        if let Some(bias) = self.digital_bias {
-            let bias = pair(isa, bias, column);
-            value = [isa.add(value[0], bias[0]), isa.add(value[1], bias[1])];
+        self.adc.saturate(isa, column, v);
+        let value = add_bias(isa, column, value, self.digital_bias);
+        canonical(isa, v, value)
+    }
+}
+
+/// How the results of tiles are added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sum {
+    /// v, in floats.
+    Values,
+    /// Values of the ADC, in floats: each tile has a step of its own.
+    Steps,
+    /// Codes, exact in floats: all tiles together stay within 2^24.
+    Codes,
+    /// Codes in two parts, c = 256 h + l with l in 0..256: the sums of both are exact in floats, whatever the number of
+    /// tiles.
+    Halves,
+}
+
+impl Sum {
+    pub(super) fn of(params: &Params, tiles: usize) -> Self {
+        match params.output_bits {
+            0 => Sum::Values,
+            _ if params.adc_needs_row_maximum() => Sum::Steps,
+            bits if tiles * levels(bits) as usize <= 1 << f32::MANTISSA_DIGITS => Sum::Codes,
+            _ => Sum::Halves,
         }
-        let nan = isa.splat(NAN);
-        [isa.select(isa.is_nan(v[0]), nan, value[0]), isa.select(isa.is_nan(v[1]), nan, value[1])]
+    }
+}
+
+/// Loads a vector of `row` from `column` on: zeros past its end.
+#[inline(always)]
+fn load_at<S: Isa>(isa: S, row: &[f32], column: usize) -> S::F {
+    let values = row.get(column..).unwrap_or_default();
+    match values.first_chunk() {
+        Some(whole) => isa.load(whole),
+        None => isa.load_first(values),
+    }
+}
+
+#[inline(always)]
+fn store_at<S: Isa>(isa: S, row: &mut [f32], column: usize, value: S::F) {
+    let values = row.get_mut(column..).unwrap_or_default();
+    match values.first_chunk_mut() {
+        Some(whole) => isa.store(whole, value),
+        None => isa.store_first(values, value),
+    }
+}
+
+/// Pass 3 of one tile of a row: its ADC, added to what the tiles before it came to.
+pub(super) struct AddTile<'a, S: Isa> {
+    pub(super) adc: Adc<'a, S>,
+    pub(super) sum: Sum,
+    /// Whether this is the first tile.
+    pub(super) first: bool,
+    /// The row's sums so far.
+    pub(super) sums: &'a mut [f32],
+    /// Those of l.
+    pub(super) low: &'a mut [f32],
+}
+
+impl<S: Isa> Pass<S> for AddTile<'_, S> {
+    #[inline(always)]
+    fn group(&mut self, isa: S, column: usize, v: [S::F; 2]) -> [S::F; 2] {
+        let quantizers = self.adc.quantizers(isa, column);
+        self.adc.saturate(isa, column, v);
+        for half in 0..2 {
+            let (v, column) = (v[half], column + half * LANES);
+            let zero = isa.splat(0.0);
+            let before = if self.first { zero } else { load_at(isa, self.sums, column) };
+            let after = match &quantizers {
+                None if self.first => v,
+                None => isa.add(before, v),
+                Some(quantizers) => {
+                    let quantizer = &quantizers[half];
+                    let code = quantizer.code(v);
+                    let sum = match self.sum {
+                        Sum::Steps | Sum::Values => isa.fma(quantizer.step(), isa.to_float(code), before),
+                        Sum::Codes => isa.add(before, isa.to_float(code)),
+                        Sum::Halves => {
+                            let low = isa.to_float(isa.and(code, isa.splat_i(0xFF)));
+                            let before_low = if self.first { zero } else { load_at(isa, self.low, column) };
+                            store_at(isa, self.low, column, isa.add(before_low, low));
+                            isa.add(before, isa.to_float(isa.sar::<8>(code)))
+                        }
+                    };
+                    isa.select(isa.is_nan(v), isa.splat(NAN), sum)
+                }
+            };
+            store_at(isa, self.sums, column, after);
+        }
+        v
+    }
+}
+
+/// What is left to be done where all tiles of a row have been added.
+pub(super) struct FinishSum<'a, S: Isa> {
+    /// The ADC, where its step is that of all tiles.
+    pub(super) adc: Adc<'a, S>,
+    pub(super) sum: Sum,
+    pub(super) low: &'a [f32],
+    pub(super) digital_bias: Option<&'a [f32]>,
+}
+
+impl<S: Isa> Pass<S> for FinishSum<'_, S> {
+    #[inline(always)]
+    fn group(&mut self, isa: S, column: usize, sum: [S::F; 2]) -> [S::F; 2] {
+        let mut value = sum;
+        if let (Sum::Codes | Sum::Halves, Some(quantizers)) = (self.sum, self.adc.quantizers(isa, column)) {
+            for half in 0..2 {
+                if self.sum == Sum::Halves {
+                    // One rounding: to the float that is nearest to the sum of codes.
+                    let low = load_at(isa, self.low, column + half * LANES);
+                    value[half] = isa.fma(value[half], isa.splat(256.0), low);
+                }
+                value[half] = isa.mul(quantizers[half].step(), value[half]);
+            }
+        }
+        let value = add_bias(isa, column, value, self.digital_bias);
+        canonical(isa, value, value)
     }
 }

@@ -1,8 +1,9 @@
 //! The noise laws: the sigma of each, as in `reference.rs`, times a normal.
 
+use super::adc::Bounds;
 use super::{Pass, pair};
 use crate::microkernel::isa::Isa;
-use crate::params::NoiseLevels;
+use crate::params::{Detection, NoiseLevels, Params, PhotonReference, Photons};
 
 /// Which laws are on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,20 +11,98 @@ pub(super) enum Law {
     Relative,
     Additive,
     Shot,
+    Read,
+    Photons,
     Several,
 }
 
 impl Law {
     pub(super) fn of(levels: NoiseLevels) -> Self {
         // Without `..`, so that a law that is added has to be told apart here.
-        let NoiseLevels { relative, additive, shot } = levels;
-        match [relative != 0.0, additive != 0.0, shot != 0.0] {
-            [_, false, false] => Law::Relative,
-            [false, _, false] => Law::Additive,
-            [false, false, _] => Law::Shot,
+        let NoiseLevels { relative, additive, shot, read, photons } = levels;
+        match [relative != 0.0, additive != 0.0, shot != 0.0, read != 0.0, photons.is_some()] {
+            [_, false, false, false, false] => Law::Relative,
+            [false, _, false, false, false] => Law::Additive,
+            [false, false, _, false, false] => Law::Shot,
+            [false, false, false, _, false] => Law::Read,
+            [false, false, false, false, _] => Law::Photons,
             _ => Law::Several,
         }
     }
+}
+
+/// What the laws of light need beside the light itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LightLevels {
+    l_x: i64,
+    l_w: i64,
+    read: f32,
+    photons: Option<Photons>,
+    /// K.
+    k: f32,
+}
+
+/// The light of a row and of one of its tiles, as the reference has it: sum |a| and sum a^2 of the tile, and sum |a| of
+/// the row.
+pub(in crate::forward) type RowLight = [f32; 3];
+
+/// What is the same for all outputs of a row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RowTerms {
+    /// s_x.
+    x_step: f32,
+    /// A read law's sigma, and that of balanced detection, over s_x s_w.
+    read: f32,
+    balanced: f32,
+    /// C, and L_w sum |a|.
+    factor: f32,
+    light: f32,
+}
+
+impl LightLevels {
+    /// `None` where no law reads the light.
+    pub(super) fn of(params: &Params, k: usize) -> Option<Self> {
+        let NoiseLevels { read, photons, .. } = params.noise;
+        let (l_x, l_w) = (i64::from(params.input_full_scale()), i64::from(params.weight_full_scale()));
+        params.noise.reads_light().then_some(LightLevels { l_x, l_w, read, photons, k: k as f32 })
+    }
+
+    #[inline(always)]
+    pub(super) fn terms(&self, x_step: f32, [tile, tile_squares, row]: RowLight) -> RowTerms {
+        let LightLevels { l_x, l_w, read, photons, k } = *self;
+        let mut terms = RowTerms { x_step, ..RowTerms::default() };
+        if read != 0.0 {
+            terms.read = (read * l_w as f32) * tile_squares.sqrt();
+        }
+        let Some(Photons { count, detection, reference }) = photons else { return terms };
+        let mean = count * k;
+        match detection {
+            Detection::Offset => {
+                terms.factor = match reference {
+                    PhotonReference::FullScale => (2 * l_x * l_w) as f32 / count,
+                    PhotonReference::Mean => ((2 * l_w) as f32 * row) / mean,
+                };
+                terms.light = l_w as f32 * tile;
+            }
+            Detection::Balanced => {
+                let factor = match reference {
+                    PhotonReference::FullScale => (l_x * l_w * l_w) as f32 / count,
+                    PhotonReference::Mean => ((l_w * l_w) as f32 * row) / mean,
+                };
+                terms.balanced = (factor * tile).sqrt();
+            }
+        }
+        terms
+    }
+}
+
+/// What laws of light read of each column.
+#[derive(Clone, Copy)]
+pub(super) struct LightColumns<'a> {
+    /// s_w.
+    pub(super) weight_scale: &'a [f32],
+    /// The analog bias in z; `None` where there is none.
+    pub(super) bias: Option<&'a [f32]>,
 }
 
 /// Pass 2 over some columns.
@@ -32,19 +111,25 @@ pub(super) struct AddNoise<'a, S: Isa> {
     pub(super) levels: NoiseLevels,
     /// The static full scales of the columns.
     pub(super) columns: Option<&'a [f32]>,
+    /// What bounds the full scales of the columns.
+    pub(super) bounds: Option<Bounds<'a>>,
     pub(super) row_range: S::F,
+    /// `None` where no law reads the light.
+    pub(super) light: Option<(LightColumns<'a>, RowTerms)>,
     /// The normals of the columns.
     pub(super) eps: &'a [f32],
 }
 
 impl<S: Isa> AddNoise<'_, S> {
     #[inline(always)]
-    fn sigma(&self, isa: S, z: S::F, range: S::F) -> S::F {
-        let NoiseLevels { relative, additive, shot } = self.levels;
+    fn sigma(&self, isa: S, z: S::F, range: S::F, lit: Lit<S>) -> S::F {
+        let NoiseLevels { relative, additive, shot, read, photons } = self.levels;
         match self.law {
             Law::Relative => isa.mul(isa.splat(relative), isa.abs(z)),
             Law::Additive => isa.mul(isa.splat(additive), range),
             Law::Shot => isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range))),
+            Law::Read => self.read(isa, lit),
+            Law::Photons => self.photons(isa, z, lit),
             Law::Several => {
                 // An absent law adds +0, which changes no sum of squares.
                 let a = isa.mul(isa.splat(relative), isa.abs(z));
@@ -60,20 +145,70 @@ impl<S: Isa> AddNoise<'_, S> {
                     let c = isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range)));
                     sum = isa.add(sum, isa.mul(c, c));
                 }
+                if read != 0.0 {
+                    let d = self.read(isa, lit);
+                    sum = isa.add(sum, isa.mul(d, d));
+                }
+                if photons.is_some() {
+                    let e = self.photons(isa, z, lit);
+                    sum = isa.add(sum, isa.mul(e, e));
+                }
                 isa.sqrt(sum)
             }
         }
     }
+
+    #[inline(always)]
+    fn terms(&self) -> RowTerms {
+        self.light.map_or_else(RowTerms::default, |(_, terms)| terms)
+    }
+
+    #[inline(always)]
+    fn read(&self, isa: S, lit: Lit<S>) -> S::F {
+        isa.mul(lit.step, isa.splat(self.terms().read))
+    }
+
+    #[inline(always)]
+    fn photons(&self, isa: S, z: S::F, lit: Lit<S>) -> S::F {
+        let terms = self.terms();
+        match self.levels.photons {
+            Some(Photons { detection: Detection::Offset, .. }) => {
+                let seen = isa.fma(isa.splat(terms.light), lit.step, isa.sub(z, lit.bias));
+                let zero = isa.splat(0.0);
+                let seen = isa.select(isa.greater(zero, seen), zero, seen);
+                isa.sqrt(isa.mul(isa.mul(isa.splat(terms.factor), seen), lit.step))
+            }
+            _ => isa.mul(lit.step, isa.splat(terms.balanced)),
+        }
+    }
+}
+
+/// What a law of light reads, for some columns.
+#[derive(Clone, Copy)]
+struct Lit<S: Isa> {
+    /// s_x s_w.
+    step: S::F,
+    bias: S::F,
 }
 
 impl<S: Isa> Pass<S> for AddNoise<'_, S> {
     #[inline(always)]
     fn group(&mut self, isa: S, column: usize, z: [S::F; 2]) -> [S::F; 2] {
-        let range = match self.columns {
-            Some(ranges) => pair(isa, ranges, column),
-            None => [self.row_range; 2],
+        let range = match (self.columns, self.bounds) {
+            (Some(ranges), _) => pair(isa, ranges, column),
+            (None, Some(bounds)) => bounds.ranges(isa, column),
+            (None, None) => [self.row_range; 2],
         };
         let eps = pair(isa, self.eps, column);
-        [isa.fma(self.sigma(isa, z[0], range[0]), eps[0], z[0]), isa.fma(self.sigma(isa, z[1], range[1]), eps[1], z[1])]
+        let zero = isa.splat(0.0);
+        let mut lit = [Lit { step: zero, bias: zero }; 2];
+        if let Some((columns, terms)) = self.light {
+            let scale = pair(isa, columns.weight_scale, column);
+            let bias = columns.bias.map_or([zero; 2], |bias| pair(isa, bias, column));
+            let x_step = isa.splat(terms.x_step);
+            lit = [0, 1].map(|half| Lit { step: isa.mul(x_step, scale[half]), bias: bias[half] });
+        }
+        let sigma = [self.sigma(isa, z[0], range[0], lit[0]), self.sigma(isa, z[1], range[1], lit[1])];
+        [isa.fma(sigma[0], eps[0], z[0]), isa.fma(sigma[1], eps[1], z[1])]
     }
 }

@@ -14,6 +14,7 @@ use crate::microkernel::isa::{Isa, LANES, Vectorized};
 use crate::microkernel::output::{OutputBlock, OutputTile};
 use crate::microkernel::panels::{PANEL, panel_lane};
 use crate::reference::NAN;
+use crate::saved::mask_word;
 
 /// Rows of the left operand, packed.
 #[derive(Clone, Copy)]
@@ -146,11 +147,11 @@ impl Finish<'_> {
         }
         let value = isa.select(isa.is_nan(sum), isa.splat(NAN), sum);
         let Some(mask) = self.mask else { return value };
-        let at = (self.origin.0 + row) * self.mask_stride + column / 8;
+        let at = (self.origin.0 + row) * self.mask_stride;
         // The panel's last vector may have no columns at all.
-        match mask[at..].first_chunk::<2>() {
-            Some(bits) => isa.select(isa.mask(u16::from_le_bytes(*bits)), isa.splat(0.0), value),
-            None => value,
+        match mask_word(&mask[at..at + self.mask_stride], column) {
+            0 => value,
+            bits => isa.select(isa.mask(bits), isa.splat(0.0), value),
         }
     }
 }
