@@ -38,8 +38,15 @@ def range_text(value: float | tuple[float, ...]) -> str:
 
 def noise_text(hardware: object) -> str:
     """The noise laws that are on in a profile, or in a layer of a file, with their levels; "none" if there are none."""
-    levels = [f"{name.removeprefix('noise_')} {level:g}" for name in NOISE if (level := getattr(hardware, name))]
+    levels = [f"{_spoken(name)} {level:g}" for name in NOISE if (level := getattr(hardware, name))]
+    if getattr(hardware, "photons", 0):
+        levels.append(f"{hardware.detection} detection")  # type: ignore[attr-defined]
     return ", ".join(levels) or "none"
+
+
+def _spoken(name: str) -> str:
+    """The name of a noise level, without the word that says so."""
+    return name.removeprefix("noise_").replace("input_noise_", "input ")
 
 
 def visible(words: str, *, keep: str = "") -> str:

@@ -44,6 +44,23 @@ class OpticalProfile:
         noise_shot: ``sigma = noise_shot * sqrt(|z| * R)``. A detector that counts N photons at full scale has
             ``noise_shot = 1 / sqrt(N)``, as a Poisson count of n has standard deviation sqrt(n).
         bias_stage: "analog": the bias enters before noise and ADC; "digital": after the ADC.
+        tile_features: inputs that one pass of the core takes, 1..131072. A longer row is split into tiles; each has
+            noise and an ADC of its own, and the results are added digitally. 0 = the whole row.
+        output_bound: ADC full scale in products of two full-scale operands, as the hardware has it: R is
+            ``output_bound`` times the full scale of the row's input times that of the output's weights. Takes the place
+            of ``output_range``, and asks for input and weight bits and a digital bias. 0 = none.
+        noise_read: sigma of each weight, drawn anew in each use, as a fraction of the weight's full scale.
+        photons: photons that one product of two full-scale operands puts on the detector: shot noise of the light that
+            is there, in place of ``noise_shot``. At least 1e-6; 0 = none.
+        detection: what light the detector sees with ``photons``. "offset": weights are shifted into 0..1, and a
+            negative input takes the complement; "balanced": both complementary ports.
+        photon_reference: "full_scale", or "mean": ``photons`` is the mean over the row's inputs of the light that
+            enters a product.
+        input_noise_relative: sigma on the inputs behind the DAC, shared by all outputs of the row, as a fraction of the
+            value, 0..1.
+        input_noise_additive: the same as a fraction of the DAC's full scale, 0..1.
+        weight_levels: the code that is a weight's full scale, in ``noise_read``, ``photons`` and ``output_bound``. 0 =
+            the largest. Written where weights are already off their codes, by the error of a device.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -59,6 +76,15 @@ class OpticalProfile:
     noise_additive: float = 0.0
     noise_shot: float = 0.0
     bias_stage: str = "analog"
+    tile_features: int = 0
+    output_bound: float = 0.0
+    noise_read: float = 0.0
+    photons: float = 0.0
+    detection: str = "offset"
+    photon_reference: str = "full_scale"
+    input_noise_relative: float = 0.0
+    input_noise_additive: float = 0.0
+    weight_levels: int = 0
 
     def __post_init__(self) -> None:
         self.params()
@@ -68,7 +94,8 @@ class OpticalProfile:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the fields that this release has; what else a pickle holds was computed from those of its own."""
-        self.__dict__.update({each.name: state[each.name] for each in dataclasses.fields(self) if each.name in state})
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        self.__dict__.update({name: state.get(name, default) for name, default in defaults.items()})
         _ = self._has_noise, self._params, self._text
 
     def params(self) -> lumina_kernel.Params:
@@ -96,8 +123,16 @@ class OpticalProfile:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """All fields as a JSON object, which :meth:`from_json` reads back to an equal profile."""
-        return json.dumps(_fields(self), indent=2)
+        """The fields as a JSON object, which :meth:`from_json` reads back to an equal profile.
+
+        Those that version 2 of the operator added are there if they are not at their defaults: a release that has
+        version 1 alone refuses keys that it does not know.
+        """
+        return json.dumps(_written(self), indent=2)
+
+    def quiet(self) -> OpticalProfile:
+        """The profile without noise."""
+        return self.replace(**schema.quiet(_fields(self)))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> OpticalProfile:
@@ -210,6 +245,12 @@ FIELDS = tuple(field.name for field in dataclasses.fields(OpticalProfile))
 
 def _fields(profile: OpticalProfile) -> dict[str, Any]:
     return {name: getattr(profile, name) for name in FIELDS}
+
+
+def _written(profile: OpticalProfile) -> dict[str, Any]:
+    """The fields that files hold."""
+    fields = _fields(profile)
+    return {row.name: fields[row.name] for row in schema.LAYER if row.since == 1 or fields[row.name] != row.default}
 
 
 def _range(value: Any) -> float | tuple[float, ...]:

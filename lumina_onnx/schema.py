@@ -72,14 +72,19 @@ def quiet(values: Mapping[str, Any]) -> dict[str, Any]:
     """What to change of a layer's parameters to switch its noise off: its levels, and what only these would read."""
     changes: dict[str, Any] = {name: 0.0 for name in NOISE if name in values}
     changes |= {name: parameter(name).default for name in _OF_PHOTONS if name in values}
-    if not any((values | changes).get(name) for name in _OF_WEIGHT_LEVELS) and "weight_levels" in values:
+    if not any(changes.get(name, values.get(name)) for name in _OF_WEIGHT_LEVELS) and "weight_levels" in values:
         changes["weight_levels"] = parameter("weight_levels").default
     return changes
 
 
+def later(values: Mapping[str, Any]) -> list[str]:
+    """The parameters in `values` that are not at their defaults, and that version 1 of the operator does not have."""
+    return [row.name for row in PARAMETERS if row.since > 1 and values.get(row.name, row.default) != row.default]
+
+
 def version_of(values: Mapping[str, Any]) -> int:
     """The lowest version of the operator that has the parameters of `values` which are not at their defaults."""
-    return max((row.since for row in PARAMETERS if row.name in values and values[row.name] != row.default), default=1)
+    return max((parameter(name).since for name in later(values)), default=1)
 
 
 def parameter(name: str) -> Parameter:

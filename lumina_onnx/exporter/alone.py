@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, VERSION
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, NOISE, OPERATOR
 
 from . import files, passes
 from .comparing import compare_body, compare_noisy_body
@@ -91,13 +91,13 @@ def _model(model: ir.Model, layers: list[OpticalNode]) -> ir.Model:
             None if tensor is None else ir.Value(name=f"{name}{number}", const_value=tensor)
             for name, tensor in zip(("W", "S", "B"), tensors, strict=True)
         ]
-        copies.append(ir.Node(DOMAIN, OPERATOR, [x, *values], layer.node.attributes, version=VERSION))
+        copies.append(ir.Node(DOMAIN, OPERATOR, [x, *values], layer.node.attributes, version=DOMAIN_VERSION))
         y = copies[-1].outputs[0]
         y.name, y.type = f"Y{number}", ir.TensorType(ir.DataType.FLOAT)
         inputs.append(x)
         outputs.append(y)
         stored += [value for value in values if value is not None]
-    opsets = {"": model.opset_imports[""], DOMAIN: VERSION}
+    opsets = {"": model.opset_imports[""], DOMAIN: DOMAIN_VERSION}
     graph = ir.Graph(inputs, outputs, nodes=copies, initializers=stored, opset_imports=opsets, name="layers")
     body = model.functions[DOMAIN, OPERATOR, ""]
     return ir.Model(graph, ir_version=model.ir_version, functions=[body])

@@ -26,7 +26,7 @@ from onnx import helper, numpy_helper
 from onnxscript import script
 from onnxscript.values import Opset
 
-from lumina_onnx.schema import DOMAIN, VERSION
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION
 
 __all__ = ["OPSETS", "function"]
 
@@ -55,7 +55,7 @@ def function(opset: int) -> onnx.FunctionProto:
     return proto
 
 
-@script(Opset(DOMAIN, VERSION), default_opset=op)
+@script(Opset(DOMAIN, DOMAIN_VERSION), default_opset=op)
 def OpticalLinear(  # type: ignore[no-untyped-def]
     X,
     W,

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from lumina_onnx import nn as optical
 from lumina_onnx.nn._modes import evaluating
 from lumina_onnx.nn._scope import capturing
-from lumina_onnx.schema import DOMAIN, LAYER, VERSION
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER
 
 from . import calls, nodes
 from .binding import Binding
@@ -312,18 +312,22 @@ def _check_dynamic(program: torch.onnx.ONNXProgram, dynamic_shapes: Any) -> None
         )
 
 
-def _translate(x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any, gradient_bits: int = 0) -> Any:
+def _translate(
+    x: Any, weight: Any, bias: Any, stream: Any, seed: int, *values: Any, gradient_bits: int = 0, **options: Any
+) -> Any:
     """torch's `lumina::optical_linear` as a node with W in float32; P08 of :mod:`.passes` stores W.
 
     The stream is dropped: in ONNX Runtime it is the node's invocation counter. So are the gradient's bits.
     """
-    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    opset = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
     ones = onnx.numpy_helper.from_array(np.ones(weight.shape[0], dtype=np.float32))
     scale = onnxscript.opset18.Constant(value=ones)
     inputs = [x, weight, scale] + ([] if bias is None else [bias])
     attributes = {
-        row.name: list(value) if row.type == "FLOATS" else value for row, value in zip(LAYER, values, strict=True)
+        row.name: list(value) if row.type == "FLOATS" else value for row, value in zip(LAYER, values, strict=False)
     }
+    # Newer releases of torch pass options at their defaults, too.
+    attributes |= {row.name: options[row.name] for row in LAYER if options.get(row.name, row.default) != row.default}
     return opset.OpticalLinear(*inputs, **attributes, seed=seed)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, PARAMETERS, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, LAYER, NOISE, OPERATOR, PARAMETERS, VERSION_ATTRIBUTE
 
 from .onnx_schema import completed
 from .report import Layer
@@ -192,7 +192,7 @@ def layers(model: ir.Model) -> list[Layer]:
     return rows
 
 
-_COPIED = ("input_bits", "weight_bits", "output_bits", "input_range", *NOISE, "seed")
+_COPIED = (*(row.name for row in LAYER if row.name not in ("output_range", "bias_stage")), "seed")
 
 _TYPES = {row.name: row.type for row in PARAMETERS if row.place == "attribute"} | {VERSION_ATTRIBUTE: "INT"}
 

@@ -9,7 +9,7 @@ import onnx
 import onnx.defs
 from onnx.defs import OpSchema
 
-from lumina_onnx.schema import DOMAIN, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, OPERATOR, PARAMETERS, VERSION, VERSION_ATTRIBUTE
 
 __all__ = ["completed", "defaults", "register"]
 
@@ -34,15 +34,21 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a node that has the `given` ones: those that it omits with their defaults, without its version.
 
     Raises:
-        ValueError: the node is of a later version of the operator.
+        ValueError: the node is of a later version of the operator, or has an attribute of a later one than its own.
     """
-    attributes = defaults() | dict(given)
-    version = attributes.pop(VERSION_ATTRIBUTE, VERSION)
-    if version != VERSION:
+    attributes: dict[str, Any] = defaults() | dict(given)
+    version = attributes.pop(VERSION_ATTRIBUTE, 1)
+    if not 1 <= version <= VERSION:
         raise ValueError(
-            f"{VERSION_ATTRIBUTE} = {version}: this lumina_onnx has version {VERSION} of the operator; a file of a "
-            "later version needs a newer one"
+            f"{VERSION_ATTRIBUTE} = {version}: this lumina_onnx has versions 1 to {VERSION} of the operator; a file of "
+            "a later version needs a newer one"
         )
+    for row in PARAMETERS:
+        if version < row.since and attributes.get(row.name, row.default) != row.default:
+            raise ValueError(
+                f"{row.name} = {attributes[row.name]}: allowed is {row.default} in a node whose {VERSION_ATTRIBUTE} is "
+                f"{version}; it needs {VERSION_ATTRIBUTE} {row.since}, by which older releases know that they lack it"
+            )
     return attributes
 
 
@@ -61,7 +67,7 @@ def _schema() -> OpSchema:
     schema = OpSchema(
         OPERATOR,
         DOMAIN,
-        VERSION,
+        DOMAIN_VERSION,
         doc="A linear layer on photonic hardware: Y = ADC(DAC(X) . W + B + noise).",
         inputs=[
             OpSchema.FormalParameter("X", "T", "[..., K]"),

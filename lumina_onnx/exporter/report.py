@@ -65,6 +65,18 @@ class Layer:
     """The size of W and W_scale in the file; 0 if both are stored with another layer."""
     shared_with: str = ""
     """The layer whose stored W this one reads."""
+    tile_features: int = 0
+    """Inputs of one pass of the core; 0 = the whole row."""
+    output_bound: float = 0.0
+    """ADC full scale in products of two full-scale operands; 0 = none."""
+    noise_read: float = 0.0
+    photons: float = 0.0
+    detection: str = "offset"
+    photon_reference: str = "full_scale"
+    input_noise_relative: float = 0.0
+    input_noise_additive: float = 0.0
+    weight_levels: int = 0
+    """The code that is a weight's full scale; 0 = the largest."""
 
     @property
     def bits(self) -> str:
@@ -337,7 +349,7 @@ _UNBOUNDED = 10**6
 def _layer_row(layer: Layer) -> tuple[str, ...]:
     return (
         layer.name,
-        str(layer.in_features),
+        f"{layer.in_features} by {layer.tile_features}" if layer.tile_features else str(layer.in_features),
         str(layer.out_features),
         layer.bits,
         f"{layer.input_range:g}" if layer.input_range else ("dynamic" if layer.input_bits else "-"),
@@ -358,6 +370,8 @@ def _output_range(layer: Layer) -> str:
     ranges = layer.output_range
     if not ranges:
         return "none"
+    if layer.output_bound:
+        return f"{layer.output_bound:g} products"
     if ranges == (0.0,):
         return "dynamic" if layer.output_bits or layer.noise_additive or layer.noise_shot else "-"
     return f"{ranges[0]:g}" if len(ranges) == 1 else f"{min(ranges):g}..{max(ranges):g} per output"

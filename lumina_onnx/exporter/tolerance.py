@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lumina_onnx import reference as plain
-from lumina_onnx.schema import NOISE
+from lumina_onnx.schema import quiet
 
 __all__ = ["allowed", "is_within"]
 
@@ -47,8 +47,7 @@ def allowed(
     The arguments are those of :func:`lumina_onnx.reference.optical_linear`. Where the reference is NaN, the body's
     result must be NaN too; where the distance is infinite, any result is allowed.
     """
-    quiet = dict.fromkeys(NOISE, 0.0)
-    settings = attributes | quiet | {"weight_scale": weight_scale}
+    settings = attributes | quiet(attributes) | {"weight_scale": weight_scale}
     y = plain.optical_linear(x, weight, bias, **settings)
     bits, k = settings["output_bits"], x.shape[-1]
     digital = settings["bias_stage"] == "digital"

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 import lumina_kernel
-from lumina_onnx import schema
 from lumina_onnx.nn import _kernel, _registry, _torch_state
 from lumina_onnx.nn._kernel import Kept
 from lumina_onnx.nn._operators import optical_linear, optical_linear_backward, optical_linear_train
-from lumina_onnx.nn._parameters import NAMES, has_noise, params_in, text_of
+from lumina_onnx.nn._parameters import has_noise, params_in, params_of_call, text_of
 from lumina_onnx.nn._streams import NO_NOISE
 from lumina_onnx.nn._torch_state import count_dispatch_modes, current_transform
 
@@ -105,18 +104,19 @@ _registry.differentiate(optical_linear_train, _backward, _setup_context)
 def _keep_operands(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
     x, weight, bias, stream, seed, *parameters = inputs
     ctx.set_materialize_grads(False)
-    ctx.call = (seed, keyword_only_inputs["gradient_bits"], *parameters)
+    options = dict(keyword_only_inputs)
+    ctx.call = (seed, options.pop("gradient_bits"), text_of(params_of_call(parameters, options)))
+    ctx.nothing = (None,) * (2 + len(parameters))
     ctx.save_for_backward(x, weight, bias, stream)
 
 
 def _backward_of_inference(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     """The gradient of the operator that saves nothing for it, as in exported programs: takes a second forward pass."""
-    nothing: tuple[None, ...] = (None,) * (2 + len(NAMES))
+    nothing: tuple[None, ...] = ctx.nothing
     if grad is None:
         return (None, None, None, *nothing)
     x, weight, bias, stream = ctx.saved_tensors
-    seed, bits, *values = ctx.call
-    parameters = schema.text_of(values)
+    seed, bits, parameters = ctx.call
     release, layer = _torch_state.RELEASE, ""
     _, saved, history = optical_linear_train(x, weight, bias, stream, None, release, layer, seed, bits, parameters)
     needs, kept = _needs(ctx), Kept()

@@ -126,8 +126,9 @@ def _run_registered(x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) 
             "torch.onnx.export does not know optical layers: call lumina_onnx.exporter.export(model, args, path)"
         )
     if is_exporting() or _torch_state.is_recorded():  # one program, with and without gradients
-        key, values = _streams.tensor_of(profile, stream), _parameters.values_of(profile)
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values, gradient_bits=bits or 0)
+        key, (values, options) = _streams.tensor_of(profile, stream), _parameters.values_of(profile)
+        options["gradient_bits"] = bits or 0
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values, **options)
     if not is_compiling() and _torch_state.has_tangent(x, weight, bias):
         raise RuntimeError(_autograd.NO_FORWARD_MODE)
     key = _streams.tensor_of(profile, stream)
@@ -138,11 +139,11 @@ def _run_registered(x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) 
         return y
     if torch.is_grad_enabled() and _requires_gradient(weight, bias, x):
         return torch.ops.lumina.optical_linear_train(x, weight, bias, key, _gradient_bits.of_block(), *own)[0]
-    values = _parameters.values_of(profile)
+    values, options = _parameters.values_of(profile)
     if is_compiling() or not layer:
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values, **options)
     try:
-        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values)
+        return torch.ops.lumina.optical_linear(x, weight, bias, key, seed, *values, **options)
     except ValueError as error:
         raise _checks.named(error, layer) from None
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lumina_onnx.nn import _checks, _gradient_bits, _kernel, _registry
 from lumina_onnx.nn._kernel import Kept
-from lumina_onnx.nn._parameters import SIGNATURE, call_of, params_in, params_of
+from lumina_onnx.nn._parameters import OPTIONS_SIGNATURE, SIGNATURE, call_of, params_in, params_of_call
 
 
 def _check_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -25,22 +25,36 @@ def _check_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         _checks.check_call(x, weight, bias)
 
 
-# The last argument is an option, so that a program saved without it loads.
+# The last arguments are options, so that a program saved without it loads.
 @_registry.define(
     f"optical_linear(Tensor x, Tensor weight, Tensor? bias, Tensor stream, int seed, {SIGNATURE}, *, "
-    "int gradient_bits=0) -> Tensor"
+    f"int gradient_bits=0, {OPTIONS_SIGNATURE}) -> Tensor"
 )
 def optical_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any, gradient_bits: int = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor,
+    seed: int,
+    *parameters: Any,
+    gradient_bits: int = 0,
+    **options: Any,
 ) -> Tensor:
     _check_call(x, weight, bias)
-    params, number = call_of(params_of(parameters), stream)
+    params, number = call_of(params_of_call(parameters, options), stream)
     return _kernel.forward(x, weight, bias, params, seed, number, None, None)[0]
 
 
 @_registry.shaped(optical_linear)
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, seed: int, *parameters: Any, gradient_bits: int = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor,
+    seed: int,
+    *parameters: Any,
+    gradient_bits: int = 0,
+    **options: Any,
 ) -> Tensor:
     _checks.check_devices(x=x, weight=weight, bias=bias)  # one tensor on "meta" brings even a call on real ones here
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -5,7 +5,7 @@ them as one text, which crosses torch's dispatcher as fast as one number does.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,15 @@ from lumina_onnx.profile import OpticalProfile
 NAMES = tuple(row.name for row in schema.LAYER)
 _TORCH_TYPES = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
 #: The parameters' part of the signature of the operator for inference, which exported programs have.
-SIGNATURE = ", ".join(f"{_TORCH_TYPES[row.type]} {row.name}" for row in schema.LAYER)
+SIGNATURE = ", ".join(f"{_TORCH_TYPES[row.type]} {row.name}" for row in schema.LAYER if row.since == 1)
+#: Those that later versions of the operator added: options, so that a program saved without them loads.
+OPTIONS = tuple(row for row in schema.LAYER if row.since > 1)
+OPTIONS_SIGNATURE = ", ".join(
+    f'{_TORCH_TYPES[row.type]} {row.name}="{row.default}"'
+    if row.type == "STRING"
+    else f"{_TORCH_TYPES[row.type]} {row.name}={row.default}"
+    for row in OPTIONS
+)
 
 
 def _checked(values: Sequence[Any]) -> lumina_kernel.Params:
@@ -51,14 +59,23 @@ def call_of(params: lumina_kernel.Params, stream: Tensor) -> tuple[lumina_kernel
 
 @functools.lru_cache(maxsize=256)
 def _silent(params: lumina_kernel.Params) -> lumina_kernel.Params:
-    return _checked([0.0 if name in schema.NOISE else getattr(params, name) for name in NAMES])
+    values = {name: getattr(params, name) for name in NAMES}
+    return lumina_kernel.Params(**values | schema.quiet(values))
 
 
-def values_of(profile: OpticalProfile) -> list[Any]:
-    """The values of :data:`NAMES`, as the operator for inference takes them."""
+def values_of(profile: OpticalProfile) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of the operator for inference: by position, and the options that are not at their defaults."""
     # From the text, since Dynamo makes symbols of numbers that differ from those of an earlier call, and cannot turn
     # these back into numbers in a branch of torch.cond.
-    return schema.read(profile._text)
+    values = schema.read(profile._text)
+    count = len(values) - len(OPTIONS)
+    options = {row.name: value for row, value in zip(OPTIONS, values[count:], strict=True) if value != row.default}
+    return values[:count], options
+
+
+def params_of_call(values: Sequence[Any], options: Mapping[str, Any]) -> lumina_kernel.Params:
+    """The kernel's checked parameters from the arguments of the operator for inference."""
+    return params_of([*values, *(options.get(row.name, row.default) for row in OPTIONS)])
 
 
 def text_of(params: lumina_kernel.Params) -> str:
@@ -73,4 +90,4 @@ def has_noise(params: lumina_kernel.Params) -> bool:
 
 def quiet(profile: OpticalProfile) -> OpticalProfile:
     """The profile without noise."""
-    return profile.replace(**dict.fromkeys(schema.NOISE, 0.0))
+    return profile.quiet()

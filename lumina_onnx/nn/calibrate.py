@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+import lumina_kernel
 from lumina_onnx._histogram import Histogram, Method, check_method, full_scales
+from lumina_onnx._reference_weights import largest_code
 from lumina_onnx._text import range_text
 from lumina_onnx.nn import _dispatch, _kernel, _scope
 from lumina_onnx.nn._modes import evaluating, uncompiled
@@ -20,7 +22,7 @@ from lumina_onnx.nn._parameters import quiet
 from lumina_onnx.nn._ranks import Together, described
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn.linear import OpticalLayer, optical_layers
-from lumina_onnx.schema import NOISE
+from lumina_onnx.profile import OpticalProfile
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ def calibrate(
     - for `output_range`, |z|: the clean analog output before noise and ADC, with the bias only where it is analog.
       A layer gets one range for all outputs, or with `per_output` one for each, and none where nothing reads it
       (output_bits 0 and neither additive nor shot noise).
+
+      Where rows are split (``tile_features``), z is that of each tile, computed in float32.
+    - for ``output_bound``, where the profile has one: the same in units of the full scales of input and weights. The
+      layer keeps one number for all outputs, and no ``output_range``.
 
     The noise adds to z before the ADC, but "max" and "percentile" leave no headroom for it: additive and shot noise
     scale with the range, so a wider range also makes more noise. "mse" weighs this exactly.
@@ -165,13 +171,35 @@ class Observer:
         analog = dynamic.replace(output_bits=0)
         early = bias if layer.profile.bias_stage == "analog" else None
         x = _dispatch.autocast(x)
-        z = _dispatch.run_checked(x, weight, early, _dispatch.Call(analog, 0, 0, layer.label))
-        for what, signal, histogram in (("input", x, self.inputs), ("output", z, self.outputs)):
-            values = _kernel.view(signal)
-            if not np.isfinite(values).all():
-                raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
-            histogram.add(values)
+        self._count("input", x, self.inputs, layer)
+        for z in _outputs(x, weight, early, analog, layer.label):
+            self._count("output", z, self.outputs, layer)
         return _dispatch.run_checked(x, weight, bias, _dispatch.Call(dynamic, 0, 0, layer.label))
+
+    @staticmethod
+    def _count(what: str, signal: Tensor, histogram: Histogram, layer: OpticalLayer) -> None:
+        values = _kernel.view(signal)
+        if not np.isfinite(values).all():
+            raise ValueError(f"calibrate: the {what} of {layer.label} holds a value that is not finite")
+        histogram.add(values)
+
+
+def _outputs(x: Tensor, weight: Tensor, bias: Tensor | None, profile: OpticalProfile, label: str) -> Iterator[Tensor]:
+    """What the ADC sees: z of each tile, for a bounded full scale in units of the weights' full scale."""
+    tile = profile.tile_features
+    split = 0 < tile < x.shape[-1]
+    if not (split or profile.output_bound):
+        yield _dispatch.run_checked(x, weight, bias, _dispatch.Call(profile, 0, 0, label))
+        return
+    unit = None
+    if profile.output_bound:
+        _, scale = lumina_kernel.quantize_weight(_kernel.view(weight), profile.weight_bits)
+        full = torch.from_numpy(scale) * (profile.weight_levels or largest_code(profile.weight_bits))
+        unit = torch.where(full > 0, full, 1.0)
+    parts = zip(*(torch.split(each, tile if split else x.shape[-1], dim=-1) for each in (x, weight)), strict=True)
+    for number, (part, of_part) in enumerate(parts):
+        z = nn.functional.linear(part, of_part, bias if number == 0 else None)
+        yield z if unit is None else z / unit
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
@@ -207,10 +235,19 @@ def _set_ranges(
     if not inputs.count:
         return LayerCalibration(name, profile.input_range, profile.output_range, 0.0, 0.0, 0, "never called")
     bits = (profile.input_bits, profile.output_bits)
-    noise = tuple(getattr(profile, name) for name in NOISE)
+    noise = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
     scales = full_scales((inputs, outputs), bits, noise, method, fraction)
     input_range, output_range = scales.input_range, scales.output_range
-    layer.profile = profile.replace(input_range=input_range, output_range=output_range)
+    notes = list(scales.notes)
+    if profile.output_bound:
+        bound = float(np.max(output_range)) / input_range if input_range else 0.0
+        if bound:
+            notes.append(f"output_bound {bound:.4g}")
+        else:
+            notes.append(f"output_bound stays {profile.output_bound:.4g}: there was no signal")
+        layer.profile = profile.replace(input_range=input_range, output_bound=bound or profile.output_bound)
+    else:
+        layer.profile = profile.replace(input_range=input_range, output_range=output_range)
     return LayerCalibration(
         name,
         input_range,
@@ -218,5 +255,5 @@ def _set_ranges(
         inputs.fraction_above(input_range) if input_range else 0.0,
         outputs.fraction_above(np.array(output_range)) if output_range else 0.0,
         inputs.count,
-        "; ".join(scales.notes),
+        "; ".join(notes),
     )

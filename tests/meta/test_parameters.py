@@ -41,7 +41,23 @@ def value(row: schema.Parameter) -> Any:
 
 
 def unlike_defaults() -> OpticalProfile:
-    return OpticalProfile(**{row.name: value(row) for row in schema.LAYER})
+    """Every parameter of version 1 is off its default."""
+    return OpticalProfile(**{row.name: value(row) for row in schema.LAYER if row.since == 1})
+
+
+def profiles() -> list[OpticalProfile]:
+    """Each parameter is off its default in one of them; none can have all, since some exclude others."""
+    changed = unlike_defaults()
+    light = changed.replace(
+        noise_shot=0.0, photons=2.5, detection="balanced", photon_reference="mean", noise_read=0.25, weight_levels=2,
+        tile_features=3, input_noise_relative=0.5, input_noise_additive=0.75,
+    )  # fmt: skip
+    return [changed, light, light.replace(output_range=0.0, output_bound=1.25)]
+
+
+def test_each_parameter_is_off_its_default_somewhere() -> None:
+    for row in schema.LAYER:
+        assert any(getattr(profile, row.name) != row.default for profile in profiles()), row.name
 
 
 def test_the_layers_parameters_are_those_of_its_node() -> None:
@@ -63,34 +79,48 @@ def test_the_stub_has_a_property_for_each() -> None:
     tree = ast.parse((ROOT / "lumina_kernel.pyi").read_text(encoding="utf-8"))
     params = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Params")
     found = {node.name: ast.unparse(node.returns or node) for node in params.body if isinstance(node, ast.FunctionDef)}
-    expected = {row.name: {**PYTHON, "STRING": "_BiasStage"}[row.type] for row in schema.LAYER}
+    literals = {row.name: f"_{row.name.title().replace('_', '')}" for row in schema.LAYER if row.type == "STRING"}
+    expected = {row.name: literals.get(row.name, PYTHON[row.type]) for row in schema.LAYER}
     assert {name: kind for name, kind in found.items() if not name.startswith("__")} == expected
 
 
 def test_each_value_reaches_the_kernel() -> None:
-    profile, defaults = unlike_defaults(), lumina_kernel.Params()
-    for row in schema.LAYER:
-        assert getattr(profile.params(), row.name) == getattr(profile, row.name) != getattr(defaults, row.name)
+    for profile in profiles():
+        for row in schema.LAYER:
+            assert getattr(profile.params(), row.name) == getattr(profile, row.name)
+    defaults = lumina_kernel.Params()
+    assert all(getattr(unlike_defaults(), row.name) != getattr(defaults, row.name) for row in schema.LAYER[:9])
 
 
-@pytest.mark.parametrize("ranges", [(1.5, 2.5, 3.5), 0.1, 0.0])
-def test_each_value_reaches_torchs_operators(ranges: Any) -> None:
-    profile = unlike_defaults().replace(output_range=ranges)
-    values = dataclasses.asdict(profile) | {"output_range": list(np.atleast_1d(ranges))}
+@pytest.mark.parametrize(
+    "profile", [*profiles(), unlike_defaults().replace(output_range=0.1), OpticalProfile()], ids=repr
+)
+def test_each_value_reaches_torchs_operators(profile: OpticalProfile) -> None:
+    values = dataclasses.asdict(profile) | {"output_range": list(np.atleast_1d(profile.output_range))}
     expected = [values[name] for name in NAMES]
-    assert _parameters.values_of(profile) == expected
-    assert _parameters.params_of(expected) == _parameters.params_in(profile._text) == profile.params()
+    given, options = _parameters.values_of(profile)
+    later = {row.name: values[row.name] for row in schema.LAYER if row.since > 1}
+    assert [*given, *(options.get(name, schema.parameter(name).default) for name in later)] == expected
+    assert options == {name: each for name, each in later.items() if each != schema.parameter(name).default}
+    assert _parameters.params_of_call(given, options) == _parameters.params_in(profile._text) == profile.params()
     assert schema.read(profile._text) == expected
+    if not options:
+        assert len(profile._text.split(" ")) == 9  # what a release that has version 1 alone reads
     assert _parameters.params_in(_parameters.text_of(profile.params())) == profile.params()
 
 
 def test_quiet_is_without_any_noise() -> None:
-    profile = _parameters.quiet(unlike_defaults())
-    assert not profile._has_noise
-    assert [name for name in NAMES if getattr(profile, name) != getattr(unlike_defaults(), name)] == [*schema.NOISE]
-    for name in schema.NOISE:
-        assert profile.replace(**{name: 0.1})._has_noise
-        assert name.removeprefix("noise_") in noise_text(profile.replace(**{name: 0.1}))
+    for noisy in profiles():
+        profile = _parameters.quiet(noisy)
+        assert not profile._has_noise
+        changed = {name for name in NAMES if getattr(profile, name) != getattr(noisy, name)}
+        read_by_noise = {"detection", "photon_reference"} | ({"weight_levels"} if not profile.output_bound else set())
+        assert changed <= {*schema.NOISE, *read_by_noise}
+        for name in schema.NOISE:
+            assert profile.replace(**{name: 0.1})._has_noise
+            assert name.removeprefix("noise_").removeprefix("input_noise_") in noise_text(
+                profile.replace(**{name: 0.1})
+            )
 
 
 def test_a_pickle_keeps_the_fields_alone() -> None:
@@ -114,27 +144,38 @@ def attributes(path: Path) -> dict[str, Any]:
 
 
 def in_a_node(profile: OpticalProfile) -> dict[str, Any]:
-    values = dict(zip(NAMES, _parameters.values_of(profile), strict=True))
+    values = dict(zip(NAMES, schema.read(profile._text), strict=True))
+    for row in schema.LAYER:
+        if row.since > 1 and values[row.name] == row.default:
+            del values[row.name]
     return {name: pytest.approx(each) if isinstance(each, float) else each for name, each in values.items()}
 
 
-def test_each_value_reaches_an_exported_node(tmp_path: Path) -> None:
-    profile = unlike_defaults()
+@pytest.mark.parametrize("profile", profiles(), ids=repr)
+def test_each_value_reaches_an_exported_node(profile: OpticalProfile, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = optical.OpticalLinear(4, 3, profile=profile)
-    export(layer, (torch.randn(2, 4),), tmp_path / "model.onnx")
-    assert in_a_node(profile).items() <= attributes(tmp_path / "model.onnx").items()
+    export(layer, (torch.randn(2, 4),), tmp_path / "model.onnx", fallback=not later(profile))
+    found = attributes(tmp_path / "model.onnx")
+    assert in_a_node(profile).items() <= found.items()
+    assert found[schema.VERSION_ATTRIBUTE] == (2 if later(profile) else 1)
+    assert set(found) - set(in_a_node(profile)) == {"seed", schema.VERSION_ATTRIBUTE}
 
 
-def test_each_value_reaches_the_report_of_a_file(tmp_path: Path) -> None:
-    profile = unlike_defaults()
-    export(optical.OpticalLinear(4, 3, profile=profile), (torch.zeros(2, 4),), tmp_path / "model.onnx")
+def later(profile: OpticalProfile) -> list[str]:
+    return schema.later(dataclasses.asdict(profile))
+
+
+@pytest.mark.parametrize("profile", profiles(), ids=repr)
+def test_each_value_reaches_the_report_of_a_file(profile: OpticalProfile, tmp_path: Path) -> None:
+    layer_ = optical.OpticalLinear(4, 3, profile=profile)
+    export(layer_, (torch.zeros(2, 4),), tmp_path / "model.onnx", fallback=not later(profile))
     (layer,) = inspect(tmp_path / "model.onnx").layers
     assert layer.bias == profile.bias_stage
     for name, each in dataclasses.asdict(profile).items():
         if name != "bias_stage":
             assert getattr(layer, name) == pytest.approx(each)
-    assert all(name.removeprefix("noise_") in layer.noise for name in schema.NOISE)
+    assert layer.noise == noise_text(profile)
 
 
 def test_each_value_reaches_a_rewritten_node(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lumina_onnx.exporter.body import function
+from lumina_onnx.exporter.nodes import optical_nodes
+from lumina_onnx.schema import later, version_of
 
 from . import Pass, PassResult
 
@@ -17,7 +19,18 @@ class AttachBody(Pass):
     number = "P15"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Adds the function."""
+        """Adds the function.
+
+        Raises:
+            ValueError: a layer is of a later version of the operator than the function knows.
+        """
+        for layer in optical_nodes(model):
+            if version_of(layer.attributes) > 1:
+                names = ", ".join(later(layer.attributes))
+                raise ValueError(
+                    f"fallback = True: allowed is False for layers with {names} ({layer.name}): the function body of "
+                    "standard operators does not have them, so that such a file needs the operator's library"
+                )
         body = ir.serde.deserialize_function(function(model.opset_imports[""]))
         model.functions[body.identifier()] = body
         return PassResult(model, modified=True)

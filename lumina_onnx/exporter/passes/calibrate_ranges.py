@@ -12,7 +12,7 @@ from lumina_onnx._histogram import Histogram, Method, full_scales
 from lumina_onnx.exporter import feeds
 from lumina_onnx.exporter.nodes import OpticalNode, is_optical, optical_nodes, set_attributes
 from lumina_onnx.exporter.watching import Executions, Watched
-from lumina_onnx.schema import DOMAIN, NOISE, VERSION
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION
 
 from . import Pass, PassResult, run
 from .silence_noise import SilenceNoise
@@ -74,7 +74,7 @@ class CalibrateRanges(Pass):
     def _set_ranges(self, layer: OpticalNode, histograms: tuple[Histogram, Histogram]) -> list[str]:
         """Sets a layer's ranges; returns notes on what the signals did not determine."""
         values = layer.attributes
-        noise = tuple(values[name] for name in NOISE)
+        noise = (values["noise_relative"], values["noise_additive"], values["noise_shot"])
         bits = (values["input_bits"], values["output_bits"])
         scales = full_scales(histograms, bits, noise, self._method, self._fraction)
         ranges = scales.output_range if isinstance(scales.output_range, tuple) else (scales.output_range,)
@@ -108,7 +108,7 @@ def _quiet(model: ir.Model) -> tuple[ir.Model, list[int]]:
     """
     quiet, _ = run(model.clone(), SilenceNoise())
     quiet.ir_version = max(quiet.ir_version, 4)
-    quiet.opset_imports[DOMAIN] = VERSION
+    quiet.opset_imports[DOMAIN] = DOMAIN_VERSION
     copies = [_add_analog(layer) for layer in optical_nodes(quiet)]
     order = {node: number for number, node in enumerate(filter(is_optical, quiet.graph.all_nodes()))}
     return quiet, [order[copy] for copy in copies]

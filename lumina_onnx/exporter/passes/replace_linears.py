@@ -13,7 +13,7 @@ from lumina_onnx.exporter.linear import Linear, Step
 from lumina_onnx.exporter.nodes import set_attributes
 from lumina_onnx.exporter.report import listed
 from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import DOMAIN, NOISE, OPERATOR, VERSION
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER, OPERATOR
 
 from . import Pass, PassResult
 
@@ -65,16 +65,13 @@ def _note(linear: Linear, profile: OpticalProfile) -> str:
 
 def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
     x, before = _chain(linear.x, linear.before)
-    new = ir.Node(DOMAIN, OPERATOR, [x, *_stored(linear, profile)], name=linear.name, version=VERSION, num_outputs=1)
-    ranges = profile.output_range if isinstance(profile.output_range, tuple) else (profile.output_range,)
-    set_attributes(
-        new,
-        **{name: getattr(profile, name) for name in ("input_bits", "weight_bits", "output_bits", "input_range")},
-        output_range=ranges,
-        **{name: getattr(profile, name) for name in NOISE},
-        bias_stage=profile.bias_stage,
-        seed=seed,
+    new = ir.Node(
+        DOMAIN, OPERATOR, [x, *_stored(linear, profile)], name=linear.name, version=DOMAIN_VERSION, num_outputs=1
     )
+    values = {row.name: getattr(profile, row.name) for row in LAYER}
+    if not isinstance(profile.output_range, tuple):
+        values["output_range"] = (profile.output_range,)
+    set_attributes(new, **values, seed=seed)
     y, after = _chain(new.outputs[0], linear.after)
     old = [*reversed(linear.rest), linear.node]
     graph = cast("ir.Graph", old[0].graph)

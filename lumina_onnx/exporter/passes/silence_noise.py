@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lumina_onnx.exporter.nodes import optical_nodes, set_attributes
-from lumina_onnx.schema import NOISE
+from lumina_onnx.schema import quiet
 
 from . import Pass, PassResult
 
@@ -21,5 +21,5 @@ class SilenceNoise(Pass):
         """Sets the noise levels of every layer to 0."""
         layers = optical_nodes(model)
         for layer in layers:
-            set_attributes(layer.node, **dict.fromkeys(NOISE, 0.0))
+            set_attributes(layer.node, **quiet(layer.attributes))
         return PassResult(model, any(layer.is_noisy for layer in layers))

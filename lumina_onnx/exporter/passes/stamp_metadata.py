@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 import lumina_kernel
 from lumina_onnx.exporter.nodes import optical_nodes
-from lumina_onnx.schema import DOMAIN, OPERATOR, VERSION, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, OPERATOR, VERSION_ATTRIBUTE, version_of
 
 from . import Pass, PassResult
 
@@ -32,17 +32,18 @@ class StampMetadata(Pass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Sets versions, producer, names and metadata."""
-        model.opset_imports[DOMAIN] = VERSION
+        model.opset_imports[DOMAIN] = DOMAIN_VERSION
         if not model.producer_name:
             model.producer_name, model.producer_version = "lumina_onnx", lumina_kernel.__version__
         ir.passes.common.NameFixPass()(model)
         for key in [key for key in model.metadata_props if key.startswith(_PROFILE)]:
             del model.metadata_props[key]
+        version = max((version_of(layer.attributes) for layer in optical_nodes(model)), default=1)
         profiles = [json.dumps(profile) for profile in _profiles(model)]
         model.metadata_props.update(
             {
                 "lumina.version": lumina_kernel.__version__,
-                "lumina.operator": f"{DOMAIN}::{OPERATOR} version {VERSION}",
+                "lumina.operator": f"{DOMAIN}::{OPERATOR} version {version}",
                 **{f"{_PROFILE}{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for text in profiles},
             }
         )

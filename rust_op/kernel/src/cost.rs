@@ -56,9 +56,12 @@ pub fn forward_ns(tier: Tier, params: &Params, (m, n, k): (usize, usize, usize),
     let (of_codes, of_floats) = tier.products_per_ns(m);
     let products = product(&[m, n, k]) as u64 / if params.is_integer() { of_codes } else { of_floats };
     let reading = on(tier, weight_bytes / BYTES_PER_NS);
-    let noise = if params.noise.any() { noise_ns(tier, product(&[m, n])) } else { 0 };
-    let elements = on(tier, product(&[m, n.saturating_add(k)]) / 4);
-    products.max(reading).saturating_add(noise).saturating_add(elements)
+    // Each tile has noise and an ADC of its own.
+    let converted = n.saturating_mul(params.tiles(k).len());
+    let noise = if params.noise.any() { noise_ns(tier, product(&[m, converted])) } else { 0 };
+    let input_noise = if params.input_noise.any() { noise_ns(tier, product(&[m, k])) } else { 0 };
+    let elements = on(tier, product(&[m, converted.saturating_add(k)]) / 4);
+    products.max(reading).saturating_add(noise).saturating_add(input_noise).saturating_add(elements)
 }
 
 /// Converting X `[m, k]` alone.

@@ -54,6 +54,7 @@ mod module {
         module.add("OP_DOMAIN", lumina_kernel::schema::DOMAIN)?;
         module.add("OP_NAME", lumina_kernel::schema::OPERATOR)?;
         module.add("OP_VERSION_ATTRIBUTE", lumina_kernel::schema::VERSION_ATTRIBUTE)?;
+        module.add("OP_DOMAIN_VERSION", lumina_kernel::schema::DOMAIN_VERSION)?;
         module.add("OP_VERSION", lumina_kernel::schema::VERSION)
     }
 }
