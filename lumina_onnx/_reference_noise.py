@@ -16,6 +16,10 @@ Floats = NDArray[np.float32]
 
 BLOCK = 1024
 """Columns of a row that share one key."""
+TILE_SHIFT = 24
+"""A block's number has this many bits; those above are the tile's number, which is 0 where rows are not split."""
+OF_INPUTS = np.uint64(2**63)
+"""Joined to the key of a call for the noise on its inputs. Rows are below 2^62, so no key is that of an output."""
 LANES = 8
 """Generators of a block; each gives 64 bits per draw."""
 GROUP = 32
@@ -63,10 +67,14 @@ def mix(x: ArrayLike) -> Words:
     return splitmix_word(x, 0)
 
 
-def block_keys(seed: int, stream: int, rows: ArrayLike, blocks: ArrayLike) -> Words:
-    """``mix(mix(mix(mix(seed) ^ stream) ^ row) ^ block)``; ``rows`` and ``blocks`` broadcast."""
-    call_key = mix(mix(np.uint64(seed)) ^ np.uint64(stream))
-    row_key = mix(call_key ^ np.asarray(rows, dtype=np.uint64))
+def call_key(seed: int, stream: int) -> np.uint64:
+    """``mix(mix(seed) ^ stream)``: the key of a call's noise on outputs; of that on inputs joined with OF_INPUTS."""
+    return np.uint64(mix(mix(np.uint64(seed)) ^ np.uint64(stream)))
+
+
+def block_keys(key: np.uint64, rows: ArrayLike, blocks: ArrayLike) -> Words:
+    """``mix(mix(key ^ row) ^ block)`` of a call's ``key``; ``rows`` and ``blocks`` broadcast."""
+    row_key = mix(key ^ np.asarray(rows, dtype=np.uint64))
     return mix(row_key ^ np.asarray(blocks, dtype=np.uint64))
 
 
@@ -142,23 +150,39 @@ def check_keys(seed: int, stream: int) -> None:
             raise ValueError(f"{name} = {key}: allowed is 0..2^63-1")
 
 
-def noise(seed: int, stream: int, rows: int, columns: int) -> Floats:
-    """The standard normals eps ``[rows, columns]`` that a call with this ``seed`` and ``stream`` adds.
+def noise(seed: int, stream: int, rows: int, columns: int, *, tile: int = 0) -> Floats:
+    """The standard normals eps ``[rows, columns]`` that a call with this ``seed`` and ``stream`` adds to its outputs.
 
-    ``seed`` and ``stream`` are 0..2^63-1. The value at (m, n) depends on seed, stream, m and n alone.
+    ``seed`` and ``stream`` are 0..2^63-1. Where rows are split into tiles each tile has noise of its own: ``tile`` is
+    its number, from 0. The value at (m, n) depends on seed, stream, m, n and tile alone.
     """
-    return noise_of_rows(seed, stream, np.arange(rows), columns)
+    return noise_of_rows(seed, stream, np.arange(rows), columns, tile)
 
 
-def noise_of_rows(seed: int, stream: int, rows: NDArray[np.int64], columns: int) -> Floats:
+def input_noise(seed: int, stream: int, rows: int, in_features: int) -> Floats:
+    """The standard normals ``[rows, in_features]`` of the noise that the same call adds to its inputs."""
+    return input_noise_of_rows(seed, stream, np.arange(rows), in_features)
+
+
+def noise_of_rows(seed: int, stream: int, rows: NDArray[np.int64], columns: int, tile: int = 0) -> Floats:
     """Some rows of :func:`noise`, by their numbers: ``[len(rows), columns]``."""
     check_keys(seed, stream)
+    return _normals(call_key(seed, stream), rows, columns, tile)
+
+
+def input_noise_of_rows(seed: int, stream: int, rows: NDArray[np.int64], in_features: int) -> Floats:
+    """Some rows of :func:`input_noise`, by their numbers: ``[len(rows), in_features]``."""
+    check_keys(seed, stream)
+    return _normals(call_key(seed, stream) ^ OF_INPUTS, rows, in_features, 0)
+
+
+def _normals(key: np.uint64, rows: NDArray[np.int64], columns: int, tile: int) -> Floats:
     eps = np.empty((len(rows), columns), dtype=np.float32)
+    numbers = np.arange(-(-columns // BLOCK)) | tile << TILE_SHIFT
+    groups = -(-min(columns, BLOCK) // GROUP)
     for start in range(0, len(rows) if columns else 0, CHUNK):
         some = rows[start : start + CHUNK]
-        blocks = -(-columns // BLOCK)
-        groups = -(-min(columns, BLOCK) // GROUP)
-        state = lanes(block_keys(seed, stream, some[:, None], np.arange(blocks)[None, :]))
+        state = lanes(block_keys(key, some[:, None], numbers[None, :]))
         draws = np.stack([draw(state) for _ in range(2 * groups)], axis=-2)
         # The halves of a group are [..., groups, 2, GROUP / 2].
         normals = np.stack(box_muller(draws[..., 0::2, :], draws[..., 1::2, :]), axis=-2)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._reference_checks import Floats, Range, check_bits, check_dtype, check_finite, spread
+from ._reference_quantizer import largest_code, quantize
 
 
 def quantize_weight(
@@ -125,21 +126,6 @@ def _default_scale(weight: Floats, bits: int) -> Floats:
         for half in (8, 4, 2, 1):
             lanes = lanes[:, :half] + lanes[:, half : 2 * half]
     return np.asarray(lanes[:, 0] / np.float32(k))
-
-
-def quantize(v: Floats, levels: int, full_scale: Floats) -> tuple[NDArray[np.int32], Floats]:
-    """Codes of ``v`` and the step of one code; ``full_scale`` broadcasts against ``v``. NaN gives 0."""
-    limit = np.float32(levels)
-    with np.errstate(all="ignore"):
-        inv = limit / full_scale
-        codes = np.rint(np.clip(v * inv, -limit, limit))
-    codes = np.where(np.isfinite(inv) & ~np.isnan(codes), codes, np.float32(0))
-    return codes.astype(np.int32), full_scale / limit
-
-
-def largest_code(bits: int) -> int:
-    """L, the largest code: codes are -L..L, or -1 and +1 with one bit."""
-    return 1 if bits == 1 else 2 ** (bits - 1) - 1
 
 
 def _check_packed_bits(bits: int) -> None:

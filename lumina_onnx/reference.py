@@ -1,6 +1,7 @@
-"""`lumina::OpticalLinear` version 1 in plain numpy: to read, and to check every other implementation against.
+"""`lumina::OpticalLinear` in plain numpy: to read, and to check every other implementation against.
 
-``y = ADC(DAC(x) . W + b + noise)``. All arithmetic is IEEE 754 float32, rounded to nearest even, subnormals kept (so
+``y = ADC(DAC(x) . W + b + noise)``. It has both versions: version 1 is version 2 with the arguments that the latter
+added at their defaults. All arithmetic is IEEE 754 float32, rounded to nearest even, subnormals kept (so
 not under ``torch.set_flush_denormal(True)``); the kernel, the ONNX Runtime op and training give the same bits. It is
 written to be read, not to be fast. Only numpy is imported.
 """
@@ -15,13 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._reference_checks import Floats, Params, Range, check_dtype, check_finite
+from ._reference_converters import NAN, Inputs, dac, full_scale
 from ._reference_fma import fma32
 from ._reference_gradient import block_of, product
-from ._reference_noise import noise, noise_of_rows
-from ._reference_weights import largest_code, pack_weight, quantize, quantize_weight, unpack_weight, weight_values
+from ._reference_light import Light, Pass, sigma
+from ._reference_noise import input_noise, noise, noise_of_rows
+from ._reference_quantizer import largest_code, quantize
+from ._reference_weights import pack_weight, quantize_weight, unpack_weight, weight_values
 
 __all__ = [
     "fma32",
+    "input_noise",
     "noise",
     "optical_linear",
     "optical_linear_backward",
@@ -29,11 +34,6 @@ __all__ = [
     "quantize_weight",
     "unpack_weight",
 ]
-
-MAX_INTEGER_K = 131072
-"""Largest K of an exact integer product: 127 * 127 * 131072 < 2^31."""
-NAN = np.uint32(0x7FC00000).view(np.float32)
-"""Every NaN result is this NaN."""
 
 
 def optical_linear(
@@ -51,6 +51,15 @@ def optical_linear(
     noise_additive: float = 0.0,
     noise_shot: float = 0.0,
     bias_stage: str = "analog",
+    tile_features: int = 0,
+    output_bound: float = 0.0,
+    noise_read: float = 0.0,
+    photons: float = 0.0,
+    detection: str = "offset",
+    photon_reference: str = "full_scale",
+    input_noise_relative: float = 0.0,
+    input_noise_additive: float = 0.0,
+    weight_levels: int = 0,
     seed: int = 0,
     stream: int = 0,
     in_features: int | None = None,
@@ -73,6 +82,17 @@ def optical_linear(
         noise_additive: sigma as a fraction of the full scale R.
         noise_shot: sigma = noise_shot * sqrt(|z| * R).
         bias_stage: "analog": the bias enters before noise and ADC; "digital": after them.
+        tile_features: inputs that one pass of the core takes, 1..131072. A longer row is split into tiles; each has
+            noise and an ADC of its own, and the results are added digitally. 0 = the whole row.
+        output_bound: ADC full scale in products of two full-scale operands, in place of `output_range`. 0 = off.
+        noise_read: sigma of each weight, drawn anew in each use, as a fraction of the weight's full scale.
+        photons: photons that one product of two full-scale operands puts on the detector, at least 1e-6. 0 = off.
+        detection: the light that the detector sees: weights shifted into 0..1 ("offset"), or both complementary ports
+            ("balanced").
+        photon_reference: "mean": `photons` is the mean over the row's inputs of what enters a product.
+        input_noise_relative: sigma on the inputs behind the DAC as a fraction of the value, 0..1.
+        input_noise_additive: the same as a fraction of the DAC's full scale, 0..1.
+        weight_levels: the code that is a weight's full scale. 0 = the largest code.
         seed: key of the noise, 0..2^63-1.
         stream: number of the draw under that seed, 0..2^63-1.
         in_features: K, required (and only read) where ``weight`` is packed in uint8.
@@ -84,11 +104,16 @@ def optical_linear(
         ValueError: a shape or value is not allowed; the message names it.
     """
     params = Params.check(
-        input_bits, weight_bits, output_bits, input_range, output_range, noise_relative, noise_additive, noise_shot,
-        bias_stage, seed, stream,
+        input_bits=input_bits, weight_bits=weight_bits, output_bits=output_bits, input_range=input_range,
+        output_range=output_range, noise_relative=noise_relative, noise_additive=noise_additive, noise_shot=noise_shot,
+        bias_stage=bias_stage, tile_features=tile_features, output_bound=output_bound, noise_read=noise_read,
+        photons=photons, detection=detection, photon_reference=photon_reference,
+        input_noise_relative=input_noise_relative, input_noise_additive=input_noise_additive,
+        weight_levels=weight_levels, seed=seed, stream=stream,
     )  # fmt: skip
     w, scale = weight_values(weight, weight_bits, weight_scale, in_features)
     x, b = _check_arrays(params, input, w, bias)
+    params.check_bound(scale)
     numbers = np.arange(len(x)) if rows is None else np.asarray(rows)
     if numbers.shape != (len(x),) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
         raise ValueError(f"rows = {rows}: allowed is a number from 0 for each of the {len(x)} rows of input")
@@ -111,6 +136,15 @@ def optical_linear_backward(
     noise_additive: float = 0.0,
     noise_shot: float = 0.0,
     bias_stage: str = "analog",
+    tile_features: int = 0,
+    output_bound: float = 0.0,
+    noise_read: float = 0.0,
+    photons: float = 0.0,
+    detection: str = "offset",
+    photon_reference: str = "full_scale",
+    input_noise_relative: float = 0.0,
+    input_noise_additive: float = 0.0,
+    weight_levels: int = 0,
     seed: int = 0,
     stream: int = 0,
     precision: str = "highest",
@@ -126,27 +160,34 @@ def optical_linear_backward(
     of 16 or 8 bits: docs/operator.md, "Block fixed point".
     """
     params = Params.check(
-        input_bits, weight_bits, output_bits, input_range, output_range, noise_relative, noise_additive, noise_shot,
-        bias_stage, seed, stream,
+        input_bits=input_bits, weight_bits=weight_bits, output_bits=output_bits, input_range=input_range,
+        output_range=output_range, noise_relative=noise_relative, noise_additive=noise_additive, noise_shot=noise_shot,
+        bias_stage=bias_stage, tile_features=tile_features, output_bound=output_bound, noise_read=noise_read,
+        photons=photons, detection=detection, photon_reference=photon_reference,
+        input_noise_relative=input_noise_relative, input_noise_additive=input_noise_additive,
+        weight_levels=weight_levels, seed=seed, stream=stream,
     )  # fmt: skip
     block = block_of(precision)
     w, scale = weight_values(weight, weight_bits, weight_scale, None)
     x, b = _check_arrays(params, input, w, bias)
+    params.check_bound(scale)
     check_dtype("grad_output", grad_output)
     if grad_output.shape != (*input.shape[:-1], w.shape[0]):
         raise ValueError(f"grad_output has shape {grad_output.shape}: allowed is {(*input.shape[:-1], w.shape[0])}")
     forward = _forward(params, x, w, scale, b, np.arange(len(x)))
+    a, x_step = forward.inputs.values, forward.inputs.step
     dy = grad_output.reshape(-1, w.shape[0])
+    dx, dw = np.empty(x.shape, dtype=np.float32), np.empty(w.shape, dtype=np.float32)
     with np.errstate(all="ignore"):
-        g = np.where(forward.adc_saturated, np.float32(0), dy)
+        for tile, saturated in zip(params.tiles(x.shape[1]), forward.adc_saturated, strict=True):
+            g = np.where(saturated, np.float32(0), dy)
+            dx[:, tile] = product(g * scale, w[:, tile], weight_bits, block)
+            dw[:, tile] = product((g * x_step[:, None]).T, a[:, tile], input_bits, block)
+        dx = np.where(forward.inputs.saturated, np.float32(0), _canonical(dx))
 
-        dx = product(g * scale, w, weight_bits, block)
-        dx = np.where(forward.dac_saturated, np.float32(0), _canonical(dx))
-
-        dw = product((g * forward.x_step[:, None]).T, forward.x_values, input_bits, block)
-
+        # An analog bias enters with the first tile.
         db = np.zeros(w.shape[0], dtype=np.float32)
-        for row in g if bias_stage == "analog" else dy:
+        for row in np.where(forward.adc_saturated[0], np.float32(0), dy) if bias_stage == "analog" else dy:
             db = db + row
     return dx.reshape(input.shape), _canonical(dw), _canonical(db)
 
@@ -155,67 +196,64 @@ def optical_linear_backward(
 class _Forward:
     y: Floats
     """[M, N]"""
-    x_values: Floats
-    """[M, K]: DAC codes, or X where it is analog; 0 in rows that are NaN throughout."""
-    x_step: Floats
-    """[M]: s_x; NaN in rows that are NaN throughout."""
-    dac_saturated: NDArray[np.bool_]
-    """[M, K]"""
-    adc_saturated: NDArray[np.bool_]
-    """[M, N]"""
+    inputs: Inputs
+    adc_saturated: list[NDArray[np.bool_]]
+    """[M, N] for each tile."""
 
 
 def _forward(
     params: Params, x: Floats, w: Floats, scale: Floats, bias: Floats | None, rows: NDArray[np.int64]
 ) -> _Forward:
+    shape, k = (len(x), len(w)), x.shape[1]
+    levels = largest_code(params.output_bits)
     with np.errstate(all="ignore"):
-        a, x_step, dac_saturated, nan_row = _dac(params, x)
+        inputs = dac(params, x, rows)
+        nan_row = inputs.nan_row
+        product_step = inputs.step[:, None] * scale[None, :]
+        fixed = full_scale(params, inputs.step, scale)
 
-        acc = _product(params, a, w)
-        analog_bias = bias if bias is not None and params.bias_stage == "analog" else np.float32(0)
-        z = fma32(acc, x_step[:, None] * scale[None, :], analog_bias)
+        y, total = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.int64)
+        undefined, adc_saturated = np.zeros(shape, dtype=bool), list[NDArray[np.bool_]]()
+        for u, tile in enumerate(params.tiles(k)):
+            acc = _product(params, inputs.values[:, tile], w[:, tile])
+            enters = bias is not None and params.bias_stage == "analog" and u == 0
+            analog_bias = bias if bias is not None and enters else np.zeros(1, dtype=np.float32)
+            z = fma32(acc, product_step, analog_bias)
 
-        v = z
-        if params.relative or params.additive or params.shot:
-            full_scale = params.output_range[None, :]
-            if params.dynamic_output and (params.additive or params.shot):
-                full_scale = np.abs(z).max(axis=1, keepdims=True)
-                nan_row = nan_row | ~np.isfinite(full_scale[:, 0])
-            eps = noise_of_rows(params.seed, params.stream, rows, z.shape[1])
-            v = fma32(_sigma(params, z, full_scale), eps, z)
+            v = z
+            if params.noisy_outputs:
+                noise_range, light = None, Light.of(inputs.values, tile) if params.reads_light else None
+                if params.reads_range:
+                    noise_range, nan_row = (fixed.range, nan_row) if fixed else _largest(z, nan_row)
+                core = Pass(z, analog_bias, product_step, noise_range, light, k)
+                v = fma32(sigma(params, core), noise_of_rows(params.seed, params.stream, rows, shape[1], u), z)
+            undefined |= np.isnan(v)
 
-        y = v
-        adc_saturated = np.zeros(v.shape, dtype=bool)
-        if params.output_bits:
-            full_scale = params.output_range[None, :]
-            if params.dynamic_output:
-                full_scale = np.abs(v).max(axis=1, keepdims=True)
-                nan_row = nan_row | ~np.isfinite(full_scale[:, 0])
+            saturated = np.zeros(shape, dtype=bool)
+            if params.output_bits == 0:
+                y = y + v if u else v
+            elif fixed:
+                saturated = np.abs(v) > fixed.range
+                total = total + fixed.codes(v, levels)
             else:
-                adc_saturated = (np.abs(v) > full_scale) & ~nan_row[:, None]
-            codes, step = quantize(v, largest_code(params.output_bits), full_scale)
-            y = np.where(np.isnan(v), NAN, step * codes.astype(np.float32))
+                largest, nan_row = _largest(v, nan_row)
+                codes, step = quantize(v, levels, largest)
+                y = fma32(step, codes, y)
+            adc_saturated.append(saturated)
 
+        if params.output_bits and fixed:
+            # Below 2^31, and converted to float32 once.
+            y = fixed.step * total.astype(np.float32)
         if bias is not None and params.bias_stage == "digital":
             y = y + bias
-        y = np.where(nan_row[:, None], NAN, _canonical(y))
-    return _Forward(np.asarray(y), a, x_step, dac_saturated, adc_saturated)
+        y = np.where(nan_row[:, None] | undefined, NAN, _canonical(y))
+    return _Forward(np.asarray(y), inputs, adc_saturated)
 
 
-def _dac(params: Params, x: Floats) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Codes (or values) ``[M, K]``, s_x ``[M]``, saturation ``[M, K]`` and whether a row is NaN ``[M]``."""
-    static = bool(params.input_range > 0)
-    unbounded = np.isnan(x) if static else ~np.isfinite(x)
-    nan_row = np.asarray(unbounded.any(axis=1))
-    x = np.where(nan_row[:, None], np.float32(0), x)
-    saturated = (np.abs(x) > params.input_range) & static
-    if params.input_bits == 0:
-        values, step = x, np.ones(len(x), dtype=np.float32)
-    else:
-        full_scale = np.full(len(x), params.input_range) if static else np.abs(x).max(axis=1)
-        codes, step = quantize(x, largest_code(params.input_bits), full_scale[:, None])
-        values, step = codes.astype(np.float32), step[:, 0]
-    return values, np.where(nan_row, NAN, step), saturated, nan_row
+def _largest(values: Floats, nan_row: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
+    """The largest magnitude of each row ``[M, 1]``, and the rows that are NaN throughout, with those it makes so."""
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    return largest, nan_row | ~np.isfinite(largest[:, 0])
 
 
 def _product(params: Params, a: Floats, w: Floats) -> Floats:
@@ -226,22 +264,6 @@ def _product(params: Params, a: Floats, w: Floats) -> Floats:
     for k in range(a.shape[1]):
         acc = fma32(a[:, k][:, None], w[:, k][None, :], acc)
     return acc
-
-
-def _sigma(params: Params, z: Floats, full_scale: Floats) -> Floats:
-    laws: list[Floats] = []
-    if params.relative:
-        laws.append(params.relative * np.abs(z))
-    if params.additive:
-        laws.append(np.broadcast_to(params.additive * full_scale, z.shape))
-    if params.shot:
-        laws.append(params.shot * np.sqrt(np.abs(z) * full_scale))
-    if len(laws) == 1:
-        return laws[0]
-    total = laws[0] * laws[0]
-    for law in laws[1:]:
-        total = total + law * law
-    return np.asarray(np.sqrt(total))
 
 
 def _canonical(values: Floats) -> Floats:
@@ -261,14 +283,5 @@ def _check_arrays(
         if bias.shape != (n,):
             raise ValueError(f"bias has shape {bias.shape}: allowed is [N] with N = {n} of the weight")
         check_finite("bias", bias)
-    if len(params.output_range) not in (1, n):
-        raise ValueError(
-            f"output_range has {len(params.output_range)} elements: "
-            f"allowed is 1, or one for each of the N = {n} outputs"
-        )
-    if params.integer and k > MAX_INTEGER_K:
-        raise ValueError(
-            f"K (columns of weight) = {k}: allowed is at most {MAX_INTEGER_K} where input_bits ({params.input_bits}) "
-            f"and weight_bits ({params.weight_bits}) are both 1..8, so that the sum is exact in 32 bits"
-        )
+    params.check_shape(n, k)
     return input.reshape(-1, k), bias

@@ -58,7 +58,9 @@ def test_mix(start: str, word: str) -> None:
 
 @pytest.mark.parametrize("block", read("rng.json")["blocks"])
 def test_lanes(block: dict[str, Any]) -> None:
-    key = generator.block_keys(block["seed"], block["stream"], block["row"], block["block"])
+    key = generator.block_keys(
+        generator.call_key(block["seed"], block["stream"]), block["row"], block["block"]
+    )
     assert int(key) == int(block["key"], 16)
     state = generator.lanes(key)
     words = np.concatenate([generator.next_words(state) for _ in range(4)])
@@ -66,7 +68,7 @@ def test_lanes(block: dict[str, Any]) -> None:
 
 
 def test_draw_is_the_halves_of_the_words() -> None:
-    key = generator.block_keys(3, 4, [0, 1], [0])
+    key = generator.block_keys(generator.call_key(3, 4), [0, 1], [0])
     words = generator.next_words(generator.lanes(key))
     halves = generator.draw(generator.lanes(key)).astype(np.uint64)
     np.testing.assert_array_equal(halves[:, 0::2] | halves[:, 1::2] << np.uint64(32), words)
