@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from lumina_onnx import nn as optical
 from lumina_onnx.nn._modes import evaluating
 from lumina_onnx.nn._scope import capturing
-from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER, VERSION_ATTRIBUTE, version_of
 
 from . import calls, nodes
 from .binding import Binding
@@ -328,6 +328,8 @@ def _translate(
     }
     # Newer releases of torch pass options at their defaults, too.
     attributes |= {row.name: options[row.name] for row in LAYER if options.get(row.name, row.default) != row.default}
+    if (version := version_of(attributes)) > 1:
+        attributes[VERSION_ATTRIBUTE] = version
     return opset.OpticalLinear(*inputs, **attributes, seed=seed)
 
 

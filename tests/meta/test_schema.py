@@ -45,7 +45,7 @@ def test_the_table_is_whole() -> None:
         elif row.default is not None and row.minimum is not None:
             assert row.minimum <= row.default  # type: ignore[operator]
     assert schema.parameter("seed").maximum == 2**63 - 1
-    assert (schema.DOMAIN, schema.OPERATOR, schema.VERSION) == ("lumina", "OpticalLinear", 1)
+    assert (schema.DOMAIN, schema.OPERATOR, schema.DOMAIN_VERSION, schema.VERSION) == ("lumina", "OpticalLinear", 1, 2)
     with pytest.raises(KeyError, match="gain"):
         schema.parameter("gain")
 

@@ -258,7 +258,7 @@ def test_a_compiled_gradient_of_an_eager_call_equals_the_eager_one() -> None:
 def test_the_functions_of_operators_are_not_compiled(grad: bool) -> None:
     """They run in a compiled graph, or where torch.compile has left a part of the code as it was."""
     tensors: Any = [torch.ones(*size).requires_grad_(grad) for size in ((4, 6), (3, 6), (3,))]
-    values, counter = _parameters.values_of(NOISY), CompileCounter()
+    (values, _), counter = _parameters.values_of(NOISY), CompileCounter()
 
     @torch.compiler.disable(recursive=False)
     def as_it_is() -> Any:

@@ -37,7 +37,7 @@ def layer(m: int = 3, k: int = 5, n: int = 4) -> Any:
 )
 def test_operators_are_registered_soundly(grad: bool, profile: OpticalProfile) -> None:
     x, weight, bias = (tensor.requires_grad_(grad) for tensor in layer())
-    parameters = _parameters.values_of(profile)
+    parameters, _ = _parameters.values_of(profile)
     stream = torch.tensor(3)
     if grad:
         torch.library.opcheck(
@@ -80,7 +80,7 @@ def test_the_inference_operator_has_the_gradient_of_the_training_one(profile: Op
         tensors = [tensor.requires_grad_() for tensor in layer()]
         return torch.autograd.grad(call(*tensors).square().sum(), tensors)
 
-    parameters = _parameters.values_of(profile)
+    parameters, _ = _parameters.values_of(profile)
     found = gradients(lambda *xwb: torch.ops.lumina.optical_linear(*xwb, torch.tensor(3), 1, *parameters))
     expected = gradients(lambda *xwb: optical_linear(*xwb, profile, seed=1, stream=3))  # type: ignore[arg-type, misc]
     assert all(map(torch.equal, found, expected))
@@ -89,7 +89,7 @@ def test_the_inference_operator_has_the_gradient_of_the_training_one(profile: Op
 def test_the_inference_operator_has_no_second_derivative() -> None:
     x, weight, bias = layer()
     y = torch.ops.lumina.optical_linear(
-        x.requires_grad_(), weight, bias, torch.tensor(0), 0, *_parameters.values_of(CLEAN)
+        x.requires_grad_(), weight, bias, torch.tensor(0), 0, *_parameters.values_of(CLEAN)[0]
     )
     (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="optical_linear has no second derivative"):
@@ -102,7 +102,7 @@ def test_no_stream_is_no_noise() -> None:
     nothing, stream = torch.tensor(NO_NOISE), torch.tensor(0)
     inference, train = torch.ops.lumina.optical_linear, torch.ops.lumina.optical_linear_train
     assert torch.equal(
-        inference(x, weight, bias, nothing, 1, *_parameters.values_of(NOISY)), optical_linear(x, weight, bias, CLEAN)
+        inference(x, weight, bias, nothing, 1, *_parameters.values_of(NOISY)[0]), optical_linear(x, weight, bias, CLEAN)
     )
     found = train(x, weight, bias, nothing, None, "0.0", "", 1, 0, NOISY._text)
     assert all(map(torch.equal, found, train(x, weight, bias, stream, None, "0.0", "", 1, 0, silent._text)))
@@ -120,7 +120,7 @@ WRONG_CALLS = [
 def test_the_operators_refuse_what_the_kernel_cannot_read(error: Any, message: Any, change: Any) -> None:
     tensors = change(*layer())
     with pytest.raises(error, match=message):
-        torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *_parameters.values_of(CLEAN))
+        torch.ops.lumina.optical_linear(*tensors, torch.tensor(0), 0, *_parameters.values_of(CLEAN)[0])
     with pytest.raises(error, match=message):
         torch.ops.lumina.optical_linear_train(*tensors, torch.tensor(0), None, "0.0", "", 0, 0, CLEAN._text)
 
@@ -179,8 +179,11 @@ def test_saved_tensors_that_a_hook_changed_are_refused(profile: OpticalProfile, 
 def test_the_operators_parameters_are_the_kernels() -> None:
     table = {row["name"]: row["type"] for row in lumina_kernel.schema()}
     types = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "str"}
-    declared = [each for each in torch.ops.lumina.optical_linear.default._schema.arguments if not each.kwarg_only]
-    declared = declared[-len(_parameters.NAMES) :]
+    arguments = torch.ops.lumina.optical_linear.default._schema.arguments
+    options = [each for each in arguments if each.kwarg_only and each.name != "gradient_bits"]
+    # A program that was saved before an option was there loads: it has a default.
+    assert [each.default_value for each in options] == [row.default for row in _parameters.OPTIONS]
+    declared = [each for each in arguments if not each.kwarg_only][len(options) - len(_parameters.NAMES) :] + options
     for argument, parameter in zip(declared, _parameters.NAMES, strict=True):
         assert argument.name == parameter
         kind = str(argument.type).replace("List[float]", "float[]")
@@ -224,7 +227,7 @@ def test_the_operators_are_defined_again_when_the_package_is_imported_again() ->
 
 def test_a_call_that_records_nothing_runs_the_function_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = (tensor.requires_grad_() for tensor in layer())
-    arguments = (x, weight, bias, torch.tensor(3), 1, *_parameters.values_of(NOISY))
+    arguments = (x, weight, bias, torch.tensor(3), 1, *_parameters.values_of(NOISY)[0])
     expected = torch.ops.lumina.optical_linear(*arguments)
     assert expected.requires_grad
     redispatched, redispatch = [], torch._ops.OpOverload.redispatch

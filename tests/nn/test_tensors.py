@@ -357,7 +357,7 @@ def test_sizes_that_no_memory_has_are_not_wrapped(tensors: Any) -> None:
 def test_devices_are_not_mixed_by_the_operators() -> None:
     """With one tensor on "meta", torch uses the function that gives the results' shapes instead of the operator."""
     x, weight, bias = call()
-    parameters = _parameters.values_of(OpticalProfile())
+    parameters, _ = _parameters.values_of(OpticalProfile())
     own = (_torch_state.RELEASE, "", 0, 0, OpticalProfile()._text)
     operators = torch.ops.lumina
     stream = torch.zeros((), dtype=torch.int64)

@@ -58,9 +58,7 @@ def test_mix(start: str, word: str) -> None:
 
 @pytest.mark.parametrize("block", read("rng.json")["blocks"])
 def test_lanes(block: dict[str, Any]) -> None:
-    key = generator.block_keys(
-        generator.call_key(block["seed"], block["stream"]), block["row"], block["block"]
-    )
+    key = generator.block_keys(generator.call_key(block["seed"], block["stream"]), block["row"], block["block"])
     assert int(key) == int(block["key"], 16)
     state = generator.lanes(key)
     words = np.concatenate([generator.next_words(state) for _ in range(4)])

@@ -11,6 +11,7 @@ from onnx import AttributeProto, TensorProto, load_from_string, numpy_helper
 from op_model import make_model, make_session, random_layer, run
 
 import lumina_kernel
+from lumina_onnx import schema
 
 W = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 CODES = np.arange(-6, 6, dtype=np.int8).reshape(3, 4)
@@ -27,6 +28,8 @@ def refused(library: str, w: Any = W, *args: Any, **more: Any) -> str:
 
 
 BITS = "0 (analog), 2..16"
+V2 = {"op_version": 2}
+CODED = {**V2, "input_bits": 8, "weight_bits": 4}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,35 @@ BITS = "0 (analog), 2..16"
         ({"output_range": "1"}, "attribute output_range is not of type FLOATS: allowed is a single 0 (dynamic)"),
         ({"bias_stage": 1}, "attribute bias_stage is not of type STRING: allowed is \"analog\", \"digital\""),
         ({"seed": "7"}, "attribute seed is not of type INT: allowed is 0..2^63-1"),
+        ({**V2, "tile_features": -1}, "attribute tile_features = -1: allowed is 0 (the whole row), 1..131072"),
+        ({**V2, "tile_features": 2**40}, f"attribute tile_features = {2**40}: allowed is 0 (the whole row), 1"),
+        ({**V2, "output_bound": 0.5}, "attribute output_bound = 0.5: allowed is 0 where input_bits (0) or"),
+        ({**CODED, "output_bound": 0.5}, 'attribute output_bound = 0.5: allowed is 0 where bias_stage is "analog"'),
+        (
+            {**CODED, "output_bound": 0.5, "output_range": [2.0]},
+            "attribute output_bound = 0.5: allowed is 0 where output_range is given (2): both are the ADC's full scale",
+        ),
+        (
+            {**CODED, "output_bound": 1e38, "bias_stage": "digital"},
+            f"attribute output_bound = {10**38}: allowed is a number with which output_bound * weight_scale * L_w is finite",
+        ),
+        ({**V2, "noise_read": 0.1}, "attribute noise_read = 0.1: allowed is 0 where input_bits (0) or"),
+        ({**CODED, "noise_read": -0.1}, "attribute noise_read = -0.1: allowed is a finite number >= 0"),
+        ({**CODED, "photons": 1e-7}, "attribute photons = 0.0000001: allowed is 0 (no shot noise of light), or"),
+        ({**CODED, "photons": 1.0, "noise_shot": 0.5}, "attribute noise_shot = 0.5: allowed is 0 where photons is given"),
+        ({**CODED, "detection": "balanced"}, 'attribute detection = "balanced" would be ignored: with photons 0 there'),
+        ({**CODED, "detection": "both"}, 'attribute detection = "both": allowed is "offset", "balanced"'),
+        ({**CODED, "photon_reference": "mean"}, 'attribute photon_reference = "mean" would be ignored: with'),
+        ({**CODED, "photon_reference": "m"}, 'attribute photon_reference = "m": allowed is "full_scale"'),
+        ({**CODED, "input_noise_relative": 1.5}, "attribute input_noise_relative = 1.5: allowed is 0..1"),
+        ({**V2, "input_noise_relative": 0.5}, "attribute input_noise_relative = 0.5 would be ignored: with"),
+        ({**CODED, "input_noise_additive": 2.0}, "attribute input_noise_additive = 2: allowed is 0..1"),
+        ({**CODED, "input_noise_additive": 0.001}, "attribute input_noise_additive = 0.001: allowed is 0, or at least 0"),
+        ({**CODED, "weight_levels": 7}, "attribute weight_levels = 7 would be ignored: without noise_read"),
+        (
+            {**CODED, "weight_levels": 8, "noise_read": 0.1},
+            "attribute weight_levels = 8: allowed is 0 or 1..7, the largest code with weight_bits 4",
+        ),
     ],
     ids=str,
 )  # fmt: skip
@@ -77,18 +109,42 @@ def test_attributes(library: str, attributes: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize("others", [{}, {"input_bits": 99}])
 def test_a_later_version(library: str, others: dict[str, int]) -> None:
     assert (
-        f"{NODE}attribute op_version = 2: LuminaKernel {lumina_kernel.__version__} has version 1 of the operator; a "
-        "file of a later version needs a newer LuminaKernel"
-    ) in refused(library, op_version=2, **others)
-    mistyped = f"{NODE}attribute op_version is not of type INT: allowed is 1 ("
+        f"{NODE}attribute op_version = 3: LuminaKernel {lumina_kernel.__version__} has versions 1 to 2 of the "
+        "operator; a file of a later version needs a newer LuminaKernel"
+    ) in refused(library, op_version=3, **others)
+    assert f"{NODE}attribute op_version = 0: " in refused(library, op_version=0, **others)
+    mistyped = f"{NODE}attribute op_version is not of type INT: allowed is 1..2 ("
     assert mistyped in refused(library, op_version=1.5, **others)
-    make_session(make_model(W, op_version=1), library)
+    for version in (1, 2):
+        make_session(make_model(W, op_version=version), library)
+
+
+LATER = {row.name: row.default for row in schema.PARAMETERS if row.since == 2}
+
+
+@pytest.mark.parametrize("given", [{}, {"op_version": 1}])
+def test_an_attribute_of_a_later_version_than_the_nodes(library: str, given: dict[str, int]) -> None:
+    """An older library would not see it."""
+    for name, default in LATER.items():
+        value = "mean" if isinstance(default, str) else type(default)(1)
+        shown = f'"{value}"' if isinstance(value, str) else f"{value:g}"
+        message = (
+            f"{NODE}attribute {name} = {shown}: allowed is {default if default else 0} in a node whose op_version is 1"
+        )
+        assert message in refused(library, **given, **{name: value})
+        make_session(make_model(W, **given, **{name: default}), library)
+
+
+def test_the_registered_version_is_that_of_the_domain(library: str) -> None:
+    """Files of version 1 find the operator under a library that has version 2: it is registered for the domain's."""
+    assert (schema.DOMAIN_VERSION, schema.VERSION) == (1, 2)
+    make_session(make_model(W, op_version=2, tile_features=2), library)
 
 
 def test_every_attribute_has_a_case() -> None:
     mark = next(mark for mark in test_attributes.pytestmark if mark.name == "parametrize")
     tried = {name for attributes, _ in mark.args[1] for name in attributes}
-    assert tried == {row["name"] for row in lumina_kernel.schema() if row["place"] == "attribute"}
+    assert tried - {"op_version"} == {row["name"] for row in lumina_kernel.schema() if row["place"] == "attribute"}
 
 
 NOT_FINITE = W.copy()

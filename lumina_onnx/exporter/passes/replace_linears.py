@@ -13,7 +13,7 @@ from lumina_onnx.exporter.linear import Linear, Step
 from lumina_onnx.exporter.nodes import set_attributes
 from lumina_onnx.exporter.report import listed
 from lumina_onnx.profile import OpticalProfile
-from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER, OPERATOR
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER, OPERATOR, VERSION_ATTRIBUTE, version_of
 
 from . import Pass, PassResult
 
@@ -71,7 +71,7 @@ def _replace(linear: Linear, profile: OpticalProfile, seed: int) -> None:
     values = {row.name: getattr(profile, row.name) for row in LAYER}
     if not isinstance(profile.output_range, tuple):
         values["output_range"] = (profile.output_range,)
-    set_attributes(new, **values, seed=seed)
+    set_attributes(new, **values, seed=seed, **{VERSION_ATTRIBUTE: version_of(values)})
     y, after = _chain(new.outputs[0], linear.after)
     old = [*reversed(linear.rest), linear.node]
     graph = cast("ir.Graph", old[0].graph)
