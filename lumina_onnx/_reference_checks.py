@@ -285,7 +285,7 @@ def level(
     name: str,
     value: float,
     *,
-    least: np.float32 = np.float32(0),
+    least: float = 0.0,
     most: float = np.inf,
     allowed: str = "{} >= 0",
 ) -> np.float32:

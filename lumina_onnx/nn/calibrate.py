@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lumina_kernel
 from lumina_onnx._histogram import Histogram, Method, check_method, full_scales
-from lumina_onnx._reference_weights import largest_code
+from lumina_onnx._reference_quantizer import largest_code
 from lumina_onnx._text import range_text
 from lumina_onnx.nn import _dispatch, _kernel, _scope
 from lumina_onnx.nn._modes import evaluating, uncompiled

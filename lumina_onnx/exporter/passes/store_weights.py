@@ -15,6 +15,7 @@ import lumina_kernel
 from lumina_onnx.exporter.constants import ConstantError, Constants
 from lumina_onnx.exporter.names import Names
 from lumina_onnx.exporter.nodes import OpticalNode, optical_nodes, set_attributes
+from lumina_onnx.schema import LAYER
 
 from . import Pass, PassResult
 
@@ -69,7 +70,7 @@ def _check(layer: OpticalNode, weight: NDArray[Any], bias: NDArray[np.float32] |
     The kernel checks a matrix of one column and one of one row. Together they cover every check that depends on the
     sizes, and W need not be quantised for it.
     """
-    values = {name: each.value for name, each in layer.node.attributes.items() if name != "seed"}
+    values = {row.name: layer.attributes[row.name] for row in LAYER}
     column, row = weight, weight[:1]
     if weight.ndim == 2:
         column, row = (np.zeros(shape, np.float32) for shape in (weight[:, :1].shape, weight[:1].shape))
