@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,9 @@ import hypothesis
 import pytest
 
 import lumina_kernel
+
+# What tests of several folders share.
+sys.path.insert(0, str(Path(__file__).parent))
 
 hypothesis.settings.register_profile(
     "lumina", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True

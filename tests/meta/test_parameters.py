@@ -174,7 +174,8 @@ def test_each_value_reaches_the_report_of_a_file(profile: OpticalProfile, tmp_pa
     assert layer.bias == profile.bias_stage
     for name, each in dataclasses.asdict(profile).items():
         if name != "bias_stage":
-            assert getattr(layer, name) == pytest.approx(each)
+            expected = tuple(np.atleast_1d(each)) if name == "output_range" else each
+            assert getattr(layer, name) == pytest.approx(expected)
     assert layer.noise == noise_text(profile)
 
 

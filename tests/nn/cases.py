@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effects import effects
 from hypothesis import strategies as st
 
 from lumina_onnx import reference
@@ -53,9 +54,10 @@ def profiles(draw: st.DrawFn, n: int) -> OpticalProfile:
     positive = st.floats(0.125, 4.0, width=32)
     levels = st.sampled_from([0.0, 0.0, 0.0625, 0.5])
     input_bits = draw(st.sampled_from([0, 2, 3, 4, 8, 9, 16]))
-    return OpticalProfile(
+    weight_bits = draw(st.sampled_from([0, 1, 2, 4, 7, 8, 9, 12]))
+    profile = OpticalProfile(
         input_bits=input_bits,
-        weight_bits=draw(st.sampled_from([0, 1, 2, 4, 7, 8, 9, 12])),
+        weight_bits=weight_bits,
         output_bits=draw(st.sampled_from([0, 2, 4, 8, 16])),
         input_range=draw(st.just(0.0) | positive) if input_bits else 0.0,
         output_range=draw(st.just(0.0) | positive | st.tuples(*[positive] * n)),
@@ -64,6 +66,7 @@ def profiles(draw: st.DrawFn, n: int) -> OpticalProfile:
         noise_shot=draw(levels),
         bias_stage=draw(st.sampled_from(["analog", "digital"])),
     )
+    return profile.replace(**draw(effects(input_bits, weight_bits)))
 
 
 @st.composite

@@ -90,10 +90,9 @@ class Layer:
 
     def expected(self, x: Array, stream: int = 0) -> Array:
         """The output of run number `stream`, by the reference."""
-        analog = not self.attributes.get("weight_bits", 0)
-        return reference.optical_linear(
-            x, self.w, self.b, weight_scale=None if analog else self.w_scale, stream=stream, **self.attributes
-        )
+        attributes = {name: value for name, value in self.attributes.items() if name != "op_version"}
+        scale = self.w_scale if attributes.get("weight_bits", 0) else None
+        return reference.optical_linear(x, self.w, self.b, weight_scale=scale, stream=stream, **attributes)
 
 
 def random_layer(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effects import effects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_model import Array, Layer, assert_same_bits, few_rows_layer, make_session, random_layer, run
@@ -49,6 +50,11 @@ def cases(draw: st.DrawFn) -> Case:
         attributes["bias_stage"] = draw(st.sampled_from(["analog", "digital"]))
     if draw(st.booleans()):
         attributes["seed"] = draw(st.integers(0, 2**63 - 1))
+    later = draw(effects(attributes["input_bits"], weight_bits))
+    if later:
+        attributes |= later | {"op_version": 2}
+        if "output_range" in later:
+            attributes["output_range"] = [0.0]
     layer = random_layer(
         n,
         k,

@@ -152,9 +152,9 @@ pub fn backward(
     let (mut x_tasks, mut weight_tasks, mut db) = (Vec::new(), Vec::new(), db);
     for tile in tiles(params, inputs) {
         let call = Call { tier, precision, inputs, tile, threads, unmasked_bias };
-        x_tasks.extend(call.tasks(Side::X, m, next_columns(&mut for_x, tile), None));
+        append(&mut x_tasks, call.tasks(Side::X, m, next_columns(&mut for_x, tile), None));
         // The bias enters in the first tile.
-        weight_tasks.extend(call.tasks(Side::Weight, n, next_columns(&mut for_weight, tile), db.take()));
+        append(&mut weight_tasks, call.tasks(Side::Weight, n, next_columns(&mut for_weight, tile), db.take()));
     }
     // Interleaved, since the first tasks of a strip pack it while its other tasks would wait.
     run_each(executor, work, interleave(x_tasks, weight_tasks), |task| task.run());
@@ -170,14 +170,23 @@ fn next_columns<'a>(
 }
 
 /// The tiles that differ in what they let pass.
-fn tiles(params: &Params, inputs: &Inputs<'_>) -> Vec<Tile> {
+fn tiles(params: &Params, inputs: &Inputs<'_>) -> impl Iterator<Item = Tile> + use<> {
     let (.., k) = inputs.shape;
-    if inputs.adc_mask.is_none() {
-        return vec![Tile { index: 0, count: 1, first: 0, end: k }];
+    let columns = if inputs.adc_mask.is_some() { params.tile(k) } else { k };
+    let count = k.div_ceil(columns);
+    (0..count).map(move |index| {
+        let first = index * columns;
+        Tile { index, count, first, end: k.min(first + columns) }
+    })
+}
+
+/// Appends `more` to `all`.
+fn append<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
     }
-    let tiles = params.tiles(k);
-    let count = tiles.len();
-    tiles.enumerate().map(|(index, part)| Tile { index, count, first: part.start, end: part.end }).collect()
 }
 
 /// The quantiser of each row of W; empty where W is analog or has one bit.

@@ -57,6 +57,16 @@ fn panel_elements(storage: Option<Storage>, k: usize, tile: usize) -> usize {
     }
 }
 
+impl Panels {
+    /// How codes are stored; `None` where the panels hold floats.
+    fn storage(&self) -> Option<Storage> {
+        match self {
+            Panels::Int { storage, .. } => Some(*storage),
+            Panels::Float(_) => None,
+        }
+    }
+}
+
 /// The same before they are laid out.
 enum UnfilledPanels {
     Int { storage: Storage, bytes: Unfilled<u8> },
@@ -82,6 +92,10 @@ pub struct Weights {
     /// `[N]`, padded with zeros to whole panels.
     scale: Vec<f32>,
     panels: Panels,
+    /// Inputs of a tile, and elements of a tile of a panel, and of a panel.
+    tile: usize,
+    tile_elements: usize,
+    panel_elements: usize,
 }
 
 /// Weights that a task lays out, rounded down to whole panels, but at least one panel.
@@ -158,7 +172,11 @@ impl Weights {
             return Err(error);
         }
         check_bounds(params, &scales[..n])?;
-        Ok(Weights { tier, params: params.clone(), n, k, scale: scales, panels: panels.finish() })
+        let panels = panels.finish();
+        let storage = panels.storage();
+        let (tile_elements, panel_elements) = (panel_elements(storage, tile, tile), panel_elements(storage, k, tile));
+        let params = params.clone();
+        Ok(Weights { tier, params, n, k, scale: scales, panels, tile, tile_elements, panel_elements })
     }
 
     /// The tier that they are laid out for and that multiplies with them.
@@ -216,23 +234,18 @@ impl Weights {
     /// Where tile `tile` of panel `panel` is.
     #[inline(always)]
     pub(crate) fn place(&self, panel: usize, tile: usize) -> Place {
-        let features = self.params.tile(self.k);
-        let k = features.min(self.k - tile * features);
-        let elements = |k| match &self.panels {
-            Panels::Int { storage, .. } => storage.panel_bytes(k),
-            Panels::Float(_) => PANEL * k,
-        };
-        Place { start: panel * self.panel_distance() + tile * elements(features), len: elements(k), k }
+        let start = panel * self.panel_elements;
+        if self.tile == self.k {
+            return Place { start, len: self.panel_elements, k: self.k };
+        }
+        let k = self.tile.min(self.k - tile * self.tile);
+        Place { start: start + tile * self.tile_elements, len: panel_elements(self.panels.storage(), k, k), k }
     }
 
     /// Elements from a panel to the next.
     #[inline(always)]
     pub(crate) fn panel_distance(&self) -> usize {
-        let storage = match &self.panels {
-            Panels::Int { storage, .. } => Some(*storage),
-            Panels::Float(_) => None,
-        };
-        panel_elements(storage, self.k, self.params.tile(self.k))
+        self.panel_elements
     }
 
     /// The scales of panel `panel`.

@@ -21,7 +21,7 @@ use crate::saved::{mask_row, mask_stride};
 use crate::weights::Weights;
 use adc::{Adc, AddTile, BoundColumns, Bounds, Convert, FinishSum, StaticRanges, Sum};
 pub(super) use noise::RowLight;
-use noise::{AddNoise, Law, LightColumns, LightLevels};
+use noise::{AddLitNoise, AddNoise, Law, LightColumns, LightLevels};
 
 /// Maximum rows that get their noise before the first of them is converted.
 const ROWS_AT_ONCE: usize = 8;
@@ -219,7 +219,7 @@ impl Epilogue {
             };
             let low = if low.is_empty() { &mut [][..] } else { &mut low[row * n..(row + 1) * n] };
             let adc = self.adc(isa, found, mask);
-            run_pass(isa, z, &mut AddTile { adc, sum: self.sum, first: tile == 0, sums, low });
+            run_pass(isa, sums, &mut AddTile { adc, sum: self.sum, first: tile == 0, v: z, low });
         }
     }
 
@@ -303,16 +303,20 @@ impl Epilogue {
             for (part, columns) in columns.chunks_mut(NOISE_GROUPS * GROUP).enumerate() {
                 gauss.fill(&mut eps[..columns.len().div_ceil(GROUP)]);
                 let first = block * rng::BLOCK + part * NOISE_GROUPS * GROUP;
-                let mut pass = AddNoise {
+                let mut noise = AddNoise {
                     law: self.law,
                     levels: self.noise,
                     columns: self.ranges.as_ref().map(|ranges| &ranges.range[first..]),
-                    bounds: bounds.map(|bounds| bounds.from(first)),
                     row_range: isa.splat(row_range),
-                    light: light.map(|(lit, terms)| (lit.columns(first, tile), terms)),
                     eps: eps.as_flattened(),
                 };
-                largest = largest.max(run_pass(isa, columns, &mut pass));
+                largest = largest.max(if bounds.is_none() && light.is_none() {
+                    run_pass(isa, columns, &mut noise)
+                } else {
+                    let bounds = bounds.map(|bounds| bounds.from(first));
+                    let light = light.map(|(lit, terms)| (lit.columns(first, tile), terms));
+                    run_pass(isa, columns, &mut AddLitNoise { noise, bounds, light })
+                });
             }
         }
         largest

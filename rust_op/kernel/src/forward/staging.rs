@@ -26,9 +26,9 @@ pub(super) struct Staging {
     /// The sums of each row's codes, where there is one tile.
     sums: [i32; CODE_ROWS],
     /// The same for each tile and row, where there are several.
-    sums_of_tiles: Buffer<i32>,
+    sums_of_tiles: Option<Buffer<i32>>,
     /// [`RowLight`] of each tile and row, if it is asked for.
-    light: Buffer<f32>,
+    light: Option<Buffer<f32>>,
 }
 
 /// How rows lie in the memory.
@@ -77,20 +77,19 @@ impl Staging {
             let stride = float_stride(tile);
             (Values::Float { values: Buffer::new(tiles * rows * stride) }, stride, rows * stride)
         };
-        let several = if tiles > 1 { tiles * rows } else { 0 };
         Staging {
             values,
             layout: Layout { tiles, rows, stride, block },
             sums: [0; CODE_ROWS],
-            sums_of_tiles: Buffer::new(several),
-            light: Buffer::new(if with_light { 3 * tiles * rows } else { 0 }),
+            sums_of_tiles: (tiles > 1).then(|| Buffer::new(tiles * rows)),
+            light: with_light.then(|| Buffer::new(3 * tiles * rows)),
         }
     }
 
     /// All of the memory, to be filled.
     pub(super) fn all(&mut self) -> StagingMut<'_> {
         let Staging { values, layout, sums, sums_of_tiles, light } = self;
-        let sums = if layout.tiles == 1 { &mut sums[..] } else { sums_of_tiles.as_mut_slice() };
+        let sums = sums_of_tiles.as_mut().map_or(&mut sums[..], Buffer::as_mut_slice);
         let values = match values {
             Values::Int { codes, magnitudes } => {
                 let codes = codes.as_mut_slice();
@@ -99,18 +98,21 @@ impl Staging {
             }
             Values::Float { values } => ValuesMut::Float(values.as_mut_slice()),
         };
-        StagingMut { values, light: light.as_mut_slice().as_chunks_mut().0, layout: *layout }
+        let light = light.as_mut().map_or(&mut [][..], Buffer::as_mut_slice);
+        StagingMut { values, light: light.as_chunks_mut().0, layout: *layout }
     }
 
     /// The first `rows` rows of tile `tile`, to be multiplied.
     pub(super) fn rows(&self, rows: usize, tile: usize) -> StagedRows<'_> {
-        let Layout { tiles, stride, block, .. } = self.layout;
+        let Layout { stride, block, .. } = self.layout;
         let block = tile * block..(tile + 1) * block;
         match &self.values {
             Values::Int { codes, magnitudes } => {
                 let first = tile * self.layout.rows;
-                let sums =
-                    if tiles == 1 { &self.sums[..rows] } else { &self.sums_of_tiles.as_slice()[first..first + rows] };
+                let sums = match &self.sums_of_tiles {
+                    None => &self.sums[..rows],
+                    Some(sums) => &sums.as_slice()[first..first + rows],
+                };
                 let codes = codes.as_slice();
                 let (codes, behind) = codes.split_at(codes.len() >> usize::from(*magnitudes));
                 let magnitudes = if *magnitudes { &behind[block.clone()] } else { behind };
@@ -122,7 +124,7 @@ impl Staging {
 
     /// The light of the rows of tile `tile`; empty if it was not asked for.
     pub(super) fn light(&self, tile: usize) -> &[RowLight] {
-        let (light, _) = self.light.as_slice().as_chunks();
+        let (light, _) = self.light.as_ref().map_or(&[][..], Buffer::as_slice).as_chunks();
         light.get(tile * self.layout.rows..(tile + 1) * self.layout.rows).unwrap_or_default()
     }
 }
@@ -177,8 +179,9 @@ impl Vectorized for ConvertRows<'_> {
         let (k, tiles) = (self.k, self.staged.layout.tiles);
         let mut noise = InputNoise::new(self.params, self.call_key, k);
         // Where a row is split, it is converted here first.
-        let mut whole_codes = Buffer::<i8>::new(if tiles > 1 { code_stride(k) } else { 0 });
-        let mut whole_values = Buffer::<f32>::new(if tiles > 1 { float_stride(k) } else { 0 });
+        let is_int = matches!(self.staged.values, ValuesMut::Int { .. });
+        let mut whole_codes = (tiles > 1 && is_int).then(|| Buffer::<i8>::new(code_stride(k)));
+        let mut whole_values = (tiles > 1 && !is_int).then(|| Buffer::<f32>::new(float_stride(k)));
         for (row, x) in self.x.chunks_exact(k).enumerate() {
             let mask = self.saved.dac_mask.as_mut().map(|mask| mask_row(mask, row, k));
             let noise = noise.as_mut().map(|noise| noise.of_row((self.first_row + row) as u64));
@@ -187,7 +190,10 @@ impl Vectorized for ConvertRows<'_> {
             let here = row * stride..(row + 1) * stride;
             match values {
                 ValuesMut::Int { codes, magnitudes, sums } => {
-                    let whole = if tiles == 1 { &mut codes[here.clone()] } else { whole_codes.as_mut_slice() };
+                    let whole = match &mut whole_codes {
+                        None => &mut codes[here.clone()],
+                        Some(whole) => whole.as_mut_slice(),
+                    };
                     let mut sum = 0;
                     self.x_step[row] = convert_row(isa, self.params, x, CodeSink::Int(whole, &mut sum), noise, mask);
                     if let Some(CodesMut::I8(saved)) = &mut self.saved.x_codes {
@@ -200,12 +206,11 @@ impl Vectorized for ConvertRows<'_> {
                             light[tile * rows + row] = light_of(&whole[part], of_row);
                         }
                     }
-                    if tiles == 1 {
-                        sums[row] = sum;
-                    } else {
+                    sums[row] = sum;
+                    if let Some(whole) = &whole_codes {
                         for (tile, part) in self.params.tiles(k).enumerate() {
                             let (codes, padding) = codes[tile * block..][here.clone()].split_at_mut(part.len());
-                            codes.copy_from_slice(&whole_codes.as_slice()[part]);
+                            codes.copy_from_slice(&whole.as_slice()[part]);
                             padding.fill(0);
                             sums[tile * rows + row] = codes.iter().map(|code| i32::from(*code)).sum();
                         }
@@ -222,7 +227,10 @@ impl Vectorized for ConvertRows<'_> {
                     }
                 }
                 ValuesMut::Float(values) => {
-                    let whole = if tiles == 1 { &mut values[here.clone()] } else { whole_values.as_mut_slice() };
+                    let whole = match &mut whole_values {
+                        None => &mut values[here.clone()],
+                        Some(whole) => whole.as_mut_slice(),
+                    };
                     self.x_step[row] = convert_row(isa, self.params, x, CodeSink::Float(whole), noise, mask);
                     if let Some(saved) = &mut self.saved.x_codes {
                         row_ops::narrow(isa, &whole[..k], saved.row(row, k));
@@ -233,10 +241,10 @@ impl Vectorized for ConvertRows<'_> {
                             light[tile * rows + row] = light_of_values(&whole[part], of_row);
                         }
                     }
-                    if tiles > 1 {
+                    if let Some(whole) = &whole_values {
                         for (tile, part) in self.params.tiles(k).enumerate() {
                             let (values, padding) = values[tile * block..][here.clone()].split_at_mut(part.len());
-                            values.copy_from_slice(&whole_values.as_slice()[part]);
+                            values.copy_from_slice(&whole.as_slice()[part]);
                             padding.fill(0.0);
                         }
                     }

@@ -54,8 +54,7 @@ impl Vectorized for IntoPanels<'_> {
     fn run<S: Isa>(self, isa: S) -> Result<(), Error> {
         let IntoPanels { mut channels, sink } = self;
         let k = channels.k;
-        let tiles: Vec<Range<usize>> = channels.tiles().collect();
-        let Some(last) = tiles.last().cloned() else { return Ok(()) };
+        let split = channels.tile < k;
         match sink {
             PanelSink::Int(storage, bytes) => {
                 let stride = staged_stride(k);
@@ -67,12 +66,12 @@ impl Vectorized for IntoPanels<'_> {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_int(isa, panel * PANEL + slot, out)?;
                     }
-                    if last.start == 0 {
+                    let Some(part) = &mut part else {
                         pack_int(isa, storage, k, staged.as_slice(), bytes);
                         continue;
-                    }
-                    for tile in &tiles {
-                        copy_columns(staged.as_slice(), stride, tile, part.as_mut_slice(), staged_stride(tile.len()));
+                    };
+                    for tile in channels.tiles() {
+                        copy_columns(staged.as_slice(), stride, &tile, part.as_mut_slice(), staged_stride(tile.len()));
                         let bytes = take_first(&mut bytes, storage.panel_bytes(tile.len()));
                         pack_int(isa, storage, tile.len(), part.as_slice(), bytes);
                     }
@@ -87,13 +86,13 @@ impl Vectorized for IntoPanels<'_> {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_float(isa, panel * PANEL + slot, out)?;
                     }
-                    if last.start == 0 {
+                    let Some(part) = &mut part else {
                         pack_float(isa, k, stride, staged.as_slice(), values);
                         continue;
-                    }
-                    for tile in &tiles {
+                    };
+                    for tile in channels.tiles() {
                         let of_tile = float_stride(tile.len());
-                        copy_columns(staged.as_slice(), stride, tile, part.as_mut_slice(), of_tile);
+                        copy_columns(staged.as_slice(), stride, &tile, part.as_mut_slice(), of_tile);
                         let values = take_first(&mut values, PANEL * tile.len());
                         pack_float(isa, tile.len(), of_tile, part.as_slice(), values);
                     }

@@ -93,22 +93,26 @@ impl Bounds<'_> {
     #[inline(always)]
     pub(super) fn ranges<S: Isa>(&self, isa: S, column: usize) -> [S::F; 2] {
         let a = isa.splat(self.a);
-        pair(isa, &self.columns.range, self.first + column).map(|b| isa.mul(a, b))
+        let b = pair(isa, &self.columns.range, self.first + column);
+        [isa.mul(a, b[0]), isa.mul(a, b[1])]
     }
 
     #[inline(always)]
     fn quantizers<S: Isa>(&self, isa: S, column: usize) -> [VectorQuantizer<S>; 2] {
-        let (zero, infinity) = (isa.splat(0.0), isa.splat(f32::INFINITY));
         let inv = pair(isa, &self.columns.inv, self.first + column);
         let step = pair(isa, &self.columns.step, self.first + column);
-        [0, 1].map(|half| {
-            let inv = isa.mul(isa.splat(self.inv), inv[half]);
-            // NaN, infinite or 0: every code is 0.
-            let inv = isa.select(isa.greater(infinity, isa.abs(inv)), inv, zero);
-            let limit = isa.select(isa.greater(isa.abs(inv), zero), isa.splat(self.columns.limit), zero);
-            let step = isa.mul(isa.splat(self.a), step[half]);
-            VectorQuantizer::from_vectors(isa, inv, limit, step)
-        })
+        [self.quantizer(isa, inv[0], step[0]), self.quantizer(isa, inv[1], step[1])]
+    }
+
+    /// Of a vector of columns, with their L_y / B and B / L_y.
+    #[inline(always)]
+    fn quantizer<S: Isa>(&self, isa: S, inv: S::F, step: S::F) -> VectorQuantizer<S> {
+        let (zero, infinity) = (isa.splat(0.0), isa.splat(f32::INFINITY));
+        let inv = isa.mul(isa.splat(self.inv), inv);
+        // NaN, infinite or 0: every code is 0.
+        let inv = isa.select(isa.greater(infinity, isa.abs(inv)), inv, zero);
+        let limit = isa.select(isa.greater(isa.abs(inv), zero), isa.splat(self.columns.limit), zero);
+        VectorQuantizer::from_vectors(isa, inv, limit, isa.mul(isa.splat(self.a), step))
     }
 }
 
@@ -239,49 +243,52 @@ fn store_at<S: Isa>(isa: S, row: &mut [f32], column: usize, value: S::F) {
     }
 }
 
-/// Pass 3 of one tile of a row: its ADC, added to what the tiles before it came to.
+/// Pass 3 of one tile of a row, over the sums of those before it: adds what its ADC gives.
 pub(super) struct AddTile<'a, S: Isa> {
     pub(super) adc: Adc<'a, S>,
     pub(super) sum: Sum,
-    /// Whether this is the first tile.
+    /// Whether this is the first tile: the sums are yet to be set.
     pub(super) first: bool,
-    /// The row's sums so far.
-    pub(super) sums: &'a mut [f32],
-    /// Those of l.
+    /// v of the row's columns.
+    pub(super) v: &'a [f32],
+    /// The sums of l.
     pub(super) low: &'a mut [f32],
 }
 
 impl<S: Isa> Pass<S> for AddTile<'_, S> {
     #[inline(always)]
-    fn group(&mut self, isa: S, column: usize, v: [S::F; 2]) -> [S::F; 2] {
+    fn group(&mut self, isa: S, column: usize, before: [S::F; 2]) -> [S::F; 2] {
+        let v = match self.v[column..].first_chunk::<GROUP>() {
+            Some(_) => pair(isa, self.v, column),
+            None => [load_at(isa, self.v, column), load_at(isa, self.v, column + LANES)],
+        };
         let quantizers = self.adc.quantizers(isa, column);
         self.adc.saturate(isa, column, v);
+        let mut after = [v[0], v[1]];
         for half in 0..2 {
-            let (v, column) = (v[half], column + half * LANES);
-            let zero = isa.splat(0.0);
-            let before = if self.first { zero } else { load_at(isa, self.sums, column) };
-            let after = match &quantizers {
-                None if self.first => v,
-                None => isa.add(before, v),
-                Some(quantizers) => {
-                    let quantizer = &quantizers[half];
-                    let code = quantizer.code(v);
-                    let sum = match self.sum {
-                        Sum::Steps | Sum::Values => isa.fma(quantizer.step(), isa.to_float(code), before),
-                        Sum::Codes => isa.add(before, isa.to_float(code)),
-                        Sum::Halves => {
-                            let low = isa.to_float(isa.and(code, isa.splat_i(0xFF)));
-                            let before_low = if self.first { zero } else { load_at(isa, self.low, column) };
-                            store_at(isa, self.low, column, isa.add(before_low, low));
-                            isa.add(before, isa.to_float(isa.sar::<8>(code)))
-                        }
-                    };
-                    isa.select(isa.is_nan(v), isa.splat(NAN), sum)
+            let before = if self.first { isa.splat(0.0) } else { before[half] };
+            let Some(quantizers) = &quantizers else {
+                if !self.first {
+                    after[half] = isa.add(before, v[half]);
+                }
+                continue;
+            };
+            let quantizer = &quantizers[half];
+            let code = quantizer.code(v[half]);
+            let sum = match self.sum {
+                Sum::Steps | Sum::Values => isa.fma(quantizer.step(), isa.to_float(code), before),
+                Sum::Codes => isa.add(before, isa.to_float(code)),
+                Sum::Halves => {
+                    let at = column + half * LANES;
+                    let low = isa.to_float(isa.and(code, isa.splat_i(0xFF)));
+                    let low_before = if self.first { isa.splat(0.0) } else { load_at(isa, self.low, at) };
+                    store_at(isa, self.low, at, isa.add(low_before, low));
+                    isa.add(before, isa.to_float(isa.sar::<8>(code)))
                 }
             };
-            store_at(isa, self.sums, column, after);
+            after[half] = isa.select(isa.is_nan(v[half]), isa.splat(NAN), sum);
         }
-        v
+        after
     }
 }
 

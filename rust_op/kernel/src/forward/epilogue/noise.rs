@@ -105,110 +105,134 @@ pub(super) struct LightColumns<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// Pass 2 over some columns.
+/// Pass 2 over some columns, with the laws that read z and R alone.
 pub(super) struct AddNoise<'a, S: Isa> {
     pub(super) law: Law,
     pub(super) levels: NoiseLevels,
     /// The static full scales of the columns.
     pub(super) columns: Option<&'a [f32]>,
-    /// What bounds the full scales of the columns.
-    pub(super) bounds: Option<Bounds<'a>>,
     pub(super) row_range: S::F,
-    /// `None` where no law reads the light.
-    pub(super) light: Option<(LightColumns<'a>, RowTerms)>,
     /// The normals of the columns.
     pub(super) eps: &'a [f32],
 }
 
-impl<S: Isa> AddNoise<'_, S> {
-    #[inline(always)]
-    fn sigma(&self, isa: S, z: S::F, range: S::F, lit: Lit<S>) -> S::F {
-        let NoiseLevels { relative, additive, shot, read, photons } = self.levels;
-        match self.law {
-            Law::Relative => isa.mul(isa.splat(relative), isa.abs(z)),
-            Law::Additive => isa.mul(isa.splat(additive), range),
-            Law::Shot => isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range))),
-            Law::Read => self.read(isa, lit),
-            Law::Photons => self.photons(isa, z, lit),
-            Law::Several => {
-                // An absent law adds +0, which changes no sum of squares.
-                let a = isa.mul(isa.splat(relative), isa.abs(z));
-                let mut sum = isa.mul(a, a);
-                if relative == 0.0 {
-                    sum = isa.splat(0.0);
-                }
-                if additive != 0.0 {
-                    let b = isa.mul(isa.splat(additive), range);
-                    sum = isa.add(sum, isa.mul(b, b));
-                }
-                if shot != 0.0 {
-                    let c = isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range)));
-                    sum = isa.add(sum, isa.mul(c, c));
-                }
-                if read != 0.0 {
-                    let d = self.read(isa, lit);
-                    sum = isa.add(sum, isa.mul(d, d));
-                }
-                if photons.is_some() {
-                    let e = self.photons(isa, z, lit);
-                    sum = isa.add(sum, isa.mul(e, e));
-                }
-                isa.sqrt(sum)
-            }
-        }
+/// The sum of the squares of the sigmas of these laws. An absent law adds +0, which changes no sum of squares.
+#[inline(always)]
+fn squares<S: Isa>(isa: S, levels: &NoiseLevels, z: S::F, range: S::F) -> S::F {
+    let NoiseLevels { relative, additive, shot, .. } = *levels;
+    let a = isa.mul(isa.splat(relative), isa.abs(z));
+    let mut sum = isa.mul(a, a);
+    if relative == 0.0 {
+        sum = isa.splat(0.0);
     }
-
-    #[inline(always)]
-    fn terms(&self) -> RowTerms {
-        self.light.map_or_else(RowTerms::default, |(_, terms)| terms)
+    if additive != 0.0 {
+        let b = isa.mul(isa.splat(additive), range);
+        sum = isa.add(sum, isa.mul(b, b));
     }
-
-    #[inline(always)]
-    fn read(&self, isa: S, lit: Lit<S>) -> S::F {
-        isa.mul(lit.step, isa.splat(self.terms().read))
+    if shot != 0.0 {
+        let c = isa.mul(isa.splat(shot), isa.sqrt(isa.mul(isa.abs(z), range)));
+        sum = isa.add(sum, isa.mul(c, c));
     }
-
-    #[inline(always)]
-    fn photons(&self, isa: S, z: S::F, lit: Lit<S>) -> S::F {
-        let terms = self.terms();
-        match self.levels.photons {
-            Some(Photons { detection: Detection::Offset, .. }) => {
-                let seen = isa.fma(isa.splat(terms.light), lit.step, isa.sub(z, lit.bias));
-                let zero = isa.splat(0.0);
-                let seen = isa.select(isa.greater(zero, seen), zero, seen);
-                isa.sqrt(isa.mul(isa.mul(isa.splat(terms.factor), seen), lit.step))
-            }
-            _ => isa.mul(lit.step, isa.splat(terms.balanced)),
-        }
-    }
+    sum
 }
 
-/// What a law of light reads, for some columns.
-#[derive(Clone, Copy)]
-struct Lit<S: Isa> {
-    /// s_x s_w.
-    step: S::F,
-    bias: S::F,
+/// The sigma of a law that reads z and R alone, or of several.
+#[inline(always)]
+fn sigma<S: Isa>(isa: S, law: Law, levels: &NoiseLevels, z: S::F, range: S::F) -> S::F {
+    match law {
+        Law::Relative => isa.mul(isa.splat(levels.relative), isa.abs(z)),
+        Law::Additive => isa.mul(isa.splat(levels.additive), range),
+        Law::Shot => isa.mul(isa.splat(levels.shot), isa.sqrt(isa.mul(isa.abs(z), range))),
+        _ => isa.sqrt(squares(isa, levels, z, range)),
+    }
 }
 
 impl<S: Isa> Pass<S> for AddNoise<'_, S> {
     #[inline(always)]
     fn group(&mut self, isa: S, column: usize, z: [S::F; 2]) -> [S::F; 2] {
-        let range = match (self.columns, self.bounds) {
-            (Some(ranges), _) => pair(isa, ranges, column),
-            (None, Some(bounds)) => bounds.ranges(isa, column),
-            (None, None) => [self.row_range; 2],
+        let range = match self.columns {
+            Some(ranges) => pair(isa, ranges, column),
+            None => [self.row_range; 2],
         };
         let eps = pair(isa, self.eps, column);
-        let zero = isa.splat(0.0);
-        let mut lit = [Lit { step: zero, bias: zero }; 2];
-        if let Some((columns, terms)) = self.light {
-            let scale = pair(isa, columns.weight_scale, column);
-            let bias = columns.bias.map_or([zero; 2], |bias| pair(isa, bias, column));
-            let x_step = isa.splat(terms.x_step);
-            lit = [0, 1].map(|half| Lit { step: isa.mul(x_step, scale[half]), bias: bias[half] });
+        let (first, second) =
+            (sigma(isa, self.law, &self.levels, z[0], range[0]), sigma(isa, self.law, &self.levels, z[1], range[1]));
+        [isa.fma(first, eps[0], z[0]), isa.fma(second, eps[1], z[1])]
+    }
+}
+
+/// The same where full scales are bounded, or a law reads the light.
+pub(super) struct AddLitNoise<'a, S: Isa> {
+    pub(super) noise: AddNoise<'a, S>,
+    /// What bounds the full scales of the columns.
+    pub(super) bounds: Option<Bounds<'a>>,
+    /// `None` where no law reads the light.
+    pub(super) light: Option<(LightColumns<'a>, RowTerms)>,
+}
+
+impl<S: Isa> AddLitNoise<'_, S> {
+    /// Of a vector of columns with these s_w and biases.
+    #[inline(always)]
+    fn sigma(&self, isa: S, z: S::F, range: S::F, scale: S::F, bias: S::F) -> S::F {
+        let AddNoise { law, levels, .. } = &self.noise;
+        let Some((_, terms)) = &self.light else { return sigma(isa, *law, levels, z, range) };
+        let step = isa.mul(isa.splat(terms.x_step), scale);
+        match law {
+            Law::Read => read(isa, terms, step),
+            Law::Photons => photons(isa, levels, terms, z, step, bias),
+            Law::Several => {
+                let mut sum = squares(isa, levels, z, range);
+                if levels.read != 0.0 {
+                    let d = read(isa, terms, step);
+                    sum = isa.add(sum, isa.mul(d, d));
+                }
+                if levels.photons.is_some() {
+                    let e = photons(isa, levels, terms, z, step, bias);
+                    sum = isa.add(sum, isa.mul(e, e));
+                }
+                isa.sqrt(sum)
+            }
+            law => sigma(isa, *law, levels, z, range),
         }
-        let sigma = [self.sigma(isa, z[0], range[0], lit[0]), self.sigma(isa, z[1], range[1], lit[1])];
-        [isa.fma(sigma[0], eps[0], z[0]), isa.fma(sigma[1], eps[1], z[1])]
+    }
+}
+
+#[inline(always)]
+fn read<S: Isa>(isa: S, terms: &RowTerms, step: S::F) -> S::F {
+    isa.mul(step, isa.splat(terms.read))
+}
+
+#[inline(always)]
+fn photons<S: Isa>(isa: S, levels: &NoiseLevels, terms: &RowTerms, z: S::F, step: S::F, bias: S::F) -> S::F {
+    match levels.photons {
+        Some(Photons { detection: Detection::Offset, .. }) => {
+            let seen = isa.fma(isa.splat(terms.light), step, isa.sub(z, bias));
+            let zero = isa.splat(0.0);
+            let seen = isa.select(isa.greater(zero, seen), zero, seen);
+            isa.sqrt(isa.mul(isa.mul(isa.splat(terms.factor), seen), step))
+        }
+        _ => isa.mul(step, isa.splat(terms.balanced)),
+    }
+}
+
+impl<S: Isa> Pass<S> for AddLitNoise<'_, S> {
+    #[inline(always)]
+    fn group(&mut self, isa: S, column: usize, z: [S::F; 2]) -> [S::F; 2] {
+        let range = match (self.noise.columns, self.bounds) {
+            (Some(ranges), _) => pair(isa, ranges, column),
+            (None, Some(bounds)) => bounds.ranges(isa, column),
+            (None, None) => [self.noise.row_range; 2],
+        };
+        let eps = pair(isa, self.noise.eps, column);
+        let (mut scale, mut bias) = ([isa.splat(0.0); 2], [isa.splat(0.0); 2]);
+        if let Some((columns, _)) = self.light {
+            scale = pair(isa, columns.weight_scale, column);
+            if let Some(values) = columns.bias {
+                bias = pair(isa, values, column);
+            }
+        }
+        let first = self.sigma(isa, z[0], range[0], scale[0], bias[0]);
+        let second = self.sigma(isa, z[1], range[1], scale[1], bias[1]);
+        [isa.fma(first, eps[0], z[0]), isa.fma(second, eps[1], z[1])]
     }
 }
