@@ -59,8 +59,7 @@ impl Vectorized for IntoPanels<'_> {
             PanelSink::Int(storage, bytes) => {
                 let stride = staged_stride(k);
                 let mut staged = Buffer::<i8>::new(PANEL * stride);
-                let mut part =
-                    Buffer::<i8>::new(if tiles.len() > 1 { PANEL * staged_stride(channels.tile) } else { 0 });
+                let mut part = split.then(|| Buffer::<i8>::new(PANEL * staged_stride(channels.tile)));
                 let size = panel_elements(Some(storage), k, channels.tile);
                 for (panel, mut bytes) in bytes.zeroed().chunks_exact_mut(size).enumerate() {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
@@ -80,8 +79,7 @@ impl Vectorized for IntoPanels<'_> {
             PanelSink::Float(values) => {
                 let stride = float_stride(k);
                 let mut staged = Buffer::<f32>::new(PANEL * stride);
-                let mut part =
-                    Buffer::<f32>::new(if tiles.len() > 1 { PANEL * float_stride(channels.tile) } else { 0 });
+                let mut part = split.then(|| Buffer::<f32>::new(PANEL * float_stride(channels.tile)));
                 for (panel, mut values) in values.zeroed().chunks_exact_mut(PANEL * k).enumerate() {
                     for (slot, out) in staged.as_mut_slice().chunks_exact_mut(stride).enumerate() {
                         channels.stage_float(isa, panel * PANEL + slot, out)?;
