@@ -431,7 +431,7 @@ impl Params {
             }
         }
         let fine = self.input_full_scale() as f32;
-        if self.input_noise.additive != 0.0 && self.input_noise.additive * fine < LEAST_FINE_SIGMA {
+        if self.input_noise.additive != 0.0 && self.input_noise.additive < LEAST_FINE_SIGMA / fine {
             return Err(Error::value(
                 "input_noise_additive",
                 self.input_noise.additive,
@@ -512,7 +512,9 @@ impl Params {
     /// The parts that a row of `k` inputs is split into, in order.
     pub fn tiles(&self, k: usize) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
         let tile = self.tile(k);
-        (0..k.div_ceil(tile)).map(move |index| index * tile..k.min((index + 1) * tile))
+        // Without a division where there is one: every call asks.
+        let count = if tile == k { 1 } else { k.div_ceil(tile) };
+        (0..count).map(move |index| index * tile..k.min((index + 1) * tile))
     }
 
     /// Bits of the codes of inputs as products see them: noise rounds them to a finer grid, of as many bits as the type

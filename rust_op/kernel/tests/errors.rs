@@ -75,6 +75,95 @@ fn parameters() {
 }
 
 #[test]
+fn parameters_of_version_2() {
+    let both = "0 where input_bits (0) or weight_bits (4) is 0: it refers to the full scale of both";
+    let digital = |spec: Spec| Spec { bias_stage: "digital".into(), ..spec };
+    let analog = Spec { input_bits: 0, ..spec() };
+    let light = "with photons 0 there is no light";
+    let no_dac = "with input_bits 0 there is no DAC behind which it enters";
+    let cases: [(Spec, String); 18] = [
+        (
+            Spec { tile_features: 131_073, ..spec() },
+            "tile_features = 131073: allowed is 0 (the whole row), 1..131072".into(),
+        ),
+        (Spec { output_bound: f32::NAN, ..spec() }, "output_bound = NaN: allowed is a finite number >= 0".into()),
+        (digital(Spec { output_bound: 0.5, ..analog.clone() }), format!("output_bound = 0.5: allowed is {both}")),
+        (
+            Spec { output_bound: 0.5, ..spec() },
+            "output_bound = 0.5: allowed is 0 where bias_stage is \"analog\": an output without light would lose its bias"
+                .into(),
+        ),
+        (
+            digital(Spec { output_bound: 0.5, output_range: vec![1.0, 2.0], ..spec() }),
+            "output_bound = 0.5: allowed is 0 where output_range is given (2 numbers): both are the ADC's full scale"
+                .into(),
+        ),
+        (Spec { noise_read: -1.0, ..spec() }, "noise_read = -1: allowed is a finite number >= 0".into()),
+        (Spec { noise_read: 0.5, ..analog.clone() }, format!("noise_read = 0.5: allowed is {both}")),
+        (
+            Spec { photons: 9e-7, ..spec() },
+            "photons = 0.0000009: allowed is 0 (no shot noise of light), or a finite number >= 1e-6".into(),
+        ),
+        (Spec { photons: 2.0, ..analog.clone() }, format!("photons = 2: allowed is {both}")),
+        (
+            Spec { photons: 2.0, noise_shot: 0.5, ..spec() },
+            "noise_shot = 0.5: allowed is 0 where photons is given (2): both are the shot noise".into(),
+        ),
+        (Spec { detection: "both".into(), ..spec() }, "detection = \"both\": allowed is \"offset\", \"balanced\"".into()),
+        (Spec { detection: "balanced".into(), ..spec() }, format!("detection = \"balanced\" would be ignored: {light}")),
+        (
+            Spec { photon_reference: "mean".into(), ..spec() },
+            format!("photon_reference = \"mean\" would be ignored: {light}"),
+        ),
+        (Spec { input_noise_relative: 1.5, ..spec() }, "input_noise_relative = 1.5: allowed is 0..1".into()),
+        (
+            Spec { input_noise_additive: 0.5, ..analog },
+            format!("input_noise_additive = 0.5 would be ignored: {no_dac}"),
+        ),
+        (
+            Spec { input_noise_additive: 0.004, ..spec() },
+            "input_noise_additive = 0.004: allowed is 0, or at least 0.004724409 with input_bits 8: a smaller sigma is \
+             below 0.6 steps of the grid that noisy inputs are rounded to"
+                .into(),
+        ),
+        (
+            Spec { weight_levels: 3, ..spec() },
+            "weight_levels = 3 would be ignored: without noise_read, photons and output_bound nothing refers to a \
+             weight's full scale"
+                .into(),
+        ),
+        (
+            Spec { weight_levels: 8, noise_read: 0.5, ..spec() },
+            "weight_levels = 8: allowed is 0 or 1..7, the largest code with weight_bits 4".into(),
+        ),
+    ];
+    for (spec, message) in cases {
+        refused(Params::new(&spec), &message);
+    }
+    let smallest = Spec { photons: 1e-6, input_noise_additive: 0.004_724_409, weight_levels: 7, ..spec() };
+    assert!(Params::new(&smallest).is_ok());
+}
+
+#[test]
+fn tiles_and_bounds() {
+    let tiny = Params::new(&Spec { input_bits: 0, tile_features: 1, ..spec() }).expect("valid");
+    assert_eq!(tiny.check_shape(1, 65_536), Ok(()));
+    refused(
+        tiny.check_shape(1, 65_537),
+        "tile_features = 1: allowed is at least 2 for K = 65537, so that a row has at most 65536 parts",
+    );
+    let bound = Spec { output_bound: 1e38, bias_stage: "digital".into(), ..spec() };
+    let bound = Params::new(&bound).expect("valid");
+    let build = |scale| Weights::new(tier(), &Serial, &bound, (2, 3), WeightSource::Codes(&[1; 6]), Some(scale), None);
+    refused(
+        build(&[0.25, 1.0]),
+        "output_bound = 100000000000000000000000000000000000000: allowed is a number with which output_bound * \
+         weight_scale * L_w is finite, which it is not for output 1",
+    );
+    assert!(build(&[0.25, 0.0]).is_ok());
+}
+
+#[test]
 fn shapes() {
     let params = Params::new(&spec()).expect("valid");
     refused(params.check_shape(0, 3), "N (rows of weight) = 0: allowed is at least 1");

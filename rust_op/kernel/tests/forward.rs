@@ -61,6 +61,36 @@ proptest! {
     }
 }
 
+/// Sums of codes beyond the integers that floats hold: exact all the same.
+#[test]
+fn many_tiles_at_the_full_scale_of_a_wide_adc() {
+    let k = 65_536;
+    let mut random = small_random(7);
+    for (output_bits, tile_features, saturated) in [(16, 1, true), (16, 1, false), (16, 127, false), (12, 3, true)] {
+        let spec = Spec {
+            input_bits: 8,
+            weight_bits: 8,
+            output_bits,
+            output_range: vec![if saturated { 1e-3 } else { 1.0 }],
+            tile_features,
+            noise_additive: 0.05,
+            ..Spec::default()
+        };
+        let case = Case {
+            m: 2,
+            n: 5,
+            k,
+            spec,
+            storage: Storage::F32,
+            x: (0..2 * k).map(|_| if saturated { 1.0 } else { random() }).collect(),
+            w: (0..5 * k).map(|_| if saturated { 1.0 } else { random() }).collect(),
+            bias: None,
+            key: NoiseKey { seed: 1, stream: 2 },
+        };
+        case.check(&[&Serial]);
+    }
+}
+
 #[test]
 fn all_codes_at_their_largest() {
     let signs = [(1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)];
