@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -15,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lumina_onnx._patterns import Patterns, chosen
+from lumina_onnx._seeds import layer_seed
 from lumina_onnx._text import bits_text, noise_text, range_text
 from lumina_onnx.nn import _checks
 from lumina_onnx.nn._table import table
@@ -434,28 +434,16 @@ def _apply(
                 layer.gradient_bits = gradient_bits
             if owners[layer.seed] is layer:
                 continue
-            layer.seed = _free_seed(seed, name, owners)
+            layer.seed = layer_seed(seed, name, owners)
         else:
-            layer_seed = _free_seed(seed, name, owners)
+            own = layer_seed(seed, name, owners)
             if entry.projection:
                 attention = cast("nn.MultiheadAttention", module)
-                layer = add_projection(attention, entry.projection, profile, layer_seed, name, gradient_bits)
+                layer = add_projection(attention, entry.projection, profile, own, name, gradient_bits)
             else:
                 ours = cast("type[OpticalLayer]", _kind(module))
-                layer = become_optical(module, ours, profile, layer_seed, name, gradient_bits)
+                layer = become_optical(module, ours, profile, own, name, gradient_bits)
         owners[layer.seed] = layer
-
-
-def _free_seed(seed: int, name: str, taken: Container[int]) -> int:
-    layer_seed = _layer_seed(seed, name)
-    while layer_seed in taken:
-        layer_seed = (layer_seed + 1) % _checks.COUNTERS
-    return layer_seed
-
-
-def _layer_seed(seed: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _checks.COUNTERS
 
 
 def _close_fast_paths(model: nn.Module) -> None:

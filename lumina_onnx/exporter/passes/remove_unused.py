@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from . import Pass, PassResult
 
@@ -25,7 +26,7 @@ class RemoveUnused(Pass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Removes nodes, then initializers."""
-        modified = ir.passes.common.RemoveUnusedNodesPass()(model).modified
+        modified = common.RemoveUnusedNodesPass()(model).modified
         # onnx_ir's pass leaves the initializers of subgraphs.
         for graph in model.graphs():
             for name, value in list(graph.initializers.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,15 @@ class StoreWeights(Pass):
 
     number = "P08"
 
+    def __init__(self, only: Collection[ir.Node] | None = None) -> None:
+        """`only` are the layers to store; None for all."""
+        self._only = only
+
     def call(self, model: ir.Model) -> PassResult:
-        """Replaces every layer's inputs other than X."""
+        """Replaces the layers' inputs other than X."""
         known, names = Constants(model), Names(name for graph in model.graphs() for name in graph.initializers)
         stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
-        layers = optical_nodes(model)
+        layers = [layer for layer in optical_nodes(model) if self._only is None or layer.node in self._only]
         for layer in layers:
             node, bits = layer.node, layer.attributes["weight_bits"]
             weight, step = _weight(known, layer)
