@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import lumina_onnx
-from lumina_onnx.cli import bench, convert, demo, info, models, profiles
+from lumina_onnx.cli import bench, convert, demo, info, models, profiles, sweep
 from lumina_onnx.cli.process import ended_by_signals, guard_terminal
 
 EPILOG = """
@@ -23,6 +23,8 @@ Examples:
   lumina verify model.onnx          its results against the reference
 
   lumina run model.onnx --input x.npy --output y.npz
+
+  lumina sweep model.onnx --data test.npz --grid noise_additive=0,0.05,0.1 --seeds 20 --plot noise.png
 
   lumina bench model.onnx           latency in ONNX Runtime, against float32
 
@@ -62,6 +64,7 @@ app.command(epilog=convert.EPILOG)(convert.convert)
 app.command(epilog=models.INSPECT_EPILOG)(models.inspect)
 app.command(epilog=models.VERIFY_EPILOG)(models.verify)
 app.command(epilog=models.RUN_EPILOG)(models.run)
+app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=profiles.EPILOG)(profiles.profiles)
 app.command(epilog=info.EPILOG)(info.info)

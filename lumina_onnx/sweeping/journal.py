@@ -21,12 +21,10 @@ EXISTING = ("resume", "extend", "overwrite")
 
 _FORMAT = 1
 _ADVICE = (
-    "allowed is the same sweep again, another name for the results, or to drop what is there: existing='overwrite', "
-    "--existing overwrite"
+    "allowed is the sweep that they belong to, another file for the results, or existing='overwrite' (--existing "
+    "overwrite), which drops them"
 )
-_EXTEND = (
-    "; or, to keep the cells that both grids have, existing='extend', --existing extend"
-)
+_EXTEND = "; existing='extend' (--existing extend) takes those that are in the new grid"
 
 
 def beside(out: Path) -> Path:
@@ -70,8 +68,8 @@ class Journal:
         path = beside(out)
         if existing != "overwrite" and out.exists() and not path.exists():
             raise FileExistsError(
-                f"out = {str(out)!r} exists, and no sweep has left {path.name!r} beside it: allowed is another name, or "
-                "existing='overwrite', --existing overwrite"
+                f"out = {str(out)!r} exists, and no sweep has left {path.name!r} beside it: allowed is another file, or "
+                "existing='overwrite' (--existing overwrite)"
             )
         with path.open("a+b") as file:
             try:
@@ -123,7 +121,7 @@ def _compare(path: Path, before: dict[str, Any], now: dict[str, Any], existing: 
         if existing == "extend":
             return
         advice += _EXTEND
-    raise ValueError(f"{str(path)!r} has the cells of another sweep: {told}. For these, {advice}")
+    raise ValueError(f"{str(path)!r} has the cells of another sweep: {told}; {advice}")
 
 
 def _difference(word: str, before: Any, now: Any) -> str:

@@ -193,7 +193,7 @@ def _facts(work: Work) -> dict[str, Any]:
         "versions": {**work.source.versions(), "numpy": np.__version__, "python": ".".join(map(str, sys.version_info[:2]))},
         "model": work.source.digest(),
         "data": of_arrays(data),
-        "metric": of_function(work.metric),
+        "metric": "accuracy" if work.metric is metric_of.accuracy else of_function(work.metric),
         "batch": work.batch,
         "skip": list(work.skip),
     }
