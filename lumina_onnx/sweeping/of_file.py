@@ -25,7 +25,7 @@ from lumina_onnx.exporter.passes.remove_unused import RemoveUnused
 from lumina_onnx.exporter.passes.store_weights import StoreWeights
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.runtime import silent_options
-from lumina_onnx.schema import DOMAIN, LAYER, OPERATOR
+from lumina_onnx.schema import DOMAIN, LAYER, OPERATOR, VERSION_ATTRIBUTE
 
 from .data import Arrays
 from .engine import joined
@@ -219,5 +219,6 @@ def _restore_weight(layer: nodes.OpticalNode) -> None:
             codes = lumina_kernel.unpack_weight(codes, bits, layer.in_features)
         values = codes.astype(np.float32) * scale.numpy()[:, None]
         layer.node.replace_input_with(1, ir.Value(const_value=ir.tensor(values)))
-    # It stands in the node where W is packed, and is stated anew if W is packed again.
-    layer.node.attributes.pop("in_features", None)
+    # It is stated anew if W is packed again, and so is the version.
+    for name in ("in_features", VERSION_ATTRIBUTE):
+        layer.node.attributes.pop(name, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -251,19 +252,19 @@ def _spread(workers: Pool, pending: list[Cell], done: Done, keep: Callable[[Outc
     while pending:
         given: list[Cell] = []
         try:
-            for outcome in workers.run(_noting(pending, given)):
-                keep(outcome)
+            _keep_all(workers.run(_noting(pending, given)), keep)
             return
         except _Failed:
             raise
         except Exception as error:
             suspects = [cell for cell in given if cell not in done]
             if workers.alone is None:
-                raise WorkerDied(f"a worker failed at {_some(suspects, grid)}: {type(error).__name__}: {error}") from error
+                raise WorkerDied(
+                    f"a worker failed at {_some(suspects, grid)}: {type(error).__name__}: {error}"
+                ) from error
         given = []
         try:
-            for outcome in workers.alone(_noting(suspects, given)):
-                keep(outcome)
+            _keep_all(workers.alone(_noting(suspects, given)), keep)
         except _Failed:
             raise
         except Exception as error:
@@ -271,7 +272,21 @@ def _spread(workers: Pool, pending: list[Cell], done: Done, keep: Callable[[Outc
             raise WorkerDied(
                 f"cell {grid.described(cell)}: its worker died, twice: {' '.join(str(error).split())}"
             ) from error
+        warnings.warn(f"sweep: a worker died at {_some(suspects, grid)}; they were computed again", stacklevel=4)
         pending = [cell for cell in pending if cell not in done]
+
+
+def _keep_all(outcomes: Iterator[Outcome], keep: Callable[[Outcome], None]) -> None:
+    """Keeps outcomes; where that raises, what is still being computed is given up."""
+    try:
+        for outcome in outcomes:
+            keep(outcome)
+    except BaseException:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib counts what is given up
+            if isinstance(outcomes, Generator):
+                outcomes.close()
+        raise
 
 
 def _noting(cells: list[Cell], given: list[Cell]) -> Iterator[Cell]:
