@@ -272,7 +272,7 @@ def _spread(workers: Pool, pending: list[Cell], done: Done, keep: Callable[[Outc
             raise WorkerDied(
                 f"cell {grid.described(cell)}: its worker died, twice: {' '.join(str(error).split())}"
             ) from error
-        warnings.warn(f"sweep: a worker died at {_some(suspects, grid)}; they were computed again", stacklevel=4)
+        warnings.warn(f"sweep: a worker died at {_some(suspects, grid)}, which was computed again", stacklevel=4)
         pending = [cell for cell in pending if cell not in done]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import logging
 import os
 import tempfile
 import time
@@ -57,7 +58,7 @@ class Pool:
     run: Map
     """Computes cells; outcomes come in any order. It may raise what the backend raises if a worker dies."""
     alone: Map | None
-    """The same with a single cell at a time, after a worker died; None if the backend tries cells again itself."""
+    """The same with a single cell at a time, after a worker died; None if cells are computed in this process."""
 
 
 @contextlib.contextmanager
@@ -145,13 +146,19 @@ def _dask(workers: int | None, address: str | None, work: bytes, token: str) -> 
 
     need("distributed")
     held = _Held(work)
-    with _client(workers, address) as client, joblib.parallel_config("dask", client=client, scatter=[held]):
+    with _client(workers, address) as client:
 
         def run(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
-            parallel = joblib.Parallel(-1 if workers is None else workers, return_as="generator_unordered")
-            return parallel(joblib.delayed(compute)(held, token, cell) for cell in cells)
+            with joblib.parallel_config("dask", client=client, scatter=[held]):
+                parallel = joblib.Parallel(workers or -1, return_as="generator_unordered")
+                return parallel(joblib.delayed(compute)(held, token, cell) for cell in cells)
 
-        yield Pool(run, None)
+        def alone(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
+            sent = client.scatter(held, broadcast=True)  # anew: what a worker holds dies with it
+            return (client.submit(compute, sent, token, cell, pure=False).result() for cell in cells)
+
+        # joblib takes a single worker for this process.
+        yield Pool(alone if 1 in (workers, sum(client.ncores().values())) else run, alone)
 
 
 @contextlib.contextmanager
@@ -172,7 +179,14 @@ def _client(workers: int | None, address: str | None) -> Iterator[Any]:
 
     count = workers or joblib.cpu_count()
     with (
-        distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster,
+        _quiet("distributed"),
+        distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            env={"DASK_LOGGING__DISTRIBUTED": "critical"},
+        ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -192,22 +206,42 @@ def _ray(workers: int | None, address: str | None, work: bytes, token: str) -> I
         if not address and "RAY_ADDRESS" not in os.environ:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options = {"num_cpus": workers or joblib.cpu_count(), "include_dashboard": False}
-        ray.init(log_to_driver=False, **options)
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
     try:
         register_ray()
         fetch = _InStore(ray.put(work))
         count = workers or int(ray.cluster_resources()["CPU"])
-        with joblib.parallel_config("ray"), joblib.Parallel(count) as parallel:
 
-            def run(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
+        def run(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
+            with _quiet("ray.util.multiprocessing"), joblib.parallel_config("ray"), joblib.Parallel(count) as parallel:
                 for wave, done in _waves(cells, count):
                     yield from parallel(joblib.delayed(compute)(fetch, token, cell) for cell in wave)
                     done()
 
-            yield Pool(run, None)
+        task = ray.remote(compute).options(num_cpus=1, max_retries=0)
+
+        def alone(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
+            return (ray.get(task.remote(fetch, token, cell)) for cell in cells)
+
+        # joblib takes a single worker for this process.
+        yield Pool(alone if count == 1 else run, alone)
     finally:
         if own:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keeps the messages of a package about its own doings from the terminal."""
+    logger = logging.getLogger(name)
+    propagates, level = logger.propagate, logger.level
+    logger.propagate = False
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.propagate = propagates
+        logger.setLevel(level)
 
 
 def _waves(
