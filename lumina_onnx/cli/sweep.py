@@ -126,8 +126,7 @@ def sweep(
     from lumina_onnx import sweeping
     from lumina_onnx.sweeping.grid import parsed_seeds
     from lumina_onnx.sweeping.metric import named
-    from lumina_onnx.sweeping.plotting import PICTURES
-    from lumina_onnx.sweeping.result import FORMATS, check_target
+    from lumina_onnx.sweeping.targets import FORMATS, PICTURES, check_target
 
     for option, file, formats in (("--summary", summary, FORMATS), ("--plot", plot, PICTURES)):
         if file is not None:
@@ -198,7 +197,9 @@ def _check(option: str, is_wrong: bool, message: str) -> None:
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """A table as rows of JSON's types; a NaN, as an error without two draws, is null."""
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*(each.tolist() for each in columns.values()), strict=True)]
+    rows = [
+        dict(zip(columns, row, strict=True)) for row in zip(*(each.tolist() for each in columns.values()), strict=True)
+    ]
     return [
         {name: None if isinstance(value, float) and value - value != 0 else value for name, value in row.items()}
         for row in rows

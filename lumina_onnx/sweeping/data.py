@@ -68,7 +68,9 @@ def read(source: Source, labels: str) -> Data:
     if theirs is not None:
         sizes[labels] = theirs.shape[0] if theirs.ndim else 0
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in {**found, labels: theirs}.items() if array is not None)
+        shapes = ", ".join(
+            f"{name} {list(array.shape)}" for name, array in {**found, labels: theirs}.items() if array is not None
+        )
         raise ValueError(f"{told} {shapes}: allowed is one row for each sample in every array, and at least one")
     return Data(found, theirs, next(iter(sizes.values())))
 

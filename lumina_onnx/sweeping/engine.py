@@ -31,11 +31,17 @@ class Source(Protocol):
 class Engine(Protocol):
     """A model in one worker, of which each thread has its own. It computes on one thread."""
 
-    names: Sequence[str]
-    """The names of the optical layers."""
-    profiles: Sequence[OpticalProfile]
-    """Their profiles without the grid."""
-    inputs: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the optical layers."""
+
+    @property
+    def profiles(self) -> Sequence[OpticalProfile]:
+        """Their profiles without the grid."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The names of the inputs, in their order."""
 
     def check_profile(self, place: int, profile: OpticalProfile) -> None:
         """Raises ValueError if the layer with this number cannot have a profile."""
@@ -65,5 +71,7 @@ def joined(results: Sequence[Any]) -> Any:
     if isinstance(first, (tuple, list)):
         return tuple(joined(list(each)) for each in zip(*results, strict=True))
     if not isinstance(first, np.ndarray):
-        raise TypeError(f"the model gives a {type(first).__name__}: allowed are tensors, and tuples and mappings of them")
+        raise TypeError(
+            f"the model gives a {type(first).__name__}: allowed are tensors, and tuples and mappings of them"
+        )
     return first if len(results) == 1 or not first.ndim else np.concatenate(results)

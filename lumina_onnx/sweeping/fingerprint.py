@@ -43,11 +43,11 @@ def _add(found: Any, value: Any, seen: set[int]) -> None:
         _add_state(found, value.__self__)
         return
     if not isinstance(value, types.FunctionType):
-        kind = value if isinstance(value, type) or isinstance(value, types.BuiltinFunctionType) else type(value)
+        kind = value if isinstance(value, (type, types.BuiltinFunctionType)) else type(value)
         found.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         if kind is not value:
             _add_state(found, value)
-            call = getattr(kind, "__call__", None)
+            call = vars(kind).get("__call__")
             if isinstance(call, types.FunctionType):
                 _add(found, call, seen)
         return

@@ -175,24 +175,20 @@ def _axis(name: str, values: Iterable[Value]) -> Axis:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"grid[{name!r}] is {values!r}: allowed is a list of values")
     pattern, field = _split(name)
-    if name == SEED:
-        convert = _seed
-    elif field in _FIELDS:
-        row = _FIELDS[field]
-
-        def convert(name: str, value: Any) -> Value:
-            return _converted(row, name, value)
-    else:
+    row = _FIELDS.get(field)
+    if name != SEED and row is None:
         known = ", ".join([*_FIELDS, *DRAWS])
         raise ValueError(
-            f"grid has the unknown axis {name!r}: allowed is {known}, and PATTERN:NAME for the layers that match PATTERN"
+            f"grid has the unknown axis {name!r}: allowed is {known}; and PATTERN:NAME, for the layers that match"
         )
-    found = tuple(convert(name, value) for value in values)
+    found = tuple(_seed(name, value) if row is None else _converted(row, name, value) for value in values)
     if not found:
         raise ValueError(f"grid[{name!r}] is empty: allowed is at least one value")
     if len(found) > _MOST:
         raise ValueError(f"grid[{name!r}] has {len(found)} values: allowed are up to {_MOST}")
-    repeated = [value for place, value in enumerate(found) if value in found[:place]] if len(set(found)) < len(found) else []
+    repeated = (
+        [value for place, value in enumerate(found) if value in found[:place]] if len(set(found)) < len(found) else []
+    )
     if repeated:
         raise ValueError(f"grid[{name!r}] has {repeated[0]!r} twice: allowed is each value once")
     return Axis(name, pattern, field, found)

@@ -68,8 +68,8 @@ class Journal:
         path = beside(out)
         if existing != "overwrite" and out.exists() and not path.exists():
             raise FileExistsError(
-                f"out = {str(out)!r} exists, and no sweep has left {path.name!r} beside it: allowed is another file, or "
-                "existing='overwrite' (--existing overwrite)"
+                f"out = {str(out)!r} exists, and no sweep has left {path.name!r} beside it: allowed is another file, "
+                "or existing='overwrite' (--existing overwrite)"
             )
         with path.open("a+b") as file:
             try:
@@ -113,6 +113,9 @@ def _content(file: IO[bytes], path: Path) -> tuple[dict[str, Any] | None, dict[C
 def _compare(path: Path, before: dict[str, Any], now: dict[str, Any], existing: str) -> None:
     """Refuses cells of another sweep."""
     other = [word for word in now if before.get(word) != now[word]]
+    # A cell has its values in the order of the axes, in which mappings are not compared.
+    if "grid" not in other and list(before["grid"]) != list(now["grid"]):
+        other.append("grid")
     if not other:
         return
     told = "; ".join(_difference(word, before.get(word), now[word]) for word in other)

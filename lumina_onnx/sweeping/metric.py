@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,8 +58,6 @@ def values(result: Any, name: str) -> dict[str, float]:
     return {key: float(value) for key, value in found.items()}
 
 
-
-
 def named(text: str, argument: str) -> Callable[..., Any]:
     """The function that ``MODULE:NAME`` or ``FILE.py:NAME`` names.
 
@@ -74,7 +71,9 @@ def named(text: str, argument: str) -> Callable[..., Any]:
     try:
         module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
-        raise ValueError(f"{argument} = {text!r}: {place!r} cannot be imported ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{argument} = {text!r}: {place!r} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
     found = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -89,6 +88,8 @@ def _file(path: Path) -> Any:
         raise FileNotFoundError("there is no such file")
     name = f"lumina_sweep_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    import cloudpickle
+
     if spec is None or spec.loader is None:
         raise ImportError("it is no Python file")
     module = importlib.util.module_from_spec(spec)

@@ -90,7 +90,9 @@ class Opened:
         self._name = f"model = {name!r}"
         self._model = loading.load(path, argument="model").model
         # With the library, nothing runs the operator's function.
-        for key in [key for key, body in self._model.functions.items() if (body.domain, body.name) == (DOMAIN, OPERATOR)]:
+        for key in [
+            key for key, body in self._model.functions.items() if (body.domain, body.name) == (DOMAIN, OPERATOR)
+        ]:
             del self._model.functions[key]
         copies = nodes.renamed(self._model)
         if copies:

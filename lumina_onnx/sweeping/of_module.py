@@ -31,19 +31,19 @@ __all__ = ["Module"]
 
 @dataclass(frozen=True)
 class Module:
-    """A module, which is copied: a sweep changes nothing of the caller's."""
+    """A copy of a module."""
 
     module: nn.Module
 
     @classmethod
     def of(cls, module: nn.Module) -> Module:
-        """Checks it.
+        """Checks and copies it: a sweep changes nothing of the caller's.
 
         Raises:
             TypeError: its layers cannot be reached.
         """
         check_is_whole(module)
-        return cls(unwrapped(module))
+        return cls(copy.deepcopy(unwrapped(module)))
 
     def digest(self) -> str:
         """Of its structure, the code of its own classes, and its state."""
@@ -64,8 +64,8 @@ class Module:
         return {"lumina_onnx": lumina_onnx.__version__, "torch": str(torch.__version__)}
 
     def open(self) -> Opened:
-        """A copy of the module as an engine."""
-        return Opened(copy.deepcopy(self.module))
+        """The module as an engine, which leaves it in eval mode and with the profiles of its last point."""
+        return Opened(self.module)
 
 
 class Opened:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +13,10 @@ from lumina_onnx._files import replacing
 from lumina_onnx._text import visible
 
 from .grid import Axis, Grid
-from .result import check_target
+from .targets import PICTURES, Columns, check_target
 
-if TYPE_CHECKING:
-    from .result import SweepResult
+__all__ = ["draw"]
 
-__all__ = ["PICTURES", "draw"]
-
-PICTURES = (".png", ".svg", ".pdf")
 KINDS = ("lines", "map")
 _FEW = 6
 _MOST_LINES = 20
@@ -27,9 +24,10 @@ _MOST_PANELS = 12
 
 
 def draw(
-    result: SweepResult,
+    summary: Columns,
+    metrics: tuple[str, ...],
     grid: Grid,
-    path: str | Path,
+    path: str | os.PathLike[str],
     kind: str | None,
     x: str | None,
     y: str | None,
@@ -39,9 +37,9 @@ def draw(
     file = check_target(path, "plot", PICTURES)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind = {kind!r}: allowed is {', '.join(map(repr, KINDS))}")
-    metric = result.metrics[0] if metric is None else metric
-    if metric not in result.metrics:
-        raise ValueError(f"metric = {metric!r}: allowed is {', '.join(map(repr, result.metrics))}")
+    metric = metrics[0] if metric is None else metric
+    if metric not in metrics:
+        raise ValueError(f"metric = {metric!r}: allowed is {', '.join(map(repr, metrics))}")
     axes = _ordered(grid, x, y)
     if kind is None:
         kind = "map" if len(axes) == 2 and min(len(axis.values) for axis in axes) > _FEW else "lines"
@@ -59,7 +57,7 @@ def draw(
             f"plot: {lines[0].name} would have {len(lines[0].values)} lines; allowed are up to {_MOST_LINES}: "
             "kind='map', or another y"
         )
-    _picture(result, axes, panels, kind, metric, file)
+    _picture(summary, axes, panels, kind, metric, file)
 
 
 def _ordered(grid: Grid, x: str | None, y: str | None) -> tuple[Axis, ...]:
@@ -77,7 +75,9 @@ def _ordered(grid: Grid, x: str | None, y: str | None) -> tuple[Axis, ...]:
     return (*chosen, *(axis for axis in axes if axis.name not in order))
 
 
-def _picture(result: SweepResult, axes: tuple[Axis, ...], panels: tuple[Axis, ...], kind: str, metric: str, file: Path) -> None:
+def _picture(
+    summary: Columns, axes: tuple[Axis, ...], panels: tuple[Axis, ...], kind: str, metric: str, file: Path
+) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,7 +87,7 @@ def _picture(result: SweepResult, axes: tuple[Axis, ...], panels: tuple[Axis, ..
     figure = Figure(figsize=(1.4 + 4.4 * columns, 0.6 + 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    means = result.summary[metric]
+    means = summary[metric]
     limits = (float(np.nanmin(means)), float(np.nanmax(means))) if np.isfinite(means).any() else (0.0, 1.0)
     image = None
     for panel, setting in itertools.zip_longest(drawn.flat, settings):
@@ -96,9 +96,9 @@ def _picture(result: SweepResult, axes: tuple[Axis, ...], panels: tuple[Axis, ..
             continue
         where = {axis.name: value for axis, value in zip(panels, setting, strict=True)}
         if kind == "map":
-            image = _map(panel, result, axes[0], axes[1], where, metric, limits)
+            image = _map(panel, summary, axes[0], axes[1], where, metric, limits)
         else:
-            _lines(panel, result, axes, where, metric)
+            _lines(panel, summary, axes, where, metric)
         if where:
             panel.set_title(_shown(", ".join(f"{name} {value}" for name, value in where.items())), fontsize=10)
     if image is not None:
@@ -112,11 +112,11 @@ def _picture(result: SweepResult, axes: tuple[Axis, ...], panels: tuple[Axis, ..
         figure.savefig(opened, format=suffix, dpi=150, metadata=dated)
 
 
-def _rows(result: SweepResult, where: dict[str, Any]) -> Any:
+def _rows(summary: Columns, where: dict[str, Any]) -> Any:
     """Which rows of the summary have these values."""
-    found = np.ones(len(result.summary["draws"]), bool)
+    found = np.ones(len(summary["draws"]), bool)
     for name, value in where.items():
-        found &= result.summary[name] == value
+        found &= summary[name] == value
     return found
 
 
@@ -129,30 +129,41 @@ def _places(axis: Axis | None) -> tuple[list[float], list[str] | None]:
     return [float(value) for value in axis.values], None
 
 
-def _lines(panel: Any, result: SweepResult, axes: tuple[Axis, ...], where: dict[str, Any], metric: str) -> None:
+def _lines(panel: Any, summary: Columns, axes: tuple[Axis, ...], where: dict[str, Any], metric: str) -> None:
     x, y = (axes[0] if axes else None), (axes[1] if len(axes) > 1 else None)
     places, words = _places(x)
     for value in y.values if y else (None,):
-        mine = _rows(result, where if y is None else {**where, y.name: value})
-        means, errors = (result.summary[name][mine] for name in (metric, f"{metric}_error"))
+        mine = _rows(summary, where if y is None else {**where, y.name: value})
+        means, errors = (summary[name][mine] for name in (metric, f"{metric}_error"))
         order = np.argsort(places)
         bars = None if np.isnan(errors).all() else errors[order]
-        panel.errorbar(np.array(places)[order], means[order], bars, marker="o", markersize=4, capsize=3, linewidth=1.2, label=_shown(str(value)))
+        panel.errorbar(
+            np.array(places)[order],
+            means[order],
+            bars,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            linewidth=1.2,
+            label=_shown(str(value)),
+        )
     if words:
         panel.set_xticks(places, words)
     panel.set_xlabel(_shown(x.name) if x else "")
-    panel.set_ylabel(_shown(metric) + (" (bars: standard error)" if len(result.cells[metric]) > len(result.summary[metric]) else ""))
+    panel.set_ylabel(
+        _shown(metric) + (" (bars: standard error)" if not np.isnan(summary[f"{metric}_error"]).all() else "")
+    )
     panel.grid(linewidth=0.3)
 
 
 def _map(
-    panel: Any, result: SweepResult, x: Axis, y: Axis, where: dict[str, Any], metric: str, limits: tuple[float, float]
+    panel: Any, summary: Columns, x: Axis, y: Axis, where: dict[str, Any], metric: str, limits: tuple[float, float]
 ) -> Any:
     """Cells of equal size, whatever lies between the values."""
     order_x, order_y = (sorted(axis.values, key=lambda value: (isinstance(value, str), value)) for axis in (x, y))
     means = np.full((len(order_y), len(order_x)), np.nan)
-    mine = _rows(result, where)
-    columns = (result.summary[name][mine].tolist() for name in (x.name, y.name, metric))
+    mine = _rows(summary, where)
+    columns = (summary[name][mine].tolist() for name in (x.name, y.name, metric))
     for value_x, value_y, mean in zip(*columns, strict=True):
         means[order_y.index(value_y), order_x.index(value_x)] = mean
     image = panel.imshow(means, origin="lower", aspect="auto", vmin=limits[0], vmax=limits[1])

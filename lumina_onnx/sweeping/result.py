@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -19,11 +18,10 @@ from lumina_onnx._text import text
 
 from .grid import Grid, Value
 from .statistics import estimate
+from .targets import FORMATS, Columns, check_target
 
-__all__ = ["FORMATS", "Columns", "SweepResult", "check_target"]
+__all__ = ["SweepResult"]
 
-Columns = dict[str, NDArray[Any]]
-FORMATS = (".csv", ".parquet")
 _SHOWN = 40
 """Rows of a printed table."""
 
@@ -60,7 +58,7 @@ class SweepResult:
             self.summary |= {name: mean.reshape(-1), f"{name}_error": error.reshape(-1)}
         self.summary["draws"] = np.full(len(points), len(rows) // len(points))
 
-    def write(self, path: str | Path, table: Literal["cells", "summary"] = "cells") -> None:
+    def write(self, path: str | os.PathLike[str], table: Literal["cells", "summary"] = "cells") -> None:
         """Writes a table to a .csv or .parquet file; an older file stays until the new one is complete.
 
         Raises:
@@ -79,13 +77,14 @@ class SweepResult:
                     writer.writerow(columns)
                     writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
             else:
-                from pyarrow import parquet, table as arrow
+                import pyarrow
+                from pyarrow import parquet
 
-                parquet.write_table(arrow(columns), temporary)
+                parquet.write_table(pyarrow.table(columns), temporary)
 
     def plot(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         kind: Literal["lines", "map"] | None = None,
         x: str | None = None,
@@ -111,7 +110,7 @@ class SweepResult:
         """
         from .plotting import draw
 
-        draw(self, self._grid, path, kind, x, y, metric)
+        draw(self.summary, self.metrics, self._grid, path, kind, x, y, metric)
 
     def __rich__(self) -> RenderableType:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -142,30 +141,3 @@ def _estimate_text(mean: float, error: float) -> str:
     if not np.isfinite(error):
         return f"{mean:.4f}"
     return f"{mean:.4f} ± {error:.4f}"
-
-
-def check_target(path: str | Path, argument: str, formats: tuple[str, ...]) -> Path:
-    """A file to write, its name and folder checked, and that what writes it is installed.
-
-    Raises:
-        ValueError: its name ends in none of `formats`.
-        FileNotFoundError: its folder does not exist.
-        ImportError: pyarrow or matplotlib is missing.
-    """
-    file = Path(path)
-    if file.suffix not in formats:
-        raise ValueError(f"{argument} = {str(file)!r}: allowed is a name that ends in {', '.join(formats)}")
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"{argument} = {str(file)!r}: the folder {str(file.parent)!r} does not exist")
-    try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet  # noqa: F401
-        elif file.suffix != ".csv":
-            import matplotlib  # noqa: F401
-    except ImportError as error:
-        package, extra = ("pyarrow", "sweep") if file.suffix == ".parquet" else ("matplotlib", "plot")
-        raise ImportError(
-            f"{argument} = {str(file)!r} needs the Python package {package}, which cannot be imported ({error}): "
-            f'pip install "lumina-onnx[{extra}]"'
-        ) from error
-    return file

@@ -19,8 +19,9 @@ from .fingerprint import of_arrays, of_function
 from .grid import Grid, Plan, Value, as_grid
 from .journal import EXISTING, Journal
 from .metric import Metric
-from .result import FORMATS, SweepResult, check_target
+from .result import SweepResult
 from .spreading import BACKENDS, Pool, WorkerDied, need, pool
+from .targets import FORMATS, check_target
 from .worker import Outcome, Work
 
 if TYPE_CHECKING:
@@ -167,8 +168,7 @@ def _try_out(engine: Engine, data: data_of.Data, metric: Metric, size: int) -> N
         try:
             engine.check_inputs(part)
         except ValueError as error:
-            advice = "" if len(parts) == 1 and len(data.inputs) == 1 else f" (batch = {size} of {data.samples} samples)"
-            raise ValueError(f"{error}{advice}") from None
+            raise ValueError(f"{error} (batch = {size}, of {data.samples} samples)") from None
     try:
         engine.set_up(engine.profiles)
         outputs = engine.run(parts[:1], None)
@@ -191,7 +191,11 @@ def _facts(work: Work) -> dict[str, Any]:
     """What cells depend on besides the grid, by the word for it."""
     data = dict(work.inputs) if work.labels is None else {**work.inputs, "\nlabels": work.labels}
     return {
-        "versions": {**work.source.versions(), "numpy": np.__version__, "python": ".".join(map(str, sys.version_info[:2]))},
+        "versions": {
+            **work.source.versions(),
+            "numpy": np.__version__,
+            "python": ".".join(map(str, sys.version_info[:2])),
+        },
         "model": work.source.digest(),
         "data": of_arrays(data),
         "metric": "accuracy" if work.metric is metric_of.accuracy else of_function(work.metric),
@@ -214,9 +218,16 @@ def _compute(
 
     grid = work.grid
     resumed = len(done)
-    kept = "" if journal is None else f"{{}} of {len(grid)} cells are kept in {str(journal.path)!r}: the same sweep goes on from there"
+    kept = (
+        ""
+        if journal is None
+        else f"{{}} of {len(grid)} cells are kept in {str(journal.path)!r}: the same sweep goes on from there"
+    )
     try:
-        with pool(backend, workers, address, cloudpickle.dumps(work)) as workers_of, _bar(progress, len(grid), resumed) as tick:
+        with (
+            pool(backend, workers, address, cloudpickle.dumps(work)) as workers_of,
+            _bar(progress, len(grid), resumed) as tick,
+        ):
 
             def keep(outcome: Outcome) -> None:
                 if outcome.error:
@@ -320,9 +331,22 @@ def _bar(shown: bool, total: int, done: int) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("resume" if done else "sweep", total=total, completed=done)
         yield lambda: bar.advance(task)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 from numpy.typing import NDArray
 
 from .data import batches
@@ -70,6 +69,8 @@ def compute(fetch: Callable[[], bytes], token: str, cell: tuple[Value, ...]) -> 
     """A cell of the work that `fetch` gets, pickled, the first time that this thread sees its `token`."""
     try:
         if getattr(_of_thread, "token", None) != token:
+            import cloudpickle
+
             _of_thread.token = _of_thread.opened = None
             _of_thread.opened = _Opened(cloudpickle.loads(fetch()))
             _of_thread.token = token

@@ -78,7 +78,7 @@ def test_versions_agree() -> None:
 def test_extras() -> None:
     extras = importlib.metadata.metadata("lumina-onnx").get_all("Provides-Extra")
     assert extras is not None
-    assert set(extras) == {"train", "demo", "plot", "docs", "recipes", "dev"}
+    assert set(extras) == {"train", "demo", "plot", "sweep", "sweep-ray", "sweep-dask", "docs", "recipes", "dev"}
     base = [line for line in importlib.metadata.requires("lumina-onnx") or [] if "extra ==" not in line]
     assert sorted(re.split(r"[<>=! ]", line)[0] for line in base) == ["numpy", "onnxruntime", "rich", "typer"]
 
