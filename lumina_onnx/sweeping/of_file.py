@@ -108,7 +108,7 @@ class Opened:
         self.inputs = list(feeds.declared(self._model))
         self._point: tuple[OpticalProfile, ...] | None = None
         self._open = contextlib.ExitStack()
-        self._path = Path()
+        self._path: Path | None = None
         self._message = onnx.ModelProto()
         self._seeds: list[tuple[str, onnx.AttributeProto]] = []
         self._own_seeds: list[int] = []
@@ -151,7 +151,9 @@ class Opened:
             nodes.set_attributes(layer.node, **_changes(before, after))
         run_passes(model, StoreWeights(quantised), RemoveUnused(), OrderAttributes())
         self._message = ir.to_proto(model)
-        self._path = self._open.enter_context(files.temporary(self._message))
+        path = self._open.enter_context(files.temporary(self._message))
+        is_whole = not any(files.placed(tensor) for _, tensor in files.tensors(self._message))
+        self._path = None if is_whole else path
         self._seeds = [
             (node.name or node.output[0], _seed(node))
             for graph in files.graphs(self._message.graph)
@@ -167,17 +169,21 @@ class Opened:
         for (name, attribute), own in zip(self._seeds, self._own_seeds, strict=True):
             attribute.i = own if seed is None else layer_seed(seed, name, taken)
             taken.add(attribute.i)
-        self._path.write_bytes(self._message.SerializeToString())
-        session = _session(self._path)
+        model: bytes | Path = self._message.SerializeToString()
+        if self._path is not None:
+            # The data of a large model lie beside it.
+            self._path.write_bytes(model)
+            model = self._path
+        session = _session(model)
         names = [value.name for value in session.get_outputs()]
         results = [session.run(names, batch) for batch in batches]
         return joined([result[0] if len(names) == 1 else dict(zip(names, result, strict=True)) for result in results])
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(model: bytes | Path) -> onnxruntime.InferenceSession:
     options = silent_options()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return lumina_onnx.load(path, sess_options=options, providers=["CPUExecutionProvider"])
+    return lumina_onnx.load(model, sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def _profile(layer: nodes.OpticalNode) -> OpticalProfile:

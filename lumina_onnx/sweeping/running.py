@@ -225,7 +225,7 @@ def _compute(
     )
     try:
         with (
-            pool(backend, workers, address, cloudpickle.dumps(work)) as workers_of,
+            pool(backend, workers, address, cloudpickle.dumps(work), len(grid) - resumed) as workers_of,
             _bar(progress, len(grid), resumed) as tick,
         ):
 

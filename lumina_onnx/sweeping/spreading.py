@@ -62,7 +62,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pool(backend: str, workers: int | None, address: str | None, work: bytes) -> Iterator[Pool]:
+def pool(backend: str, workers: int | None, address: str | None, work: bytes, cells: int) -> Iterator[Pool]:
     """Workers for pickled work, each of one thread.
 
     Args:
@@ -71,17 +71,27 @@ def pool(backend: str, workers: int | None, address: str | None, work: bytes) ->
         address: of a running cluster. None: the one that the process is connected to or that its settings name; else a
             cluster is started on this machine, and ended afterwards.
         work: a pickled :class:`.worker.Work`.
+        cells: the number of cells: processes are started for no more.
 
     Raises:
         ImportError: a package of the backend is missing.
     """
     token = uuid.uuid4().hex
+    if workers is None and backend == "loky":
+        workers = min(_cores(), cells)
     opened = {"loky": _loky, "ray": _ray, "dask": _dask}[backend]
     try:
         with opened(workers, address, work, token) as made:
             yield made
     finally:
         forget()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 class _Held:
@@ -121,7 +131,7 @@ class _InStore:
 def _loky(workers: int | None, address: str | None, work: bytes, token: str) -> Iterator[Pool]:
     import joblib
 
-    if (workers or joblib.cpu_count()) == 1:
+    if workers == 1:
 
         def here(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
             return (compute(_Held(work), token, cell) for cell in cells)
@@ -134,7 +144,7 @@ def _loky(workers: int | None, address: str | None, work: bytes, token: str) -> 
 
         def run(cells: Iterable[tuple[Any, ...]], **options: Any) -> Iterator[Outcome]:
             with joblib.parallel_config("loky", inner_max_num_threads=1):
-                parallel = joblib.Parallel(workers or joblib.cpu_count(), return_as="generator_unordered", **options)
+                parallel = joblib.Parallel(workers, return_as="generator_unordered", **options)
                 return parallel(joblib.delayed(compute)(_InFile(path), token, cell) for cell in cells)
 
         yield Pool(run, lambda cells: run(cells, pre_dispatch=1, batch_size=1))
@@ -175,13 +185,10 @@ def _client(workers: int | None, address: str | None) -> Iterator[Any]:
         with distributed.Client(address, set_as_default=False) as client:
             yield client
         return
-    import joblib
-
-    count = workers or joblib.cpu_count()
     with (
         _quiet("distributed"),
         distributed.LocalCluster(
-            n_workers=count,
+            n_workers=workers or _cores(),
             threads_per_worker=1,
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
@@ -205,7 +212,7 @@ def _ray(workers: int | None, address: str | None, work: bytes, token: str) -> I
         options: dict[str, Any] = {"address": address} if address else {}
         if not address and "RAY_ADDRESS" not in os.environ:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            options = {"num_cpus": workers or joblib.cpu_count(), "include_dashboard": False}
+            options = {"num_cpus": workers or _cores(), "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
     try:
         register_ray()

@@ -291,3 +291,12 @@ def test_the_accuracy_of_something_else(sweep: Sweep, two: Path) -> None:
     arrays = {"left": np.ones((3, 4), np.float32), "right": np.ones((3, 4), np.float32), "labels": np.zeros(3, int)}
     with pytest.raises(ValueError, match=r"takes one output .samples, classes., and the model gives 2 outputs"):
         sweep({}, model=two, data=arrays)
+
+
+def test_a_large_model_keeps_its_data_beside_it(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = {"weight_bits": [3, 4], "noise_additive": [0.1, 0.2]}
+    expected = outputs_of(sweep, grid, seeds=2)
+    monkeypatch.setattr("lumina_onnx.exporter.files._MAPPED", 100)
+    monkeypatch.setattr("lumina_onnx.exporter.files._LEAST_BESIDE", 8)
+    for one, other in zip(outputs_of(sweep, grid, seeds=2), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
