@@ -122,7 +122,7 @@ def sweep(
     """
     axes = _axes(grid or [])
     _check("--grid", not axes and seeds is None, "give --grid, --seeds or both")
-    need("sweep", "joblib", "cloudpickle", "onnx", "onnx_ir")
+    need("sweep", "joblib", "cloudpickle", "threadpoolctl", "onnx", "onnx_ir")
     from lumina_onnx import sweeping
     from lumina_onnx.sweeping.grid import parsed_seeds
     from lumina_onnx.sweeping.metric import named

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from .nodes import subgraphs
 
-__all__ = ["ConstantError", "Constants"]
+__all__ = ["DRAWING", "ConstantError", "Constants"]
 
-_DRAWING = frozenset(
+DRAWING = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )
 """Operators that draw new numbers in each run, even with a seed: a session continues its random sequence."""
@@ -93,7 +93,7 @@ class Constants:
             return False
         if node.op_type == "Dropout":
             return self._drops(node)
-        return node.op_type in _DRAWING
+        return node.op_type in DRAWING
 
     def _origin(self, value: ir.Value) -> _Origin | None:
         """The origin of a value; None if an input of the model reaches it."""

@@ -24,11 +24,12 @@ Point = tuple[Value, ...]
 
 SEED = "seed"
 DRAWS = (SEED,)
-"""The axes over whose values standard errors are taken: they are no parameters, but repeat a point."""
+"""The axes over whose values standard errors are taken: no parameters, they repeat a point. The last varies fastest."""
 
 _FIELDS = {row.name: row for row in LAYER}
 _MOST = 100_000
 """Values of one axis; more are taken for a slip of the keyboard."""
+_MOST_CELLS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,11 @@ def as_grid(grid: Mapping[str, Iterable[Value]], seeds: int | Iterable[int] | No
         if count is not None and count < 1:
             raise ValueError(f"seeds = {count}: allowed is at least 1, the number of draws")
         axes.append(_axis(SEED, range(count) if count is not None else seeds))  # type: ignore[arg-type]
-    return Grid(tuple(sorted(axes, key=lambda axis: axis.is_draw)))
+    axes.sort(key=lambda axis: DRAWS.index(axis.name) + 1 if axis.is_draw else 0)
+    found = Grid(tuple(axes))
+    if len(found) > _MOST_CELLS:
+        raise ValueError(f"grid has {len(found)} cells: allowed are up to {_MOST_CELLS}")
+    return found
 
 
 def parsed(text: str) -> tuple[str, list[Value]]:
@@ -176,12 +181,12 @@ def _axis(name: str, values: Iterable[Value]) -> Axis:
         raise TypeError(f"grid[{name!r}] is {values!r}: allowed is a list of values")
     pattern, field = _split(name)
     row = _FIELDS.get(field)
-    if name != SEED and row is None:
+    if name not in DRAWS and row is None:
         known = ", ".join([*_FIELDS, *DRAWS])
         raise ValueError(
             f"grid has the unknown axis {name!r}: allowed is {known}; and PATTERN:NAME, for the layers that match"
         )
-    found = tuple(_seed(name, value) if row is None else _converted(row, name, value) for value in values)
+    found = tuple(_number_of_draw(name, value) if row is None else _converted(row, name, value) for value in values)
     if not found:
         raise ValueError(f"grid[{name!r}] is empty: allowed is at least one value")
     if len(found) > _MOST:
@@ -216,7 +221,7 @@ def _converted(row: Parameter, name: str, value: Any) -> Value:
     return float(value)
 
 
-def _seed(name: str, value: Any) -> int:
+def _number_of_draw(name: str, value: Any) -> int:
     whole = _whole(value)
     if whole is None or not 0 <= whole < SEEDS:
         raise ValueError(f"{name} = {value!r}: allowed is 0..2^63-1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import lumina_kernel
 import lumina_onnx
 from lumina_onnx._seeds import layer_seed
 from lumina_onnx.exporter import feeds, files, loading, nodes
+from lumina_onnx.exporter.constants import DRAWING
 from lumina_onnx.exporter.passes import run as run_passes
 from lumina_onnx.exporter.passes.order_attributes import OrderAttributes
 from lumina_onnx.exporter.passes.remove_unused import RemoveUnused
@@ -106,6 +108,8 @@ class Opened:
         self.names = [layer.name for layer in self._layers]
         self.profiles = [_profile(layer) for layer in self._layers]
         self.inputs = list(feeds.declared(self._model))
+        inside = (node for body in self._model.functions.values() for node in body.all_nodes())
+        self._draws = any(node.op_type in DRAWING for node in (*self._model.graph.all_nodes(), *inside))
         self._point: tuple[OpticalProfile, ...] | None = None
         self._open = contextlib.ExitStack()
         self._path: Path | None = None
@@ -169,21 +173,30 @@ class Opened:
         for (name, attribute), own in zip(self._seeds, self._own_seeds, strict=True):
             attribute.i = own if seed is None else layer_seed(seed, name, taken)
             taken.add(attribute.i)
-        model: bytes | Path = self._message.SerializeToString()
+        message = self._message.SerializeToString()
         if self._path is not None:
             # The data of a large model lie beside it.
-            self._path.write_bytes(model)
-            model = self._path
-        session = _session(model)
+            self._path.write_bytes(message)
+        session = _session(self._path or message, (seed or 0) if self._draws else None)
         names = [value.name for value in session.get_outputs()]
         results = [session.run(names, batch) for batch in batches]
         return joined([result[0] if len(names) == 1 else dict(zip(names, result, strict=True)) for result in results])
 
 
-def _session(model: bytes | Path) -> onnxruntime.InferenceSession:
+_seeding = threading.Lock()
+"""A session takes the seed of its random operators from the process when it is created."""
+
+
+def _session(model: bytes | Path, seed: int | None) -> onnxruntime.InferenceSession:
+    """A session whose random operators, if it has any, have a seed."""
+    import onnxruntime
+
     options = silent_options()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return lumina_onnx.load(model, sess_options=options, providers=["CPUExecutionProvider"])
+    with _seeding:
+        if seed is not None:
+            onnxruntime.set_seed(seed % 2**31)
+        return lumina_onnx.load(model, sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def _profile(layer: nodes.OpticalNode) -> OpticalProfile:

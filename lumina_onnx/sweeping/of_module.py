@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,17 +108,28 @@ class Opened:
     def run(self, batches: Iterable[Arrays], seed: int | None) -> Any:
         """What ``torch.manual_seed(seed)`` and then calls of the module give; without a seed it is 0."""
         results = []
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.no_grad(), uncompiled(), torch.random.fork_rng(devices=[]), optical.frozen(self._module):
-                torch.manual_seed(0 if seed is None else seed)
-                for batch in batches:
-                    tensors = [torch.from_numpy(np.array(batch[name])) for name in self.inputs]
-                    results.append(_arrays(self._module(*tensors)))
-        finally:
-            torch.set_num_threads(before)
+        with _alone, _one_thread(), torch.no_grad(), uncompiled(), optical.frozen(self._module):
+            torch.manual_seed(0 if seed is None else seed)
+            for batch in batches:
+                tensors = [torch.from_numpy(np.array(batch[name])) for name in self.inputs]
+                results.append(_arrays(self._module(*tensors)))
         return joined(results)
+
+
+_alone = threading.Lock()
+"""The generator and the number of threads are torch's own; some workers of a cluster have several cells at once."""
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Restores both afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _arrays(result: Any) -> Any:

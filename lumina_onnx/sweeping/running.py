@@ -58,9 +58,9 @@ def sweep(
     Args:
         model: a .onnx file with optical layers, or a module whose :class:`lumina_onnx.nn.OpticalLayer` modules are
             found by their type. Neither is changed. A module runs in eval mode.
-        data: a .npz file, a mapping from names to arrays, or a callable that returns such a mapping. Dimension 0 of
-            every array counts the samples. Arrays have the names of the model's inputs; with one input the name does
-            not matter.
+        data: a .npz file, a mapping from names to arrays, or a callable that returns such a mapping, which is called
+            once, in this process. Dimension 0 of every array counts the samples. Arrays have the names of the model's
+            inputs; with one input the name does not matter.
         grid: values for each axis. An axis is a parameter of :class:`lumina_onnx.OpticalProfile`, which it sets in
             every layer; ``PATTERN:parameter``, for the layers whose names match (``*``, ``?``, ``[...]``, as in
             :mod:`fnmatch`), where of several axes that set one parameter of a layer the last applies; or "seed", the
@@ -98,7 +98,7 @@ def sweep(
         RuntimeError: a cell failed, or its worker died; the message names the cell. Finished cells are kept in `out`.
         KeyboardInterrupt: the sweep was interrupted; the message says how to go on.
     """
-    need("joblib", "cloudpickle")
+    need("joblib", "cloudpickle", "threadpoolctl")
     axes = as_grid(grid, seeds)
     for argument, given, allowed in (("backend", backend, BACKENDS), ("existing", existing, EXISTING)):
         if given not in allowed:

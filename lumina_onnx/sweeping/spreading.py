@@ -130,13 +130,15 @@ class _InStore:
 @contextlib.contextmanager
 def _loky(workers: int | None, address: str | None, work: bytes, token: str) -> Iterator[Pool]:
     import joblib
+    import threadpoolctl
 
     if workers == 1:
 
         def here(cells: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
             return (compute(_Held(work), token, cell) for cell in cells)
 
-        yield Pool(here, None)
+        with threadpoolctl.threadpool_limits(1):
+            yield Pool(here, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "work"

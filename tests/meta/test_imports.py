@@ -25,7 +25,7 @@ ALLOWED = {
     "cli": {"typer", "rich"},
 }
 HEAVY = {"torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "typer", "rich", "sklearn", "mlxtend"}
-HEAVY |= {"joblib", "cloudpickle", "pyarrow", "matplotlib", "ray", "dask", "distributed"}
+HEAVY |= {"joblib", "cloudpickle", "threadpoolctl", "pyarrow", "matplotlib", "ray", "dask", "distributed"}
 # The package's page also names what parts above it offer, which it imports when they are asked for.
 PAGE = PACKAGE / "__init__.py"
 

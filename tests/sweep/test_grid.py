@@ -88,6 +88,7 @@ def test_draws_vary_fastest() -> None:
         ({"bias_stage": [1]}, None, TypeError, 'holds 1: allowed is "analog", "digital"'),
         ({"seed": [-1]}, None, ValueError, r"seed = -1: allowed is 0..2\^63-1"),
         ({"seed": [1]}, 3, ValueError, "seeds are given as well"),
+        ({"noise_shot": range(10**5)}, 101, ValueError, "grid has 10100000 cells: allowed are up to 10000000"),
         ({}, 0, ValueError, "seeds = 0: allowed is at least 1"),
         ([("output_bits", [3])], None, TypeError, "grid is a list: allowed is a mapping"),
         ({3: [3]}, None, TypeError, "axis 3: allowed are names"),

@@ -300,3 +300,20 @@ def test_a_large_model_keeps_its_data_beside_it(sweep: Sweep, monkeypatch: pytes
     monkeypatch.setattr("lumina_onnx.exporter.files._LEAST_BESIDE", 8)
     for one, other in zip(outputs_of(sweep, grid, seeds=2), expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_random_operators_follow_the_seed(sweep: Sweep, file: Path, tmp_path: Path, workers: int) -> None:
+    model = onnx.load(file)
+    (output,) = model.graph.output
+    model.graph.node.append(helper.make_node("Bernoulli", [output.name], ["drawn"]))
+    model.graph.node.append(helper.make_node("RandomNormalLike", ["drawn"], ["normals"]))
+    output.name = "normals"
+    path = written(model, tmp_path)
+
+    def first(outputs: Any, labels: Any) -> float:
+        return float(outputs[0, 0])
+
+    found = [sweep({}, model=path, seeds=6, metric=first, workers=count).cells["first"] for count in (1, workers)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert len(set(found[0])) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -115,3 +116,18 @@ def test_what_a_sweep_of_a_module_refuses(
 def test_a_module_without_optical_layers(sweep: Sweep, network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"Sequential has no optical layer: make some first, lumina_onnx.nn.convert"):
         sweep({}, model=network)
+
+
+def test_threads_of_one_process_do_not_disturb_each_other(module: nn.Module, data: dict[str, Any]) -> None:
+    """Workers of a cluster may have several threads."""
+    from lumina_onnx.sweeping.of_module import Module
+
+    def cells(seed: int) -> Any:
+        opened = Module.of(module).open()
+        return [opened.run([{"input": data["x"]}] * 20, seed) for _ in range(5)]
+
+    expected = [cells(seed)[0] for seed in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for one, found in zip(expected, threads.map(cells, range(4)), strict=True):
+            for each in found:
+                np.testing.assert_array_equal(each, one)
