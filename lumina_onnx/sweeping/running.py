@@ -218,79 +218,94 @@ def _compute(
 
     grid = work.grid
     resumed = len(done)
-    kept = (
-        ""
-        if journal is None
-        else f"{{}} of {len(grid)} cells are kept in {str(journal.path)!r}: the same sweep goes on from there"
-    )
+
+    def kept() -> str:
+        if journal is None:
+            return ""
+        return f"{len(done)} of {len(grid)} cells are kept in {str(journal.path)!r}: the same sweep goes on from there"
+
+    def keep(outcome: Outcome) -> None:
+        if outcome.error:
+            raise _Failed(f"cell {grid.described(outcome.cell)}: {outcome.error}", outcome.trace)
+        _check_names(grid, outcome, done)
+        done[outcome.cell] = outcome.values
+        if journal is not None:
+            journal.add([(outcome.cell, outcome.values)])
+        tick()
+
     try:
         with (
-            pool(backend, workers, address, cloudpickle.dumps(work), len(grid) - resumed) as workers_of,
+            pool(backend, workers, address, cloudpickle.dumps(work), len(grid) - resumed) as made,
             _bar(progress, len(grid), resumed) as tick,
         ):
-
-            def keep(outcome: Outcome) -> None:
-                if outcome.error:
-                    raise _Failed(f"cell {grid.described(outcome.cell)}: {outcome.error}", outcome.trace)
-                _check_names(grid, outcome, done)
-                done[outcome.cell] = outcome.values
-                if journal is not None:
-                    journal.add([(outcome.cell, outcome.values)])
-                tick()
-
-            pending = [cell for cell in grid.cells() if cell not in done]
-            _spread(workers_of, pending, done, keep, grid)
+            _spread(made, [cell for cell in grid.cells() if cell not in done], done, keep, grid)
     except _Failed as failed:
-        told = f"{failed.message}{f' ({kept.format(len(done))})' if kept else ''}"
-        raise RuntimeError(told) from RuntimeError(f"in the worker:\n{failed.trace}")
+        cause = RuntimeError(f"in the worker:\n{failed.trace}") if failed.trace else None
+        raise RuntimeError(_with(str(failed), kept())) from cause
     except WorkerDied as died:
-        raise RuntimeError(f"{died}{f' ({kept.format(len(done))})' if kept else ''}") from died.__cause__
+        raise RuntimeError(_with(str(died), kept())) from died.__cause__
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: {kept.format(len(done))}" if kept else "interrupted") from None
+        raise KeyboardInterrupt(f"interrupted: {kept()}".removesuffix(": ")) from None
+
+
+def _with(message: str, kept: str) -> str:
+    return f"{message} ({kept})" if kept else message
 
 
 class _Failed(Exception):
     """A cell failed."""
 
-    def __init__(self, message: str, trace: str) -> None:
+    def __init__(self, message: str, trace: str = "") -> None:
         super().__init__(message)
-        self.message = message
         self.trace = trace
 
 
-def _spread(workers: Pool, pending: list[Cell], done: Done, keep: Callable[[Outcome], None], grid: Grid) -> None:
+class _Broken(Exception):
+    """The backend failed, and not a cell; its error is the cause."""
+
+
+def _spread(made: Pool, pending: list[Cell], done: Done, keep: Callable[[Outcome], None], grid: Grid) -> None:
     """Computes cells. Those that a worker was at when it died are tried once more, one at a time."""
     while pending:
         given: list[Cell] = []
         try:
-            _keep_all(workers.run(_noting(pending, given)), keep)
+            _keep_all(made.run, _noting(pending, given), keep)
             return
-        except _Failed:
-            raise
-        except Exception as error:
+        except _Broken as broken:
             suspects = [cell for cell in given if cell not in done]
-            if workers.alone is None:
-                raise WorkerDied(
-                    f"a worker failed at {_some(suspects, grid)}: {type(error).__name__}: {error}"
-                ) from error
+            if made.alone is None or not suspects:
+                raise WorkerDied(f"the workers failed: {_in_words(broken)}") from broken.__cause__
         given = []
         try:
-            _keep_all(workers.alone(_noting(suspects, given)), keep)
-        except _Failed:
-            raise
-        except Exception as error:
+            _keep_all(made.alone, _noting(suspects, given), keep)
+        except _Broken as broken:
             (cell, *_) = [cell for cell in given if cell not in done] or suspects
-            raise WorkerDied(
-                f"cell {grid.described(cell)}: its worker died, twice: {' '.join(str(error).split())}"
-            ) from error
+            died = f"cell {grid.described(cell)}: its worker died, twice: {_in_words(broken)}"
+            raise WorkerDied(died) from broken.__cause__
         warnings.warn(f"sweep: a worker died at {_some(suspects, grid)}, which was computed again", stacklevel=4)
         pending = [cell for cell in pending if cell not in done]
 
 
-def _keep_all(outcomes: Iterator[Outcome], keep: Callable[[Outcome], None]) -> None:
-    """Keeps outcomes; where that raises, what is still being computed is given up."""
+def _in_words(broken: _Broken) -> str:
+    cause = broken.__cause__
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
+def _keep_all(
+    run: Callable[[Iterable[Cell]], Iterator[Outcome]], cells: Iterable[Cell], keep: Callable[[Outcome], None]
+) -> None:
+    """Keeps outcomes; where that raises, what is still being computed is given up.
+
+    Raises:
+        _Broken: the backend failed.
+        Exception: what `keep` raises.
+    """
     try:
-        for outcome in outcomes:
+        outcomes = run(cells)
+    except Exception as error:
+        raise _Broken from error
+    try:
+        while (outcome := _next(outcomes)) is not None:
             keep(outcome)
     except BaseException:
         with warnings.catch_warnings():
@@ -298,6 +313,14 @@ def _keep_all(outcomes: Iterator[Outcome], keep: Callable[[Outcome], None]) -> N
             if isinstance(outcomes, Generator):
                 outcomes.close()
         raise
+
+
+def _next(outcomes: Iterator[Outcome]) -> Outcome | None:
+    """The next outcome; None after the last."""
+    try:
+        return next(outcomes, None)
+    except Exception as error:
+        raise _Broken from error
 
 
 def _noting(cells: list[Cell], given: list[Cell]) -> Iterator[Cell]:
@@ -318,10 +341,10 @@ def _check_names(grid: Grid, outcome: Outcome, done: Done) -> None:
     first = next(iter(done.values()), None)
     cell = f"cell {grid.described(outcome.cell)}: the metric returned {', '.join(map(repr, names))}"
     if first is not None and tuple(first) != names:
-        raise _Failed(f"{cell}, and before {', '.join(map(repr, first))}; allowed are the same names in every cell", "")
+        raise _Failed(f"{cell}, and before {', '.join(map(repr, first))}; allowed are the same names in every cell")
     taken = {axis.name for axis in grid.axes} | {"draws"} | {f"{name}_error" for name in names}
     if clash := taken & set(names):
-        raise _Failed(f"{cell}; {sorted(clash)[0]!r} is the name of another column", "")
+        raise _Failed(f"{cell}; {sorted(clash)[0]!r} is the name of another column")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -99,12 +100,17 @@ def test_a_grid_that_is_none(grid: Any, seeds: Any, error: type[Exception], mess
         as_grid(grid, seeds)
 
 
-def test_every_parameter_of_the_hardware_is_an_axis() -> None:
-    fields: dict[str, Any] = {"STRING": "digital", "INT": 3, "FLOAT": 0.25, "FLOATS": 0.25}
-    for row in LAYER:
-        plan = Plan(as_grid({row.name: [fields[row.type]]}, None), ["a"], [OpticalProfile()], ())
-        (profile,) = plan.profiles([fields[row.type]])
-        assert profile == OpticalProfile(**{row.name: fields[row.type]})
+@pytest.mark.parametrize("row", LAYER, ids=[row.name for row in LAYER])
+def test_every_parameter_of_the_hardware_is_an_axis(row: Any) -> None:
+    value = {"STRING": row.choices[-1:], "INT": (3,)}.get(row.type, (0.25,))[0]
+    plan = Plan(as_grid({row.name: [value]}, None), ["a"], [OpticalProfile()], ())
+    try:
+        expected = OpticalProfile(**{row.name: value})
+    except ValueError as error:  # one that needs another beside it
+        with pytest.raises(ValueError, match=re.escape(f"layer 'a': {error}")):
+            plan.profiles([value])
+    else:
+        assert plan.profiles([value]) == [expected]
 
 
 LAYERS = ["fc1", "fc2", "head"]

@@ -157,6 +157,29 @@ def test_a_cell_that_fails_in_a_worker_is_named(sweep: Sweep, tmp_path: Path) ->
         sweep(WIDE, seeds=3, metric=failing, workers=2, out=tmp_path / "r.csv")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_no_dead_worker(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.Journal, "add", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        sweep(GRID, seeds=5, workers=workers, out=tmp_path / "r.csv")
+
+
+def test_workers_that_do_not_start(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    import joblib
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(joblib, "Parallel", broken)
+    with pytest.raises(RuntimeError, match=r"^the workers failed: BlockingIOError: no more processes$"):
+        sweep(GRID, workers=2)
+
+
 SLOW = """
 import sys, time
 import lumina_onnx
