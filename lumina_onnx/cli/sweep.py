@@ -124,8 +124,9 @@ def sweep(
     _check("--grid", not axes and seeds is None, "give --grid, --seeds or both")
     need("sweep", "joblib", "cloudpickle", "threadpoolctl", "onnx", "onnx_ir")
     from lumina_onnx import sweeping
-    from lumina_onnx.sweeping.grid import parsed_seeds
+    from lumina_onnx.sweeping.grid import as_grid, parsed_seeds
     from lumina_onnx.sweeping.metric import named
+    from lumina_onnx.sweeping.plotting import layout
     from lumina_onnx.sweeping.targets import FORMATS, PICTURES, check_target
 
     for option, file, formats in (("--summary", summary, FORMATS), ("--plot", plot, PICTURES)):
@@ -133,9 +134,12 @@ def sweep(
             _told(check_target, file, option, formats)
     for option, given in (("--kind", kind), ("--x", x), ("--y", y)):
         _check(option, plot is None and given is not None, f"{given!r} would be ignored without --plot")
+    count = None if seeds is None else _told(parsed_seeds, seeds)
+    if plot is not None:
+        _told(lambda: layout(as_grid(axes, count), kind, x, y))
     is_file = Path(data).exists() or ":" not in data
     arguments: dict[str, Any] = {
-        "seeds": None if seeds is None else _told(parsed_seeds, seeds),
+        "seeds": count,
         "metric": metric if metric == "accuracy" else named(metric, "--metric"),
         "labels": labels,
         "skip": skip or (),

@@ -58,6 +58,9 @@ class Engine(Protocol):
         Equal profiles, batches and seeds give equal outputs, whatever ran before. None: the model's own seeds.
         """
 
+    def close(self) -> None:
+        """Deletes what the model keeps in files."""
+
 
 def joined(results: Sequence[Any]) -> Any:
     """Arrays, or equal structures of arrays, of several batches as one along dimension 0.

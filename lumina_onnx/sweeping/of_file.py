@@ -144,8 +144,7 @@ class Opened:
         """Writes the model of a point, of which cells differ in the seeds alone."""
         if self._point == tuple(profiles):
             return
-        self._point = None
-        self._open.close()
+        self.close()
         model = self._model.clone()
         quantised = []
         for layer, before, after in zip(nodes.optical_nodes(model), self.profiles, profiles, strict=True):
@@ -156,8 +155,11 @@ class Opened:
         run_passes(model, StoreWeights(quantised), RemoveUnused(), OrderAttributes())
         self._message = ir.to_proto(model)
         path = self._open.enter_context(files.temporary(self._message))
-        is_whole = not any(files.placed(tensor) for _, tensor in files.tensors(self._message))
-        self._path = None if is_whole else path
+        self._path = path
+        if not any(files.placed(tensor) for _, tensor in files.tensors(self._message)):
+            # A small model is not in a file: opening one may take longer than a cell.
+            self._path = None
+            self._open.close()
         self._seeds = [
             (node.name or node.output[0], _seed(node))
             for graph in files.graphs(self._message.graph)
@@ -166,6 +168,11 @@ class Opened:
         ]
         self._own_seeds = [attribute.i for _, attribute in self._seeds]
         self._point = tuple(profiles)
+
+    def close(self) -> None:
+        """Deletes the data of a large model."""
+        self._point = None
+        self._open.close()
 
     def run(self, batches: Iterable[Arrays], seed: int | None) -> Any:
         """A fresh session on one thread, so that batch b has the noise of stream b."""

@@ -115,6 +115,9 @@ class Opened:
                 results.append(_arrays(self._module(*tensors)))
         return joined(results)
 
+    def close(self) -> None:
+        """A module keeps nothing."""
+
 
 _alone = threading.Lock()
 """The generator and the number of threads are torch's own; some workers of a cluster have several cells at once."""

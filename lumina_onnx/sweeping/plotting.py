@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lumina_onnx._text import visible
 from .grid import Axis, Grid
 from .targets import PICTURES, Columns, check_target
 
-__all__ = ["draw"]
+__all__ = ["draw", "layout"]
 
 KINDS = ("lines", "map")
 _FEW = 6
@@ -35,29 +37,49 @@ def draw(
 ) -> None:
     """Implements :meth:`.result.SweepResult.plot`."""
     file = check_target(path, "plot", PICTURES)
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind = {kind!r}: allowed is {', '.join(map(repr, KINDS))}")
+    made = layout(grid, kind, x, y)
     metric = metrics[0] if metric is None else metric
     if metric not in metrics:
         raise ValueError(f"metric = {metric!r}: allowed is {', '.join(map(repr, metrics))}")
-    axes = _ordered(grid, x, y)
+    _picture(summary, made, metric, file)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What goes where in a picture."""
+
+    kind: str
+    axes: tuple[Axis, ...]
+    """The horizontal axis, then that of the lines or the vertical one."""
+    panels: tuple[Axis, ...]
+
+
+def layout(grid: Grid, kind: str | None, x: str | None, y: str | None) -> Layout:
+    """The layout of a grid's picture.
+
+    Raises:
+        ValueError: an argument is not allowed, or there are too many parameters, or values, for one picture.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}: allowed is {', '.join(map(repr, KINDS))}")
+    ordered = _ordered(grid, x, y)
+    axes, panels = ordered[:2], ordered[2:]
     if kind is None:
-        kind = "map" if len(axes) == 2 and min(len(axis.values) for axis in axes) > _FEW else "lines"
+        kind = "map" if len(ordered) == 2 and min(len(axis.values) for axis in axes) > _FEW else "lines"
     if kind == "map" and len(axes) < 2:
         raise ValueError("kind = 'map': allowed are grids with two parameters of several values")
-    panels, lines = (axes[2:], axes[1:2]) if axes else ((), ())
-    panel_count = int(np.prod([len(axis.values) for axis in panels], dtype=np.int64))
+    panel_count = math.prod(len(axis.values) for axis in panels)
     if panel_count > _MOST_PANELS:
         raise ValueError(
             f"plot: {', '.join(axis.name for axis in panels)} would have {panel_count} panels; allowed are up to "
             f"{_MOST_PANELS}: sweep fewer values"
         )
-    if kind == "lines" and lines and len(lines[0].values) > _MOST_LINES:
+    if kind == "lines" and len(axes) == 2 and len(axes[1].values) > _MOST_LINES:
         raise ValueError(
-            f"plot: {lines[0].name} would have {len(lines[0].values)} lines; allowed are up to {_MOST_LINES}: "
+            f"plot: {axes[1].name} would have {len(axes[1].values)} lines; allowed are up to {_MOST_LINES}: "
             "kind='map', or another y"
         )
-    _picture(summary, axes, panels, kind, metric, file)
+    return Layout(kind, axes, panels)
 
 
 def _ordered(grid: Grid, x: str | None, y: str | None) -> tuple[Axis, ...]:
@@ -75,12 +97,11 @@ def _ordered(grid: Grid, x: str | None, y: str | None) -> tuple[Axis, ...]:
     return (*chosen, *(axis for axis in axes if axis.name not in order))
 
 
-def _picture(
-    summary: Columns, axes: tuple[Axis, ...], panels: tuple[Axis, ...], kind: str, metric: str, file: Path
-) -> None:
+def _picture(summary: Columns, made: Layout, metric: str, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    axes, panels = made.axes, made.panels
     settings = list(itertools.product(*(axis.values for axis in panels)))
     columns = min(len(settings), 3)
     rows = -(-len(settings) // columns)
@@ -95,7 +116,7 @@ def _picture(
             panel.set_axis_off()
             continue
         where = {axis.name: value for axis, value in zip(panels, setting, strict=True)}
-        if kind == "map":
+        if made.kind == "map":
             image = _map(panel, summary, axes[0], axes[1], where, metric, limits)
         else:
             _lines(panel, summary, axes, where, metric)

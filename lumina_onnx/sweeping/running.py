@@ -113,13 +113,12 @@ def sweep(
     if not callable(judge):
         raise TypeError(f"metric = {metric!r}: allowed is 'accuracy', or a callable metric(outputs, labels)")
     source = _source(model)
-    engine = source.open()
     chosen = (skip,) if isinstance(skip, str) else tuple(skip)
-    _check_points(axes, engine, Plan(axes, engine.names, engine.profiles, chosen))
-    samples = data_of.read(data, labels).named(engine.inputs)
-    _try_out(engine, samples, judge, batch)
+    with contextlib.closing(source.open()) as engine:
+        _check_points(axes, engine, Plan(axes, engine.names, engine.profiles, chosen))
+        samples = data_of.read(data, labels).named(engine.inputs)
+        _try_out(engine, samples, judge, batch)
     work = Work(source, samples.inputs, samples.labels, judge, _name(judge), axes, chosen, batch)
-    del engine
     with contextlib.ExitStack() as stack:
         journal = None
         if target is not None:

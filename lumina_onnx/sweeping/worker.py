@@ -71,7 +71,7 @@ def compute(fetch: Callable[[], bytes], token: str, cell: tuple[Value, ...]) -> 
         if getattr(_of_thread, "token", None) != token:
             import cloudpickle
 
-            _of_thread.token = _of_thread.opened = None
+            forget()
             _of_thread.opened = _Opened(cloudpickle.loads(fetch()))
             _of_thread.token = token
         return Outcome(cell, _of_thread.opened.cell(cell))
@@ -81,4 +81,7 @@ def compute(fetch: Callable[[], bytes], token: str, cell: tuple[Value, ...]) -> 
 
 def forget() -> None:
     """Closes the model that this thread has open."""
+    opened: _Opened | None = getattr(_of_thread, "opened", None)
+    if opened is not None:
+        opened.engine.close()
     _of_thread.token = _of_thread.opened = None

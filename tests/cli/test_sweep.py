@@ -87,6 +87,8 @@ def test_metric_and_data_of_ones_own(lumina: Any, model: Path, tmp_path: Path) -
         (("--seeds", "few"), 2, "'few' is no value"),
         (("--seeds", "2", "--plot", "a.jpg"), 2, "plot = 'a.jpg'"),
         (("--seeds", "2", "--kind", "map"), 2, "'map' would be ignored without --plot"),
+        (("--seeds", "2", "--plot", "a.png", "--kind", "map"), 2, "kind = 'map': allowed are grids with two"),
+        (("--grid", "output_bits=3:5", "--plot", "a.png", "--x", "seed"), 2, "x = 'seed': allowed is 'output_bits'"),
         (("--seeds", "2", "--metric", "json"), 1, "--metric = 'json': allowed is MODULE:NAME or FILE.py:NAME"),
         (("--seeds", "2", "--metric", "json:nothing"), 1, "'json' has no function 'nothing'"),
         (("--seeds", "2", "--metric", "nowhere.py:f"), 1, "'nowhere.py' cannot be imported (FileNotFoundError"),
