@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,78 +26,93 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def of_function(function: Any) -> str:
-    """A callable's code, defaults and closure, and those of the functions of its module that it names.
+    """A callable's code, and what it reads: defaults, closure, attributes, and what it names of its own module.
 
-    Functions of other modules count by their name alone.
+    Functions of other modules count by their name alone; of other objects the type and their plain attributes count.
     """
     found = hashlib.sha256()
-    _add(found, function, set())
+    _Reader(found).add(function)
     return found.hexdigest()
 
 
-def _add(found: Any, value: Any, seen: set[int]) -> None:
-    if isinstance(value, functools.partial):
-        _add(found, value.func, seen)
-        found.update(repr((value.args, sorted(value.keywords.items()))).encode())
-        return
-    if isinstance(value, types.MethodType):
-        _add(found, value.__func__, seen)
-        _add_state(found, value.__self__)
-        return
-    if not isinstance(value, types.FunctionType):
-        kind = value if isinstance(value, (type, types.BuiltinFunctionType)) else type(value)
-        found.update(f"{kind.__module__}.{kind.__qualname__}".encode())
-        if kind is not value:
-            _add_state(found, value)
-            call = vars(kind).get("__call__")
-            if isinstance(call, types.FunctionType):
-                _add(found, call, seen)
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    _add_code(found, value.__code__)
-    found.update(repr((value.__defaults__, sorted((value.__kwdefaults__ or {}).items()))).encode())
-    for cell in value.__closure__ or ():
-        _add_value(found, cell.cell_contents, seen)
-    for name in sorted(_names(value.__code__)):
-        other = value.__globals__.get(name)
-        if isinstance(other, types.FunctionType) and other.__module__ == value.__module__:
-            _add(found, other, seen)
-        elif isinstance(other, (bool, int, float, str, bytes, tuple)):
-            found.update(f"{name} = {other!r}\n".encode())
+class _Reader:
+    """Adds values to a hash, each object once, so that circles end."""
 
+    def __init__(self, found: Any) -> None:
+        self._found = found
+        # Holds them, so that no other object gets the number of one.
+        self._seen: dict[int, Any] = {}
 
-def _add_value(found: Any, value: Any, seen: set[int]) -> None:
-    """What a function encloses."""
-    if isinstance(value, np.ndarray):
-        found.update(of_arrays({"": value}).encode())
-    elif callable(value):
-        _add(found, value, seen)
-    elif isinstance(value, (bool, int, float, str, bytes, tuple, type(None))):
-        found.update(repr(value).encode())
-    else:
-        _add_state(found, value)
-
-
-def _add_state(found: Any, value: Any) -> None:
-    """The plain attributes of an object."""
-    found.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
-    for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
-        if isinstance(attribute, np.ndarray):
-            found.update(of_arrays({name: attribute}).encode())
-        elif isinstance(attribute, (bool, int, float, str, bytes, tuple, type(None))):
-            found.update(f"{name} = {attribute!r}\n".encode())
-
-
-def _add_code(found: Any, code: types.CodeType) -> None:
-    found.update(code.co_code)
-    found.update(repr((code.co_names, code.co_varnames)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            _add_code(found, constant)
+    def add(self, value: Any) -> None:
+        """Adds any value."""
+        if isinstance(value, (bool, int, float, complex, str, bytes, type(None), np.generic)):
+            self._word(f"{type(value).__name__} {value!r}")
+            return
+        if id(value) in self._seen:
+            self._word("again")
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, np.ndarray):
+            self._word(of_arrays({"": value}))
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, (type, types.BuiltinFunctionType)):
+            self._word(f"{value.__module__}.{value.__qualname__}")
+        elif isinstance(value, types.ModuleType):
+            self._word(value.__name__)
+        elif isinstance(value, functools.partial):
+            self._all("partial", (value.func, value.args, value.keywords))
+        elif isinstance(value, types.MethodType):
+            self._all("method", (value.__func__, value.__self__))
+        elif isinstance(value, Mapping):
+            self._all("mapping", itertools.chain.from_iterable(value.items()))
+        elif isinstance(value, (list, tuple)):
+            self._all("list", value)
+        elif isinstance(value, (set, frozenset)):
+            self._all("set", sorted(value, key=repr))
         else:
-            found.update(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
+            self._object(value)
+
+    def _word(self, word: str) -> None:
+        self._found.update(f"{len(word)} {word}\n".encode())
+
+    def _all(self, kind: str, values: Iterable[Any]) -> None:
+        values = list(values)
+        self._word(f"{kind} {len(values)}")
+        for value in values:
+            self.add(value)
+
+    def _function(self, function: types.FunctionType) -> None:
+        code = function.__code__
+        self._code(code)
+        self.add(function.__defaults__)
+        self.add(function.__kwdefaults__)
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # a name that has no value yet
+                self.add(cell.cell_contents)
+        for name in sorted(_names(code)):
+            other = function.__globals__.get(name)
+            if not isinstance(other, types.FunctionType) or other.__module__ == function.__module__:
+                self.add(other)
+            else:
+                self._word(f"{other.__module__}.{other.__qualname__}")
+
+    def _code(self, code: types.CodeType) -> None:
+        self._word(code.co_code.hex())
+        self._all("names", (*code.co_names, *code.co_varnames))
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._code(constant)
+            else:
+                self.add(constant)
+
+    def _object(self, value: Any) -> None:
+        kind = type(value)
+        self._word(f"{kind.__module__}.{kind.__qualname__}")
+        call = vars(kind).get("__call__")
+        if isinstance(call, types.FunctionType):
+            self.add(call)
+        self.add(dict(sorted(getattr(value, "__dict__", {}).items())))
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,8 +226,8 @@ def scaled(outputs: Any, labels: Any, scale: float = 1.0) -> float:
 
 
 def test_the_fingerprint_of_a_metric() -> None:
-    def enclosing(number: float) -> Callable[[Any, Any], float]:
-        return lambda outputs, labels: number * float(outputs.mean())
+    def enclosing(number: Any) -> Callable[[Any, Any], float]:
+        return lambda outputs, labels: float(np.sum(number)) * float(outputs.mean())
 
     different = [
         of_function(each)
@@ -235,6 +239,12 @@ def test_the_fingerprint_of_a_metric() -> None:
             functools.partial(scaled, scale=2.0),
             enclosing(1.0),
             enclosing(2.0),
+            enclosing([1.0]),
+            enclosing([1.0, 2.0]),
+            enclosing((Judge(1.0), scaled)),
+            enclosing((Judge(2.0), scaled)),
+            enclosing(np.ones(2)),
+            enclosing(np.ones(3)),
             lambda outputs, labels: float(outputs.mean()),
             lambda outputs, labels: float(outputs.sum()),
             lambda outputs, labels: scaled(outputs, labels),
@@ -242,7 +252,33 @@ def test_the_fingerprint_of_a_metric() -> None:
     ]
     assert len(set(different)) == len(different)
     assert of_function(Judge(1.0)) == of_function(Judge(1.0))
-    assert of_function(enclosing(1.0)) == of_function(enclosing(1.0))
+    for value in (1.0, [1.0, {"a": (Judge(1.0), object())}], np.ones(2)):
+        assert of_function(enclosing(value)) == of_function(enclosing(copy.deepcopy(value)))
+
+
+def test_the_fingerprint_of_a_metric_in_another_process(tmp_path: Path) -> None:
+    script = (
+        "import functools, numpy as np\n"
+        "from lumina_onnx.sweeping.fingerprint import of_function\n"
+        "class Thing:\n    def __init__(self): self.me, self.names = self, {'b', 'a', 'c'}\n"
+        "def inner(x): return x in {'one', 'two', 'three'}\n"
+        "def outer(outputs, labels, thing=Thing(), call=inner): return recursive(np.sum(outputs))\n"
+        "def recursive(x): return x if inner(x) else recursive(x - 1)\n"
+        "print(of_function(functools.partial(outer, thing=Thing(), labels=[outer, Thing])))\n"
+    )
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    prints = [
+        subprocess.run(
+            [sys.executable, str(path)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(3)
+    ]
+    assert len(set(prints)) == 1
 
 
 def test_the_fingerprint_of_a_module(sweep: Sweep, module: nn.Module, tmp_path: Path) -> None:
