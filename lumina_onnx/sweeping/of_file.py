@@ -27,7 +27,7 @@ from lumina_onnx.exporter.passes.remove_unused import RemoveUnused
 from lumina_onnx.exporter.passes.store_weights import StoreWeights
 from lumina_onnx.profile import OpticalProfile
 from lumina_onnx.runtime import silent_options
-from lumina_onnx.schema import DOMAIN, LAYER, OPERATOR, VERSION_ATTRIBUTE
+from lumina_onnx.schema import DOMAIN, LAYER, OPERATOR, VERSION, VERSION_ATTRIBUTE
 
 from .data import Arrays
 from .engine import joined
@@ -151,7 +151,8 @@ class Opened:
             if after.weight_bits != before.weight_bits:
                 _restore_weight(layer)
                 quantised.append(layer.node)
-            nodes.set_attributes(layer.node, **_changes(before, after))
+            # The last pass lowers the version to the one that suffices.
+            nodes.set_attributes(layer.node, **_changes(before, after), **{VERSION_ATTRIBUTE: VERSION})
         run_passes(model, StoreWeights(quantised), RemoveUnused(), OrderAttributes())
         self._message = ir.to_proto(model)
         path = self._open.enter_context(files.temporary(self._message))
@@ -247,6 +248,5 @@ def _restore_weight(layer: nodes.OpticalNode) -> None:
             codes = lumina_kernel.unpack_weight(codes, bits, layer.in_features)
         values = codes.astype(np.float32) * scale.numpy()[:, None]
         layer.node.replace_input_with(1, ir.Value(const_value=ir.tensor(values)))
-    # It is stated anew if W is packed again, and so is the version.
-    for name in ("in_features", VERSION_ATTRIBUTE):
-        layer.node.attributes.pop(name, None)
+    # It is stated anew if W is packed again.
+    layer.node.attributes.pop("in_features", None)
