@@ -179,13 +179,16 @@ def _client(workers: int | None, address: str | None) -> Iterator[Any]:
     import distributed
 
     address = address or dask.config.get("scheduler-address", None)
-    if address is None:
-        with contextlib.suppress(ValueError):
-            yield distributed.get_client()
-            return
     if address is not None:
         with distributed.Client(address, set_as_default=False) as client:
             yield client
+        return
+    try:
+        current = distributed.get_client()
+    except ValueError:
+        current = None
+    if current is not None:
+        yield current
         return
     with (
         _quiet("distributed"),
@@ -214,7 +217,7 @@ def _ray(workers: int | None, address: str | None, work: bytes, token: str) -> I
         options: dict[str, Any] = {"address": address} if address else {}
         if not address and "RAY_ADDRESS" not in os.environ:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            options = {"num_cpus": workers or _cores(), "include_dashboard": False}
+            options = {"address": "local", "num_cpus": workers or _cores(), "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
     try:
         register_ray()

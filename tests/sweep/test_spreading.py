@@ -252,7 +252,8 @@ def test_a_missing_package_is_named(
         sweep(GRID, backend=backend, workers=2)
 
 
-def test_a_cluster_that_is_running_is_used(sweep: Sweep) -> None:
+@pytest.mark.parametrize("how", ["address", "current client"])
+def test_a_cluster_that_is_running_is_used(sweep: Sweep, how: str) -> None:
     import distributed
 
     def where(outputs: Any, labels: Any) -> float:
@@ -260,13 +261,17 @@ def test_a_cluster_that_is_running_is_used(sweep: Sweep) -> None:
 
         return float(os.getpid())
 
+    def failing(outputs: Any, labels: Any) -> float:
+        raise ValueError("no")
+
     with (
         without_the_backends_warnings("dask"),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
+        distributed.Client(cluster, set_as_default=how != "address") as client,
     ):
         workers = set(client.run(os.getpid).values())
-        cells = sweep(
-            GRID, seeds=5, metric=where, backend="dask", address=cluster.scheduler_address, workers=None
-        ).cells
+        options = {"backend": "dask", "address": cluster.scheduler_address if how == "address" else None}
+        cells = sweep(GRID, seeds=5, metric=where, **options, workers=None).cells
+        with pytest.raises(RuntimeError, match="ValueError: no"):
+            sweep(GRID, metric=failing, **options, workers=None)
     assert {int(pid) for pid in cells["where"]} <= workers
