@@ -28,18 +28,25 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
 def of_function(function: Any) -> str:
     """A callable's code, and what it reads: defaults, closure, attributes, and what it names of its own module.
 
-    Functions of other modules count by their name alone; of other objects the type and their plain attributes count.
+    Functions, classes and objects of other modules count by their names alone: what they hold may change with use.
     """
     found = hashlib.sha256()
-    _Reader(found).add(function)
+    _Reader(found, _module(function)).add(function)
     return found.hexdigest()
+
+
+def _module(value: Any) -> str:
+    while isinstance(value, functools.partial):
+        value = value.func
+    return str(getattr(value, "__module__", None) or type(value).__module__)
 
 
 class _Reader:
     """Adds values to a hash, each object once, so that circles end."""
 
-    def __init__(self, found: Any) -> None:
+    def __init__(self, found: Any, module: str) -> None:
         self._found = found
+        self._module = module
         # Holds them, so that no other object gets the number of one.
         self._seen: dict[int, Any] = {}
 
@@ -54,12 +61,6 @@ class _Reader:
         self._seen[id(value)] = value
         if isinstance(value, np.ndarray):
             self._word(of_arrays({"": value}))
-        elif isinstance(value, types.FunctionType):
-            self._function(value)
-        elif isinstance(value, (type, types.BuiltinFunctionType)):
-            self._word(f"{value.__module__}.{value.__qualname__}")
-        elif isinstance(value, types.ModuleType):
-            self._word(value.__name__)
         elif isinstance(value, functools.partial):
             self._all("partial", (value.func, value.args, value.keywords))
         elif isinstance(value, types.MethodType):
@@ -70,8 +71,15 @@ class _Reader:
             self._all("list", value)
         elif isinstance(value, (set, frozenset)):
             self._all("set", sorted(value, key=repr))
+        elif isinstance(value, types.ModuleType):
+            self._word(value.__name__)
         else:
-            self._object(value)
+            named = value if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)) else type(value)
+            is_own = _module(value) == self._module
+            # Its own module may be a script now and imported the next time.
+            self._word(named.__qualname__ if is_own else f"{named.__module__}.{named.__qualname__}")
+            if is_own:
+                self._own(value)
 
     def _word(self, word: str) -> None:
         self._found.update(f"{len(word)} {word}\n".encode())
@@ -82,6 +90,17 @@ class _Reader:
         for value in values:
             self.add(value)
 
+    def _own(self, value: Any) -> None:
+        """Adds what a function, a class or an object of the callable's own module holds."""
+        if isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, type):
+            members = sorted(vars(value).items())
+            self._all("class", [member for _, member in members if isinstance(member, types.FunctionType)])
+        else:
+            self.add(type(value))
+            self.add(dict(sorted(getattr(value, "__dict__", {}).items())))
+
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
         self._code(code)
@@ -91,11 +110,7 @@ class _Reader:
             with contextlib.suppress(ValueError):  # a name that has no value yet
                 self.add(cell.cell_contents)
         for name in sorted(_names(code)):
-            other = function.__globals__.get(name)
-            if not isinstance(other, types.FunctionType) or other.__module__ == function.__module__:
-                self.add(other)
-            else:
-                self._word(f"{other.__module__}.{other.__qualname__}")
+            self.add(function.__globals__.get(name))
 
     def _code(self, code: types.CodeType) -> None:
         self._word(code.co_code.hex())
@@ -105,14 +120,6 @@ class _Reader:
                 self._code(constant)
             else:
                 self.add(constant)
-
-    def _object(self, value: Any) -> None:
-        kind = type(value)
-        self._word(f"{kind.__module__}.{kind.__qualname__}")
-        call = vars(kind).get("__call__")
-        if isinstance(call, types.FunctionType):
-            self.add(call)
-        self.add(dict(sorted(getattr(value, "__dict__", {}).items())))
 
 
 def _names(code: types.CodeType) -> set[str]:

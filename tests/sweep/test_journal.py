@@ -211,6 +211,25 @@ def test_two_sweeps_do_not_write_one_file(sweep: Sweep, tmp_path: Path) -> None:
         sweep(GRID, out=out)
 
 
+def test_the_fingerprint_sees_what_a_metric_names_of_its_module() -> None:
+    def made(**parts: str) -> str:
+        lines = {"limit": "1", "helper": "return x", "method": "return 1"} | parts
+        namespace: dict[str, Any] = {"__name__": "mine"}
+        exec(
+            f"LIMIT = {lines['limit']}\n"
+            f"def helper(x):\n    {lines['helper']}\n"
+            f"class Kind:\n    def method(self):\n        {lines['method']}\n"
+            "kind = Kind()\n"
+            "def metric(outputs, labels):\n    return helper(outputs.sum()) + LIMIT + Kind().method()\n",
+            namespace,
+        )
+        return of_function(namespace["metric"])
+
+    found = [made(), made(limit="2"), made(helper="return 2 * x"), made(method="return 2")]
+    assert len(set(found)) == 4
+    assert made() == found[0]
+
+
 class Judge:
     """A metric with a setting."""
 
@@ -252,16 +271,18 @@ def test_the_fingerprint_of_a_metric() -> None:
     ]
     assert len(set(different)) == len(different)
     assert of_function(Judge(1.0)) == of_function(Judge(1.0))
-    for value in (1.0, [1.0, {"a": (Judge(1.0), object())}], np.ones(2)):
+    for value in (1.0, [1.0, {"a": (Judge(1.0), object())}], np.ones(2), {"b", "a"}):
         assert of_function(enclosing(value)) == of_function(enclosing(copy.deepcopy(value)))
 
 
 def test_the_fingerprint_of_a_metric_in_another_process(tmp_path: Path) -> None:
     script = (
-        "import functools, numpy as np\n"
+        "import functools, logging, random, numpy as np\n"
         "from lumina_onnx.sweeping.fingerprint import of_function\n"
         "class Thing:\n    def __init__(self): self.me, self.names = self, {'b', 'a', 'c'}\n"
-        "def inner(x): return x in {'one', 'two', 'three'}\n"
+        "log = logging.getLogger('a')\n"
+        "log.isEnabledFor(random.randrange(50))\n"
+        "def inner(x): log.info(x); return x in {'one', 'two', 'three'}\n"
         "def outer(outputs, labels, thing=Thing(), call=inner): return recursive(np.sum(outputs))\n"
         "def recursive(x): return x if inner(x) else recursive(x - 1)\n"
         "print(of_function(functools.partial(outer, thing=Thing(), labels=[outer, Thing])))\n"
