@@ -20,7 +20,8 @@ MAX_INTEGER_K = 131072
 """Largest K of an exact integer product: 127 * 127 * 131072 < 2^31."""
 MAX_TILES = 65536
 """Most parts of a row: a sum of that many codes of 16 bits is below 2^31."""
-LEAST_PHOTONS = np.float32(1e-6)
+LEAST_PHOTONS = 1e-6
+PHOTONS_ALLOWED = "0 (no shot noise of light), or a finite number >= 1e-6"
 LEAST_FINE_SIGMA = np.float32(0.6)
 """The smallest sigma of additive noise on inputs, in steps of the grid that they are rounded to."""
 
@@ -104,7 +105,7 @@ class Params:
             tile_features,
             level("output_bound", output_bound),
             level("noise_read", noise_read),
-            level("photons", photons, least=LEAST_PHOTONS, allowed="0 (no shot noise of light), or {} >= 1e-6"),
+            level("photons", photons, least=LEAST_PHOTONS, allowed=PHOTONS_ALLOWED),
             choice("detection", detection, "offset", "balanced"),
             choice("photon_reference", photon_reference, "full_scale", "mean"),
             level("input_noise_relative", input_noise_relative, most=1, allowed="0..1"),
@@ -175,11 +176,13 @@ class Params:
         if not self.input_additive:
             return
         fine = np.float32(self.input_full_scale)
+        least = LEAST_FINE_SIGMA / fine
+        words = text(least) if least >= 1e-4 else np.format_float_scientific(least, exp_digits=1)
         if self.input_additive * fine < LEAST_FINE_SIGMA:
             raise ValueError(
-                f"input_noise_additive = {text(self.input_additive)}: allowed is 0, or at least "
-                f"{text(LEAST_FINE_SIGMA / fine)} with input_bits {self.input_bits}: a smaller sigma is below "
-                f"{text(LEAST_FINE_SIGMA)} steps of the grid that noisy inputs are rounded to"
+                f"input_noise_additive = {text(self.input_additive)}: allowed is 0, or at least {words} "
+                f"with input_bits {self.input_bits}: a smaller sigma is below {text(LEAST_FINE_SIGMA)} steps of the "
+                "grid that noisy inputs are rounded to"
             )
 
     def check_shape(self, n: int, k: int) -> None:
@@ -287,13 +290,13 @@ def level(
     *,
     least: float = 0.0,
     most: float = np.inf,
-    allowed: str = "{} >= 0",
+    allowed: str = "a finite number >= 0 (in 32 bits)",
 ) -> np.float32:
-    """A number in 32 bits: 0, or `least` to `most`. `allowed` says so, with braces for "a finite number"."""
+    """A number in 32 bits: 0, or `least` to `most`, which is `allowed` in words."""
     rounded: np.float32 = float32(value).reshape(1)[0]
-    inside = np.isfinite(rounded) and (rounded == 0 or least <= rounded <= most)
+    inside = np.isfinite(rounded) and (rounded == 0 or np.float32(least) <= rounded <= most)
     if not inside or (value != 0 and rounded == 0):
-        raise ValueError(f"{name} = {value}: allowed is {allowed.format('a finite number')} (in 32 bits)")
+        raise ValueError(f"{name} = {value}: allowed is {allowed}")
     return rounded
 
 

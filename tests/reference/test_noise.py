@@ -85,6 +85,39 @@ def test_an_element_depends_on_its_place_alone(columns: int) -> None:
     np.testing.assert_array_equal(narrow, wide[:3, :columns])
 
 
+def test_tiles_have_noise_of_their_own(matrix: np.ndarray) -> None:
+    np.testing.assert_array_equal(matrix, reference.noise(99, 3, SIZE, SIZE, tile=0))
+    for tile in (1, 2, 65535):
+        other = reference.noise(99, 3, SIZE, SIZE, tile=tile).astype(np.float64)
+        assert_independent(matrix, other)
+        assert_normal(other.ravel())
+
+
+def test_tiles_of_an_element_are_normal() -> None:
+    assert_normal(
+        np.concatenate([reference.noise(5, 1, 2, 16, tile=tile).ravel() for tile in range(1000)]).astype(float)
+    )
+
+
+def test_tiles_are_not_blocks() -> None:
+    # The second block of the first tile, and the first block of the second.
+    first = reference.noise(1, 2, 100, 2048).astype(np.float64)
+    second = reference.noise(1, 2, 100, 2048, tile=1).astype(np.float64)
+    assert_independent(first[:, 1024:], second[:, :1024])
+
+
+def test_inputs_have_noise_of_their_own(matrix: np.ndarray) -> None:
+    inputs = reference.input_noise(99, 3, SIZE, SIZE).astype(np.float64)
+    assert_normal(inputs.ravel())
+    for tile in (0, 1):
+        assert_independent(inputs, reference.noise(99, 3, SIZE, SIZE, tile=tile))
+    key = generator.call_key(99, 3)
+    assert generator.block_keys(key ^ np.uint64(2**63), 5, 0) not in generator.block_keys(key, np.arange(10_000), 0)
+    wide = reference.input_noise(7, 8, 5, 2200)
+    for columns in (1, 33, 1025):
+        np.testing.assert_array_equal(reference.input_noise(7, 8, 3, columns), wide[:3, :columns])
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(0, 5), (5, 0), (0, 0)])
 def test_empty(rows: int, columns: int) -> None:
     assert reference.noise(1, 1, rows, columns).shape == (rows, columns)
@@ -115,3 +148,5 @@ def test_the_largest_normal() -> None:
 def test_keys_out_of_range(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"^{name} = {value}: allowed is 0\.\.2\^63-1$"):
         reference.noise(**{"seed": 0, "stream": 0, "rows": 1, "columns": 1, name: value})
+    with pytest.raises(ValueError, match=rf"^{name} = {value}: allowed is 0\.\.2\^63-1$"):
+        reference.input_noise(**{"seed": 0, "stream": 0, "rows": 1, "in_features": 1, name: value})
