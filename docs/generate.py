@@ -54,9 +54,10 @@ def parameters(_: Path) -> str:
     def line(parameter: Parameter) -> str:
         default = "" if parameter.default is None else str(parameter.default)
         name = f"`{parameter.name}`"
-        return row(name, parameter.type, parameter.place, parameter.allowed, default, parameter.meaning)
+        since = str(parameter.since)
+        return row(name, parameter.type, parameter.place, parameter.allowed, default, since, parameter.meaning)
 
-    head = ["| name | type | place | allowed | default | meaning |", "|---|---|---|---|---|---|"]
+    head = ["| name | type | place | allowed | default | since version | meaning |", "|---|---|---|---|---|---|---|"]
     return "\n".join(head + [line(parameter) for parameter in PARAMETERS])
 
 
