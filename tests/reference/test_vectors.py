@@ -11,13 +11,17 @@ import pytest
 
 import lumina_kernel
 from lumina_onnx import _reference_noise as generator
-from lumina_onnx import reference
+from lumina_onnx import reference, schema
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 
 
 def read(name: str) -> Any:
     return json.loads((FOLDER / name).read_text())
+
+
+FORWARD = read("forward.json") + read("forward-2.json")
+BACKWARD = read("backward.json") + read("backward-2.json")
 
 
 def floats(text: str, *shape: int) -> np.ndarray:
@@ -33,8 +37,9 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 def call(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]:
     m, n, k = case["m"], case["n"], case["k"]
     params = dict(case["params"])
-    for name in ("input_range", "noise_relative", "noise_additive", "noise_shot"):
-        params[name] = float(floats(params[name])[0])
+    for row in schema.LAYER:
+        if row.type == "FLOAT" and row.name in params:
+            params[row.name] = float(floats(params[row.name])[0])
     params["output_range"] = floats(params["output_range"]).tolist()
     params |= {"seed": case["seed"], "stream": case["stream"]}
     if case["weight_scale"] is not None:
@@ -89,7 +94,19 @@ def test_noise(row: dict[str, Any]) -> None:
     assert_same_bits(eps[row["start"] : row["start"] + len(expected)].copy(), expected)
 
 
-@pytest.mark.parametrize("case", read("forward.json"), ids=name_of)
+@pytest.mark.parametrize("row", read("noise-2.json")["tiles"], ids=lambda row: f"tile {row['tile']} of {row['row']}")
+def test_noise_of_tiles(row: dict[str, Any]) -> None:
+    eps = reference.noise(row["seed"], row["stream"], row["row"] + 1, row["columns"], tile=row["tile"])
+    assert_same_bits(eps[row["row"], row["start"] :].copy(), floats(row["eps"]))
+
+
+@pytest.mark.parametrize("row", read("noise-2.json")["inputs"], ids=lambda row: f"row {row['row']}")
+def test_noise_of_inputs(row: dict[str, Any]) -> None:
+    eps = reference.input_noise(row["seed"], row["stream"], row["row"] + 1, row["columns"])
+    assert_same_bits(eps[row["row"], row["start"] :].copy(), floats(row["eps"]))
+
+
+@pytest.mark.parametrize("case", FORWARD, ids=name_of)
 def test_forward(case: dict[str, Any]) -> None:
     x, weight, bias, params = call(case)
     expected = floats(case["y"], case["m"], case["n"])
@@ -111,7 +128,7 @@ def test_forward(case: dict[str, Any]) -> None:
         assert_same_bits(y, expected)
 
 
-@pytest.mark.parametrize("case", read("forward.json"), ids=name_of)
+@pytest.mark.parametrize("case", FORWARD, ids=name_of)
 def test_forward_of_the_kernel(case: dict[str, Any]) -> None:
     x, weight, bias, params = call(case)
     seed, stream, scale = params.pop("seed"), params.pop("stream"), params.pop("weight_scale", None)
@@ -127,7 +144,7 @@ def assert_gradients(case: dict[str, Any], gradients: tuple[np.ndarray, ...]) ->
         assert_same_bits(actual, floats(case[name], *shape))
 
 
-@pytest.mark.parametrize("case", read("backward.json"), ids=name_of)
+@pytest.mark.parametrize("case", BACKWARD, ids=name_of)
 def test_backward(case: dict[str, Any]) -> None:
     x, weight, bias, params = call(case)
     dy, precision = floats(case["dy"], case["m"], case["n"]), precision_of(case)
@@ -135,7 +152,7 @@ def test_backward(case: dict[str, Any]) -> None:
 
 
 # forward_train takes no scale of the weight.
-@pytest.mark.parametrize("case", [case for case in read("backward.json") if case["weight_scale"] is None], ids=name_of)
+@pytest.mark.parametrize("case", [case for case in BACKWARD if case["weight_scale"] is None], ids=name_of)
 def test_backward_of_the_kernel(case: dict[str, Any]) -> None:
     x, weight, bias, params = call(case)
     seed, stream = params.pop("seed"), params.pop("stream")
@@ -157,3 +174,26 @@ def test_the_cases_reach_every_parameter() -> None:
     assert len({tuple(case["params"][law] == "00000000" for law in laws) for case in cases}) == 8
     sizes = {min(2, len(case["params"]["output_range"].split())) for case in cases if case["n"] > 1}
     assert sizes == {1, 2}
+
+
+@pytest.mark.parametrize("cases", [read("forward-2.json"), read("backward-2.json")], ids=["forward", "backward"])
+def test_the_cases_of_version_2_reach_its_parameters(cases: list[dict[str, Any]]) -> None:
+    for row in schema.LAYER:
+        values = {str(case["params"].get(row.name, row.default)) for case in cases}
+        if row.since == 2:
+            assert len(values) > 1, row.name
+    # Noise of the light with each kind of full scale, in tiles.
+    for bound, static in ((True, False), (False, True), (False, False)):
+        assert any(
+            ("output_bound" in params) == bound
+            and (params["output_range"] != "00000000") == static
+            and {"photons", "noise_read", "tile_features"} <= set(params)
+            and params["output_bits"]
+            for params in (case["params"] for case in cases)
+        )
+
+
+def test_version_1_has_no_parameter_of_version_2() -> None:
+    later = {row.name for row in schema.LAYER if row.since > 1}
+    for name in ("forward.json", "backward.json"):
+        assert not any(later & set(case["params"]) for case in read(name))

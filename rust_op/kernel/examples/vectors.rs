@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lumina_kernel::Precision;
 use lumina_kernel::params::{Params, Spec};
+use lumina_kernel::quantize::levels;
 use lumina_kernel::reference::{self, Weight};
 use lumina_kernel::rng::{self, NoiseKey};
 use lumina_kernel::{noise, pack};
@@ -90,20 +91,9 @@ impl Case {
     }
 
     fn common(&self) -> Value {
-        let spec = &self.spec;
         json!({
             "name": self.name,
-            "params": {
-                "input_bits": spec.input_bits,
-                "weight_bits": spec.weight_bits,
-                "output_bits": spec.output_bits,
-                "input_range": hex(&[spec.input_range]),
-                "output_range": hex(&spec.output_range),
-                "noise_relative": hex(&[spec.noise_relative]),
-                "noise_additive": hex(&[spec.noise_additive]),
-                "noise_shot": hex(&[spec.noise_shot]),
-                "bias_stage": spec.bias_stage,
-            },
+            "params": parameters(&self.spec),
             "seed": self.key.seed,
             "stream": self.key.stream,
             "m": self.x.len() / self.k,
@@ -147,6 +137,43 @@ impl Case {
         value["db"] = json!(hex(&gradients.bias));
         value
     }
+}
+
+/// The parameters of a case; those of version 2 only where they are not at their defaults.
+fn parameters(spec: &Spec) -> Value {
+    let mut params = json!({
+        "input_bits": spec.input_bits,
+        "weight_bits": spec.weight_bits,
+        "output_bits": spec.output_bits,
+        "input_range": hex(&[spec.input_range]),
+        "output_range": hex(&spec.output_range),
+        "noise_relative": hex(&[spec.noise_relative]),
+        "noise_additive": hex(&[spec.noise_additive]),
+        "noise_shot": hex(&[spec.noise_shot]),
+        "bias_stage": spec.bias_stage,
+    });
+    let defaults = effects(&Spec::default());
+    for ((name, value), (_, default)) in effects(spec).into_iter().zip(defaults) {
+        if value != default {
+            params[name] = value;
+        }
+    }
+    params
+}
+
+/// The parameters of version 2.
+fn effects(spec: &Spec) -> [(&'static str, Value); 9] {
+    [
+        ("tile_features", json!(spec.tile_features)),
+        ("output_bound", json!(hex(&[spec.output_bound]))),
+        ("noise_read", json!(hex(&[spec.noise_read]))),
+        ("photons", json!(hex(&[spec.photons]))),
+        ("detection", json!(spec.detection)),
+        ("photon_reference", json!(spec.photon_reference)),
+        ("input_noise_relative", json!(hex(&[spec.input_noise_relative]))),
+        ("input_noise_additive", json!(hex(&[spec.input_noise_additive]))),
+        ("weight_levels", json!(spec.weight_levels)),
+    ]
 }
 
 /// Sums of several blocks, the last of one term or of a few, whose terms differ in size.
@@ -209,11 +236,10 @@ fn spec(input_bits: i64, weight_bits: i64, output_bits: i64) -> Spec {
     Spec { input_bits, weight_bits, output_bits, ..Spec::default() }
 }
 
-/// Rows at the corners of the contract.
-fn special(source: &mut Source) -> Vec<Case> {
+/// Rows of 4 inputs at the corners of the contract.
+fn special_rows() -> Vec<f32> {
     let (nan, inf, max, tiny) = (f32::NAN, f32::INFINITY, f32::MAX, f32::from_bits(1));
-    let (n, k) = (3, 4);
-    let rows: Vec<f32> = [
+    [
         [0.5, -0.25, 1.0, 0.75],
         [0.0, 0.0, 0.0, 0.0],
         [-0.0, -0.0, -0.0, -0.0],
@@ -226,7 +252,14 @@ fn special(source: &mut Source) -> Vec<Case> {
         [max, -max, 0.5 * max, 1.0],
         [1e30, 1e-30, -1e30, 1.0],
     ]
-    .concat();
+    .concat()
+}
+
+/// [`special_rows`] and weights at the corners of the contract.
+fn special(source: &mut Source) -> Vec<Case> {
+    let tiny = f32::from_bits(1);
+    let (n, k) = (3, 4);
+    let rows = special_rows();
     let weight = source.floats(n * k);
     let bias = source.floats(n);
     let mut cases = Vec::new();
@@ -318,6 +351,145 @@ fn special(source: &mut Source) -> Vec<Case> {
     let empty = Case::new("no rows", Spec { noise_additive: 0.02, ..spec(8, 8, 8) }, 4, Vec::new(), source.floats(12));
     cases.push(empty);
     cases
+}
+
+/// Mixed cases of version 2: each of its parameters occurs with many of the others.
+fn mixed_effects(source: &mut Source, count: usize) -> Vec<Case> {
+    let mut cases = mixed(source, count);
+    for (index, case) in cases.iter_mut().enumerate() {
+        let k = source.pick(&[1, 4, 7, 12]);
+        let (m, n) = (source.pick(&[1, 2, 3]), case.n());
+        (case.k, case.x, case.weight) = (k, source.floats(m * k), source.floats(n * k));
+        case.name = format!("effects {index}");
+        let spec = &mut case.spec;
+        spec.tile_features = source.pick(&[0, 1, 2, 3, 4, 5, k as i64, 131_072]);
+        if spec.input_bits > 0 {
+            spec.input_noise_relative = source.pick(&[0.0, 0.03, 0.5]);
+            spec.input_noise_additive = source.pick(&[0.0, 0.05, 0.4]);
+        }
+        if spec.input_bits == 0 || spec.weight_bits == 0 {
+            continue;
+        }
+        spec.noise_read = source.pick(&[0.0, 0.02]);
+        spec.photons = source.pick(&[0.0, 0.5, 30.0]);
+        if spec.photons > 0.0 {
+            spec.noise_shot = 0.0;
+            spec.detection = source.pick(&["offset", "balanced"]).to_owned();
+            spec.photon_reference = source.pick(&["full_scale", "mean"]).to_owned();
+        }
+        if source.below(3) == 0 {
+            spec.output_bound = source.pick(&[0.5, 3.0]);
+            spec.output_range = vec![0.0];
+            spec.bias_stage = "digital".to_owned();
+        }
+        let has_reader = spec.noise_read > 0.0 || spec.photons > 0.0 || spec.output_bound > 0.0;
+        if has_reader && source.below(2) == 0 {
+            spec.weight_levels = 1 + source.below(levels(spec.weight_bits as u32) as usize) as i64;
+        }
+    }
+    cases
+}
+
+/// Rows at the corners of version 2, and long rows.
+fn special_effects(source: &mut Source) -> Vec<Case> {
+    let (n, k) = (3, 4);
+    let (weight, bias) = (source.floats(n * k), source.floats(n));
+    let mut cases = Vec::new();
+    let mut add = |name: String, spec: Spec| {
+        let mut case = Case::new(format!("special rows in tiles, {name}"), spec, k, special_rows(), weight.clone());
+        case.bias = Some(bias.clone());
+        cases.push(case);
+    };
+    for bits in [(8, 8, 8), (12, 4, 8), (8, 8, 0), (0, 0, 8)] {
+        let name = format!("{} {} {}", bits.0, bits.1, bits.2);
+        let dynamic = Spec { tile_features: 3, noise_additive: 0.05, ..spec(bits.0, bits.1, bits.2) };
+        let input_range = if bits.0 > 0 { 1.0 } else { 0.0 };
+        let fixed = Spec { input_range, output_range: vec![1.0], ..dynamic.clone() };
+        add(format!("{name} dynamic"), dynamic.clone());
+        add(format!("{name} static"), fixed.clone());
+        if bits.0 == 0 {
+            continue;
+        }
+        let noisy = |spec: Spec| Spec {
+            noise_read: 0.03,
+            photons: 2.0,
+            input_noise_relative: 0.1,
+            input_noise_additive: 0.1,
+            ..spec
+        };
+        let balanced =
+            Spec { detection: "balanced".to_owned(), photon_reference: "mean".to_owned(), ..noisy(fixed.clone()) };
+        let bound = Spec { output_bound: 1.5, bias_stage: "digital".to_owned(), ..dynamic.clone() };
+        add(format!("{name} dynamic, noisy"), noisy(dynamic));
+        add(format!("{name} static, noisy"), noisy(fixed));
+        add(format!("{name} static, balanced"), balanced);
+        add(format!("{name} bound, noisy"), noisy(bound.clone()));
+        add(format!("{name} far bound"), Spec { output_bound: 1e37, ..bound });
+    }
+    let noisy = Spec { noise_additive: 0.02, input_noise_additive: 0.1, ..spec(8, 8, 8) };
+    let wide = Spec { tile_features: 1, ..noisy.clone() };
+    cases.push(Case::new("wide in tiles", wide, 2, vec![0.5, -1.0], source.floats(2 * 1030)));
+    cases.push(Case::new("long with noise on inputs", noisy, 1030, source.floats(1030), source.floats(1030)));
+    let many = Spec { tile_features: 1, output_range: vec![0.5], ..spec(0, 0, 16) };
+    let weight = (0..1030).map(|_| 0.5 + 0.5 * source.float().abs()).collect();
+    cases.push(Case::new("a sum of codes beyond 24 bits", many, 1030, vec![1.0; 1030], weight));
+    cases
+}
+
+/// Sums of several blocks in the gradient of tiles that saturate.
+fn blocks_of_tiles(source: &mut Source) -> Vec<Case> {
+    let mut cases = blocks(source);
+    for case in &mut cases {
+        case.spec = Spec { tile_features: 2, output_bits: 8, output_range: vec![0.3], ..case.spec.clone() };
+        case.name += ", in tiles";
+    }
+    cases
+}
+
+/// Normals of outputs in tiles and of inputs.
+fn noise_of_effects_json() -> Value {
+    let keys = [(0, 0, 0, 1, 1100, 1000), (7, 9, 3, 1, 40, 0), (7, 9, 3, 65_535, 40, 0), (7, 9, 3, 0, 40, 0)];
+    let row = |(seed, stream, row, tile, columns, start): (u64, u64, u64, Option<u64>, usize, usize)| {
+        let (key, mut eps) = (rng::call_key(NoiseKey { seed, stream }), vec![0.0; columns]);
+        match tile {
+            Some(tile) => noise::fill_tile(key, row, tile, &mut eps),
+            None => noise::fill_row(key ^ rng::INPUT_KEY, row, &mut eps),
+        }
+        let mut value = json!({
+            "seed": seed, "stream": stream, "row": row, "columns": columns, "start": start, "eps": hex(&eps[start..]),
+        });
+        if let Some(tile) = tile {
+            value["tile"] = json!(tile);
+        }
+        value
+    };
+    let of_tiles =
+        keys.map(|(seed, stream, m, tile, columns, start)| row((seed, stream, m, Some(tile), columns, start)));
+    let of_inputs = [(0, 0, 0, None, 1100, 1000), (7, 9, 3, None, 40, 0)].map(row);
+    json!({ "tiles": of_tiles, "inputs": of_inputs })
+}
+
+/// Names and contents of the files of version 2.
+fn files_of_effects() -> Vec<(&'static str, String)> {
+    let mut source = Source(1000);
+    let mut forward = mixed_effects(&mut source, 132);
+    forward.extend(special_effects(&mut source));
+    let gradient = mixed_effects(&mut source, 44)
+        .into_iter()
+        .chain(special_effects(&mut source).into_iter().filter(|case| case.k < 100 && case.name.contains("8 8 8")));
+    let gradient: Vec<Case> = gradient.collect();
+    let mut backward: Vec<Value> = gradient.iter().map(|case| case.backward_json(&mut source, "highest")).collect();
+    let gradient: Vec<Case> =
+        gradient.into_iter().filter(Case::has_codes).chain(blocks_of_tiles(&mut source)).collect();
+    for precision in ["high", "8 bits"] {
+        backward.extend(gradient.iter().map(|case| case.backward_json(&mut source, precision)));
+    }
+    let forward: Vec<Value> = forward.iter().map(Case::forward_json).collect();
+    vec![
+        ("noise-2.json", object_of_lines(&noise_of_effects_json())),
+        ("forward-2.json", lines(&forward) + "\n"),
+        ("backward-2.json", lines(&backward) + "\n"),
+    ]
 }
 
 fn rng_json() -> Value {
@@ -419,12 +591,14 @@ pub fn files() -> Vec<(&'static str, String)> {
     for precision in ["high", "8 bits"] {
         backward.extend(gradient.iter().map(|case| case.backward_json(&mut source, precision)));
     }
-    vec![
+    let mut files = vec![
         ("rng.json", object_of_lines(&rng_json())),
         ("noise.json", object_of_lines(&noise_json())),
         ("forward.json", lines(&forward) + "\n"),
         ("backward.json", lines(&backward) + "\n"),
-    ]
+    ];
+    files.extend(files_of_effects());
+    files
 }
 
 #[allow(dead_code, reason = "unused when the tests include this file")]

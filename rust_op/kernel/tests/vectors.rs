@@ -62,8 +62,14 @@ struct Case {
 impl Case {
     fn read(value: &Value) -> Self {
         let params = &value["params"];
-        let int = |name| params[name].as_i64().expect(name);
-        let float = |name| floats(text(params, name))[0];
+        let int = |name: &str| params[name].as_i64().expect(name);
+        let float = |name: &str| floats(text(params, name))[0];
+        // Parameters of version 2 are left out at their defaults.
+        let has = |name: &str| params.get(name).is_some();
+        let later_int = |name| if has(name) { int(name) } else { 0 };
+        let later_float = |name| if has(name) { float(name) } else { 0.0 };
+        let later_text = |name, default: String| if has(name) { text(params, name).to_owned() } else { default };
+        let default = Spec::default();
         let spec = Spec {
             input_bits: int("input_bits"),
             weight_bits: int("weight_bits"),
@@ -74,7 +80,15 @@ impl Case {
             noise_additive: float("noise_additive"),
             noise_shot: float("noise_shot"),
             bias_stage: text(params, "bias_stage").to_owned(),
-            ..Spec::default()
+            tile_features: later_int("tile_features"),
+            output_bound: later_float("output_bound"),
+            noise_read: later_float("noise_read"),
+            photons: later_float("photons"),
+            detection: later_text("detection", default.detection),
+            photon_reference: later_text("photon_reference", default.photon_reference),
+            input_noise_relative: later_float("input_noise_relative"),
+            input_noise_additive: later_float("input_noise_additive"),
+            weight_levels: later_int("weight_levels"),
         };
         let optional = |name: &str| value[name].as_str().map(floats);
         Case {
@@ -151,9 +165,32 @@ fn gaussian() {
     }
 }
 
+/// The elements of the lists in `files`.
+fn elements(files: [&str; 2]) -> impl Iterator<Item = Value> + use<> {
+    files.map(read).into_iter().flat_map(|file| file.as_array().expect("a list").clone())
+}
+
+#[test]
+fn gaussian_of_tiles_and_inputs() {
+    let file = read("noise-2.json");
+    for (place, row) in ["tiles", "inputs"]
+        .into_iter()
+        .flat_map(|place| file[place].as_array().expect("a list").iter().map(move |row| (place, row)))
+    {
+        let key = rng::call_key(NoiseKey { seed: number(row, "seed"), stream: number(row, "stream") });
+        let mut eps = vec![0.0; number(row, "columns") as usize];
+        if place == "tiles" {
+            noise::fill_tile(key, number(row, "row"), number(row, "tile"), &mut eps);
+        } else {
+            noise::fill_row(key ^ rng::INPUT_KEY, number(row, "row"), &mut eps);
+        }
+        assert_same_bits(place, &eps[number(row, "start") as usize..], &floats(text(row, "eps")));
+    }
+}
+
 #[test]
 fn forward() {
-    for value in read("forward.json").as_array().expect("a list") {
+    for value in &elements(["forward.json", "forward-2.json"]).collect::<Vec<_>>() {
         let case = Case::read(value);
         let expected = floats(text(value, "y"));
         let bits = case.params.weight_bits;
@@ -220,7 +257,7 @@ impl Codes {
 
 #[test]
 fn gradient() {
-    for value in read("backward.json").as_array().expect("a list") {
+    for value in &elements(["backward.json", "backward-2.json"]).collect::<Vec<_>>() {
         let case = Case::read(value);
         let (m, n, k) = (case.m(), case.n, case.k);
         let (dy, dx, dw, db) = (
@@ -249,9 +286,10 @@ fn gradient() {
             let w_scale = weights.scale().to_vec();
             let layer = Layer::new(weights, case.bias.as_deref()).expect("a layer");
 
+            let tiles = case.params.tiles(k).len();
             let dac_saturates = case.params.input_range.is_some();
             let (mut x_step, mut y) = (vec![7.0; m], vec![7.0; m * n]);
-            let mut adc_mask = case.params.adc_can_saturate().then(|| vec![0xFF; m * mask_stride(n)]);
+            let mut adc_mask = case.params.adc_can_saturate().then(|| vec![0xFF; m * tiles * mask_stride(n)]);
             let mut dac_mask = dac_saturates.then(|| vec![0xFF; m * mask_stride(k)]);
             let to_save = Saved {
                 x_codes: x_codes.target(),
