@@ -178,7 +178,7 @@ class Params:
         fine = np.float32(self.input_full_scale)
         least = LEAST_FINE_SIGMA / fine
         words = text(least) if least >= 1e-4 else np.format_float_scientific(least, exp_digits=1)
-        if self.input_additive * fine < LEAST_FINE_SIGMA:
+        if self.input_additive < LEAST_FINE_SIGMA / fine:
             raise ValueError(
                 f"input_noise_additive = {text(self.input_additive)}: allowed is 0, or at least {words} "
                 f"with input_bits {self.input_bits}: a smaller sigma is below {text(LEAST_FINE_SIGMA)} steps of the "

@@ -74,8 +74,7 @@ fn set_scale(block: Block, packed: &mut PackedRowsMut<'_>, index: usize, largest
 pub(super) fn pack_for_x<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
-    inputs: &Inputs<'_>,
-    tile: Tile,
+    (inputs, tile): (&Inputs<'_>, Tile),
     rows: Range<usize>,
     terms: Range<usize>,
     scale: &[f32],
@@ -222,8 +221,7 @@ impl Bias<'_> {
 pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
-    inputs: &Inputs<'_>,
-    tile: Tile,
+    (inputs, tile): (&Inputs<'_>, Tile),
     rows: Range<usize>,
     terms: Range<usize>,
     packed: Option<(PackedRowsMut<'_>, &[f32])>,
@@ -231,7 +229,7 @@ pub(super) fn pack_for_weight<S: Isa, F: Form<S>>(
 ) {
     match (packed, form.block()) {
         (Some((packed, x_step)), Some(block)) => {
-            pack_columns(isa, form, block, inputs, tile, rows, terms, x_step, packed, bias.as_mut());
+            pack_columns(isa, form, block, (inputs, tile), rows, terms, x_step, packed, bias.as_mut());
         }
         (mut packed, _) => {
             let (tile_rows, _) = S::FLOAT_TILE;
@@ -268,8 +266,7 @@ fn pack_columns<S: Isa, F: Form<S>>(
     isa: S,
     form: F,
     block: Block,
-    inputs: &Inputs<'_>,
-    tile: Tile,
+    (inputs, tile): (&Inputs<'_>, Tile),
     rows: Range<usize>,
     terms: Range<usize>,
     x_step: &[f32],

@@ -390,11 +390,11 @@ impl Formed for PackLeft<'_, '_> {
             match side {
                 Side::X => {
                     let (packed, scale) = packed.expect("the gradient of X goes with no bias");
-                    pack_for_x(isa, form, call.inputs, call.tile, rows.clone(), terms, scale, packed);
+                    pack_for_x(isa, form, (call.inputs, call.tile), rows.clone(), terms, scale, packed);
                 }
                 Side::Weight => {
                     let bias = bias.as_deref_mut().map(|sums| Bias { sums, unmasked: call.unmasked_bias });
-                    pack_for_weight(isa, form, call.inputs, call.tile, rows.clone(), terms, packed, bias);
+                    pack_for_weight(isa, form, (call.inputs, call.tile), rows.clone(), terms, packed, bias);
                 }
             }
         }
