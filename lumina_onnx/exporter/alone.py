@@ -16,6 +16,7 @@ from .passes.silence_noise import SilenceNoise
 from .report import Comparison
 from .sessions import session
 from .watching import Executions
+from .writing import message
 
 __all__ = ["noisy_bodies", "quiet_bodies", "size"]
 
@@ -66,7 +67,7 @@ def _ran(model: ir.Model, chosen: _Runs, *, quiet: bool) -> _Runs:
     if quiet:
         alone, _ = passes.run(alone, SilenceNoise())
     inputs = [each[0][0] for _, each in chosen]
-    with files.temporary(ir.to_proto(alone)) as path:
+    with files.temporary(*message(alone)) as path:
         opened = session(path, library=False)
     results = opened.run(None, {f"X{number}": x for number, x in enumerate(inputs)})
     return [(node, [pair]) for (node, _), *pair in zip(chosen, inputs, results, strict=True)]  # type: ignore[list-item]

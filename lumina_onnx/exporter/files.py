@@ -1,6 +1,7 @@
 """Reads, checks and writes a model's file and its external data in one place, so no model gets another's weights.
 
-Models here are onnx's protobuf messages, as in the file; :mod:`.loading` turns them into onnx_ir models.
+Models here are onnx's protobuf messages, as in the file; :mod:`.loading` turns them into onnx_ir models. Large tensors
+are in none of these messages, since protobuf holds what it reads or writes twice: the messages refer to where they are.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -23,14 +24,20 @@ from onnx.external_data_helper import uses_external_data
 
 from lumina_onnx._files import kind, replacing
 
+from . import wire
+
 __all__ = [
+    "IN_MEMORY",
+    "Array",
     "Place",
+    "Stored",
     "content",
+    "fill",
     "graphs",
     "load",
     "placed",
     "size",
-    "stored_bytes",
+    "stored",
     "take_in",
     "temporary",
     "tensors",
@@ -54,7 +61,19 @@ _ALIGNMENT = 4096
 
 _BITS = {int(kind): 4 for kind in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)}
 _BITS |= {int(kind): 2 for kind in (TensorProto.UINT2, TensorProto.INT2)}
+_BITS |= {number: 6 for name, number in TensorProto.DataType.items() if name.startswith("FLOAT6")}
 """The bits per element of the types whose elements share bytes."""
+
+
+class Array(Protocol):
+    """What a tensor refers to that is in memory, outside its message."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes :meth:`tobytes` returns."""
+
+    def tobytes(self) -> bytes:
+        """The elements, as ``raw_data`` would hold them."""
 
 
 def load(path: str | os.PathLike[str], *, weights: bool = True, argument: str = "path") -> onnx.ModelProto:
@@ -65,8 +84,9 @@ def load(path: str | os.PathLike[str], *, weights: bool = True, argument: str = 
 
     Args:
         path: the file.
-        weights: whether to read the external data into the model; if not, the model refers to them by absolute paths,
-            which stay valid wherever the model goes but which ONNX Runtime refuses.
+        weights: whether all data are in the model. If not, the model refers to external data, and to the large tensors
+            of the file itself, by absolute paths, which stay valid wherever the model goes but which ONNX Runtime
+            refuses.
         argument: what error messages call `path`.
 
     Raises:
@@ -98,7 +118,7 @@ def _parsed(file: Path, named: str) -> onnx.ModelProto:
             "beside its file)"
         )
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = _outlined(file) or onnx.load(file, load_external_data=False)
     except OSError:
         raise
     except Exception as error:
@@ -107,6 +127,28 @@ def _parsed(file: Path, named: str) -> onnx.ModelProto:
     if not model.HasField("graph"):
         raise ValueError(f"{unreadable} (it holds no graph)")
     return model
+
+
+def _outlined(file: Path) -> onnx.ModelProto | None:
+    """A model whose large tensors refer to its own file; None if onnx has to read it as a whole."""
+    if onnx.serialization.registry.get_format_from_file_extension(file.suffix) not in (None, "protobuf"):
+        return None
+    try:
+        for name in (file.name, str(file.resolve())):
+            name.encode()
+    except UnicodeEncodeError:  # A message cannot hold such a name.
+        return None
+    with file.open("rb") as opened:
+        try:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:  # Not every file system can.
+            return None
+    with mapped:
+        try:
+            outline = wire.taken_out(mapped, file.name, size)
+        except wire.MalformedError:
+            return None
+    return onnx.load_model_from_string(outline)
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
@@ -180,37 +222,84 @@ def placed(tensor: TensorProto) -> Place | None:
     return Place(Path(entries["location"]), int(entries.get("offset") or 0))
 
 
-def content(tensor: TensorProto) -> bytes:
-    """A tensor's elements as bytes, read from the data file if :func:`load` left them there."""
+IN_MEMORY = "in memory"
+"""The location of what is an array; the offset is its index among all. Other locations are absolute paths."""
+
+
+def content(tensor: TensorProto, arrays: Sequence[Array] = ()) -> bytes:
+    """A tensor's elements as bytes: those of an array, or of the data file if :func:`load` left them there."""
     place = placed(tensor)
     if place is None:
         stored = tensor if tensor.HasField("raw_data") else numpy_helper.from_array(numpy_helper.to_array(tensor))
         return bytes(stored.raw_data)
-    with place.path.open("rb") as data:
-        data.seek(place.offset)
-        read = data.read(size(tensor))
-    if len(read) != size(tensor):
-        raise OSError(f"{str(place.path)!r} has become shorter while it was read")
-    return read
+    if place.path == Path(IN_MEMORY):
+        return arrays[place.offset].tobytes()
+    return b"".join(_chunks(place, size(tensor)))
+
+
+def _chunks(place: Place, count: int, most: int = 2**31) -> Iterator[bytes]:
+    """So many bytes of a file from a place on, in chunks."""
+    try:
+        source = place.path.open("rb")
+    except OSError as error:
+        raise type(error)(f"{str(place.path)!r} cannot be read any more ({error.strerror})") from error
+    with source:
+        source.seek(place.offset)
+        while count:
+            part = source.read(min(count, most))
+            if not part:
+                raise OSError(f"{str(place.path)!r} has become shorter while it was read")
+            yield part
+            count -= len(part)
 
 
 def take_in(model: onnx.ModelProto) -> None:
     """Reads the external data into a model that :func:`load` read without them."""
     for _, tensor in tensors(model):
-        _take_in(tensor)
+        fill(tensor)
 
 
-def _take_in(tensor: TensorProto) -> None:
+def fill(tensor: TensorProto, arrays: Sequence[Array] = ()) -> None:
+    """Puts the data into a tensor that refers to them."""
     if placed(tensor):
-        tensor.raw_data = content(tensor)
+        tensor.raw_data = content(tensor, arrays)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
 
 
-def stored_bytes(path: str | os.PathLike[str], model: onnx.ModelProto) -> int:
-    """The total size of a model's file and its data files; the model was read by :func:`load` without weights."""
+@dataclass(frozen=True)
+class Stored:
+    """A model's file and its data files, as they were when the model was read."""
+
+    _states: dict[Path, tuple[int, ...]]
+
+    @property
+    def bytes(self) -> int:
+        """Their total size."""
+        return sum(state[0] for state in self._states.values())
+
+    def check(self) -> None:
+        """Checks that they are still the same.
+
+        Raises:
+            OSError: one has been changed or replaced, so that what was read of it later is of another model.
+        """
+        for path, state in self._states.items():
+            if not path.exists() or _state(path) != state:
+                raise OSError(
+                    f"{str(path)!r} has been changed while it was read: allowed is a file that stays as it is"
+                )
+
+
+def stored(path: str | os.PathLike[str], model: onnx.ModelProto) -> Stored:
+    """The files of a model that was read by :func:`load` without weights."""
     files = {place.path for _, tensor in tensors(model) if (place := placed(tensor))}
-    return sum(file.stat().st_size for file in {Path(path).resolve(), *files})
+    return Stored({file: _state(file) for file in {Path(path).resolve(), *files}})
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
 
 def _pin(model: onnx.ModelProto, file: Path, named: str) -> None:
@@ -221,14 +310,7 @@ def _pin(model: onnx.ModelProto, file: Path, named: str) -> None:
             described = f"{named}: its tensor {name!r}"
             place = _checked(tensor, file, described, lengths)
             tensor.ClearField("raw_data")
-            _refer(tensor, str(place.path), place.offset)
-
-
-def _refer(tensor: TensorProto, location: str, offset: int) -> None:
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", size(tensor))):
-        tensor.external_data.add(key=key, value=str(value))
+            wire.refer(tensor, str(place.path), place.offset, size(tensor))
 
 
 def _checked(tensor: TensorProto, file: Path, described: str, lengths: dict[Path, int]) -> Place:
@@ -287,31 +369,42 @@ def _length(path: Path, described: str, expected: str) -> int:
         raise type(error)(f"{described}, which cannot be read ({error.strerror}); {expected}") from error
 
 
-def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | None:
+def write(
+    model: onnx.ModelProto,
+    file: Path,
+    *,
+    arrays: Sequence[Array] = (),
+    sources: Iterable[Stored] = (),
+    check: bool = False,
+) -> Path | None:
     """Writes a model that depends on no other model's files; the file appears under its name only once it is complete.
 
     If protobuf cannot hold the data, they go into a separate file beside it, whose path is returned: a new file, or the
-    data file of the model that is replaced. The model changes: its data are read into it, or it refers to that file.
+    data file of the model that is replaced. The model may then change: it refers to that file.
 
     Args:
         model: as :func:`load` reads it, with or without weights, or made in memory.
         file: the file to write.
+        arrays: what its tensors refer to at :data:`IN_MEMORY`.
+        sources: the files of the models that it was made from, which must not have changed.
         check: run onnx's checker first, which raises its own errors.
 
     Raises:
         OSError: a file cannot be read or written; a previous file is unchanged.
         ValueError: the model is too large for protobuf even without its data.
     """
-    message = _with_data(model)
-    if message is not None:
-        if check:
-            onnx.checker.check_model(message, check_custom_domain=True)
+    pieces = _whole(model)
+    if pieces is not None:
         with replacing(file) as temporary:
-            temporary.write_bytes(message)
+            _write(pieces, temporary, arrays)
+            if check:
+                onnx.checker.check_model(temporary, check_custom_domain=True)
+            for source in sources:
+                source.check()
         return None
     data = _data_name(file)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        _move_out(model, Path(folder) / data.name)
+        _move_out(model, Path(folder) / data.name, arrays)
         message = _message(model)
         if message is None:
             raise ValueError(f"path = {str(file)!r}: protobuf ends at 2 GiB, and the model takes more without data")
@@ -321,34 +414,38 @@ def write(model: onnx.ModelProto, file: Path, *, check: bool = False) -> Path | 
             onnx.checker.check_model(checked, check_custom_domain=True)
         with replacing(file) as temporary:
             temporary.write_bytes(message)
+            for source in sources:
+                source.check()
             _place_data(Path(folder), data, file)
     return data
 
 
 @contextlib.contextmanager
-def temporary(model: onnx.ModelProto) -> Iterator[Path]:
+def temporary(model: onnx.ModelProto, arrays: Sequence[Array] = ()) -> Iterator[Path]:
     """A temporary file of a model in memory, for sessions, with its own data whatever the current folder is.
 
     If a model that refers to other files is passed as bytes, ONNX Runtime looks for those files in the current folder.
-    A session may outlive the file. The model changes: some of its data may be deleted with the file.
+    A session may outlive the file. The model may change: some of its data may be deleted with the file.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         if sum(size(tensor) for _, tensor in tensors(model)) > _MAPPED:
-            _move_out(model, Path(folder) / "data")
+            _move_out(model, Path(folder) / "data", arrays)
+            file.write_bytes(model.SerializeToString())
         else:
-            take_in(model)
-        file.write_bytes(model.SerializeToString())
+            _write(wire.put_in(model.SerializeToString()), file, arrays)
         yield file
 
 
-def _with_data(model: onnx.ModelProto) -> bytes | None:
+def _whole(model: onnx.ModelProto) -> list[wire.Piece] | None:
     """The serialised model with all its data inside; None if it is too large."""
     if sum(size(tensor) for _, tensor in tensors(model)) > _MAXIMUM_PROTOBUF:
         return None
-    take_in(model)
     message = _message(model)
-    return message if message is not None and len(message) <= _MAXIMUM_PROTOBUF else None
+    if message is None:
+        return None
+    pieces = wire.put_in(message)
+    return pieces if sum(map(wire.length, pieces)) <= _MAXIMUM_PROTOBUF else None
 
 
 def _message(model: onnx.ModelProto) -> bytes | None:
@@ -356,6 +453,15 @@ def _message(model: onnx.ModelProto) -> bytes | None:
         return model.SerializeToString()
     except Exception:  # protobuf's EncodeError.
         return None
+
+
+def _write(pieces: list[wire.Piece], file: Path, arrays: Sequence[Array]) -> None:
+    with file.open("wb") as opened:
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                opened.write(piece)
+            else:
+                _copy(piece, opened, arrays)
 
 
 def _data_name(file: Path) -> Path:
@@ -381,41 +487,34 @@ def _holds(file: Path, sought: bytes) -> bool:
         return mapped.find(sought) >= 0
 
 
-def _move_out(model: onnx.ModelProto, path: Path) -> None:
+def _move_out(model: onnx.ModelProto, path: Path, arrays: Sequence[Array] = ()) -> None:
     """Writes a model's data to a file and makes the model refer to it by name."""
     with path.open("wb") as data:
         for _, tensor in tensors(model):
             count = size(tensor)
             if count < _LEAST_BESIDE or tensor.data_type == TensorProto.STRING:
-                _take_in(tensor)
+                fill(tensor, arrays)
                 continue
             offset = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
             data.seek(offset)
-            _copy(tensor, data)
+            _copy(tensor, data, arrays)
             for field in _ELEMENTS:
                 tensor.ClearField(field)
-            _refer(tensor, path.name, offset)
+            wire.refer(tensor, path.name, offset, count)
 
 
 _ELEMENTS = ("raw_data", "external_data", *(f"{kind}_data" for kind in ("float", "int32", "int64", "double", "uint64")))
 """The fields that can hold a tensor's elements."""
 
 
-def _copy(tensor: TensorProto, data: BinaryIO) -> None:
+def _copy(tensor: TensorProto, data: BinaryIO, arrays: Sequence[Array]) -> None:
     """Appends a tensor's elements, in chunks if they are in a file."""
     place = placed(tensor)
-    if place is None:
-        data.write(content(tensor))
+    if place is None or place.path == Path(IN_MEMORY):
+        data.write(content(tensor, arrays))
         return
-    left = size(tensor)
-    with place.path.open("rb") as source:
-        source.seek(place.offset)
-        while left:
-            part = source.read(min(left, 2**24))
-            if not part:
-                raise OSError(f"{str(place.path)!r} has become shorter while it was read")
-            data.write(part)
-            left -= len(part)
+    for part in _chunks(place, size(tensor), 2**24):
+        data.write(part)
 
 
 def _place_data(folder: Path, data: Path, file: Path) -> None:

@@ -24,7 +24,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectReport:
     model = loaded.model
     return InspectReport(
         path=str(path),
-        file_bytes=loaded.bytes,
+        file_bytes=loaded.stored.bytes,
         opset=model.opset_imports.get("", 0),
         ir_version=model.ir_version,
         inputs=loaded.inputs,

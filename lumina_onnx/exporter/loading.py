@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from lumina_onnx.schema import DOMAIN, OPERATOR
 
 from . import files
 
-__all__ = ["Loaded", "deserialized", "load", "root", "unlogged"]
+__all__ = ["Loaded", "deserialized", "load", "root", "unlogged", "unmap"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Loaded:
     """A file that was read."""
 
     model: ir.Model
-    """The model; its external data stay in their files and are mapped when needed."""
-    bytes: int
-    """The size of the file, its external data included."""
+    """The model; external data, and large tensors in the file, stay where they are and are mapped when needed."""
+    stored: files.Stored
+    """The file and its external data."""
     inputs: dict[str, str]
     """The types of the inputs that callers feed, as text."""
     outputs: dict[str, str]
@@ -70,12 +71,12 @@ def load(
         if tensor.data_type not in known:
             raise ValueError(f"tensor {name!r} has data type {tensor.data_type}, which onnx does not know")
     message = _inlined(message)
-    stored = {tensor.name for tensor in message.graph.initializer}
-    inputs = {value.name: _spelled(value.type) for value in message.graph.input if value.name not in stored}
+    set_already = {tensor.name for tensor in message.graph.initializer}
+    inputs = {value.name: _spelled(value.type) for value in message.graph.input if value.name not in set_already}
     outputs = {value.name: _spelled(value.type) for value in message.graph.output}
-    size = files.stored_bytes(path, message)
+    stored = files.stored(path, message)
     _prepare(message, named, maps, sparse)
-    return Loaded(deserialized(message, named), size, inputs, outputs, message)
+    return Loaded(deserialized(message, named), stored, inputs, outputs, message)
 
 
 def deserialized(message: onnx.ModelProto, named: str) -> ir.Model:
@@ -152,6 +153,8 @@ def _prepare(message: onnx.ModelProto, named: str, maps: bool, sparse: str) -> N
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     """A sparse tensor as a dense one, under the name of its values."""
+    for tensor in (sparse.values, sparse.indices):
+        files.fill(tensor)
     values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
     # An index is either one number in row-major order, or one number per axis.
@@ -185,6 +188,18 @@ def _spelled(kind: onnx.TypeProto) -> str:
 
 def _element(kind: int) -> str:
     return onnx.TensorProto.DataType.Name(kind).lower()
+
+
+def unmap(model: ir.Model) -> None:
+    """Gives back the memory of what was read of a model's external tensors, which stay usable.
+
+    The pages of a mapped file count as the process's memory until the mapping ends.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
+                tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager

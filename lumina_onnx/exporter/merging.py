@@ -73,6 +73,7 @@ def merge(
             raise ValueError(f"{argument} = {str(source)!r} calls {nodes.RENAMED}")
     if not any(nodes.optical_nodes(model) for model in models):
         raise ValueError("first and second hold no lumina::OpticalLinear; allowed is at least one: exporter.export")
+    stored = [files.stored(source, message) for source, message in zip(sources.values(), messages, strict=True)]
     with_body = any(nodes.body_bytes(model) for model in models)
     del models
     message = _merged(messages, io_map, (prefix1, prefix2))
@@ -85,7 +86,7 @@ def merge(
         StampMetadata(),
         *([AttachBody()] if with_body else []),
     )
-    _, written = writing.save(model, file, check=False)
+    _, written = writing.save(model, file, sources=stored, check=False)
     report = inspection.inspect(path)
     return dataclasses.replace(report, notes=[*report.notes, *notes, *made, *written])
 

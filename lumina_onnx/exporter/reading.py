@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from . import nodes, raising
+from . import files, nodes, raising
 from .body import OPSETS
 from .loading import deserialized, load, root
 from .passes import run
@@ -25,9 +25,9 @@ class Source:
     """A file that was read."""
 
     graph: ir.Model
-    """The model, its functions inlined. External data stay in their files and are mapped when needed."""
-    bytes: int
-    """The size of the file, its external data included."""
+    """The model, its functions inlined. External data, and large tensors in the file, are mapped when needed."""
+    stored: files.Stored
+    """The file and its external data."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -46,7 +46,7 @@ def read(source: str | os.PathLike[str], fallback: bool, example: Any = None) ->
     loaded = load(source, argument="source")
     if nodes.optical_nodes(loaded.model) or nodes.renamed(loaded.model):
         raise ValueError(f"{named} has OpticalLinear nodes already; allowed is a file without")
-    found = Source(_inlined(loaded.model, named), loaded.bytes)
+    found = Source(_inlined(loaded.model, named), loaded.stored)
     if loaded.message.training_info:
         found.notes.append("training_info is left out: it trains the model as it was")
     opset = _opset(found.graph, named)

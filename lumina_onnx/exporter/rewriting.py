@@ -135,10 +135,10 @@ def rewrite(
         StampMetadata(),
         *([AttachBody()] if fallback else []),
     )
-    file_bytes, written = writing.save(model, file, check=False)
+    file_bytes, written = writing.save(model, file, sources=[read.stored], check=False)
     return RewriteReport(
         source=str(source),
-        source_bytes=read.bytes,
+        source_bytes=read.stored.bytes,
         path=str(path),
         file_bytes=file_bytes,
         opset=model.opset_imports[""],

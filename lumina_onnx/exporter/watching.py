@@ -16,6 +16,7 @@ from .passes import run
 from .passes.scans_to_loops import ScansToLoops
 from .passes.show_layers import SEQUENCES, ShowLayers, Shown
 from .sessions import session
+from .writing import message
 
 __all__ = ["Executions", "Sessions", "Watched"]
 
@@ -52,7 +53,7 @@ class Watched:
     def sessions(self) -> Iterator[Sessions]:
         """Yields a maker of sessions of the model, which is written once for all; sessions stay usable afterwards."""
         asked = list(dict.fromkeys(itertools.chain.from_iterable(shown.outputs for shown in self._shown)))
-        with files.temporary(ir.to_proto(self.model)) as path:
+        with files.temporary(*message(self.model)) as path:
 
             def fresh(*, library: bool = True) -> Callable[[Arrays], list[Executions]]:
                 opened = session(path, library=library)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from . import files
 from .onnx_schema import register
 
-__all__ = ["destination", "save"]
+__all__ = ["destination", "message", "save"]
+
+_HELD = 2**10
+"""Tensors of fewer bytes are copied into the message."""
 
 
 def destination(path: str | os.PathLike[str]) -> Path:
@@ -31,12 +36,42 @@ def destination(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def save(model: ir.Model, file: Path, *, check: bool = True) -> tuple[int, list[str]]:
+def message(model: ir.Model) -> tuple[onnx.ModelProto, list[files.Array]]:
+    """The model as onnx's message, which only refers to the model's own large tensors; and these, for :mod:`.files`."""
+    arrays: list[files.Array] = []
+    replaced: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    try:
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if isinstance(tensor, (ir.Tensor, ir.LazyTensor)) and tensor.nbytes >= _HELD:
+                    value.const_value = ir.ExternalTensor(
+                        files.IN_MEMORY,
+                        len(arrays),
+                        tensor.nbytes,
+                        tensor.dtype,
+                        shape=tensor.shape,
+                        name=tensor.name or "",
+                        doc_string=tensor.doc_string,
+                        metadata_props=tensor.metadata_props,
+                    )
+                    arrays.append(tensor)
+                    replaced.append((value, tensor))
+        return ir.to_proto(model), arrays
+    finally:
+        for value, tensor in replaced:
+            value.const_value = tensor
+
+
+def save(
+    model: ir.Model, file: Path, *, sources: Iterable[files.Stored] = (), check: bool = True
+) -> tuple[int, list[str]]:
     """Writes the file; data that protobuf cannot hold go into a file beside it, and a note says so.
 
     Args:
         model: the model, which is serialised only here.
         file: the file to write.
+        sources: the files that the model was made from. If one has changed, what was read of it may be of two models.
         check: run onnx's checker, which refuses some models that ONNX Runtime accepts: outputs without a shape, other
             domains.
 
@@ -44,7 +79,8 @@ def save(model: ir.Model, file: Path, *, check: bool = True) -> tuple[int, list[
         The number of bytes written, and notes.
     """
     register()
-    data = files.write(ir.to_proto(model), file, check=check)
+    proto, arrays = message(model)
+    data = files.write(proto, file, arrays=arrays, sources=sources, check=check)
     if data is None:
         return file.stat().st_size, []
     size = data.stat().st_size

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import lumina_kernel
 from lumina_onnx.exporter.constants import ConstantError, Constants
+from lumina_onnx.exporter.loading import unmap
 from lumina_onnx.exporter.names import Names
 from lumina_onnx.exporter.nodes import OpticalNode, optical_nodes, set_attributes
 from lumina_onnx.schema import LAYER
@@ -24,6 +25,9 @@ __all__ = ["PACKED_BITS", "StoreWeights"]
 PACKED_BITS = (1, 2, 4)
 """Weight bits whose codes are packed into shared bytes; other codes up to 8 bits take a byte each, 9..16 stay float32.
 """
+
+_MAPPED = 2**26
+"""After so many bytes of weights, what was read of files is given back."""
 
 
 class StoreWeights(Pass):
@@ -49,6 +53,7 @@ class StoreWeights(Pass):
         known, names = Constants(model), Names(name for graph in model.graphs() for name in graph.initializers)
         stored: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
         layers = [layer for layer in optical_nodes(model) if self._only is None or layer.node in self._only]
+        mapped = 0
         for layer in layers:
             node, bits = layer.node, layer.attributes["weight_bits"]
             weight, step = _weight(known, layer)
@@ -65,6 +70,10 @@ class StoreWeights(Pass):
                 set_attributes(node, in_features=weight.shape[1])
             for index, value in enumerate(values, start=1):
                 node.replace_input_with(index, value)
+            mapped += weight.nbytes
+            if mapped >= _MAPPED:
+                unmap(model)
+                mapped = 0
         return PassResult(model, bool(layers))
 
 
@@ -139,7 +148,8 @@ def _float_constant(known: Constants, layer: OpticalNode, index: int, name: str)
         raise ValueError(f"{layer.name}: its {name} is {error}; {allowed}") from error
     if array.dtype != np.float32:
         raise ValueError(f"{layer.name}: {name} has dtype {array.dtype}; allowed is float32 (model.float())")
-    array = np.ascontiguousarray(array)
+    # In a file, elements may begin anywhere.
+    array = np.require(array, requirements=["C", "ALIGNED"])
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         at = tuple(int(i) for i in bad[0])
