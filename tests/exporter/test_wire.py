@@ -395,6 +395,19 @@ def everywhere_plain() -> ModelProto:
     return model
 
 
+def test_what_is_said_of_a_tensor_stays(tmp_path: Path) -> None:
+    """Whether it is large or not."""
+    model = interleaved()
+    for tensor in model.graph.initializer:
+        tensor.doc_string = f"about {tensor.name}"
+        tensor.metadata_props.add(key="key", value="value")
+    rewrite(write(tmp_path / "x.onnx", model), tmp_path / "y.onnx", OpticalProfile(), skip="other")
+    kept = {tensor.name: tensor for tensor in onnx.load(tmp_path / "y.onnx").graph.initializer}
+    for name in ("b", "wide"):
+        assert kept[name].doc_string == f"about {name}"
+        assert [(entry.key, entry.value) for entry in kept[name].metadata_props] == [("key", "value")]
+
+
 CONVERSION = """
 import re, sys
 from pathlib import Path

@@ -47,4 +47,11 @@ class OwnTensors(Pass):
             array = np.array(value.numpy())
         else:
             return None
-        return ir.Tensor(array, dtype=value.dtype, shape=value.shape, name=value.name)
+        return ir.Tensor(
+            array,
+            dtype=value.dtype,
+            shape=value.shape,
+            name=value.name,
+            doc_string=value.doc_string,
+            metadata_props=value.metadata_props,
+        )
