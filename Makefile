@@ -117,7 +117,8 @@ versions: $(VENV)/dev.stamp ## Runs models in other releases of ONNX Runtime, wi
 board: $(BIN)/python ## Builds liblumina_ort.so for boards (aarch64 Linux) and tries it under qemu, some minutes
 	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run quick
 
-board-test: $(VENV)/dev.stamp ## All tests of the library and of the wheel for boards, under qemu
+# The parts torch and torch-X.Y need nothing of the development environment, which has a PyTorch of its own.
+board-test: $(if $(filter-out quick torch torch-%,$(or $(BOARD_ARGS),full)),$(VENV)/dev.stamp,$(BIN)/python) ## All tests of the library and of the wheel for boards, under qemu
 	PYTHON=$(CURDIR)/$(BIN)/python tests/board/run $(or $(BOARD_ARGS),full)
 
 board-speed: $(VENV)/dev.stamp ## Predicts the speed of the Arm tiers' hot loops (llvm-mca), and compares it with bars

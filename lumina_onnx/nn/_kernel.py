@@ -19,7 +19,11 @@ from lumina_onnx.nn import _torch_state
 
 _float32 = torch.float32
 _uint8 = torch.uint8
-_tensors = lumina_kernel._Tensors(Tensor, Parameter, _torch_state.empty_on_cpu, _float32, _uint8, _torch_state.describe)
+_classes_and_makers = (Tensor, Parameter, _torch_state.empty_on_cpu, _float32, _uint8)
+try:
+    _tensors = lumina_kernel._Tensors(*_classes_and_makers)
+except ValueError:  # torch has no table of C functions, as before 2.10, or one of another version of DLPack
+    _tensors = lumina_kernel._Tensors(*_classes_and_makers, _torch_state.describe)
 #: Whether three tensors are an input [..., K], a weight [N, K] and a bias [N] (or None) that the passes take.
 are_call = _tensors.are_call
 #: Whether a tensor is float32 in the CPU's memory, and neither of a subclass nor a wrapper.

@@ -204,7 +204,8 @@ def _read(key: str, entry: Any, size: int) -> tuple[NDArray[np.float64], float]:
         raise ValueError(f"{key} has shape {list(entry.shape)}: {allowed}")
     if entry.layout != torch.strided:
         raise ValueError(f"{key} is {entry.layout}: {allowed}, dense")
-    values = np.array(entry.tolist(), dtype=np.float64)  # not an operator: torch.func would wrap its result again
+    with torch._C._DisableFuncTorch():  # torch.func would wrap it again: torch 2.8 cannot make a list of that
+        values = np.array(entry.tolist(), dtype=np.float64)
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if wrong.size:
         raise ValueError(f"{key}[{wrong[0]}] = {values[wrong[0]]:g}: allowed is a finite number >= 0")

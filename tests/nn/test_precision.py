@@ -93,6 +93,11 @@ def test_a_compiled_step_follows_later_changes(asked: Any) -> None:
         return optical_linear(x, weight, bias, PROFILE)
 
     inputs: Any = leaves()
+    # torch compiles anew where it may use TF32. When it does, torch 2.8 turns "medium" into "high".
+    for name in ("highest", "high"):
+        torch.set_float32_matmul_precision(name)
+        gradients(forward(*inputs), inputs)
+    asked.clear()
     for name in ("highest", "medium", "high"):
         torch.set_float32_matmul_precision(name)
         compiled = gradients(forward(*inputs), inputs)

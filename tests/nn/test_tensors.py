@@ -4,6 +4,7 @@ import ctypes
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def tensors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The passes with torch's table of C functions, and as they are where torch lacks it."""
     if request.param == "table" and not hasattr(Tensor, "__dlpack_c_exchange_api__"):
         pytest.skip(f"torch {torch.__version__} has no table of DLPack's functions")
-    describe = None if request.param == "table" else _torch_state._describe
+    describe = None if request.param == "table" else _torch_state.describe
     made = lumina_kernel._Tensors(Tensor, nn.Parameter, *MAKES, describe)
     monkeypatch.setattr(_dispatch, "are_call", made.are_call)
     return made
@@ -201,7 +202,7 @@ def test_a_pass_refuses_what_was_made_otherwise() -> None:
         lambda sizes, strides, dtype: None,
     ):
         tensors = lumina_kernel._Tensors(
-            torch.Tensor, nn.Parameter, make, torch.float32, torch.uint8, _torch_state._describe
+            torch.Tensor, nn.Parameter, make, torch.float32, torch.uint8, _torch_state.describe
         )
         with pytest.raises(ValueError, match="torch made no dense tensor for y"):
             tensors.forward(PARAMS, None, x, weight, bias, 0, 0, None, 1)
@@ -252,7 +253,7 @@ kinds = {
 }
 tensors = lumina_kernel._Tensors(
     torch.Tensor, torch.nn.Parameter, _torch_state.empty_on_cpu, torch.float32, torch.uint8,
-    _torch_state._describe if sys.argv[1] == "attributes" else None,
+    _torch_state.describe if sys.argv[1] == "attributes" else None,
 )
 params = lumina_kernel.Params(input_bits=0, weight_bits=8)
 m, n, k = 5, 3, 2
@@ -413,3 +414,88 @@ def test_another_table_of_dlpack_is_refused_in_words(version: int, function: int
     message = f"torch.Tensor has DLPack {version}: allowed is DLPack 1, with the function that describes a tensor"
     with pytest.raises(ValueError, match=re.escape(message)):
         lumina_kernel._Tensors(Other, nn.Parameter, *MAKES)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_an_interrupt_while_a_tensor_is_described_is_not_lost(place: int, error: type[BaseException]) -> None:
+    """A signal's handler may run inside the function that describes tensors. Other errors say that it cannot be."""
+    asked = 0
+
+    def describe(tensor: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == place + 1:
+            raise error
+        return _torch_state.describe(tensor)
+
+    class Plain:
+        """A class without a table, so that the function is asked."""
+
+    made = lumina_kernel._Tensors(Plain, nn.Parameter, *MAKES, describe)
+    usual = lumina_kernel._Tensors(Plain, nn.Parameter, *MAKES, _torch_state.describe)
+    x, weight, bias = (nn.Parameter(tensor) for tensor in call())
+    y, saved = usual.forward(PARAMS, None, x, weight, bias, 0, 0, (True, True), 1)  # type: ignore[misc]
+    gradients: Any = ((True, True, True), (True, True), "highest", 1)
+    calls: dict[str, Callable[[], Any]] = {
+        "are_call": lambda: made.are_call(x, weight, bias),
+        "forward": lambda: made.forward(PARAMS, None, x, weight, bias, 0, 0, (True, True), 1),
+        "backward": lambda: made.backward(PARAMS, K, y, None, weight, saved, *gradients),
+    }
+    if place < 2:
+        calls["prepare"] = lambda: made.prepare(PARAMS, weight, bias, 1)
+    if place < 1:
+        calls["is_float"] = lambda: made.is_float(x)
+    for name, attempt in calls.items():
+        asked = 0
+        if name == "prepare" or error is not RuntimeError:
+            with pytest.raises(ValueError if error is RuntimeError else error):
+                attempt()
+        else:
+            assert not attempt()
+
+
+def test_an_interrupt_in_a_subclass_is_not_lost(tensors: Any) -> None:
+    class Interrupted(Tensor):
+        def is_neg(self) -> Any:
+            raise KeyboardInterrupt
+
+    x, weight, bias = call()
+    with pytest.raises(KeyboardInterrupt):
+        tensors.forward(PARAMS, None, x.as_subclass(Interrupted), weight, bias, 0, 0, None, 1)
+
+
+STEP = """
+import hashlib
+import torch
+from lumina_onnx import OpticalProfile
+from lumina_onnx.nn import _kernel, functional
+
+generator = torch.Generator().manual_seed(0)
+x, weight, bias = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((5, 40), (30, 40), (30,)))
+assert _kernel.is_float(x)
+y = functional.optical_linear(x, weight, bias, OpticalProfile(noise_relative=0.01), seed=1, stream=2)
+y.backward(torch.ones_like(y))
+digest = hashlib.sha256()
+for tensor in (y, x.grad, weight.grad, bias.grad):
+    digest.update(tensor.detach().numpy().tobytes())
+print(digest.hexdigest())
+"""
+OTHER_VERSION = """
+import ctypes
+import torch
+
+table = (ctypes.c_uint64 * 7)(2, 0, 0, 0, 0, 0, 0)
+new = ctypes.pythonapi.PyCapsule_New
+new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+torch.Tensor.__dlpack_c_exchange_api__ = new(ctypes.addressof(table), b"dlpack_exchange_api", None)
+"""
+
+
+def test_a_torch_with_a_later_dlpack_is_asked_for_attributes() -> None:
+    results = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+        for code in (STEP, OTHER_VERSION + STEP)
+    ]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr
+    assert results[0].stdout == results[1].stdout

@@ -11,7 +11,7 @@ use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::slice;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -115,21 +115,31 @@ pub fn address(tensor: &Option<Described>, element: (u8, u8), count: usize) -> O
     }
 }
 
+/// The value; `None` for an exception that says that a tensor cannot be described. Others, such as `KeyboardInterrupt`,
+/// are not about the tensor.
+fn unless_refused<T>(py: Python<'_>, result: PyResult<T>) -> PyResult<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_instance_of::<PyException>(py) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the elements of a tensor are in its storage: those of a `FakeTensor`, or of a tensor whose storage was
 /// freed, are nowhere.
-fn is_stored(tensor: &Bound<'_, PyAny>, described: &Described) -> bool {
+fn is_stored(tensor: &Bound<'_, PyAny>, described: &Described) -> PyResult<bool> {
     let memory = || -> PyResult<(usize, usize)> {
         let storage = tensor.call_method0(intern!(tensor.py(), "untyped_storage"))?;
         let number = |name| storage.call_method0(name)?.extract();
         Ok((number(intern!(tensor.py(), "data_ptr"))?, number(intern!(tensor.py(), "nbytes"))?))
     };
-    match memory() {
-        Ok((0, _)) | Err(_) => false,
-        Ok((start, bytes)) => {
+    Ok(match unless_refused(tensor.py(), memory())? {
+        Some((0, _)) | None => false,
+        Some((start, bytes)) => {
             let offset = described.address().checked_sub(start);
             offset.and_then(|offset| bytes.checked_sub(offset)).is_some_and(|bytes| bytes >= described.extent())
         }
-    }
+    })
 }
 
 /// How many elements a tensor of these sizes has.
@@ -256,8 +266,9 @@ impl TensorReader {
         })
     }
 
-    /// Describes a tensor; `None` if it cannot be described, such as a wrapper, or if its memory is not there.
-    pub fn described(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
+    /// Describes a tensor; `None` if it cannot be described, such as a wrapper, or if its memory is not there. An error
+    /// is an exception that comes from elsewhere, such as `KeyboardInterrupt`.
+    pub fn described(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<Described>> {
         let described = match &self.describe {
             Describe::Table(describe) => {
                 let mut fields = MaybeUninit::<Fields>::uninit();
@@ -265,18 +276,22 @@ impl TensorReader {
                 // has filled in all fields.
                 let fields = unsafe {
                     if describe(tensor.as_ptr(), fields.as_mut_ptr()) != 0 {
-                        drop(PyErr::take(tensor.py()));
-                        return None;
+                        return unless_refused(tensor.py(), Err(PyErr::fetch(tensor.py())));
                     }
                     fields.assume_init()
                 };
                 Described { fields, _counts: Vec::new() }
             }
-            Describe::Function(describe, dtypes) => told(tensor, describe, dtypes)?,
+            Describe::Function(describe, dtypes) => {
+                let answer = describe.bind(tensor.py()).call1((tensor,));
+                let Some(answer) = unless_refused(tensor.py(), answer)? else { return Ok(None) };
+                let Some(described) = told(&answer, dtypes) else { return Ok(None) };
+                described
+            }
         };
         // `Described::sizes` deals with a tensor that has no address at all.
         let certain = described.fields.data.is_null() || (described.address() >= MEMORY && self.is_plain(tensor));
-        (certain || is_stored(tensor, &described)).then_some(described)
+        Ok((certain || is_stored(tensor, &described)?).then_some(described))
     }
 
     /// Whether this is a tensor, and of no subclass but `torch.nn.Parameter`.
@@ -286,21 +301,20 @@ impl TensorReader {
     }
 
     /// [`TensorReader::described`] for a tensor whose elements are read; `None` also if it stands for its negative.
-    pub fn operand(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
-        let described = self.described(tensor)?;
-        let negative = tensor.call_method0(intern!(tensor.py(), "is_neg"));
-        negative.is_ok_and(|negative| negative.is(PyBool::new(tensor.py(), false))).then_some(described)
+    pub fn operand(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<Described>> {
+        let Some(described) = self.described(tensor)? else { return Ok(None) };
+        let negative = unless_refused(tensor.py(), tensor.call_method0(intern!(tensor.py(), "is_neg")))?;
+        Ok(negative.is_some_and(|negative| negative.is(PyBool::new(tensor.py(), false))).then_some(described))
     }
 
     /// [`TensorReader::described`] for a tensor of no subclass but `torch.nn.Parameter`; `None` for others.
-    pub fn plain(&self, tensor: &Bound<'_, PyAny>) -> Option<Described> {
-        if self.is_plain(tensor) { self.described(tensor) } else { None }
+    pub fn plain(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<Described>> {
+        if self.is_plain(tensor) { self.described(tensor) } else { Ok(None) }
     }
 }
 
-/// What `describe` says of a tensor; `None` if it says nothing, raises, or names another dtype.
-fn told(tensor: &Bound<'_, PyAny>, describe: &Py<PyAny>, dtypes: &[(Py<PyAny>, (u8, u8))]) -> Option<Described> {
-    let answer = describe.bind(tensor.py()).call1((tensor,)).ok()?;
+/// What a Python function said of a tensor; `None` if it said nothing, or named another dtype.
+fn told(answer: &Bound<'_, PyAny>, dtypes: &[(Py<PyAny>, (u8, u8))]) -> Option<Described> {
     let (dtype, address, mut counts, strides): (Py<PyAny>, usize, Vec<i64>, Vec<i64>) = answer.extract().ok()?;
     let (code, bits) = dtypes.iter().find(|(known, _)| known.is(&dtype))?.1;
     if counts.len() != strides.len() || counts.iter().any(|size| *size < 0) {

@@ -98,16 +98,19 @@ impl Tensors {
     }
 
     /// Whether this is a float32 tensor in the CPU's memory, and not a wrapper of one.
-    fn is_float(&self, tensor: &Bound<'_, PyAny>) -> bool {
-        self.reader.plain(tensor).is_some_and(|tensor| tensor.sizes(FLOAT32).is_some())
+    fn is_float(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.reader.plain(tensor)?.is_some_and(|tensor| tensor.sizes(FLOAT32).is_some()))
     }
 
     /// Whether these are such tensors: an input [..., K], a weight [N, K], and a bias [N] or None.
-    fn are_call(&self, x: &Bound<'_, PyAny>, weight: &Bound<'_, PyAny>, bias: &Bound<'_, PyAny>) -> bool {
-        let (Some(x), Some(weight)) = (self.reader.plain(x), self.reader.plain(weight)) else { return false };
-        let (Some(x), Some([n, k])) = (x.sizes(FLOAT32), weight.sizes(FLOAT32)) else { return false };
-        let fits = *n > 0 && *k > 0 && x.last() == Some(k);
-        fits && (bias.is_none() || self.reader.plain(bias).is_some_and(|bias| bias.sizes(FLOAT32) == Some(&[*n])))
+    fn are_call(&self, x: &Bound<'_, PyAny>, weight: &Bound<'_, PyAny>, bias: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let Some(x) = self.reader.plain(x)? else { return Ok(false) };
+        let Some(weight) = self.reader.plain(weight)? else { return Ok(false) };
+        let (Some(x), Some([n, k])) = (x.sizes(FLOAT32), weight.sizes(FLOAT32)) else { return Ok(false) };
+        if *n == 0 || *k == 0 || x.last() != Some(k) {
+            return Ok(false);
+        }
+        Ok(bias.is_none() || self.reader.plain(bias)?.is_some_and(|bias| bias.sizes(FLOAT32) == Some(&[*n])))
     }
 
     /// A `PreparedLayer` from a weight [N, K], and a bias [N] or None.
@@ -122,10 +125,10 @@ impl Tensors {
         let params = PyParams::of(params)?;
         let refused = || PyValueError::new_err("weight or bias is no dense float32 tensor [N, K] or [N]");
         let operand = |tensor| self.reader.operand(tensor);
-        let weight = operand(weight).ok_or_else(refused)?;
+        let weight = operand(weight)?.ok_or_else(refused)?;
         let Some([n, k]) = weight.dense(FLOAT32) else { return Err(refused()) };
         let (n, k) = (*n as usize, *k as usize);
-        let bias = optional(bias, operand).and_then(|bias| address(&bias, FLOAT32, n)).ok_or_else(refused)?;
+        let bias = optional(bias, operand)?.and_then(|bias| address(&bias, FLOAT32, n)).ok_or_else(refused)?;
         // SAFETY: these are tensors of these sizes, which the caller keeps and does not change during the call.
         let source = unsafe { source((n, k), weight.address(), bias)? };
         let (tier, threads) = (tier()?, Threads::of_torch(py, threads)?);
@@ -158,10 +161,9 @@ impl Tensors {
         let reader = &self.reader;
         let unread = layer.is_some();
         let of_layer = |tensor| if unread { reader.described(tensor) } else { reader.operand(tensor) };
-        let (Some(x), Some(weight), Some(bias)) = (reader.operand(x), of_layer(weight), optional(bias, of_layer))
-        else {
-            return Ok(None);
-        };
+        let Some(x) = reader.operand(x)? else { return Ok(None) };
+        let Some(weight) = of_layer(weight)? else { return Ok(None) };
+        let Some(bias) = optional(bias, of_layer)? else { return Ok(None) };
         let (Some(sizes), Some([n, k])) = (x.dense(FLOAT32), weight.dense(FLOAT32)) else { return Ok(None) };
         let (n, k) = (*n as usize, *k as usize);
         if sizes.last() != Some(&(k as i64)) || layer.is_some_and(|layer| layer.get().shape() != (n, k)) {
@@ -233,7 +235,8 @@ impl Tensors {
         threads: usize,
     ) -> PyResult<Option<Gradients<'py>>> {
         let params = PyParams::of(params)?;
-        let (Some(dy), Some(saved)) = (self.reader.operand(dy), self.reader.described(saved)) else { return Ok(None) };
+        let Some(dy) = self.reader.operand(dy)? else { return Ok(None) };
+        let Some(saved) = self.reader.described(saved)? else { return Ok(None) };
         let Some([leading @ .., n]) = dy.dense(FLOAT32) else { return Ok(None) };
         let (m, n) = (elements(leading), *n as usize);
         let precision = Precision::from_name(precision).map_err(to_python)?;
@@ -242,13 +245,14 @@ impl Tensors {
         let Some(saved) = address(&Some(saved), UINT8, bytes) else { return Ok(None) };
         let of_x: Vec<i64> = leading.iter().copied().chain([k as i64]).collect();
         let of_weight = [n as i64, k as i64];
-        let shaped =
-            |tensor: Option<&Tensor<'py>>, sizes: &[i64]| match optional(tensor, |tensor| self.reader.operand(tensor))?
-            {
+        let shaped = |tensor: Option<&Tensor<'py>>, sizes: &[i64]| -> PyResult<Option<usize>> {
+            Ok(optional(tensor, |tensor| self.reader.operand(tensor))?.and_then(|tensor| match tensor {
                 None => Some(0),
                 Some(tensor) => (tensor.dense(FLOAT32)? == sizes).then(|| tensor.address()),
-            };
-        let (Some(x), Some(weight)) = (shaped(x, &of_x), shaped(weight, &of_weight)) else { return Ok(None) };
+            }))
+        };
+        let Some(x) = shaped(x, &of_x)? else { return Ok(None) };
+        let Some(weight) = shaped(weight, &of_weight)? else { return Ok(None) };
         if !saved.is_multiple_of(align_of::<f32>()) {
             return Ok(None);
         }
@@ -290,7 +294,7 @@ impl Tensors {
     /// # Safety
     /// As for [`dlpack::write`].
     unsafe fn made<'a, T: Element>(&self, name: &str, tensor: &Tensor<'_>, count: usize) -> PyResult<&'a mut [T]> {
-        let made = self.reader.described(tensor).and_then(|tensor| address(&Some(tensor), T::TYPE, count));
+        let made = self.reader.described(tensor)?.and_then(|tensor| address(&Some(tensor), T::TYPE, count));
         let address = made.ok_or_else(|| PyValueError::new_err(format!("torch made no dense tensor for {name}")))?;
         // SAFETY: by this function's contract.
         unsafe { dlpack::write(name, address, count) }
@@ -303,10 +307,10 @@ type Gradients<'py> = (Option<Tensor<'py>>, Option<Tensor<'py>>, Option<Tensor<'
 /// `describe` for a tensor that may be absent.
 fn optional<'a, 'py>(
     tensor: Option<&'a Tensor<'py>>,
-    describe: impl FnOnce(&'a Tensor<'py>) -> Option<Described>,
-) -> Option<Option<Described>> {
+    describe: impl FnOnce(&'a Tensor<'py>) -> PyResult<Option<Described>>,
+) -> PyResult<Option<Option<Described>>> {
     match tensor {
-        None => Some(None),
-        Some(tensor) => describe(tensor).map(Some),
+        None => Ok(Some(None)),
+        Some(tensor) => Ok(describe(tensor)?.map(Some)),
     }
 }
