@@ -341,9 +341,10 @@ ONNXRUNTIME = Page(
     ),
     notes={
         "integer operators": (
-            "the fastest of `MatMulNBits` (accuracy level 4, with the best block size of 32, 64, 128 and 256) and, at "
-            "8 bits, `DynamicQuantizeLinear` with `MatMulInteger` where its sums are exact. `MatMulNBits` has neither "
-            "ADC nor noise. A 1-bit layer is compared with 2 bits, the fewest that it has."
+            "the fastest of `MatMulNBits` (accuracy level 4, with the best block size of 32, 64, 128 and 256; of 32 "
+            "and 128 for the bandwidth of memory; of 128 for how soon a session is ready) and, at 8 bits, "
+            "`DynamicQuantizeLinear` with `MatMulInteger` where its sums are exact. `MatMulNBits` has neither ADC nor "
+            "noise. A 1-bit layer is compared with 2 bits, the fewest that it has."
         ),
         "without the library": (
             "the operator's function of standard ONNX operators, which a file carries for hosts without our library."
