@@ -433,7 +433,7 @@ def temporary(model: onnx.ModelProto, arrays: Sequence[Array] = ()) -> Iterator[
             _move_out(model, Path(folder) / "data", arrays)
             file.write_bytes(model.SerializeToString())
         else:
-            _write(wire.put_in(model.SerializeToString()), file, arrays)
+            _write(wire.put_in(model.SerializeToString(), size), file, arrays)
         yield file
 
 
@@ -444,7 +444,7 @@ def _whole(model: onnx.ModelProto) -> list[wire.Piece] | None:
     message = _message(model)
     if message is None:
         return None
-    pieces = wire.put_in(message)
+    pieces = wire.put_in(message, size)
     return pieces if sum(map(wire.length, pieces)) <= _MAXIMUM_PROTOBUF else None
 
 

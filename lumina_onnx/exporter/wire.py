@@ -87,17 +87,19 @@ def taken_out(data: bytes | mmap.mmap, location: str, size: Callable[[TensorProt
     return b"".join(piece for piece in pieces if isinstance(piece, bytes))
 
 
-def put_in(message: bytes) -> list[Piece]:
+def put_in(message: bytes, size: Callable[[TensorProto], int]) -> list[Piece]:
     """A serialised model in pieces, in which each tensor that refers to external data holds them.
 
-    Where the data belong there is the tensor, which says how long they are. Apart from that the bytes are those that
-    protobuf would write.
+    Where the data belong there is the tensor, which says how long they are; `size` does if the message does not. Apart
+    from that the bytes are those that protobuf would write.
     """
 
     def inside(start: int, end: int) -> list[Piece] | None:
         tensor = TensorProto.FromString(message[start:end])
         if tensor.data_location != TensorProto.EXTERNAL:
             return None
+        if all(entry.key != "length" for entry in tensor.external_data):
+            tensor.external_data.add(key="length", value=str(size(tensor)))
         outline = TensorProto()
         outline.CopyFrom(tensor)
         for name in ("external_data", "data_location"):

@@ -181,6 +181,15 @@ def test_what_is_put_in_is_what_protobuf_writes(tmp_path: Path) -> None:
     assert (tmp_path / "copy.onnx").read_bytes() == files.load(path).SerializeToString()
 
 
+def test_a_place_may_lack_a_length(tmp_path: Path) -> None:
+    model = files.load(write(tmp_path / "model.onnx", simple()), weights=False)
+    (tensor,) = model.graph.initializer
+    del tensor.external_data[2]
+    assert [entry.key for entry in tensor.external_data] == ["location", "offset"]
+    files.write(model, tmp_path / "copy.onnx")
+    assert (tmp_path / "copy.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+
+
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Within it, nothing is taken out of messages."""
