@@ -453,6 +453,8 @@ def test_a_model_compiled_inside_a_checkpoint() -> None:
 
 
 def test_a_block_inside_a_checkpoint_of_a_compiled_function() -> None:
+    if torch.__version__ < (2, 10):
+        pytest.skip("torch.compile of torch 2.8 and 2.9 refuses a function that sets an attribute in a checkpoint")
     net = model()
 
     def body(x: Any) -> Any:
