@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 __all__ = [
     "OP_DOMAIN",
-    "OP_NAME",
     "OP_DOMAIN_VERSION",
+    "OP_NAME",
     "OP_VERSION",
     "OP_VERSION_ATTRIBUTE",
     "Params",
@@ -129,8 +129,15 @@ def optical_linear_forward(
         noise_additive: sigma as a fraction of the full scale.
         noise_shot: sigma = noise_shot * sqrt(|z| * full scale).
         bias_stage: "analog" (before noise and ADC) or "digital" (after the ADC).
-        tile_features, output_bound, noise_read, photons, detection, photon_reference, input_noise_relative,
-            input_noise_additive, weight_levels: as in `lumina_onnx.OpticalProfile`.
+        tile_features: inputs of one pass of the core, with noise and an ADC of its own; 0 = the whole row.
+        output_bound: ADC full scale in products of two full-scale operands, in place of output_range; 0 = none.
+        noise_read: sigma of each weight in each use, as a fraction of its full scale.
+        photons: photons of a full-scale product on the detector; 0 = no shot noise of light.
+        detection: the light that the detector sees, "offset" or "balanced".
+        photon_reference: what `photons` is that of: a "full_scale" product, or the row's "mean".
+        input_noise_relative: sigma on the inputs behind the DAC as a fraction of the value, 0..1.
+        input_noise_additive: the same as a fraction of the DAC's full scale.
+        weight_levels: the code that is a weight's full scale; 0 = the largest.
         seed: 0..2^63-1, key of the noise.
         stream: 0..2^63-1, counts the draws under one seed; 0 if only the seed is given.
         out: [..., N] to write the result into; must not share memory with the inputs.
