@@ -134,6 +134,26 @@ class OpticalProfile:
         """The profile without noise."""
         return self.replace(**schema.quiet(_fields(self)))
 
+    def averaged(self, readings: int) -> OpticalProfile:
+        """The profile of hardware that takes each pass `readings` times and averages the results before the ADC.
+
+        Every sigma is divided by the square root of `readings`, and ``photons`` are multiplied by it (S. Garg et al.,
+        "Dynamic Precision Analog Computing for Neural Networks", arXiv 2102.06365, 2021).
+
+        Raises:
+            TypeError: `readings` is not an integer.
+            ValueError: `readings` is below 1, or a level becomes too small for the operator.
+        """
+        try:
+            count = operator.index(readings)
+        except TypeError:
+            raise TypeError(f"readings is {type(readings).__name__}: allowed is int") from None
+        if count < 1:
+            raise ValueError(f"readings = {count}: allowed is 1 or more")
+        root = math.sqrt(count)
+        changes = {name: getattr(self, name) / root for name in schema.NOISE if name != "photons"}
+        return self.replace(**changes, photons=self.photons * count)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> OpticalProfile:
         """Reads a JSON object; absent fields take their defaults.

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 import lumina_kernel
 from lumina_onnx import profile as module
-from lumina_onnx import schema
+from lumina_onnx import reference, schema
 from lumina_onnx.profile import NotModelledWarning, OpticalProfile
 
 FIELDS = [field.name for field in dataclasses.fields(OpticalProfile)]
+#: Those that version 1 of the operator has.
+FIRST = [row.name for row in schema.LAYER if row.since == 1]
 PRESETS = list(OpticalProfile.presets())
 
 levels = st.floats(0, 10, width=32)
@@ -53,7 +55,7 @@ def test_fields_are_the_operators() -> None:
 def test_json_both_ways(profile: OpticalProfile) -> None:
     assert OpticalProfile.from_json(profile.to_json()) == profile
     assert OpticalProfile.from_json(profile.to_json().encode()) == profile
-    assert list(json.loads(profile.to_json())) == FIELDS
+    assert list(json.loads(profile.to_json())) == FIRST
 
 
 @given(profiles)
@@ -92,7 +94,7 @@ def test_types_are_settled() -> None:
         np.float64(0.5),
     )
     assert profile == OpticalProfile(4, 4, 4, 1.0, (1.0, 2.0), 0.0, 0.5)
-    assert [type(getattr(profile, name)) for name in FIELDS] == [int] * 3 + [float, tuple] + [float] * 3 + [str]
+    assert [type(getattr(profile, name)) for name in FIRST] == [int] * 3 + [float, tuple] + [float] * 3 + [str]
     digital = OpticalProfile(bias_stage=Stage.DIGITAL)
     assert type(digital.bias_stage) is str
     assert digital._text == OpticalProfile(bias_stage="digital")._text
@@ -147,6 +149,52 @@ def test_wrong_json(text: str, message: str) -> None:
         OpticalProfile.from_json(text)
 
 
+def test_json_has_the_fields_of_version_2_where_they_are_used() -> None:
+    """A release that has version 1 alone refuses keys that it does not know."""
+    first = set(FIRST)
+    assert set(json.loads(OpticalProfile().to_json())) == first
+    lit = OpticalProfile(photons=2.5, detection="balanced", tile_features=64)
+    assert set(json.loads(lit.to_json())) == first | {"photons", "detection", "tile_features"}
+    assert OpticalProfile.from_json(lit.to_json()) == lit
+
+
+def test_averaged_readings() -> None:
+    """The noise is that of the mean of so many draws."""
+    core = OpticalProfile(
+        8, 8, 0, noise_relative=0.1, noise_additive=0.05, noise_read=0.02, photons=20.0, input_noise_relative=0.1
+    )
+    averaged = core.averaged(4)
+    assert averaged == core.replace(
+        noise_relative=0.05, noise_additive=0.025, noise_read=0.01, photons=80.0, input_noise_relative=0.05
+    )
+    assert core.averaged(1) == core
+    assert OpticalProfile(noise_shot=0.5).averaged(25) == OpticalProfile(noise_shot=0.1)
+    generator = np.random.default_rng(0)
+    x, weight = generator.standard_normal((1, 60), np.float32), generator.standard_normal((40, 60), np.float32)
+
+    def draws(profile: OpticalProfile) -> Any:
+        fields = dataclasses.asdict(profile)
+        runs = [reference.optical_linear(x, weight, **fields, stream=stream)[0] for stream in range(1600)]
+        return np.array(runs, np.float64)
+
+    means = draws(core).reshape(400, 4, -1).mean(axis=1).std(axis=0)
+    assert np.sqrt((draws(averaged).std(axis=0) ** 2).mean() / (means**2).mean()) == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("readings", "error", "message"),
+    [
+        (0, ValueError, r"readings = 0: allowed is 1 or more"),
+        (-3, ValueError, r"readings = -3: allowed is 1 or more"),
+        (2.0, TypeError, r"readings is float: allowed is int"),
+        (400, ValueError, r"input_noise_additive = 0.001: allowed is 0, or at least 0.0047"),
+    ],
+)
+def test_readings_that_cannot_be_averaged(readings: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        OpticalProfile(input_noise_additive=0.02).averaged(readings)
+
+
 def test_replace_names_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="unknown 'bits': allowed is input_bits"):
         OpticalProfile().replace(bits=4)
@@ -182,7 +230,7 @@ def test_every_preset_has_its_origin(name: str) -> None:
 def test_every_preset_file_names_all_fields(name: str) -> None:
     files = module.resources.files("lumina_onnx") / "profiles"  # type: ignore[attr-defined]
     fields = json.loads((files / f"{name}.json").read_text(encoding="utf-8"))
-    assert list(fields["parameters"]) == FIELDS
+    assert list(fields["parameters"])[: len(FIRST)] == FIRST
 
 
 @pytest.mark.parametrize(("name", "bits"), [("pace", 7.61), ("tfln-homodyne-8x8", 7), ("tfln-homodyne-256x100", 6)])
