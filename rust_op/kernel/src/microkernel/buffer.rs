@@ -111,6 +111,25 @@ impl Pool {
     }
 }
 
+/// Bytes of a huge page, and the least memory that is worth two of them at its ends.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks the system to back `memory`, which nobody has written yet, with huge pages, if it is large: a processor fetches
+/// ahead no further than to the end of a page, and remembers few of them. Where the system refuses, nothing changes.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(memory: &mut [MaybeUninit<Line>]) {
+    let (first, bytes) = (memory.as_mut_ptr().cast::<u8>(), size_of_val(memory));
+    let skipped = first.align_offset(HUGE_PAGE);
+    let whole = bytes.saturating_sub(skipped) / HUGE_PAGE * HUGE_PAGE;
+    if whole >= 2 * HUGE_PAGE {
+        // SAFETY: whole pages within `memory`; the advice changes how they are backed, not what they hold.
+        unsafe { libc::madvise(first.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_memory: &mut [MaybeUninit<Line>]) {}
+
 /// Lines for `len` elements of `T`.
 fn lines_for<T>(len: usize) -> usize {
     let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's bytes can be counted");
@@ -193,7 +212,8 @@ pub(crate) struct Unfilled<T> {
 
 impl<T: Plain> Unfilled<T> {
     pub(crate) fn new(len: usize) -> Self {
-        let lines = Vec::with_capacity(lines_for::<T>(len));
+        let mut lines = Vec::with_capacity(lines_for::<T>(len));
+        ask_for_huge_pages(lines.spare_capacity_mut());
         Unfilled { lines, len, parts: 0, filled: AtomicUsize::new(0), _element: PhantomData }
     }
 
