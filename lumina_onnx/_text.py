@@ -36,6 +36,27 @@ def range_text(value: float | tuple[float, ...]) -> str:
     return f"{value:.4g}" if value else "dynamic"
 
 
+class Scaled(Protocol):
+    """What the ADC's full scale of a profile, or of a layer of a file, comes from."""
+
+    @property
+    def output_range(self) -> float | tuple[float, ...]: ...
+    @property
+    def output_bound(self) -> float: ...
+
+
+def output_text(hardware: Scaled) -> str:
+    """The full scale of the ADC, in units of the output, or in products where it is bounded."""
+    if hardware.output_bound:
+        return f"{hardware.output_bound:.4g} products"
+    return range_text(hardware.output_range)
+
+
+def features_text(count: int, tile: int) -> str:
+    """The inputs of a layer; "784 by 64" where they are split."""
+    return f"{count} by {tile}" if 0 < tile < count else str(count)
+
+
 def noise_text(hardware: object) -> str:
     """The noise laws that are on in a profile, or in a layer of a file, with their levels; "none" if there are none."""
     levels = [f"{_spoken(name)} {level:g}" for name in NOISE if (level := getattr(hardware, name))]

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.measure import Measurement
 from rich.table import Table
 
-from lumina_onnx._text import bits_text, noise_text, text
+from lumina_onnx._text import bits_text, features_text, noise_text, text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -349,7 +349,7 @@ _UNBOUNDED = 10**6
 def _layer_row(layer: Layer) -> tuple[str, ...]:
     return (
         layer.name,
-        f"{layer.in_features} by {layer.tile_features}" if layer.tile_features else str(layer.in_features),
+        features_text(layer.in_features, layer.tile_features),
         str(layer.out_features),
         layer.bits,
         f"{layer.input_range:g}" if layer.input_range else ("dynamic" if layer.input_bits else "-"),

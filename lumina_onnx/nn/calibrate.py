@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lumina_kernel
 from lumina_onnx._histogram import Histogram, Method, check_method, full_scales
 from lumina_onnx._reference_quantizer import largest_code
-from lumina_onnx._text import range_text
+from lumina_onnx._text import output_text, range_text
 from lumina_onnx.nn import _dispatch, _kernel, _scope
 from lumina_onnx.nn._modes import evaluating, uncompiled
 from lumina_onnx.nn._parameters import quiet
@@ -43,6 +43,8 @@ class LayerCalibration:
     """How many inputs were seen; 0 where the layer was never called."""
     note: str
     """What the user should know; empty where all went as asked."""
+    output_bound: float = 0.0
+    """ADC full scale in products of two full-scale operands, where the profile has one; then `output_range` is 0."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class CalibrationReport:
                 layer.name or "(model)",
                 range_text(layer.input_range),
                 f"{layer.input_clipped:.3%}",
-                range_text(layer.output_range),
+                output_text(layer),
                 f"{layer.output_clipped:.3%}",
                 layer.values,
                 layer.note,
@@ -238,22 +240,21 @@ def _set_ranges(
     noise = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
     scales = full_scales((inputs, outputs), bits, noise, method, fraction)
     input_range, output_range = scales.input_range, scales.output_range
-    notes = list(scales.notes)
-    if profile.output_bound:
-        bound = float(np.max(output_range)) / input_range if input_range else 0.0
-        if bound:
-            notes.append(f"output_bound {bound:.4g}")
-        else:
-            notes.append(f"output_bound stays {profile.output_bound:.4g}: there was no signal")
-        layer.profile = profile.replace(input_range=input_range, output_bound=bound or profile.output_bound)
-    else:
-        layer.profile = profile.replace(input_range=input_range, output_range=output_range)
+    notes, bound = list(scales.notes), profile.output_bound
+    clipped = outputs.fraction_above(np.array(output_range)) if output_range else 0.0
+    if bound:
+        # What was observed is in units of the weights' full scale.
+        found = float(np.max(output_range)) / input_range if input_range else 0.0
+        notes += [] if found else [f"its output_bound stays {bound:.4g}"]
+        bound, output_range = found or bound, 0.0
+    layer.profile = profile.replace(input_range=input_range, output_range=output_range, output_bound=bound)
     return LayerCalibration(
         name,
         input_range,
         output_range,
         inputs.fraction_above(input_range) if input_range else 0.0,
-        outputs.fraction_above(np.array(output_range)) if output_range else 0.0,
+        clipped,
         inputs.count,
         "; ".join(notes),
+        bound,
     )

@@ -201,6 +201,40 @@ def test_the_same_as_converting_in_torch(
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
+@pytest.mark.parametrize(
+    "profile",
+    [
+        OpticalProfile(tile_features=4),
+        OpticalProfile(8, 4, 8, tile_features=3, noise_additive=0.05),
+        OpticalProfile(tile_features=4, output_bound=1.0, bias_stage="digital"),
+        OpticalProfile(4, 2, 8, output_bound=0.5, bias_stage="digital", photons=9.0),
+    ],
+    ids=repr,
+)
+def test_what_tiles_see_is_calibrated_as_in_torch(profile: OpticalProfile, tmp_path: Path) -> None:
+    """There weights are not yet quantised: the ranges are within a step of their codes."""
+    torch.manual_seed(0)
+    model, x = Net([10, 7, 3], True), torch.randn(40, 10)
+    converted = optical.convert(model, profile)
+    optical.calibrate(converted, [x], progress=False)
+    source = plain_export(model, x, tmp_path / "source.onnx")
+    report = rewrite(source, tmp_path / "y.onnx", profile, calibration=[[x.numpy()]], fallback=False)
+    layers = [layer for layer in converted.modules() if isinstance(layer, optical.OpticalLinear)]
+    coarse = 1.5 / 2 ** (profile.weight_bits - 1)
+    for row, layer in zip(report.layers, layers, strict=True):
+        assert row.input_range == pytest.approx(layer.profile.input_range, rel=coarse)
+        assert row.output_range == pytest.approx((layer.profile.output_range,), rel=coarse)
+        assert row.output_bound == pytest.approx(layer.profile.output_bound, rel=coarse)
+        assert (row.output_bound != profile.output_bound) == (profile.output_bound != 0)
+    assert verify(tmp_path / "y.onnx", inputs=[x.numpy()]).ok
+    silent = rewrite(
+        source, tmp_path / "z.onnx", profile, calibration=[[np.zeros((40, 10), np.float32)]], fallback=False
+    )
+    if profile.output_bound:
+        assert silent.layers[0].output_bound == profile.output_bound
+        assert "its output_bound stays" in str(silent)
+
+
 def test_a_transformer(tmp_path: Path) -> None:
     """Projections are layers; attention's products of two computed tensors are not."""
     torch.manual_seed(0)

@@ -360,3 +360,43 @@ def test_calibrating_what_is_frozen_is_seen() -> None:
         calibrate(model, batches(), progress=False)
         with pytest.raises(RuntimeError, match=r"layer '0': profile was changed inside frozen"):
             model(batches(1)[0])
+
+
+def test_tiles_are_observed_one_by_one() -> None:
+    """The bias enters in the first."""
+    torch.manual_seed(0)
+    layer = OpticalLinear(10, 3, profile=OpticalProfile(tile_features=4))
+    x = torch.randn(50, 10)
+    calibrate(layer, [x], progress=False)
+    parts = [(part, layer.weight.detach()[:, part]) for part in (slice(0, 4), slice(4, 8), slice(8, 10))]
+    sums = [x[:, part] @ weight.T for part, weight in parts]
+    sums[0] += layer.bias.detach()
+    assert layer.profile.output_range == pytest.approx(max(float(each.abs().max()) for each in sums), rel=1e-5)
+    assert layer.profile.input_range == pytest.approx(float(x.abs().max()))
+    calibrate(layer, [x], per_output=True, progress=False)
+    expected = torch.stack([each.abs().amax(dim=0) for each in sums]).amax(dim=0)
+    assert layer.profile.output_range == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("tile", [0, 4])
+def test_a_bound_is_found_in_products(tile: int) -> None:
+    """At the bound, the ADC's full scale is the largest output that was seen."""
+    torch.manual_seed(0)
+    profile = OpticalProfile(tile_features=tile, output_bound=1.0, bias_stage="digital", noise_additive=0.01)
+    layer = OpticalLinear(10, 3, profile=profile)
+    x = torch.randn(50, 10)
+    report = calibrate(layer, [x], progress=False)
+    weight = layer.weight.detach()
+    sums = [
+        x[:, part : part + (tile or 10)] @ weight[:, part : part + (tile or 10)].T for part in range(0, 10, tile or 10)
+    ]
+    products = torch.stack(sums) / weight.abs().amax(dim=1) / x.abs().max()
+    bound = layer.profile.output_bound
+    assert bound == pytest.approx(float(products.abs().max()), rel=1e-5)
+    assert layer.profile == profile.replace(input_range=layer.profile.input_range, output_bound=bound)
+    assert report.layers[0].output_bound == layer.profile.output_bound
+    assert f"{layer.profile.output_bound:.4g} products" in str(report)
+    silent = OpticalLinear(10, 3, profile=profile)
+    report = calibrate(silent, [torch.zeros(2, 10)], progress=False)
+    assert silent.profile.output_bound == 1.0
+    assert "its output_bound stays 1" in report.layers[0].note

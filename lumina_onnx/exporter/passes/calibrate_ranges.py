@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lumina_onnx._histogram import Histogram, Method, full_scales
+from lumina_onnx._reference_quantizer import largest_code
+from lumina_onnx._reference_weights import weight_values
 from lumina_onnx.exporter import feeds
 from lumina_onnx.exporter.nodes import OpticalNode, is_optical, optical_nodes, set_attributes
 from lumina_onnx.exporter.watching import Executions, Watched
@@ -23,8 +26,9 @@ __all__ = ["CalibrateRanges"]
 class CalibrateRanges(Pass):
     """P10: full scales are what layers see in batches of inputs, run with the noise off and with dynamic ranges.
 
-    A layer in a subgraph is observed each time the subgraph runs; if it never runs, the layer keeps its ranges. There
-    is a note for each layer whose ranges the batches do not determine.
+    Where a layer's rows are split into tiles, its ADC sees the output of each; a layer with an `output_bound` gets that
+    one, and no output range. A layer in a subgraph is observed each time the subgraph runs; if it never runs, the layer
+    keeps its ranges. There is a note for each layer whose ranges the batches do not determine.
 
     Raises:
         ValueError: the batches do not fit the model, hold no value, or a layer's input or output is not finite.
@@ -57,7 +61,7 @@ class CalibrateRanges(Pass):
             batch_count += 1
             for layer, number, pair in zip(layers, numbers, histograms, strict=True):
                 executions += len(seen[number])
-                _count(layer.name, seen[number], pair)
+                _count(layer, seen[number], pair)
         if not any(inputs.count for inputs, _ in histograms) and (executions or not batch_count):
             raise ValueError("calibration is empty: allowed is at least one batch with a value in it")
         notes = []
@@ -78,8 +82,15 @@ class CalibrateRanges(Pass):
         bits = (values["input_bits"], values["output_bits"])
         scales = full_scales(histograms, bits, noise, self._method, self._fraction)
         ranges = scales.output_range if isinstance(scales.output_range, tuple) else (scales.output_range,)
-        set_attributes(layer.node, input_range=scales.input_range, output_range=ranges)
-        return [f"{layer.name}: {note}" for note in scales.notes]
+        notes = list(scales.notes)
+        if bound := values["output_bound"]:
+            # What was observed is in units of the weights' full scale.
+            found = max(ranges) / scales.input_range if scales.input_range else 0.0
+            notes += [] if found else [f"its output_bound stays {bound:.4g}"]
+            set_attributes(layer.node, input_range=scales.input_range, output_bound=found or bound)
+        else:
+            set_attributes(layer.node, input_range=scales.input_range, output_range=ranges)
+        return [f"{layer.name}: {note}" for note in notes]
 
 
 def _run(execute: Callable[[feeds.Arrays], list[Executions]], arrays: feeds.Arrays, number: int) -> list[Executions]:
@@ -92,12 +103,41 @@ def _run(execute: Callable[[feeds.Arrays], list[Executions]], arrays: feeds.Arra
         ) from error
 
 
-def _count(layer: str, executions: Executions, histograms: tuple[Histogram, Histogram]) -> None:
-    for arrays in executions:
-        for what, array, histogram in zip(("input", "output"), arrays, histograms, strict=True):
-            if not np.isfinite(array).all():
-                raise ValueError(f"calibration: the {what} of {layer} holds a value that is not finite")
-            histogram.add(np.ascontiguousarray(array, np.float32))
+def _count(layer: OpticalNode, executions: Executions, histograms: tuple[Histogram, Histogram]) -> None:
+    inputs, outputs = histograms
+    for x, y in executions:
+        _add("input", layer, x, inputs)
+        for z in _outputs(layer, x, y):
+            _add("output", layer, z, outputs)
+
+
+def _add(what: str, layer: OpticalNode, values: NDArray[Any], histogram: Histogram) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"calibration: the {what} of {layer.name} holds a value that is not finite")
+    histogram.add(np.ascontiguousarray(values, np.float32))
+
+
+def _outputs(layer: OpticalNode, x: NDArray[Any], y: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """What the ADC sees: z of each tile, for a bounded full scale in units of the weights' full scale.
+
+    The whole row's is `y`; that of tiles is computed in float32.
+    """
+    values, k = layer.attributes, x.shape[-1]
+    tile, bits = values["tile_features"] or k, values["weight_bits"]
+    if tile >= k and not values["output_bound"]:
+        yield y
+        return
+    weight = cast("ir.TensorProtocol", layer.weight).numpy()
+    scale = None if layer.weight_scale is None or not bits else layer.weight_scale.numpy()
+    codes, step = weight_values(weight, bits, scale, values.get("in_features") if weight.dtype == np.uint8 else None)
+    matrix = codes * step[:, None]
+    full = step * np.float32(values["weight_levels"] or largest_code(bits)) if values["output_bound"] else np.ones(1)
+    unit = np.where(full > 0, full, 1)
+    for first in range(0, k, tile):
+        z = x[..., first : first + tile] @ matrix[:, first : first + tile].T
+        if first == 0 and layer.bias is not None and values["bias_stage"] == "analog":
+            z = z + layer.bias.numpy()
+        yield z / unit
 
 
 def _quiet(model: ir.Model) -> tuple[ir.Model, list[int]]:
