@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import lumina_kernel
+from lumina_onnx import _tiles
 from lumina_onnx._histogram import Histogram, Method, check_method, full_scales
 from lumina_onnx._reference_quantizer import largest_code
 from lumina_onnx._text import output_text, range_text
@@ -94,7 +95,7 @@ def calibrate(
       A layer gets one range for all outputs, or with `per_output` one for each, and none where nothing reads it
       (output_bits 0 and neither additive nor shot noise).
 
-      Where rows are split (``tile_features``), z is that of each tile, computed in float32.
+      Where rows are split (``tile_features``), z is that of each tile, added up in float32.
     - for ``output_bound``, where the profile has one: the same in units of the full scales of input and weights. The
       layer keeps one number for all outputs, and no ``output_range``.
 
@@ -187,21 +188,19 @@ class Observer:
 
 
 def _outputs(x: Tensor, weight: Tensor, bias: Tensor | None, profile: OpticalProfile, label: str) -> Iterator[Tensor]:
-    """What the ADC sees: z of each tile, for a bounded full scale in units of the weights' full scale."""
-    tile = profile.tile_features
-    split = 0 < tile < x.shape[-1]
-    if not (split or profile.output_bound):
+    """What the ADC sees: z of the row, or of each tile; in units of the weights' full scale where it is bounded."""
+    if not _tiles.is_apart(profile.tile_features, profile.output_bound, x.shape[-1]):
         yield _dispatch.run_checked(x, weight, bias, _dispatch.Call(profile, 0, 0, label))
         return
-    unit = None
+    values, full_scale = _kernel.view(weight), None
+    codes = (values, np.ones(len(values), np.float32))
+    if profile.weight_bits:
+        codes = lumina_kernel.quantize_weight(values, profile.weight_bits)
     if profile.output_bound:
-        _, scale = lumina_kernel.quantize_weight(_kernel.view(weight), profile.weight_bits)
-        full = torch.from_numpy(scale) * (profile.weight_levels or largest_code(profile.weight_bits))
-        unit = torch.where(full > 0, full, 1.0)
-    parts = zip(*(torch.split(each, tile if split else x.shape[-1], dim=-1) for each in (x, weight)), strict=True)
-    for number, (part, of_part) in enumerate(parts):
-        z = nn.functional.linear(part, of_part, bias if number == 0 else None)
-        yield z if unit is None else z / unit
+        full_scale = profile.weight_levels or largest_code(profile.weight_bits)
+    early = None if bias is None else _kernel.view(bias)
+    for z in _tiles.outputs(_kernel.view(x), codes, early, profile.input_bits, profile.tile_features, full_scale):
+        yield torch.from_numpy(z)
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
@@ -240,14 +239,13 @@ def _set_ranges(
     noise = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
     scales = full_scales((inputs, outputs), bits, noise, method, fraction)
     input_range, output_range = scales.input_range, scales.output_range
-    notes, bound = list(scales.notes), profile.output_bound
-    clipped = outputs.fraction_above(np.array(output_range)) if output_range else 0.0
-    if bound:
-        # What was observed is in units of the weights' full scale.
-        found = float(np.max(output_range)) / input_range if input_range else 0.0
-        notes += [] if found else [f"its output_bound stays {bound:.4g}"]
-        bound, output_range = found or bound, 0.0
-    layer.profile = profile.replace(input_range=input_range, output_range=output_range, output_bound=bound)
+    notes = list(scales.notes)
+    if profile.output_bound:
+        bound, note = _tiles.bound(scales, profile.output_bound)
+        notes.append(note)
+        layer.profile = profile.replace(input_range=input_range, output_bound=bound)
+    else:
+        layer.profile = profile.replace(input_range=input_range, output_range=output_range)
     return LayerCalibration(
         name,
         input_range,

@@ -692,3 +692,30 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     source = write(tmp_path / "s.onnx", [node("MatMul", "X W", "Y")], {"W": bad})
     with pytest.raises(ValueError, match=r"MatMul_Y: weight\[2, 1\] = inf; allowed is a finite number"):
         rewrite(source, tmp_path / "y.onnx", OpticalProfile())
+
+
+@pytest.mark.parametrize("bias_stage", ["analog", "digital"])
+@pytest.mark.parametrize("tile", [0, 2, 4])
+@pytest.mark.parametrize("bits", [0, 1, 4, 8, 12])
+def test_both_calibrations_agree_on_tiles_and_bounds(tmp_path: Path, bits: int, tile: int, bias_stage: str) -> None:
+    x = RNG.normal(size=(16, 6)).astype(np.float32)
+    profile = OpticalProfile(bits and 8, bits, tile_features=tile, bias_stage=bias_stage)
+    profiles = [profile] + ([profile.replace(output_bound=1.0)] if bits and bias_stage == "digital" else [])
+    source = write(
+        tmp_path / "x.onnx",
+        [helper.make_node("Gemm", ["X", "W", "B"], ["Y"], name="a")],
+        {"W": W, "B": ROW},
+    )
+    for each, per_output in itertools.product(profiles, (False, True)):
+        linear = nn.Linear(6, 4)
+        linear.weight.data, linear.bias.data = torch.from_numpy(W.T.copy()), torch.from_numpy(ROW.copy())
+        model = optical.convert(nn.Sequential(linear), each)
+        optical.calibrate(model, [torch.from_numpy(x)], per_output=per_output, progress=False)
+        report = rewrite(source, tmp_path / "y.onnx", each, calibration=[[x]], per_output=per_output, fallback=False)
+        (layer,), wanted = report.layers, model[0].profile
+        ranges = wanted.output_range if isinstance(wanted.output_range, tuple) else (wanted.output_range,)
+        assert layer.output_range == pytest.approx(ranges, rel=1e-5)
+        assert (layer.input_range, layer.tile_features) == (wanted.input_range, wanted.tile_features)
+        assert layer.output_bound == pytest.approx(wanted.output_bound, rel=1e-5)
+        assert layer.output_bound != 1
+        verify(tmp_path / "y.onnx")

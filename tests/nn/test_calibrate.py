@@ -362,41 +362,41 @@ def test_calibrating_what_is_frozen_is_seen() -> None:
             model(batches(1)[0])
 
 
-def test_tiles_are_observed_one_by_one() -> None:
-    """The bias enters in the first."""
-    torch.manual_seed(0)
-    layer = OpticalLinear(10, 3, profile=OpticalProfile(tile_features=4))
-    x = torch.randn(50, 10)
-    calibrate(layer, [x], progress=False)
-    parts = [(part, layer.weight.detach()[:, part]) for part in (slice(0, 4), slice(4, 8), slice(8, 10))]
-    sums = [x[:, part] @ weight.T for part, weight in parts]
-    sums[0] += layer.bias.detach()
-    assert layer.profile.output_range == pytest.approx(max(float(each.abs().max()) for each in sums), rel=1e-5)
-    assert layer.profile.input_range == pytest.approx(float(x.abs().max()))
-    calibrate(layer, [x], per_output=True, progress=False)
-    expected = torch.stack([each.abs().amax(dim=0) for each in sums]).amax(dim=0)
-    assert layer.profile.output_range == pytest.approx(expected.tolist(), rel=1e-5)
+def of_tiles(layer: OpticalLinear, x: Any, tile: int) -> Any:
+    """|z| of each tile according to the reference, [tiles, M, N]: with the other tiles' codes at 0."""
+    weight = layer.weight.detach().numpy()
+    codes, scale = reference.quantize_weight(weight, layer.profile.weight_bits)
+    parts = []
+    for first in range(0, weight.shape[1], tile):
+        part = np.zeros_like(weight)
+        part[:, first : first + tile] = (codes * scale[:, None])[:, first : first + tile]
+        bits = layer.profile.input_bits
+        parts.append(np.abs(reference.optical_linear(x.numpy(), part, input_bits=bits, output_bits=0)))
+    return np.array(parts), scale * (1 if layer.profile.weight_bits == 1 else 2 ** (layer.profile.weight_bits - 1) - 1)
 
 
-@pytest.mark.parametrize("tile", [0, 4])
-def test_a_bound_is_found_in_products(tile: int) -> None:
-    """At the bound, the ADC's full scale is the largest output that was seen."""
+@pytest.mark.parametrize("tile", [0, 4, 5])
+@pytest.mark.parametrize("weight_bits", [1, 2, 8])
+def test_ranges_are_those_of_tiles(weight_bits: int, tile: int) -> None:
     torch.manual_seed(0)
-    profile = OpticalProfile(tile_features=tile, output_bound=1.0, bias_stage="digital", noise_additive=0.01)
-    layer = OpticalLinear(10, 3, profile=profile)
-    x = torch.randn(50, 10)
-    report = calibrate(layer, [x], progress=False)
-    weight = layer.weight.detach()
-    sums = [
-        x[:, part : part + (tile or 10)] @ weight[:, part : part + (tile or 10)].T for part in range(0, 10, tile or 10)
-    ]
-    products = torch.stack(sums) / weight.abs().amax(dim=1) / x.abs().max()
-    bound = layer.profile.output_bound
-    assert bound == pytest.approx(float(products.abs().max()), rel=1e-5)
-    assert layer.profile == profile.replace(input_range=layer.profile.input_range, output_bound=bound)
-    assert report.layers[0].output_bound == layer.profile.output_bound
-    assert f"{layer.profile.output_bound:.4g} products" in str(report)
-    silent = OpticalLinear(10, 3, profile=profile)
-    report = calibrate(silent, [torch.zeros(2, 10)], progress=False)
-    assert silent.profile.output_bound == 1.0
-    assert "its output_bound stays 1" in report.layers[0].note
+    profile = OpticalProfile(input_bits=3, weight_bits=weight_bits, tile_features=tile)
+    model = convert(nn.Sequential(nn.Linear(16, 5, bias=False)), profile)
+    (x,) = data = [torch.randn(32, 16)]
+    z, full = of_tiles(model[0], x, tile or 16)
+    calibrate(model, data, progress=False)
+    assert model[0].profile.output_range == pytest.approx(z.max(), rel=1e-5)
+    calibrate(model, data, per_output=True, progress=False)
+    assert model[0].profile.output_range == pytest.approx(tuple(z.max(axis=(0, 1))), rel=1e-5)
+    model[0].profile = profile.replace(output_bound=1.0, bias_stage="digital")
+    report = calibrate(model, data, progress=False)
+    assert model[0].profile.output_bound == pytest.approx((z / full).max() / x.abs().max().item(), rel=1e-5)
+    assert model[0].profile.output_range == 0
+    assert report.layers[0].note.startswith("output_bound ")
+
+
+def test_a_bound_without_a_reader_stays() -> None:
+    profile = OpticalProfile(output_bits=0, output_bound=3.0, bias_stage="digital")
+    model = net(profile)
+    report = calibrate(model, batches(), progress=False)
+    assert model[0].profile.output_bound == 3.0
+    assert report.layers[0].note == "output_bound stays 3"

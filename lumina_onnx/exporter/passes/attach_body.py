@@ -28,8 +28,8 @@ class AttachBody(Pass):
             if version_of(layer.attributes) > 1:
                 names = ", ".join(later(layer.attributes))
                 raise ValueError(
-                    f"fallback = True: allowed is False for layers with {names} ({layer.name}): the function body of "
-                    "standard operators does not have them, so that such a file needs the operator's library"
+                    f"fallback = True: allowed is False for layers with {names}, such as {layer.name!r}: the function "
+                    "body of standard operators does not have them, so that such a file needs the operator's library"
                 )
         body = ir.serde.deserialize_function(function(model.opset_imports[""]))
         model.functions[body.identifier()] = body

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lumina_onnx import _tiles
 from lumina_onnx._histogram import Histogram, Method, full_scales
 from lumina_onnx._reference_quantizer import largest_code
 from lumina_onnx._reference_weights import weight_values
@@ -81,15 +82,13 @@ class CalibrateRanges(Pass):
         noise = (values["noise_relative"], values["noise_additive"], values["noise_shot"])
         bits = (values["input_bits"], values["output_bits"])
         scales = full_scales(histograms, bits, noise, self._method, self._fraction)
-        ranges = scales.output_range if isinstance(scales.output_range, tuple) else (scales.output_range,)
         notes = list(scales.notes)
-        if bound := values["output_bound"]:
-            # What was observed is in units of the weights' full scale.
-            found = max(ranges) / scales.input_range if scales.input_range else 0.0
-            notes += [] if found else [f"its output_bound stays {bound:.4g}"]
-            set_attributes(layer.node, input_range=scales.input_range, output_bound=found or bound)
-        else:
-            set_attributes(layer.node, input_range=scales.input_range, output_range=ranges)
+        if values["output_bound"]:
+            bound, note = _tiles.bound(scales, values["output_bound"])
+            set_attributes(layer.node, input_range=scales.input_range, output_bound=bound)
+            return [f"{layer.name}: {each}" for each in (*notes, note)]
+        ranges = scales.output_range if isinstance(scales.output_range, tuple) else (scales.output_range,)
+        set_attributes(layer.node, input_range=scales.input_range, output_range=ranges)
         return [f"{layer.name}: {note}" for note in notes]
 
 
@@ -105,39 +104,29 @@ def _run(execute: Callable[[feeds.Arrays], list[Executions]], arrays: feeds.Arra
 
 def _count(layer: OpticalNode, executions: Executions, histograms: tuple[Histogram, Histogram]) -> None:
     inputs, outputs = histograms
-    for x, y in executions:
-        _add("input", layer, x, inputs)
-        for z in _outputs(layer, x, y):
-            _add("output", layer, z, outputs)
+    for x, z in executions:
+        _add(layer, "input", x, inputs)
+        for part in _outputs(layer, x, z):
+            _add(layer, "output", part, outputs)
 
 
-def _add(what: str, layer: OpticalNode, values: NDArray[Any], histogram: Histogram) -> None:
-    if not np.isfinite(values).all():
+def _add(layer: OpticalNode, what: str, array: NDArray[Any], histogram: Histogram) -> None:
+    if not np.isfinite(array).all():
         raise ValueError(f"calibration: the {what} of {layer.name} holds a value that is not finite")
-    histogram.add(np.ascontiguousarray(values, np.float32))
+    histogram.add(np.ascontiguousarray(array, np.float32))
 
 
-def _outputs(layer: OpticalNode, x: NDArray[Any], y: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """What the ADC sees: z of each tile, for a bounded full scale in units of the weights' full scale.
-
-    The whole row's is `y`; that of tiles is computed in float32.
-    """
-    values, k = layer.attributes, x.shape[-1]
-    tile, bits = values["tile_features"] or k, values["weight_bits"]
-    if tile >= k and not values["output_bound"]:
-        yield y
-        return
-    weight = cast("ir.TensorProtocol", layer.weight).numpy()
-    scale = None if layer.weight_scale is None or not bits else layer.weight_scale.numpy()
-    codes, step = weight_values(weight, bits, scale, values.get("in_features") if weight.dtype == np.uint8 else None)
-    matrix = codes * step[:, None]
-    full = step * np.float32(values["weight_levels"] or largest_code(bits)) if values["output_bound"] else np.ones(1)
-    unit = np.where(full > 0, full, 1)
-    for first in range(0, k, tile):
-        z = x[..., first : first + tile] @ matrix[:, first : first + tile].T
-        if first == 0 and layer.bias is not None and values["bias_stage"] == "analog":
-            z = z + layer.bias.numpy()
-        yield z / unit
+def _outputs(layer: OpticalNode, x: NDArray[Any], z: NDArray[Any]) -> Iterable[NDArray[Any]]:
+    """What the layer's ADC sees, of which `z` is the whole row's."""
+    values, weight = layer.attributes, layer.weight
+    if weight is None or not _tiles.is_apart(values["tile_features"], values["output_bound"], x.shape[-1]):
+        return [z]
+    bits, packed = values["weight_bits"], weight.dtype == ir.DataType.UINT8
+    scale = layer.weight_scale.numpy() if bits and layer.weight_scale is not None else None
+    codes = weight_values(weight.numpy(), bits, scale, layer.in_features if packed else None)
+    bias = layer.bias.numpy() if layer.bias is not None and values["bias_stage"] == "analog" else None
+    full_scale = (values["weight_levels"] or largest_code(bits)) if values["output_bound"] else None
+    return _tiles.outputs(x, codes, bias, values["input_bits"], values["tile_features"], full_scale)
 
 
 def _quiet(model: ir.Model) -> tuple[ir.Model, list[int]]:
