@@ -205,3 +205,8 @@ def test_a_parametrisation_of_the_weight() -> None:
     assert_same_bits(y, optical_linear(x, 2 * before, layer.bias, CLEAN).detach().numpy())
     y.sum().backward()
     assert np.isfinite(layer.parametrizations.weight.original.grad.numpy()).all()
+
+
+def test_repr_of_tiles_and_a_bound() -> None:
+    layer = OpticalLinear(5, 4, profile=CLEAN.replace(tile_features=2, output_bound=1.5, bias_stage="digital"))
+    assert "output_range=1.5 products, bias_stage=digital, noise=none, tile_features=2)" in repr(layer)
