@@ -719,3 +719,13 @@ def test_both_calibrations_agree_on_tiles_and_bounds(tmp_path: Path, bits: int, 
         assert layer.output_bound == pytest.approx(wanted.output_bound, rel=1e-5)
         assert layer.output_bound != 1
         verify(tmp_path / "y.onnx")
+
+
+def test_a_later_version_of_the_operator_has_no_fallback(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.onnx", [helper.make_node("MatMul", ["X", "W"], ["Y"], name="a")], {"W": W})
+    message = (
+        "fallback = True: allowed is False for layers with tile_features, such as 'a': the function body of standard"
+    )
+    with pytest.raises(ValueError, match=message):
+        rewrite(source, tmp_path / "y.onnx", OpticalProfile(tile_features=2))
+    assert not (tmp_path / "y.onnx").exists()
