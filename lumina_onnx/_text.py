@@ -10,8 +10,6 @@ from lumina_onnx.schema import NOISE
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from lumina_onnx.profile import OpticalProfile
-
 _NOT_ASCII = re.compile(r"[^ -~]")
 
 
@@ -38,9 +36,23 @@ def range_text(value: float | tuple[float, ...]) -> str:
     return f"{value:.4g}" if value else "dynamic"
 
 
-def adc_text(profile: OpticalProfile) -> str:
-    """The ADC's full scale of a profile, in products of two full-scale operands where it is bounded by these."""
-    return f"{profile.output_bound:.4g} products" if profile.output_bound else range_text(profile.output_range)
+class Scaled(Protocol):
+    """The ADC's full scale of a profile, or of a layer of a file."""
+
+    @property
+    def output_range(self) -> float | tuple[float, ...]: ...
+    @property
+    def output_bound(self) -> float: ...
+
+
+def output_text(hardware: Scaled) -> str:
+    """The full scale of the ADC: in units of the output, or in products of two full-scale operands."""
+    return f"{hardware.output_bound:.4g} products" if hardware.output_bound else range_text(hardware.output_range)
+
+
+def features_text(count: int, tile: int) -> str:
+    """The inputs of a layer; "784 by 64" where they are split."""
+    return f"{count} by {tile}" if 0 < tile < count else str(count)
 
 
 def noise_text(hardware: object) -> str:

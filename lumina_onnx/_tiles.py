@@ -54,6 +54,6 @@ def outputs(
 
 
 def bound(scales: FullScales, before: float) -> tuple[float, str]:
-    """The bound of the full scale that calibration found, from z in units of the weights' full scale; and a note."""
+    """The bound that calibration found, from z in units of the weights' full scale; and a note, or ""."""
     found = float(np.max(scales.output_range)) / scales.input_range if scales.input_range else 0.0
-    return (found, f"output_bound {found:.4g}") if found else (before, f"output_bound stays {before:.4g}")
+    return (found, "") if found else (before, f"its output_bound stays {before:.4g}")

@@ -420,6 +420,11 @@ def write(
     return data
 
 
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether :func:`temporary` writes the data of a model beside it."""
+    return sum(size(tensor) for _, tensor in tensors(model)) > _MAPPED
+
+
 @contextlib.contextmanager
 def temporary(model: onnx.ModelProto, arrays: Sequence[Array] = ()) -> Iterator[Path]:
     """A temporary file of a model in memory, for sessions, with its own data whatever the current folder is.
@@ -429,7 +434,7 @@ def temporary(model: onnx.ModelProto, arrays: Sequence[Array] = ()) -> Iterator[
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        if sum(size(tensor) for _, tensor in tensors(model)) > _MAPPED:
+        if is_large(model):
             _move_out(model, Path(folder) / "data", arrays)
             file.write_bytes(model.SerializeToString())
         else:

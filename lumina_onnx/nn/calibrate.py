@@ -239,13 +239,14 @@ def _set_ranges(
     noise = (profile.noise_relative, profile.noise_additive, profile.noise_shot)
     scales = full_scales((inputs, outputs), bits, noise, method, fraction)
     input_range, output_range = scales.input_range, scales.output_range
-    notes = list(scales.notes)
-    if profile.output_bound:
-        bound, note = _tiles.bound(scales, profile.output_bound)
-        notes.append(note)
-        layer.profile = profile.replace(input_range=input_range, output_bound=bound)
-    else:
-        layer.profile = profile.replace(input_range=input_range, output_range=output_range)
+    notes, bound = list(scales.notes), profile.output_bound
+    clipped = outputs.fraction_above(np.array(output_range)) if output_range else 0.0
+    if bound:
+        # What was observed is in units of the weights' full scale.
+        bound, note = _tiles.bound(scales, bound)
+        notes += [note] if note else []
+        output_range = 0.0
+    layer.profile = profile.replace(input_range=input_range, output_range=output_range, output_bound=bound)
     return LayerCalibration(
         name,
         input_range,

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from lumina_onnx._patterns import Patterns, chosen
 from lumina_onnx._seeds import layer_seed
-from lumina_onnx._text import adc_text, bits_text, noise_text, range_text
+from lumina_onnx._text import bits_text, features_text, noise_text, output_text, range_text
 from lumina_onnx.nn import _checks
 from lumina_onnx.nn._table import table
 from lumina_onnx.nn._transposed import OpticalTransposed, conv1d, in_features
@@ -209,10 +209,10 @@ class ConversionReport:
                 " = ".join((layer.name or "(model)", *layer.aliases)),
                 layer.kind,
                 layer.out_features,
-                f"{layer.in_features} by {profile.tile_features}" if profile.tile_features else layer.in_features,
+                features_text(layer.in_features, profile.tile_features),
                 bits_text(profile),
                 range_text(profile.input_range) if profile.input_bits else "-",
-                adc_text(profile),
+                output_text(profile),
                 noise_text(profile),
             ]
             for layer in self.converted

@@ -14,7 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lumina_onnx._text import adc_text, bits_text, noise_text, range_text
+from lumina_onnx._text import bits_text, noise_text, output_text, range_text
 from lumina_onnx.nn import (
     _checks,
     _classes,
@@ -229,10 +229,9 @@ class OpticalLayer(_classes.Counterpart, nn.Module):
         tile = f", tile_features={profile.tile_features}" if profile.tile_features else ""
         gradient = "" if self._gradient_bits is None else f", gradient_bits={self._gradient_bits}"
         sizes = super().extra_repr() or f"in_features={self.in_features}, out_features={self.out_features}"
-        sizes += f", tile_features={profile.tile_features}" if profile.tile_features else ""
         return (
             f"{sizes}, bits={bits_text(profile)}, input_range={range_text(profile.input_range)}, "
-            f"output_range={adc_text(profile)}, bias_stage={profile.bias_stage}, noise={noise}{tile}{gradient}"
+            f"output_range={output_text(profile)}, bias_stage={profile.bias_stage}, noise={noise}{tile}{gradient}"
         )
 
     def train(self: _Layer, mode: bool = True) -> _Layer:

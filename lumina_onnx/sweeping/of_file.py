@@ -155,12 +155,12 @@ class Opened:
             nodes.set_attributes(layer.node, **_changes(before, after), **{VERSION_ATTRIBUTE: VERSION})
         run_passes(model, StoreWeights(quantised), RemoveUnused(), OrderAttributes())
         self._message = ir.to_proto(model)
-        path = self._open.enter_context(files.temporary(self._message))
-        self._path = path
-        if not any(files.placed(tensor) for _, tensor in files.tensors(self._message)):
+        self._path = None
+        if files.is_large(self._message):
+            self._path = self._open.enter_context(files.temporary(self._message))
+        else:
             # A small model is not in a file: opening one may take longer than a cell.
-            self._path = None
-            self._open.close()
+            files.take_in(self._message)
         self._seeds = [
             (node.name or node.output[0], _seed(node))
             for graph in files.graphs(self._message.graph)

@@ -709,7 +709,7 @@ def test_both_calibrations_agree_on_tiles_and_bounds(tmp_path: Path, bits: int, 
     for each, per_output in itertools.product(profiles, (False, True)):
         linear = nn.Linear(6, 4)
         linear.weight.data, linear.bias.data = torch.from_numpy(W.T.copy()), torch.from_numpy(ROW.copy())
-        model = optical.convert(nn.Sequential(linear), each)
+        model: Any = optical.convert(nn.Sequential(linear), each)
         optical.calibrate(model, [torch.from_numpy(x)], per_output=per_output, progress=False)
         report = rewrite(source, tmp_path / "y.onnx", each, calibration=[[x]], per_output=per_output, fallback=False)
         (layer,), wanted = report.layers, model[0].profile

@@ -381,22 +381,26 @@ def test_ranges_are_those_of_tiles(weight_bits: int, tile: int) -> None:
     torch.manual_seed(0)
     profile = OpticalProfile(input_bits=3, weight_bits=weight_bits, tile_features=tile)
     model = convert(nn.Sequential(nn.Linear(16, 5, bias=False)), profile)
+    layer: Any = model[0]
     (x,) = data = [torch.randn(32, 16)]
-    z, full = of_tiles(model[0], x, tile or 16)
+    z, full = of_tiles(layer, x, tile or 16)
     calibrate(model, data, progress=False)
-    assert model[0].profile.output_range == pytest.approx(z.max(), rel=1e-5)
+    assert layer.profile.output_range == pytest.approx(z.max(), rel=1e-5)
     calibrate(model, data, per_output=True, progress=False)
-    assert model[0].profile.output_range == pytest.approx(tuple(z.max(axis=(0, 1))), rel=1e-5)
-    model[0].profile = profile.replace(output_bound=1.0, bias_stage="digital")
+    assert layer.profile.output_range == pytest.approx(tuple(z.max(axis=(0, 1))), rel=1e-5)
+    layer.profile = profile.replace(output_bound=1.0, bias_stage="digital")
     report = calibrate(model, data, progress=False)
-    assert model[0].profile.output_bound == pytest.approx((z / full).max() / x.abs().max().item(), rel=1e-5)
-    assert model[0].profile.output_range == 0
-    assert report.layers[0].note.startswith("output_bound ")
+    assert layer.profile.output_bound == pytest.approx((z / full).max() / x.abs().max().item(), rel=1e-5)
+    assert layer.profile.output_range == 0
+    (row,) = report.layers
+    assert (row.output_range, row.output_bound, row.note) == (0, layer.profile.output_bound, "")
+    assert f"{row.output_bound:.4g} products" in str(report)
 
 
 def test_a_bound_without_a_reader_stays() -> None:
     profile = OpticalProfile(output_bits=0, output_bound=3.0, bias_stage="digital")
     model = net(profile)
     report = calibrate(model, batches(), progress=False)
-    assert model[0].profile.output_bound == 3.0
-    assert report.layers[0].note == "output_bound stays 3"
+    layer: Any = model[0]
+    assert layer.profile.output_bound == 3.0
+    assert report.layers[0].note == "its output_bound stays 3"

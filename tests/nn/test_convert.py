@@ -328,7 +328,7 @@ def test_layers_converted_together_do_not_share_their_noise() -> None:
 
 
 def test_a_bounded_full_scale_takes_the_place_of_a_calibrated_one() -> None:
-    model = convert(nn.Sequential(nn.Linear(6, 3)), OpticalProfile())
+    model: Any = convert(nn.Sequential(nn.Linear(6, 3)), OpticalProfile())
     model[0].profile = OpticalProfile(input_range=2.0, output_range=3.0)
     bounded = OpticalProfile(output_bound=1.5, bias_stage="digital", tile_features=4)
     model = convert(model, bounded)

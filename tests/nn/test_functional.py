@@ -13,7 +13,7 @@ from hypothesis import assume, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import lumina_kernel  # noqa: E402
-from lumina_onnx import reference  # noqa: E402
+from lumina_onnx import reference, schema  # noqa: E402
 from lumina_onnx.nn import OpticalLinear, frozen, noise  # noqa: E402
 from lumina_onnx.nn.functional import optical_linear  # noqa: E402
 from lumina_onnx.profile import OpticalProfile  # noqa: E402
@@ -246,6 +246,8 @@ def equations(case: Case, x: Any, weight: Any, bias: Any) -> Any:
 def test_gradients_agree_with_autograd_of_the_equations(case: Case) -> None:
     size = case.x.abs()
     # Where float32 and float64 differ by more than rounding, only the reference can tell which result is right.
+    # The equations below are those of version 1.
+    assume(not schema.later(case.parameters))
     assume(case.x.numel() > 0 and bool(((size == 0) | ((size > 1e-30) & (size < 1e30))).all()))
     leaves = case.leaves()
     optical_linear(*leaves, case.profile, seed=case.seed, stream=case.stream).backward(case.grad)

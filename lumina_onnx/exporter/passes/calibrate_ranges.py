@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -86,7 +86,7 @@ class CalibrateRanges(Pass):
         if values["output_bound"]:
             bound, note = _tiles.bound(scales, values["output_bound"])
             set_attributes(layer.node, input_range=scales.input_range, output_bound=bound)
-            return [f"{layer.name}: {each}" for each in (*notes, note)]
+            return [f"{layer.name}: {each}" for each in (*notes, note) if each]
         ranges = scales.output_range if isinstance(scales.output_range, tuple) else (scales.output_range,)
         set_attributes(layer.node, input_range=scales.input_range, output_range=ranges)
         return [f"{layer.name}: {note}" for note in notes]
