@@ -8,6 +8,7 @@ and a seed that are either meaningful or recognised here as meaningless:
   N times.
 - ``range_kind`` [3]: whether the input range is static, whether the output range is static, and whether each output has
   its own range, as 1 or 0. The average of a static and a dynamic range is neither.
+- ``output_bound`` [1], where the profile has one: the full scale of the output in products.
 - ``noise_seed`` [24]: the seed's 16 digits in base 16, least significant first, and 8 digits of its hash. Digits are
   exact in any type of float. The average of equal seeds is that seed; an average of different seeds does not match its
   hash.
@@ -35,8 +36,9 @@ from lumina_onnx.profile import OpticalProfile
 #: The ``nn.Module`` version of a state_dict, which torch keeps in its metadata. Version 1, which is also that of
 #: ``nn.Linear``, had JSON.
 VERSION = 2
-NAMES = ("input_range", "output_range", "range_kind", "noise_seed")
+NAMES = ("input_range", "output_range", "range_kind", "noise_seed", "output_bound")
 RANGES = NAMES[:3]
+BOUND = NAMES[4]
 JSON_NAME = "_extra_state"
 _JSON_VERSION = 1
 
@@ -69,8 +71,9 @@ class Held:
         self._looks = 0
 
     def _count_changes(self) -> int:
-        a, b, c, d = self._tensors
-        return a._version + b._version + c._version + d._version
+        a, b, c, d, *more = self._tensors
+        changes: int = a._version + b._version + c._version + d._version
+        return changes + more[0]._version if more else changes
 
     def _count_holders(self) -> int:
         return sum(torch._C._storage_Use_Count(entry.untyped_storage()._cdata) for entry in self._tensors)
@@ -102,12 +105,13 @@ def encode(profile: OpticalProfile, seed: int, n: int) -> dict[str, Tensor]:
 def _values(profile: OpticalProfile, seed: int, n: int) -> dict[str, list[float]]:
     ranges = profile.output_range
     each = isinstance(ranges, tuple)
-    return {
+    values: dict[str, list[float]] = {
         "input_range": [profile.input_range],
         "output_range": list(ranges) if isinstance(ranges, tuple) else [ranges] * n,
         "range_kind": [profile.input_range != 0, ranges != 0, each],
         "noise_seed": _seed_digits(seed),
     }
+    return values | {BOUND: [profile.output_bound]} if profile.output_bound else values
 
 
 def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: int, prefix: str = "") -> Settings:
@@ -123,7 +127,7 @@ def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: in
     Raises:
         ValueError: an entry is invalid; the message gives the entry, its value and what is allowed.
     """
-    shapes = {"input_range": 1, "output_range": n, "range_kind": 3, "noise_seed": _DIGITS + _CHECK_DIGITS}
+    shapes = {"input_range": 1, "output_range": n, "range_kind": 3, "noise_seed": _DIGITS + _CHECK_DIGITS, BOUND: 1}
     empty = [prefix + name for name, entry in entries.items() if _has_no_values(entry)]
     if empty:
         return Settings(profile, seed, f"{', '.join(empty)}: tensors without values, so the layer keeps what it has")
@@ -140,6 +144,8 @@ def decode(entries: Mapping[str, Any], profile: OpticalProfile, seed: int, n: in
         changes["output_range"] = _output_range(prefix + "output_range", values, tolerance, kind and kind[2])
     elif kind is not None and kind[2] and profile.output_range and not isinstance(profile.output_range, tuple):
         changes["output_range"] = (profile.output_range,) * n
+    if BOUND in read:
+        changes[BOUND] = _bound(prefix + BOUND, float(read[BOUND][0][0]), profile)
     note = ""
     if "noise_seed" in read:
         found = _seed(prefix + "noise_seed", read["noise_seed"][0])
@@ -255,6 +261,15 @@ def _output_range(
     if not alike:
         raise ValueError(f"{key} has several values: allowed is one, as range_kind says that it holds for all outputs")
     return first
+
+
+def _bound(key: str, value: float, profile: OpticalProfile) -> float:
+    """The bound of the full scale, for a layer that has one."""
+    if not profile.output_bound:
+        raise ValueError(f"{key} = {value:g}: allowed is a checkpoint without it, since the layer's profile has none")
+    if not value:
+        raise ValueError(f"{key} = 0: allowed is a number > 0, as the layer's full scale is bounded")
+    return value
 
 
 def _seed_digits(seed: int) -> list[float]:

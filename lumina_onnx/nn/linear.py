@@ -42,7 +42,7 @@ _OWN = ("_profile", "_quiet", "seed", "_name", "_label", "_gradient_bits", *_TRA
 #: What no subclass of a module that becomes an optical layer may have for itself.
 ATTRIBUTES = (
     *("profile", "seed", "gradient_bits", "name", "label", "noise_is_on"),
-    *("input_range", "output_range", "range_kind", "noise_seed"),
+    *("input_range", "output_range", "range_kind", "noise_seed", "output_bound"),
 )
 
 
@@ -66,7 +66,12 @@ class _Entry:
     @overload
     def __get__(self, layer: OpticalLayer, owner: type) -> Tensor: ...
     def __get__(self, layer: OpticalLayer | None, owner: type) -> _Entry | Tensor:
-        return self if layer is None else layer._hand_out()[self._name]
+        if layer is None:
+            return self
+        entries = layer._hand_out()
+        if self._name not in entries:
+            raise AttributeError(self._name)  # which nn.Module words
+        return entries[self._name]
 
     def __set__(self, layer: OpticalLayer, value: Tensor) -> None:
         layer._take({self._name: value}, "")
@@ -86,7 +91,8 @@ class OpticalLayer(_classes.Counterpart, nn.Module):
             forward pass, and is not part of the ``state_dict``.
         name: the layer's name in error messages; :func:`lumina_onnx.nn.convert` sets it to the module's name.
         input_range, output_range, range_kind, noise_seed: the entries of the ``state_dict`` as tensors, for loaders
-            that look for them; `profile` and `seed` hold the same information.
+            that look for them; `profile` and `seed` hold the same information. Also output_bound, where the profile has
+            one.
     """
 
     seed: int
@@ -95,6 +101,7 @@ class OpticalLayer(_classes.Counterpart, nn.Module):
     output_range = _Entry("output_range")
     range_kind = _Entry("range_kind")
     noise_seed = _Entry("noise_seed")
+    output_bound = _Entry("output_bound")
 
     def _set_up(self, profile: OpticalProfile, seed: int, name: str, gradient_bits: int | None) -> None:
         self._become_someone()
@@ -330,7 +337,8 @@ class OpticalLayer(_classes.Counterpart, nn.Module):
 
     def _warn_of_absent(self, entries: Mapping[str, Any], prefix: str, version: int) -> None:
         """Warns of ranges that an optical layer's checkpoint lacks: some loaders leave out what they do not know."""
-        absent = [prefix + name for name in _state.RANGES if name not in entries]
+        wanted = (*_state.RANGES, _state.BOUND) if self._profile.output_bound else _state.RANGES
+        absent = [prefix + name for name in wanted if name not in entries]
         if absent and (entries or version >= _state.VERSION):
             warnings.warn(
                 f"{self.label}: the checkpoint is one of an optical layer but lacks {', '.join(absent)}: the layer "

@@ -51,7 +51,7 @@ def bad_number(rng: Random, one: Layer) -> Broken:
     if name == "in_features":
         wrong = [0, -1, one.k + 1 + 8 * one.k, LARGEST]
     if name == "op_version":
-        wrong = [0, 2, -1, LARGEST]
+        wrong = [0, 3, -1, LARGEST]
     changed, words = with_attribute(one, name, int(pick(rng, wrong)))
     # With another K, it is the packed W that does not fit.
     return (changed, ("in_features",)) if name == "in_features" and one.w.dtype == np.uint8 else (changed, words)

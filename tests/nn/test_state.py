@@ -17,7 +17,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
-from lumina_onnx.nn import OpticalLinear, frozen, noise  # noqa: E402
+from lumina_onnx.nn import OpticalLinear, calibrate, frozen, noise  # noqa: E402
 
 from .state_cases import (  # noqa: E402
     CLEAN,
@@ -395,3 +395,39 @@ def test_a_state_of_a_later_release() -> None:
         ValueError, match="has version 3 of its state, as a later release writes it: allowed is up to 2"
     ):
         layer().load_state_dict(state)
+
+
+BOUNDED = OpticalProfile(output_bound=2.0, bias_stage="digital", tile_features=3)
+
+
+def test_a_bound_is_in_the_state() -> None:
+    """What calibration found reaches a fresh model."""
+    one, other = (OpticalLinear(6, 4, profile=BOUNDED) for _ in range(2))
+    calibrate(one, [torch.randn(20, 6)], progress=False)
+    assert one.profile.output_bound != 2.0
+    assert set(one.state_dict()) - set(OpticalLinear(6, 4, profile=OpticalProfile()).state_dict()) == {"output_bound"}
+    other.load_state_dict(one.state_dict())
+    assert other.profile == one.profile
+    x = torch.randn(5, 6)
+    assert torch.equal(one(x), other(x))
+    other.output_bound[0] = 7.5
+    assert other.profile.output_bound == 7.5
+    average = torch.optim.swa_utils.AveragedModel(one)
+    average.update_parameters(one)
+    assert average.module.profile == one.profile
+
+
+def test_a_bound_that_does_not_fit() -> None:
+    bounded, other = (OpticalLinear(6, 4, profile=profile) for profile in (BOUNDED, OpticalProfile()))
+    with pytest.raises(ValueError, match=r"output_bound = 2: allowed is a checkpoint without it, since the layer's"):
+        other.load_state_dict(bounded.state_dict())
+    with pytest.raises(AttributeError, match="has no attribute 'output_bound'"):
+        _ = other.output_bound
+    with pytest.warns(UserWarning, match=r"lacks output_bound: the layer keeps its own"):
+        bounded.load_state_dict(other.state_dict(), strict=False)
+    assert bounded.profile == BOUNDED
+    with pytest.raises(ValueError, match=r"output_bound = 0: allowed is a number > 0"):
+        bounded.load_state_dict(bounded.state_dict() | {"output_bound": torch.zeros(1, dtype=torch.float64)})
+    ranged = OpticalLinear(6, 4, profile=OpticalProfile(output_range=3.0))
+    with pytest.raises(ValueError, match=r"output_bound = 2: allowed is 0 where output_range is given"):
+        bounded.load_state_dict(ranged.state_dict(), strict=False)
