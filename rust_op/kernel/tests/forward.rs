@@ -77,13 +77,13 @@ fn many_tiles_at_the_full_scale_of_a_wide_adc() {
             ..Spec::default()
         };
         let case = Case {
-            m: 2,
-            n: 5,
+            m: 1,
+            n: 2,
             k,
             spec,
             storage: Storage::F32,
-            x: (0..2 * k).map(|_| if saturated { 1.0 } else { random() }).collect(),
-            w: (0..5 * k).map(|_| if saturated { 1.0 } else { random() }).collect(),
+            x: (0..k).map(|_| if saturated { 1.0 } else { random() }).collect(),
+            w: (0..2 * k).map(|_| if saturated { 1.0 } else { random() }).collect(),
             bias: None,
             key: NoiseKey { seed: 1, stream: 2 },
         };
