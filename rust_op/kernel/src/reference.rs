@@ -146,9 +146,9 @@ struct Light {
 }
 
 impl Light {
-    /// Of codes, which are added as integers; analog inputs have no such sums.
+    /// Of codes, which are added as integers. Where no law reads it (analog inputs have no such sums) it is 0.
     fn new(params: &Params, row: &[f32], tile: &[f32]) -> Self {
-        if params.input_bits == 0 {
+        if !params.noise.reads_light() {
             return Light { tile: 0.0, tile_squares: 0.0, row: 0.0, k: row.len() };
         }
         let sum = |codes: &[f32]| codes.iter().map(|a| (*a as i64).abs()).sum::<i64>() as f32;
