@@ -193,6 +193,10 @@ lumina_onnx.sweep(model, data, {"noise_additive": [0.1, 0.2]}, seeds=100, metric
 """
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGKILL)])
 def test_an_interrupted_sweep_goes_on(
     file: Path, data: dict[str, Any], sweep: Sweep, tmp_path: Path, workers: int, number: signal.Signals
@@ -202,7 +206,10 @@ def test_an_interrupted_sweep_goes_on(
     script.write_text(SLOW)
     command = [sys.executable, *map(str, (script, file, tmp_path / "data.npz", out, workers))]
     # A process group of its own, as a terminal gives to a command: Ctrl-C reaches the workers too.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # Where the tests run in the background, a shell has had them ignore it.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts
+    )
     kept = journal.beside(out)
     try:
         while not kept.exists() or len(kept.read_bytes().splitlines()) < 10:
