@@ -61,6 +61,9 @@ PARAMETERS: tuple[Parameter, ...] = tuple(Parameter(**row) for row in lumina_ker
 LAYER: tuple[Parameter, ...] = tuple(row for row in PARAMETERS if row.place == "attribute" and row.name not in _OF_NODE)
 """Those that describe the hardware of a layer, in their order: the fields of an :class:`lumina_onnx.OpticalProfile`."""
 
+LATER: tuple[Parameter, ...] = tuple(row for row in LAYER if row.since > 1)
+"""Those of them that version 1 of the operator does not have: the last ones of :data:`LAYER`."""
+
 NOISE: tuple[str, ...] = tuple(row.name for row in LAYER if row.draws_noise)
 """The names of the noise levels: each is 0 where there is no such noise."""
 
@@ -106,8 +109,9 @@ def text_of(values: Iterable[Any]) -> str:
     have them.
     """
     words = [",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value) for value in values]
-    defaults = [str(_DEFAULTS[row.type](row.default)) for row in LAYER]
-    while LAYER[len(words) - 1].since > 1 and words[-1] == defaults[len(words) - 1]:
+    for row in reversed(LATER):
+        if words[-1] != str(row.default):
+            break
         words.pop()
     return " ".join(words)
 
@@ -115,8 +119,8 @@ def text_of(values: Iterable[Any]) -> str:
 def read(text: str) -> list[Any]:
     """The values of the parameters in :data:`LAYER` from their text; those of type FLOATS are lists."""
     words = text.split(" ")
-    defaults = [_DEFAULTS[row.type](row.default) for row in LAYER[len(words) :]]
-    return [_READ[row.type](word) for row, word in zip(LAYER, words, strict=False)] + defaults
+    absent = [str(row.default) for row in LAYER[len(words) :] if row.since > 1]
+    return [_READ[row.type](word) for row, word in zip(LAYER, [*words, *absent], strict=True)]
 
 
 def _floats(word: str) -> list[float]:
@@ -124,4 +128,3 @@ def _floats(word: str) -> list[float]:
 
 
 _READ: dict[str, Callable[[str], Any]] = {"INT": int, "FLOAT": float, "FLOATS": _floats, "STRING": str}
-_DEFAULTS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "FLOATS": float, "STRING": str}

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from lumina_onnx import nn as optical
 from lumina_onnx.nn._modes import evaluating
 from lumina_onnx.nn._scope import capturing
-from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LAYER, VERSION_ATTRIBUTE, version_of
+from lumina_onnx.schema import DOMAIN, DOMAIN_VERSION, LATER, LAYER, VERSION_ATTRIBUTE, version_of
 
 from . import calls, nodes
 from .binding import Binding
@@ -324,10 +324,11 @@ def _translate(
     scale = onnxscript.opset18.Constant(value=ones)
     inputs = [x, weight, scale] + ([] if bias is None else [bias])
     attributes = {
-        row.name: list(value) if row.type == "FLOATS" else value for row, value in zip(LAYER, values, strict=False)
+        row.name: list(value) if row.type == "FLOATS" else value
+        for row, value in zip(LAYER[: -len(LATER)], values, strict=True)
     }
     # Newer releases of torch pass options at their defaults, too.
-    attributes |= {row.name: options[row.name] for row in LAYER if options.get(row.name, row.default) != row.default}
+    attributes |= {row.name: options[row.name] for row in LATER if options.get(row.name, row.default) != row.default}
     if (version := version_of(attributes)) > 1:
         attributes[VERSION_ATTRIBUTE] = version
     return opset.OpticalLinear(*inputs, **attributes, seed=seed)

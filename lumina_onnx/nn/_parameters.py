@@ -21,7 +21,7 @@ _TORCH_TYPES = {"INT": "int", "FLOAT": "float", "FLOATS": "float[]", "STRING": "
 #: The parameters' part of the signature of the operator for inference, which exported programs have.
 SIGNATURE = ", ".join(f"{_TORCH_TYPES[row.type]} {row.name}" for row in schema.LAYER if row.since == 1)
 #: Those that later versions of the operator added: options, so that a program saved without them loads.
-OPTIONS = tuple(row for row in schema.LAYER if row.since > 1)
+OPTIONS = schema.LATER
 OPTIONS_SIGNATURE = ", ".join(
     f'{_TORCH_TYPES[row.type]} {row.name}="{row.default}"'
     if row.type == "STRING"

@@ -197,3 +197,10 @@ def test_each_value_reaches_a_rewritten_node(tmp_path: Path) -> None:
 def test_the_function_body_declares_each() -> None:
     declared = {attribute.name for attribute in function(20).attribute_proto}
     assert {row.name for row in schema.LAYER if row.since == 1} <= declared
+
+
+def test_a_text_of_another_number_of_words_is_refused() -> None:
+    words = unlike_defaults()._text.split(" ")
+    for wrong in (words[:-1], words + ["0"] * (len(schema.LATER) + 1)):
+        with pytest.raises(ValueError, match="zip"):
+            schema.read(" ".join(wrong))

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from lumina_onnx.exporter.body import function
 from lumina_onnx.exporter.nodes import optical_nodes
-from lumina_onnx.schema import later, version_of
+from lumina_onnx.schema import later
 
 from . import Pass, PassResult
 
@@ -25,8 +25,8 @@ class AttachBody(Pass):
             ValueError: a layer is of a later version of the operator than the function knows.
         """
         for layer in optical_nodes(model):
-            if version_of(layer.attributes) > 1:
-                names = ", ".join(later(layer.attributes))
+            if beyond := later(layer.attributes):
+                names = ", ".join(beyond)
                 raise ValueError(
                     f"fallback = True: allowed is False for layers with {names}, such as {layer.name!r}: the function "
                     "body of standard operators does not have them, so that such a file needs the operator's library"

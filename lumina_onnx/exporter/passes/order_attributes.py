@@ -5,14 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lumina_onnx.exporter.nodes import optical_nodes, set_attributes
-from lumina_onnx.schema import LAYER, PARAMETERS, VERSION_ATTRIBUTE, parameter, version_of
+from lumina_onnx.schema import LATER, PARAMETERS, VERSION_ATTRIBUTE, version_of
 
 from . import Pass, PassResult
 
 __all__ = ["OrderAttributes"]
 
 _ORDER = [row.name for row in PARAMETERS]
-_LATER = [row.name for row in LAYER if row.since > 1]
 
 
 class OrderAttributes(Pass):
@@ -31,7 +30,7 @@ class OrderAttributes(Pass):
             attributes = layer.node.attributes
             before = list(attributes)
             given = {name: value for name, value in layer.attributes.items() if name in _ORDER}
-            for name in (VERSION_ATTRIBUTE, *(name for name in _LATER if given[name] == parameter(name).default)):
+            for name in (VERSION_ATTRIBUTE, *(row.name for row in LATER if given[row.name] == row.default)):
                 attributes.pop(name, None)
             ordered = sorted(attributes.values(), key=lambda attribute: _ORDER.index(attribute.name))
             attributes.clear()

@@ -298,7 +298,7 @@ pub fn forward(params: &Params, weight: &Weight, bias: Option<&[f32]>, x: &[f32]
     result
 }
 
-/// v of one tile and its codes, for all outputs.
+/// What the ADC of one tile sees.
 struct Tile {
     v: Vec<f32>,
     /// max|v|.
