@@ -120,7 +120,8 @@ def read(text: str) -> list[Any]:
     """The values of the parameters in :data:`LAYER` from their text; those of type FLOATS are lists."""
     words = text.split(" ")
     absent = [str(row.default) for row in LAYER[len(words) :] if row.since > 1]
-    return [_READ[row.type](word) for row, word in zip(LAYER, [*words, *absent], strict=True)]
+    pairs = list(zip(LAYER, [*words, *absent], strict=True))
+    return [_READ[row.type](word) for row, word in pairs]
 
 
 def _floats(word: str) -> list[float]:
